@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# Flags that every target of ours gets: strict warnings, sanitizers, hardening.
+
+add_library(headrace_flags INTERFACE)
+target_include_directories(headrace_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_definitions(headrace_flags INTERFACE _GNU_SOURCE HEADRACE_VERSION="${PROJECT_VERSION}")
+target_compile_options(headrace_flags INTERFACE
+  -Wall -Wextra -Wshadow -Wconversion -Wvla -Wformat=2 -Wundef -Werror -fno-omit-frame-pointer
+  $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition>
+  $<$<COMPILE_LANGUAGE:CXX>:-Wno-conversion>
+  $<$<CONFIG:Release,RelWithDebInfo>:-fstack-protector-strong>)
+
+if(HEADRACE_SANITIZE)
+  target_compile_options(headrace_flags INTERFACE
+    -fsanitize=${HEADRACE_SANITIZE} -fno-sanitize-recover=all)
+  target_link_options(headrace_flags INTERFACE -fsanitize=${HEADRACE_SANITIZE})
+endif()
+if(HEADRACE_FUZZ)
+  target_compile_options(headrace_flags INTERFACE -fsanitize=fuzzer-no-link)
+endif()
+
+# headrace_library(NAME FOLDER_LIBRARIES…): the static library of one folder, from its *.c files.
+function(headrace_library name)
+  file(GLOB sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/*.c ${CMAKE_CURRENT_SOURCE_DIR}/*.cc)
+  if(NOT sources)
+    add_library(${name} INTERFACE)
+    target_link_libraries(${name} INTERFACE headrace_flags ${ARGN})
+    return()
+  endif()
+  add_library(${name} STATIC ${sources})
+  target_link_libraries(${name} PUBLIC headrace_flags ${ARGN})
+endfunction()
