@@ -51,6 +51,6 @@ int err_set_errno_at(struct err *err, int code, const char *file, int line, cons
 int err_wrap(struct err *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 enum err_class err_class(int code);
-int err_http_status(int code);      /* 200 for ERR_OK */
-const char *err_name(int code);     /* "ERR_RANGE"; static storage */
-const char *err_meaning(int code);  /* the sentence of errors.def; static storage */
+int err_http_status(int code);     /* 200 for ERR_OK */
+const char *err_name(int code);    /* "ERR_RANGE"; static storage */
+const char *err_meaning(int code); /* the sentence of errors.def; static storage */

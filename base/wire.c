@@ -59,14 +59,14 @@ static struct walk_head walk_classify(uint8_t head)
 {
     static const struct walk_head heads[] = {
         /* 0xc0 … 0xdf */
-        {0, 0, WALK_SCALAR}, {0, 0, WALK_BAD},    {0, 0, WALK_SCALAR}, {0, 0, WALK_SCALAR},
-        {1, 0, WALK_RAW},    {2, 0, WALK_RAW},    {4, 0, WALK_RAW},    {1, 1, WALK_RAW},
-        {2, 1, WALK_RAW},    {4, 1, WALK_RAW},    {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
-        {0, 1, WALK_SCALAR}, {0, 2, WALK_SCALAR}, {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
-        {0, 1, WALK_SCALAR}, {0, 2, WALK_SCALAR}, {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
-        {0, 2, WALK_SCALAR}, {0, 3, WALK_SCALAR}, {0, 5, WALK_SCALAR}, {0, 9, WALK_SCALAR},
-        {0, 17, WALK_SCALAR}, {1, 0, WALK_RAW},   {2, 0, WALK_RAW},    {4, 0, WALK_RAW},
-        {2, 0, WALK_ARRAY},  {4, 0, WALK_ARRAY},  {2, 0, WALK_MAP},    {4, 0, WALK_MAP},
+        {0, 0, WALK_SCALAR},  {0, 0, WALK_BAD},    {0, 0, WALK_SCALAR}, {0, 0, WALK_SCALAR},
+        {1, 0, WALK_RAW},     {2, 0, WALK_RAW},    {4, 0, WALK_RAW},    {1, 1, WALK_RAW},
+        {2, 1, WALK_RAW},     {4, 1, WALK_RAW},    {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
+        {0, 1, WALK_SCALAR},  {0, 2, WALK_SCALAR}, {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
+        {0, 1, WALK_SCALAR},  {0, 2, WALK_SCALAR}, {0, 4, WALK_SCALAR}, {0, 8, WALK_SCALAR},
+        {0, 2, WALK_SCALAR},  {0, 3, WALK_SCALAR}, {0, 5, WALK_SCALAR}, {0, 9, WALK_SCALAR},
+        {0, 17, WALK_SCALAR}, {1, 0, WALK_RAW},    {2, 0, WALK_RAW},    {4, 0, WALK_RAW},
+        {2, 0, WALK_ARRAY},   {4, 0, WALK_ARRAY},  {2, 0, WALK_MAP},    {4, 0, WALK_MAP},
     };
 
     if (head >= 0xc0 && head < 0xe0)
@@ -280,8 +280,8 @@ static bool unpack_member(msgpack_zone *zone, const struct wire_field *field,
         *(struct wire_text *)at = (struct wire_text){value->via.str.ptr, value->via.str.size};
         return value->type == MSGPACK_OBJECT_STR;
     case WIRE_KIND_BYTES:
-        *(struct wire_bytes *)at =
-            (struct wire_bytes){(const uint8_t *)value->via.bin.ptr, value->via.bin.size};
+        *(struct wire_bytes *)at = (struct wire_bytes){(const uint8_t *)value->via.bin.ptr,
+                                                       value->via.bin.size};
         return value->type == MSGPACK_OBJECT_BIN;
     case WIRE_KIND_U64S:
         if (value->type != MSGPACK_OBJECT_ARRAY)

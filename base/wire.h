@@ -89,8 +89,8 @@ void wire_decoder_free(struct wire_decoder **decoder_p);
 
 /* Appends the message to buf. A field over its limit or a missing required one is an error of the
  * caller that must not be sent: ERR_RANGE, and buf is as before. */
-int wire_encode(const struct wire_type *type, const void *message, struct buf *buf, struct err *err)
-    MUST_CHECK;
+int wire_encode(const struct wire_type *type, const void *message, struct buf *buf,
+                struct err *err) MUST_CHECK;
 
 /* Reads the type of an encoded message without decoding it. */
 int wire_peek_type(const void *bytes, size_t size, uint32_t *ret_type, struct err *err) MUST_CHECK;

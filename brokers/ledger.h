@@ -84,23 +84,23 @@ struct flush_job {
     uint32_t attempt_count;
     uint32_t user_failures, oom_failures, lost_failures;
     uint64_t due_us;
-    uint64_t state_us;                 /* when the state was entered */
-    uint64_t started_us;               /* of the newest attempt; 0: none */
-    struct wire_text worker;           /* of the newest attempt */
-    enum error_class error_class;      /* final and not SUCCEEDED: why; else of the last failure */
+    uint64_t state_us;            /* when the state was entered */
+    uint64_t started_us;          /* of the newest attempt; 0: none */
+    struct wire_text worker;      /* of the newest attempt */
+    enum error_class error_class; /* final and not SUCCEEDED: why; else of the last failure */
     struct wire_text error_message;
-    struct wire_bytes output;          /* SUCCEEDED: the result, or… */
-    struct wire_text output_blob;      /* …the key of its blob */
+    struct wire_bytes output;     /* SUCCEEDED: the result, or… */
+    struct wire_text output_blob; /* …the key of its blob */
     uint64_t output_size;
 };
 
 struct flush {
     uint32_t shard, epoch;
-    uint64_t number;              /* 1, 2, … within the epoch */
-    int64_t intake_floor;         /* lowest offset whose effect this flush leaves unwritten */
+    uint64_t number;      /* 1, 2, … within the epoch */
+    int64_t intake_floor; /* lowest offset whose effect this flush leaves unwritten */
     int64_t outcome_floor;
-    uint64_t floor_us;            /* append time that intake was read and written up to */
-    uint32_t published_epoch;     /* flushes up to this one have all records reported */
+    uint64_t floor_us;        /* append time that intake was read and written up to */
+    uint32_t published_epoch; /* flushes up to this one have all records reported */
     uint64_t published_number;
     const struct flush_job *jobs;
     size_t job_count;

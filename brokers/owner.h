@@ -25,20 +25,20 @@
 struct owner;
 
 struct owner_options {
-    uint64_t row_delay_us;      /* an unfinished change waits this long for company; 100 ms */
-    uint64_t run_ahead_us;      /* no dispatch while the oldest unflushed change is older; 1 s */
-    uint64_t run_ahead_bytes;   /* … or unflushed changes hold more; 64 MiB */
-    uint64_t lease_us;          /* 4 s, on the monotonic clock */
-    uint64_t caught_up_us;      /* leases age only if outcome was at its end this recently; 500 ms */
-    uint64_t publish_idle_us;   /* a flush row that only says "published" after this; 1 s */
-    uint32_t window_jobs;       /* waiting jobs in memory; the rest is in the ledger; 20,000 */
-    uint64_t window_bytes;      /* 64 MiB */
-    uint32_t load_jobs;         /* rows per LOAD; 1,000 */
-    uint32_t workers_max;       /* 1,024 */
-    uint32_t ageing_percent;    /* share of slots for overdue lower ranks; 5 */
-    uint64_t ageing_after_us;   /* waiting this long is overdue; 30 s */
-    uint64_t seed;              /* jitter of retries */
-    unsigned removed_guards;    /* tests only: bits of owner_guard.h; 0 in production */
+    uint64_t row_delay_us;    /* an unfinished change waits this long for company; 100 ms */
+    uint64_t run_ahead_us;    /* no dispatch while the oldest unflushed change is older; 1 s */
+    uint64_t run_ahead_bytes; /* … or unflushed changes hold more; 64 MiB */
+    uint64_t lease_us;        /* 4 s, on the monotonic clock */
+    uint64_t caught_up_us;    /* leases age only if outcome was at its end this recently; 500 ms */
+    uint64_t publish_idle_us; /* a flush row that only says "published" after this; 1 s */
+    uint32_t window_jobs;     /* waiting jobs in memory; the rest is in the ledger; 20,000 */
+    uint64_t window_bytes;    /* 64 MiB */
+    uint32_t load_jobs;       /* rows per LOAD; 1,000 */
+    uint32_t workers_max;     /* 1,024 */
+    uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5 */
+    uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
+    uint64_t seed;            /* jitter of retries */
+    unsigned removed_guards;  /* tests only: bits of owner_guard.h; 0 in production */
 };
 
 extern const struct owner_options owner_options_default;
@@ -90,17 +90,17 @@ bool owner_drained(const struct owner *owner); /* nothing staged, nothing unpubl
 /* ---- to-dos ---- */
 
 enum owner_todo_type {
-    OWNER_TODO_ATTEMPT,       /* produce to dispatch.<pool>, partition; report with the token */
-    OWNER_TODO_REVOKE,        /* produce behind it, same partition; no report */
-    OWNER_TODO_FLUSH,         /* give to the store; one at a time; answer owner_on_flush */
-    OWNER_TODO_PUBLISH,       /* final keys, wake-ups, `completed`; answer owner_on_published */
-    OWNER_TODO_VERDICT,       /* wake a gateway about its cancel */
-    OWNER_TODO_LOAD,          /* answer owner_on_rows */
-    OWNER_TODO_LOOKUP,        /* answer owner_on_lookup */
-    OWNER_TODO_INTAKE_PAUSE,  /* the ledger cannot write: the only reason */
+    OWNER_TODO_ATTEMPT,      /* produce to dispatch.<pool>, partition; report with the token */
+    OWNER_TODO_REVOKE,       /* produce behind it, same partition; no report */
+    OWNER_TODO_FLUSH,        /* give to the store; one at a time; answer owner_on_flush */
+    OWNER_TODO_PUBLISH,      /* final keys, wake-ups, `completed`; answer owner_on_published */
+    OWNER_TODO_VERDICT,      /* wake a gateway about its cancel */
+    OWNER_TODO_LOAD,         /* answer owner_on_rows */
+    OWNER_TODO_LOOKUP,       /* answer owner_on_lookup */
+    OWNER_TODO_INTAKE_PAUSE, /* the ledger cannot write: the only reason */
     OWNER_TODO_INTAKE_RESUME,
-    OWNER_TODO_DEAD,          /* produce an undecodable record to intake.dead, then go on */
-    OWNER_TODO_STOP,          /* this owner is over: stale epoch or a record it must not skip */
+    OWNER_TODO_DEAD, /* produce an undecodable record to intake.dead, then go on */
+    OWNER_TODO_STOP, /* this owner is over: stale epoch or a record it must not skip */
 };
 
 /* Pointers stay valid until the answering event, or, where there is none, until the next call of
@@ -159,7 +159,7 @@ uint64_t owner_next_due_us(const struct owner *owner);
 
 struct owner_stats {
     uint64_t accepted, dispatched, finished, retried, expired, canceled, lost;
-    uint64_t fenced;         /* Finished of tokens that were over */
+    uint64_t fenced; /* Finished of tokens that were over */
     uint64_t handed_back, published, dead_records, duplicate_records, flushes;
     uint64_t waiting_in_memory, waiting_bytes, running, unflushed, unpublished, delayed;
     uint32_t workers;

@@ -29,10 +29,10 @@
 struct store;
 
 struct store_options {
-    const char *url;                /* postgresql://… */
-    const char *application;        /* for pg_stat_activity */
-    uint32_t statement_timeout_ms;  /* 10,000 */
-    uint32_t connect_timeout_ms;    /* 2,000 */
+    const char *url;               /* postgresql://… */
+    const char *application;       /* for pg_stat_activity */
+    uint32_t statement_timeout_ms; /* 10,000 */
+    uint32_t connect_timeout_ms;   /* 2,000 */
 };
 
 int store_open(uv_loop_t *loop, const struct store_options *options, struct store **ret_store,
@@ -46,7 +46,8 @@ typedef void store_takeover_fn(void *opaque, struct ledger_takeover *takeover, s
 void store_takeover(struct store *store, uint32_t shard, store_takeover_fn *done, void *opaque);
 
 typedef void store_flush_fn(void *opaque, const struct flush_result *result);
-void store_flush(struct store *store, const struct flush *flush, store_flush_fn *done, void *opaque);
+void store_flush(struct store *store, const struct flush *flush, store_flush_fn *done,
+                 void *opaque);
 
 /* QUEUED rows of the lane with seq > after_seq that never had an attempt, in order of seq. */
 typedef void store_rows_fn(void *opaque, const struct ledger_lane *lane, struct ledger_row *rows,

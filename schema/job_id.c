@@ -71,8 +71,8 @@ int job_id_parse(const char *text, struct wire_id *ret_id, struct err *err)
         high = hex_digit(text[at]);
         low = hex_digit(text[at + 1]);
         if (high < 0 || low < 0)
-            return err_set(err, ERR_MALFORMED, "id is no UUID: hex digits expected at character %zu",
-                           at + 1);
+            return err_set(err, ERR_MALFORMED,
+                           "id is no UUID: hex digits expected at character %zu", at + 1);
         id.bytes[i] = (uint8_t)(high << 4 | low);
         at += 2;
     }

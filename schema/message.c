@@ -18,12 +18,7 @@
 
 static const struct wire_type message_types[] = {
 #define MESSAGE(name, NAME, number, version)                                                       \
-    {number,                                                                                       \
-     version,                                                                                      \
-     #name,                                                                                        \
-     name##_fields,                                                                                \
-     COUNT_OF(name##_fields),                                                                      \
-     sizeof(struct message_##name)},
+    {number, version, #name, name##_fields, COUNT_OF(name##_fields), sizeof(struct message_##name)},
 #define FIELD(name, key, kind, member, required, limit)
 #define END(name)
 #include "schema/messages.def"

@@ -49,8 +49,8 @@ struct message {
 };
 
 /* Appends the struct of that type to buf. ERR_RANGE: a field is missing or over its limit. */
-int message_encode(enum message_type type, const void *fields, struct buf *buf, struct err *err)
-    MUST_CHECK;
+int message_encode(enum message_type type, const void *fields, struct buf *buf,
+                   struct err *err) MUST_CHECK;
 
 /* Decodes any message of the list. ERR_MALFORMED: no such message. ERR_UNSUPPORTED: newer version
  * or a type that this program does not know. */

@@ -31,16 +31,18 @@ static void usage_print(FILE *to)
 {
     const char *section = "";
 
-    (void)fputs("usage: headrace COMMAND [OPTION…]\n"
-                "Asynchronous inference on your own machines: Kafka in, GPU workers, results out.\n",
-                to);
+    (void)fputs(
+        "usage: headrace COMMAND [OPTION…]\n"
+        "Asynchronous inference on your own machines: Kafka in, GPU workers, results out.\n",
+        to);
     for (const struct command *c = commands; c->name != NULL; c++) {
         if (strcmp(section, c->section) != 0)
             (void)fprintf(to, "\n%s\n", c->section);
         section = c->section;
         (void)fprintf(to, "  %-13s %s\n", c->name, c->help);
     }
-    (void)fputs("\nheadrace COMMAND --help tells more; headrace --version says what this is.\n", to);
+    (void)fputs("\nheadrace COMMAND --help tells more; headrace --version says what this is.\n",
+                to);
 }
 
 int main(int argc, char **argv)
