@@ -22,10 +22,9 @@
  * Thread: the loop's.   Tests: tests/stack/test_store.c against a real server
  */
 
-#include <uv.h>
-
 #include "brokers/ledger.h"
 
+struct loop;
 struct store;
 
 struct store_options {
@@ -35,7 +34,7 @@ struct store_options {
     uint32_t connect_timeout_ms;   /* 2,000 */
 };
 
-int store_open(uv_loop_t *loop, const struct store_options *options, struct store **ret_store,
+int store_open(struct loop *loop, const struct store_options *options, struct store **ret_store,
                struct err *err) MUST_CHECK;
 void store_close(struct store **store_p); /* unanswered calls are dropped */
 bool store_connected(const struct store *store);
