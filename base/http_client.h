@@ -36,11 +36,6 @@ struct http_transfer;
 typedef bool http_address_check(const struct sockaddr *address, socklen_t address_size,
                                 void *opaque);
 
-/* Refuses what is not the public internet: loopback, private, link-local, carrier NAT, multicast,
- * unspecified, documentation, benchmarking, reserved; IPv4 inside IPv6 (mapped, 6to4, NAT64) is
- * looked at as IPv4. An http_address_check; opaque is ignored. */
-bool http_address_is_public(const struct sockaddr *address, socklen_t address_size, void *opaque);
-
 struct http_client_options {                /* 0 or NULL: the value in brackets */
     uint32_t connection_count_max;          /* [256]; further requests wait */
     uint32_t connection_count_max_per_host; /* [16] */

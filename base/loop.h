@@ -39,10 +39,11 @@ void loop_close(struct loop **loop_p);
 
 uv_loop_t *loop_uv(struct loop *loop);
 
-/* The time that this turn of the loop began, on the clock of clock_mono_ms(). */
+/* The time that this turn of the loop began, on the clock of clock_mono_ms(), give or take 1 ms. */
 uint64_t loop_now_ms(const struct loop *loop);
 
-/* Runs until loop_stop(), which may be called from callbacks, also before loop_run(). */
+/* Runs until loop_stop() (which may be called before loop_run(), too) or until nothing is left that
+ * could call: a program that waits for signals alone has ended. */
 void loop_run(struct loop *loop);
 void loop_stop(struct loop *loop);
 
