@@ -23,7 +23,8 @@ CREATE TABLE api_key (
     digest bytea NOT NULL UNIQUE CHECK (octet_length(digest) = 32),
     tenant text NOT NULL REFERENCES tenant,
     name text NOT NULL DEFAULT '',
-    role text NOT NULL DEFAULT 'admin' CONSTRAINT api_key_role_check CHECK (role IN ('admin', 'predict')),
+    role text NOT NULL DEFAULT 'admin'
+        CONSTRAINT api_key_role_check CHECK (role IN ('admin', 'predict', 'metrics')),
     created_at timestamptz NOT NULL DEFAULT now(),
     last_used_at timestamptz,
     revoked_at timestamptz
@@ -124,6 +125,7 @@ CREATE TABLE idempotency (
     key text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     job_id uuid NOT NULL,
     fingerprint bytea NOT NULL CHECK (octet_length(fingerprint) = 32), -- of route and body
+    deployment_id text NOT NULL, -- that the first Submit named: a repeat names it again
     created_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz NOT NULL,
     PRIMARY KEY (tenant, key)
