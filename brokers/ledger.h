@@ -37,6 +37,7 @@ struct job_spec {
     enum job_rank rank;
     uint32_t slot_count; /* at least 1 */
     uint32_t round;
+    size_t record_size; /* bytes of the encoded Submit behind the struct */
     struct message_submit submit;
 };
 

@@ -17,6 +17,12 @@
  * Rules and the interleavings behind them: DESIGN 3.2 to 3.4, PROTOCOL 1. Guards that the
  * simulation removes one by one are marked GUARD(name) in the code (owner_guard.h).
  *
+ * What it expects of a worker: a Hello makes it known, its heartbeats grant credit (a Hello alone
+ * grants nothing). `granted` and `received` count Attempts of this shard since the boot; `position`
+ * is the next dispatch offset that it has not read yet. A token is held from the read of its
+ * Attempt until the report of its Finished, and its Finished comes before, in the same partition,
+ * any heartbeat that does not hold it any more.
+ *
  * Thread: the broker's; no locks.   Tests: tests/unit/test_owner.c, tests/sim/
  */
 
@@ -35,6 +41,7 @@ struct owner_options {
     uint64_t window_bytes;    /* 64 MiB */
     uint32_t load_jobs;       /* rows per LOAD; 1,000 */
     uint32_t workers_max;     /* 1,024 */
+    uint64_t run_grace_us;    /* a run that its worker did not end is ended this late; 30 s */
     uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5 */
     uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
     uint64_t seed;            /* jitter of retries */
@@ -66,9 +73,14 @@ void owner_on_outcome(struct owner *owner, int64_t offset, const void *bytes, si
 /* outcome[s] was read to its end at this time (an empty fetch or EOF). */
 void owner_on_outcome_end(struct owner *owner, uint64_t now_mono_us);
 
+/* intake[s] was read to its end at this time of Kafka's clock: everything older is known, so that
+ * a status question about an id that nobody accepted can be answered 404. */
+void owner_on_intake_end(struct owner *owner, uint64_t now_wall_us);
+
 void owner_on_flush(struct owner *owner, const struct flush_result *result);
 
-/* The report of an Attempt: its offset in the dispatch partition, or -1 when it failed. */
+/* The report of an Attempt: its offset in the dispatch partition, or -1 when it failed (the token
+ * is then ended as if handed back, since Kafka may have it all the same). */
 void owner_on_attempt_reported(struct owner *owner, uint64_t token, int64_t offset);
 
 /* All records of that flush are reported by Kafka. */
@@ -103,8 +115,11 @@ enum owner_todo_type {
     OWNER_TODO_STOP, /* this owner is over: stale epoch or a record it must not skip */
 };
 
-/* Pointers stay valid until the answering event, or, where there is none, until the next call of
- * owner_next_todo(). */
+/* Pointers stay valid until the next call of owner_next_todo(); those of FLUSH, PUBLISH and LOOKUP
+ * until the answering event. A DEAD record counts as reported when the next to-do is asked for.
+ *
+ * Revokes and verdicts come only after the flush that ended the token, or decided the cancel, is
+ * committed (PROTOCOL 5). */
 struct owner_todo {
     enum owner_todo_type type;
     union {
