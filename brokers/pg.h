@@ -24,9 +24,10 @@
  *
  * While there is no connection, batches wait, each up to its timeout; pg_connected() lets a caller
  * refuse at once instead. A batch whose sync was written when the connection broke is answered
- * ERR_UNKNOWN: it may have been committed. One that was not is answered ERR_UNAVAILABLE. A timeout
- * answers ERR_TIMEOUT; when the batch was already written the connection is closed with it, since
- * its answer would block those behind it. Connecting is tried again after 100 ms … 2 s, for ever.
+ * ERR_UNKNOWN: it may have been committed. A timeout answers ERR_UNAVAILABLE (not connected) or
+ * ERR_TIMEOUT (not written yet); when the batch was written already it is ERR_UNKNOWN, and the
+ * connection is closed with it, since its answer would block those behind it. Connecting is tried
+ * again after 100 ms … 2 s, for ever.
  *
  * Sessions run with search_path headrace, in UTC, and prepare each statement once. Rows come in
  * binary: select numeric and jsonb as text or another type (x::text, x::float8).
@@ -72,7 +73,8 @@ int pg_open(struct loop *loop, const struct pg_options *options, struct pg **ret
 void pg_close(struct pg **pg_p); /* unanswered batches are dropped */
 bool pg_connected(const struct pg *pg);
 uint32_t pg_in_flight(const struct pg *pg);
-const char *pg_last_error(const struct pg *pg); /* why the last connection failed; "" if it did not */
+const char *
+pg_last_error(const struct pg *pg); /* why the last connection failed; "" if it did not */
 
 /* Calls with every change of pg_connected(). The first statements of a session belong here: they
  * are carried out before the batches that waited. */
@@ -83,6 +85,9 @@ void pg_on_state(struct pg *pg, pg_state_fn *call, void *opaque);
  * notifications may have been missed before it. Four channels a connection. */
 typedef void pg_notify_fn(void *opaque, const char *payload);
 void pg_listen(struct pg *pg, const char *channel, pg_notify_fn *call, void *opaque);
+
+/* Takes effect with the next connection. */
+void pg_set_application(struct pg *pg, const char *application);
 
 /* Drops the connection as if it had broken, and connects again (at once, then with back-off). */
 void pg_reset(struct pg *pg);
@@ -136,7 +141,8 @@ struct pg_answer {
     struct pg_result *result; /* borrowed for the call; see pg_answer_take() */
 };
 
-/* err.code is ERR_TIMEOUT, ERR_UNAVAILABLE, ERR_UNKNOWN, or what pg_code() makes of sqlstate. */
+/* err.code is ERR_TIMEOUT, ERR_UNAVAILABLE, ERR_UNKNOWN, or what pg_code() makes of sqlstate. The
+ * rows of an answer with an error must not be read. */
 typedef void pg_done_fn(void *opaque, const struct pg_answer *answer);
 
 /* Takes the batch and answers it once, never from inside this call. ERR_FULL: too many in flight;
