@@ -14,14 +14,15 @@
  * Each request that the handler sees is ended exactly once by its holder, at once or later, from
  * the loop's thread: by http_request_answer, _answer_file, _answer_stream or _drop. Until then the
  * pointer stays good, also after the client has gone: an answer to nobody is dropped in silence.
- * on_gone (http_request_on_gone) tells of a client that left, so that work for it can stop. A client
- * that leaves while its body is read is told through on_gone only, never through on_body; a holder
- * that asked for no on_gone then has nothing to end: the server drops the request itself.
+ * on_gone (http_request_on_gone) tells of a client that left, so that work for it can stop. A
+ * client that leaves while its body is read is told through on_gone only, never through on_body; a
+ * holder that asked for no on_gone then has nothing to end: the server drops the request itself.
  *
  * What the server does by itself, with answers of its own (render_error gives them the program's
  * shape): 400 for requests that two programs could read in two ways (Content-Length twice, or with
- * Transfer-Encoding; NUL in a header; a bad or repeated Host), 501 for other transfer codings, 413
- * past the body's limit, 431 past the header limit, 408 for headers or bodies that trickle in.
+ * Transfer-Encoding; NUL, folded lines, bare line feeds; a bad or repeated Host), 501 for other
+ * transfer codings, 413 past the body's limit, 408 for headers or bodies that trickle in. What is
+ * no HTTP at all, and headers past their limit (431), libmicrohttpd answers with a page of its own.
  *
  * Drain: http_server_drain() closes the listener and idle connections, adds `Connection: close` to
  * answers, and calls back when the last connection is gone. Then http_server_close().

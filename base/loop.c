@@ -36,6 +36,7 @@ struct loop_timer {
 struct loop_watch {
     uv_poll_t uv;
     struct loop *loop;
+    int wanted; /* libuv's events */
     loop_watch_call *call;
     void *opaque;
 };
@@ -225,8 +226,11 @@ static void watch_fired(uv_poll_t *handle, int status, int events)
     struct loop_watch *watch = (struct loop_watch *)handle;
     unsigned seen = 0;
 
-    if (status < 0)
+    if (status < 0) {
+        /* libuv stops the watch on a fault, but there may be bytes to read before the error. */
+        (void)uv_poll_start(handle, watch->wanted, watch_fired);
         seen = LOOP_READABLE | LOOP_WRITABLE;
+    }
     if (events & UV_READABLE)
         seen |= LOOP_READABLE;
     if (events & UV_WRITABLE)
@@ -264,6 +268,7 @@ void loop_watch_set(struct loop_watch *watch, unsigned events)
         wanted |= UV_WRITABLE;
     if (events & LOOP_GONE)
         wanted |= UV_DISCONNECT;
+    watch->wanted = wanted;
     if (wanted == 0)
         (void)uv_poll_stop(&watch->uv);
     else
