@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/* What bert.c (running) and bert_load.c (weights) share. */
+
+#include "workers/engines/encoder/bert.h"
+#include "workers/engines/encoder/bert_kernels.h"
+#include "workers/engines/encoder/gemm.h"
+#include "workers/engines/encoder/team.h"
+
+enum bert_product { BERT_QKV, BERT_OUT, BERT_UP, BERT_DOWN, BERT_PRODUCT_COUNT };
+
+struct bert_layer {
+    struct gemm_weights *products[BERT_PRODUCT_COUNT];
+    float *out_gain, *out_bias;   /* norm behind attention */
+    float *down_gain, *down_bias; /* norm behind the feed-forward step */
+};
+
+struct bert_tile {
+    uint32_t first; /* row */
+    uint32_t kind;  /* index into GEMM_TILE_ROWS */
+};
+
+struct bert {
+    struct encoder_config config;
+    struct safetensors *file;
+    struct team *team;
+    struct gemm *gemm;
+    const struct bert_kernels *kernels;
+    struct gemm_plan *plans[BERT_PRODUCT_COUNT];
+    struct bert_layer *layers;
+    const float *words; /* vocab_count rows: the file's own, or words_copy */
+    float *words_copy;  /* where the file has another type or alignment */
+    float *positions;   /* position_count rows, type 0 added */
+    float *gain, *bias; /* norm of the sum */
+    bool bf16;
+    uint32_t row_max; /* token_count_max and padding */
+    uint64_t memory_size;
+
+    /* Activations of one run, row_max rows each. */
+    float *x;         /* hidden */
+    uint16_t *x_bf16; /* the same, rounded; bf16 only */
+    float *qkv;       /* 3 * hidden */
+    void *context;    /* hidden, f32 or bf16 */
+    struct bert_tile *tiles;
+    void **up;       /* per member: intermediate, one tile of rows */
+    float **scratch; /* per member: attention */
+};
+
+/* Fills layers, tables and norms from bert->file. */
+int bert_load_weights(struct bert *bert, const struct bert_options *options,
+                      struct err *err) MUST_CHECK;
+
+/* Aligned and zeroed; counted in memory_size. The size follows from the model's shape. */
+int bert_alloc(struct bert *bert, size_t count, size_t size, void *ret_p,
+               struct err *err) MUST_CHECK;

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What a BERT forward pass needs besides matrix products: attention of one head, layer norm.
+ *
+ * bert_kernels.inc is compiled once an instruction set (baseline, AVX2 + FMA, AVX-512), with the
+ * compiler's portable vectors; bert_kernels_at(0) is the best that this CPU runs. All variants
+ * compute the same sums in another order.
+ *
+ * Thread: any; scratch belongs to the caller's.   Tests: tests/unit/test_encoder_kernels.c
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define BERT_SCRATCH_ALIGN 64u
+
+/* One head of one text: context = softmax(q k' scale) v. Rows are row_stride floats apart. */
+struct bert_attention {
+    const float *q, *k, *v;
+    size_t row_stride;
+    uint32_t token_count;
+    uint32_t head_size;
+    float scale;
+    float *context; /* or, where it is NULL, context_bf16 */
+    uint16_t *context_bf16;
+    size_t context_stride;
+    float *scratch; /* bert_attention_scratch_size() bytes, aligned to BERT_SCRATCH_ALIGN */
+};
+
+struct bert_kernels {
+    const char *name;
+    void (*attend)(const struct bert_attention *attention);
+    /* In place; bf16 gets a rounded copy unless it is NULL. */
+    void (*norm)(float *row, uint32_t size, const float *gain, const float *bias, float eps,
+                 uint16_t *bf16);
+};
+
+size_t bert_attention_scratch_size(uint32_t token_count_max, uint32_t head_size);
+
+/* The variants that this CPU runs, the best at 0; NULL past the last. */
+const struct bert_kernels *bert_kernels_at(int index);
+
+extern const struct bert_kernels bert_kernels_base;
+#if defined(__x86_64__)
+extern const struct bert_kernels bert_kernels_avx2;
+extern const struct bert_kernels bert_kernels_avx512;
+#endif

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "workers/engines/encoder/encoder_config.h"
+
+#include <string.h>
+
+#include "workers/engines/encoder/encoder_json.h"
+
+#define EPS_DEFAULT 1e-12
+
+static const struct {
+    const char *name;
+    enum encoder_activation activation;
+} activations[] = {
+    {"gelu", ENCODER_GELU},
+    {"gelu_new", ENCODER_GELU_TANH},
+    {"gelu_pytorch_tanh", ENCODER_GELU_TANH},
+    {"relu", ENCODER_RELU},
+};
+
+const char *encoder_pooling_name(enum encoder_pooling pooling)
+{
+    return pooling == ENCODER_POOL_CLS ? "cls" : "mean";
+}
+
+static int check_architecture(const json_t *json, struct err *err)
+{
+    const char *name = json_string_value(json_array_get(json_object_get(json, "architectures"), 0));
+    const char *type = json_string_value(json_object_get(json, "model_type"));
+    const char *positions = "absolute";
+    bool decoder = false;
+    int r;
+
+    if (name == NULL || strcmp(name, "BertModel") != 0)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "architectures[0] is '%.60s', the encoder has "
+                       "'BertModel'",
+                       name != NULL ? name : "(none)");
+    if (type != NULL && strcmp(type, "bert") != 0)
+        return err_set(err, ERR_UNSUPPORTED, "model_type is '%.60s', the encoder has 'bert'", type);
+    r = encoder_json_get_text(json, "position_embedding_type", &positions, err);
+    if (r == 0)
+        r = encoder_json_get_bool(json, "is_decoder", &decoder, err);
+    if (r < 0)
+        return r;
+    if (strcmp(positions, "absolute") != 0)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "position_embedding_type is '%.40s', the encoder has "
+                       "'absolute'",
+                       positions);
+    if (decoder)
+        return err_set(err, ERR_UNSUPPORTED, "is_decoder is true");
+    return 0;
+}
+
+static int read_activation(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const char *name = "gelu";
+    int r;
+
+    r = encoder_json_get_text(json, "hidden_act", &name, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < COUNT_OF(activations); i++) {
+        if (strcmp(name, activations[i].name) == 0) {
+            config->activation = activations[i].activation;
+            return 0;
+        }
+    }
+    return err_set(err, ERR_UNSUPPORTED,
+                   "hidden_act is '%.40s', the encoder has gelu, gelu_new, "
+                   "gelu_pytorch_tanh and relu",
+                   name);
+}
+
+/* Defaults are BertConfig's. */
+static int read_shapes(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const json_t *eps = json_object_get(json, "layer_norm_eps");
+    const struct {
+        const char *key;
+        uint32_t max;
+        uint32_t *value;
+    } sizes[] = {
+        {"num_hidden_layers", ENCODER_LAYER_COUNT_MAX, &config->layer_count},
+        {"num_attention_heads", ENCODER_HEAD_COUNT_MAX, &config->head_count},
+        {"hidden_size", ENCODER_HIDDEN_MAX, &config->hidden},
+        {"intermediate_size", ENCODER_INTERMEDIATE_MAX, &config->intermediate},
+        {"vocab_size", ENCODER_VOCAB_MAX, &config->vocab_count},
+        {"max_position_embeddings", ENCODER_TOKEN_COUNT_MAX, &config->position_count},
+        {"type_vocab_size", 16, &config->type_count},
+    };
+
+    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
+        int r = encoder_json_get_u32(json, sizes[i].key, 1, sizes[i].max, sizes[i].value, err);
+
+        if (r < 0)
+            return r;
+    }
+    if (config->hidden % config->head_count != 0)
+        return err_set(err, ERR_MISMATCH, "hidden_size %u is no multiple of num_attention_heads %u",
+                       config->hidden, config->head_count);
+    if (config->position_count < 2)
+        return err_set(err, ERR_RANGE, "max_position_embeddings is %u, two tokens are the least",
+                       config->position_count);
+    if (eps != NULL &&
+        (!json_is_number(eps) || !(json_number_value(eps) >= 0) || json_number_value(eps) > 1))
+        return err_set(err, ERR_RANGE, "layer_norm_eps is none of 0 to 1");
+    config->norm_eps = eps != NULL ? (float)json_number_value(eps) : (float)EPS_DEFAULT;
+    return 0;
+}
+
+static int read_length(const char *dir, struct encoder_config *config, struct err *err)
+{
+    static const struct {
+        const char *file, *key;
+    } places[] = {
+        {"sentence_bert_config.json", "max_seq_length"},
+        {"tokenizer_config.json", "model_max_length"},
+    };
+
+    config->token_count_max = config->position_count;
+    for (size_t i = 0; i < COUNT_OF(places); i++) {
+        OWNED(encoder_json_free) json_t *json = NULL;
+        const json_t *value;
+        int r = encoder_json_read(dir, places[i].file, ENCODER_FILE_SIZE_MAX, &json, err);
+
+        if (r < 0 && r != ERR_NOT_FOUND)
+            return r;
+        value = json_object_get(json, places[i].key);
+        if (!json_is_number(value))
+            continue;
+        if (json_number_value(value) < 2)
+            return err_set(err, ERR_RANGE, "%s: '%s' is less than the 2 of [CLS] and [SEP]",
+                           places[i].file, places[i].key);
+        /* Tokenizers without a limit of their own write 1e30 here. */
+        if (json_number_value(value) < config->token_count_max)
+            config->token_count_max = (uint32_t)json_number_value(value);
+        return 0;
+    }
+    return 0;
+}
+
+static int read_pooling(const char *dir, const char *folder, struct encoder_config *config,
+                        struct err *err)
+{
+    static const char mean_key[] = "pooling_mode_mean_tokens", cls_key[] = "pooling_mode_cls_token";
+    OWNED(mem_free) char *name = xasprintf("%s/config.json", folder);
+    OWNED(encoder_json_free) json_t *json = NULL;
+    bool mean = false, cls = false;
+    const json_t *value;
+    const char *key;
+    int r;
+
+    r = encoder_json_read(dir, name, ENCODER_FILE_SIZE_MAX, &json, err);
+    if (r == 0)
+        r = encoder_json_get_bool(json, mean_key, &mean, err);
+    if (r == 0)
+        r = encoder_json_get_bool(json, cls_key, &cls, err);
+    if (r < 0)
+        return err_wrap(err, "%s", name);
+    json_object_foreach(json, key, value)
+    {
+        if (strncmp(key, "pooling_mode_", 13) == 0 && json_is_true(value) &&
+            strcmp(key, mean_key) != 0 && strcmp(key, cls_key) != 0)
+            return err_set(err, ERR_UNSUPPORTED, "%s: %.60s is true, the encoder has mean and cls",
+                           name, key);
+    }
+    if (mean == cls)
+        return err_set(err, ERR_UNSUPPORTED, "%s: %s pooling of mean and cls, the encoder does one",
+                       name, mean ? "both" : "neither");
+    config->pooling = cls ? ENCODER_POOL_CLS : ENCODER_POOL_MEAN;
+    return 0;
+}
+
+static int read_module(const char *dir, const json_t *module, size_t index,
+                       struct encoder_config *config, struct err *err)
+{
+    const char *type = json_string_value(json_object_get(module, "type"));
+    const char *path = json_string_value(json_object_get(module, "path"));
+    const char *dot = type != NULL ? strrchr(type, '.') : NULL;
+    const char *name = dot != NULL ? dot + 1 : type;
+
+    if (name == NULL || path == NULL)
+        return err_set(err, ERR_MALFORMED, "modules.json: module %zu has no type or no path",
+                       index);
+    if (index == 0 && strcmp(name, "Transformer") == 0 && path[0] == '\0')
+        return 0;
+    if (index == 1 && strcmp(name, "Pooling") == 0 && strchr(path, '/') == NULL &&
+        strcmp(path, "..") != 0)
+        return read_pooling(dir, path, config, err);
+    if (index == 2 && strcmp(name, "Normalize") == 0) {
+        config->normalize = true;
+        return 0;
+    }
+    return err_set(err, ERR_UNSUPPORTED,
+                   "modules.json: module %zu is '%.60s' in '%.60s'; the "
+                   "encoder has Transformer in '', then Pooling, then Normalize",
+                   index, name, path);
+}
+
+/* Without modules.json: the mean of the token vectors, as sentence-transformers does it. */
+static int read_modules(const char *dir, struct encoder_config *config, struct err *err)
+{
+    OWNED(encoder_json_free) json_t *modules = NULL;
+    const json_t *module;
+    size_t i;
+    int r;
+
+    config->pooling = ENCODER_POOL_MEAN;
+    r = encoder_json_read(dir, "modules.json", ENCODER_FILE_SIZE_MAX, &modules, err);
+    if (r == ERR_NOT_FOUND)
+        return 0;
+    if (r < 0)
+        return r;
+    if (json_array_size(modules) < 2)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "modules.json: %zu modules, the encoder wants "
+                       "Transformer and Pooling",
+                       json_array_size(modules));
+    json_array_foreach(modules, i, module)
+    {
+        r = read_module(dir, module, i, config, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
+{
+    OWNED(encoder_json_free) json_t *json = NULL;
+    struct encoder_config config = {
+        .layer_count = 12,
+        .head_count = 12,
+        .hidden = 768,
+        .intermediate = 3072,
+        .vocab_count = 30522,
+        .position_count = 512,
+        .type_count = 2,
+    };
+    int r;
+
+    r = encoder_json_read(dir, "config.json", ENCODER_FILE_SIZE_MAX, &json, err);
+    if (r < 0)
+        return r;
+    r = check_architecture(json, err);
+    if (r == 0)
+        r = read_shapes(json, &config, err);
+    if (r == 0)
+        r = read_activation(json, &config, err);
+    if (r < 0)
+        return err_wrap(err, "config.json");
+    r = read_length(dir, &config, err);
+    if (r == 0)
+        r = read_modules(dir, &config, err);
+    if (r == 0)
+        *ret_config = config;
+    return r;
+}
+
+uint64_t encoder_config_weight_count_per_token(const struct encoder_config *config)
+{
+    uint64_t hidden = config->hidden;
+
+    return config->layer_count * (4 * hidden * hidden + 2 * hidden * config->intermediate);
+}
+
+uint64_t encoder_config_weight_count(const struct encoder_config *config)
+{
+    uint64_t rows = (uint64_t)config->vocab_count + config->position_count + config->type_count;
+
+    /* Biases and norms: 9 vectors of hidden and one of intermediate a layer. */
+    return encoder_config_weight_count_per_token(config) + (rows + 2) * config->hidden +
+           config->layer_count * (9ull * config->hidden + config->intermediate);
+}
