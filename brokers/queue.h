@@ -51,7 +51,7 @@ struct queue_producer_options {
 };
 
 /* acks=all, idempotent, lz4. Kafka may be away: records wait. A fatal producer error (fenced, out
- * of order) makes a new producer inside; what was unreported is settled as ERR_UNKNOWN. */
+ * of order) makes a new producer inside; what was sent and unreported is settled as ERR_UNKNOWN. */
 int queue_producer_open(struct loop *loop, const struct queue_producer_options *options,
                         struct queue_producer **ret_producer, struct err *err) MUST_CHECK;
 
@@ -132,9 +132,10 @@ struct queue_reader_calls {
      * while nothing is written (ask queue_admin_ends() for that). */
     void (*on_end)(void *opaque, int64_t offset);
 
-    /* RETRY class: reading goes on by itself. Else the reader is dead: close it. ERR_NOT_FOUND: no
-     * such topic or partition; ERR_RANGE: the start offset is not in the log (auto.offset.reset is
-     * `error`: nothing is skipped in silence). */
+    /* RETRY class: reading goes on by itself. Else the reader is dead: close it. ERR_RANGE: the
+     * start offset is not in the log (auto.offset.reset is `error`: nothing is skipped in silence).
+     * A topic or partition that does not exist is waited for, in silence: queue_admin_ensure() it
+     * first. */
     void (*on_error)(void *opaque, const struct err *err);
 };
 

@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * A member of a consumer group that reads nothing: it assigns itself an empty list whatever it is
+ * given, and only tells its owner what that was.
+ *
+ * Happy path: join; on_assigned; each later rebalance takes everything away first (on_revoked,
+ * answered by queue_election_release(), which lets the others go on).
+ *
+ * Failures: session lost: on_lost, and it joins again by itself. Another process with our instance
+ * name: fatal, ERR_STALE.
+ *
+ * At shutdown: queue_election_leave() makes even a static member leave (librdkafka leaves for
+ * those only on unsubscribe, not on close).
+ *
+ * Thread: the loop's.   Tests: tests/unit/test_queue.c
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <uv.h>
+
+#include "base/assert.h"
+#include "base/loop.h"
+#include "brokers/queue_kafka.h"
+
+#define SESSION_TIMEOUT_MS_DEFAULT 6000
+#define HEARTBEAT_INTERVAL_MS "500"
+#define POLL_INTERVAL_MS_MAX                                                                       \
+    "60000"                      /* the others wait so long for a member that releases nothing */
+#define SERVICE_INTERVAL_MS 1000 /* stores offsets; also keeps librdkafka sure that we poll */
+#define ASK_TIMEOUT_MS 5000
+
+struct stored {
+    int64_t offset;
+    bool changed;
+};
+
+struct queue_election {
+    struct loop *loop;
+    rd_kafka_t *client;
+    rd_kafka_queue_t *queue;
+    struct queue_pump *pump;
+    struct loop_timer *timer;
+    char *topic;
+    const struct queue_election_calls *calls;
+    void *opaque;
+    bool owns;     /* something was assigned and not taken away yet */
+    bool revoking; /* on_revoked was told, the release is awaited */
+    void (*on_left)(void *opaque);
+    struct stored *stored; /* by partition */
+    uint32_t stored_count;
+    uint32_t ask_count; /* questions under way; the client outlives them */
+    bool closed;
+};
+
+/* ---- Rebalances */
+
+static void election_assigned(struct queue_election *election,
+                              const rd_kafka_topic_partition_list_t *list)
+{
+    OWNED(mem_free) uint32_t *partitions = NULL;
+    rd_kafka_topic_partition_list_t *nothing = rd_kafka_topic_partition_list_new(0);
+
+    (void)rd_kafka_assign(election->client, nothing);
+    rd_kafka_topic_partition_list_destroy(nothing);
+    partitions = xcalloc((size_t)list->cnt + 1, sizeof(*partitions));
+    for (int i = 0; i < list->cnt; i++)
+        partitions[i] = (uint32_t)list->elems[i].partition;
+    election->owns = list->cnt > 0;
+    election->calls->on_assigned(election->opaque, partitions, (size_t)list->cnt);
+}
+
+void queue_election_release(struct queue_election *election)
+{
+    if (!election->revoking)
+        return;
+    election->revoking = false;
+    election->owns = false;
+    (void)rd_kafka_assign(election->client, NULL);
+    if (election->on_left != NULL)
+        loop_timer_start(election->timer, 0, SERVICE_INTERVAL_MS);
+}
+
+static void election_taken_away(struct queue_election *election)
+{
+    if (rd_kafka_assignment_lost(election->client)) {
+        election->owns = false;
+        election->revoking = false;
+        (void)rd_kafka_assign(election->client, NULL);
+        election->calls->on_lost(election->opaque);
+        return;
+    }
+    election->revoking = true;
+    if (election->owns)
+        election->calls->on_revoked(election->opaque);
+    else
+        queue_election_release(election);
+}
+
+static void election_failed(struct queue_election *election, rd_kafka_event_t *event)
+{
+    rd_kafka_resp_err_t code = rd_kafka_event_error(event);
+    char why[256] = "";
+    struct err err;
+
+    if (code == RD_KAFKA_RESP_ERR__FATAL) {
+        code = rd_kafka_fatal_error(election->client, why, sizeof(why));
+        (void)err_set(&err, queue_code(code) == ERR_STALE ? ERR_STALE : ERR_DEPENDENCY,
+                      "election on '%s': %s", election->topic, why);
+    } else {
+        int known = queue_code(code);
+
+        /* All of these pass by themselves; only what cannot is worth its class. */
+        if (known != ERR_FORBIDDEN)
+            known = ERR_UNAVAILABLE;
+        (void)err_set(&err, known, "election on '%s': %s", election->topic,
+                      rd_kafka_event_error_string(event));
+    }
+    election->calls->on_error(election->opaque, &err);
+}
+
+static void election_event(struct queue_election *election, rd_kafka_event_t *event)
+{
+    switch (rd_kafka_event_type(event)) {
+    case RD_KAFKA_EVENT_REBALANCE:
+        if (rd_kafka_event_error(event) == RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS)
+            election_assigned(election, rd_kafka_event_topic_partition_list(event));
+        else
+            election_taken_away(election);
+        break;
+    case RD_KAFKA_EVENT_ERROR:
+        election_failed(election, event);
+        break;
+    default: /* commit results and the like */
+        break;
+    }
+}
+
+static void election_pumped(void *opaque)
+{
+    struct queue_election *election = opaque;
+    rd_kafka_event_t *event;
+
+    while (!election->closed && (event = rd_kafka_queue_poll(election->queue, 0)) != NULL) {
+        election_event(election, event);
+        rd_kafka_event_destroy(event);
+    }
+}
+
+/* ---- Stored offsets */
+
+void queue_election_store(struct queue_election *election, uint32_t partition, int64_t offset)
+{
+    if (partition >= election->stored_count) {
+        election->stored = xrealloc(election->stored, partition + 1, sizeof(*election->stored));
+        memset(election->stored + election->stored_count, 0,
+               (partition + 1 - election->stored_count) * sizeof(*election->stored));
+        election->stored_count = partition + 1;
+    }
+    if (election->stored[partition].offset == offset)
+        return;
+    election->stored[partition] = (struct stored){.offset = offset, .changed = true};
+}
+
+static void election_commit(struct queue_election *election)
+{
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(0);
+
+    for (uint32_t i = 0; i < election->stored_count; i++) {
+        if (!election->stored[i].changed)
+            continue;
+        election->stored[i].changed = false;
+        rd_kafka_topic_partition_list_add(list, election->topic, (int32_t)i)->offset =
+            election->stored[i].offset;
+    }
+    if (list->cnt > 0)
+        (void)rd_kafka_commit(election->client, list, 1); /* lost with the member: a repeat */
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void election_service(void *opaque)
+{
+    struct queue_election *election = opaque;
+
+    election_commit(election);
+    election_pumped(election);
+    if (election->on_left != NULL && !election->owns && !election->revoking) {
+        void (*on_left)(void *) = TAKE(election->on_left);
+
+        on_left(election->opaque);
+    }
+}
+
+struct stored_ask {
+    uv_work_t work;
+    struct queue_election *election;
+    uint32_t partition;
+    int64_t offset;
+    rd_kafka_resp_err_t code;
+    queue_stored_fn *done;
+    void *opaque;
+};
+
+/* thread: one of libuv's   locks: none
+ * rd_kafka_committed() waits for the coordinator. */
+static void stored_ask_run(uv_work_t *work)
+{
+    struct stored_ask *ask = (struct stored_ask *)work;
+    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+
+    (void)rd_kafka_topic_partition_list_add(list, ask->election->topic, (int32_t)ask->partition);
+    ask->code = rd_kafka_committed(ask->election->client, list, ASK_TIMEOUT_MS);
+    if (ask->code == RD_KAFKA_RESP_ERR_NO_ERROR)
+        ask->code = list->elems[0].err;
+    ask->offset = list->elems[0].offset >= 0 ? list->elems[0].offset : -1;
+    rd_kafka_topic_partition_list_destroy(list);
+}
+
+static void election_free(struct queue_election *election)
+{
+    rd_kafka_queue_destroy(election->queue);
+    (void)rd_kafka_consumer_close(election->client);
+    rd_kafka_destroy(election->client);
+    free(election->topic);
+    free(election->stored);
+    free(election);
+}
+
+static void stored_ask_done(uv_work_t *work, int status)
+{
+    struct stored_ask *ask = (struct stored_ask *)work;
+    struct queue_election *election = ask->election;
+    struct err err;
+
+    (void)status;
+    election->ask_count--;
+    if (election->closed) {
+        if (election->ask_count == 0)
+            election_free(election);
+    } else if (ask->code == RD_KAFKA_RESP_ERR_NO_ERROR) {
+        ask->done(ask->opaque, ask->partition, ask->offset, NULL);
+    } else {
+        (void)err_set(&err, queue_code(ask->code), "stored offset of %s[%u]: %s", election->topic,
+                      ask->partition, rd_kafka_err2str(ask->code));
+        ask->done(ask->opaque, ask->partition, -1, &err);
+    }
+    free(ask);
+}
+
+void queue_election_ask_stored(struct queue_election *election, uint32_t partition,
+                               queue_stored_fn *done, void *opaque)
+{
+    struct stored_ask *ask = xcalloc(1, sizeof(*ask));
+
+    ask->election = election;
+    ask->partition = partition;
+    ask->done = done;
+    ask->opaque = opaque;
+    election->ask_count++;
+    if (uv_queue_work(loop_uv(election->loop), &ask->work, stored_ask_run, stored_ask_done) != 0)
+        NEVER("uv_queue_work refuses only a missing function");
+}
+
+/* ---- The contract */
+
+static int election_conf(const struct queue_election_options *options, rd_kafka_conf_t **ret_conf,
+                         struct err *err)
+{
+    char session_ms[16];
+    const struct queue_property own[] = {
+        {"group.id", options->group},
+        {"session.timeout.ms", session_ms},
+        {"heartbeat.interval.ms", HEARTBEAT_INTERVAL_MS},
+        {"max.poll.interval.ms", POLL_INTERVAL_MS_MAX},
+        {"partition.assignment.strategy", "range"},
+        {"enable.auto.commit", "false"},
+        {"enable.auto.offset.store", "false"},
+        {"auto.offset.reset", "error"},
+        {"allow.auto.create.topics", "false"},
+        {"topic.metadata.refresh.interval.ms", "10000"},
+        {options->instance != NULL ? "group.instance.id" : NULL, options->instance},
+        {NULL, NULL},
+    };
+
+    (void)snprintf(session_ms, sizeof(session_ms), "%u",
+                   options->session_timeout_ms != 0 ? options->session_timeout_ms
+                                                    : SESSION_TIMEOUT_MS_DEFAULT);
+    return queue_conf_new(&options->queue, own, ret_conf, err);
+}
+
+static int election_join(struct queue_election *election, struct err *err)
+{
+    rd_kafka_topic_partition_list_t *topics = rd_kafka_topic_partition_list_new(1);
+    rd_kafka_resp_err_t code;
+
+    (void)rd_kafka_topic_partition_list_add(topics, election->topic, RD_KAFKA_PARTITION_UA);
+    code = rd_kafka_subscribe(election->client, topics);
+    rd_kafka_topic_partition_list_destroy(topics);
+    if (code != RD_KAFKA_RESP_ERR_NO_ERROR)
+        return err_set(err, queue_code(code), "join the election on '%s': %s", election->topic,
+                       rd_kafka_err2str(code));
+    return 0;
+}
+
+int queue_election_open(struct loop *loop, const struct queue_election_options *options,
+                        const struct queue_election_calls *calls, void *opaque,
+                        struct queue_election **ret_election, struct err *err)
+{
+    OWNED(queue_election_close) struct queue_election *election = NULL;
+    rd_kafka_conf_t *conf;
+    rd_kafka_t *client;
+    int r = election_conf(options, &conf, err);
+
+    if (r < 0)
+        return r;
+    rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_REBALANCE | RD_KAFKA_EVENT_ERROR);
+    r = queue_client_new(RD_KAFKA_CONSUMER, conf, &client, err);
+    if (r < 0)
+        return r;
+    (void)rd_kafka_poll_set_consumer(client);
+    election = xcalloc(1, sizeof(*election));
+    election->loop = loop;
+    election->client = client;
+    election->queue = rd_kafka_queue_get_consumer(client);
+    election->topic = xstrdup(options->topic);
+    election->calls = calls;
+    election->opaque = opaque;
+    r = queue_pump_new(loop, election->queue, election_pumped, election, &election->pump, err);
+    if (r == 0)
+        r = election_join(election, err);
+    if (r < 0)
+        return r;
+    election->timer = loop_timer_new(loop, election_service, election);
+    loop_timer_start(election->timer, SERVICE_INTERVAL_MS, SERVICE_INTERVAL_MS);
+    *ret_election = TAKE(election);
+    return 0;
+}
+
+void queue_election_leave(struct queue_election *election, void (*on_left)(void *opaque))
+{
+    election->on_left = on_left;
+    (void)rd_kafka_unsubscribe(election->client);
+    if (!election->owns)
+        loop_timer_start(election->timer, 0, SERVICE_INTERVAL_MS);
+}
+
+void queue_election_close(struct queue_election **election_p)
+{
+    struct queue_election *election = TAKE(*election_p);
+
+    if (election == NULL)
+        return;
+    election->closed = true;
+    queue_pump_free(&election->pump);
+    loop_timer_free(&election->timer);
+    if (election->ask_count == 0)
+        election_free(election);
+}

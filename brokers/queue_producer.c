@@ -1,0 +1,494 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Sends records to Kafka and reports each exactly once.
+ *
+ * Happy path: queue_produce() copies the record into the lane of its partition. At the end of the
+ * loop's turn each lane hands its records to librdkafka when nothing of it is under way (group
+ * commit: an idle lane waits for nobody, a busy one gathers while the previous request is out), or
+ * when enough wait, or for long enough. librdkafka sends them as one request, and its delivery
+ * reports come back through the pump; the last report of a lane lets its next group go.
+ *
+ * Failures:
+ * - Kafka is away: records stay in lanes and in librdkafka, without a time limit (a limit would
+ *   tear holes into the idempotent sequence, which 2.0.2 can turn into a fatal error); past the
+ *   limits of the options queue_produce() answers ERR_FULL.
+ * - A report of failure says whether the record may be in the log: ERR_UNKNOWN, or certainly not.
+ * - Fatal error of the producer: everything that librdkafka holds is settled (ERR_UNKNOWN where
+ *   it was sent and may be in the log), the client is replaced, lanes go on. Blocks for some
+ * milliseconds.
+ *
+ * At shutdown: the caller waits for queue_producer_unreported() to become 0, then closes.
+ *
+ * Thread: the loop's.   Tests: tests/unit/test_queue.c
+ */
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/loop.h"
+#include "brokers/queue_kafka.h"
+
+#define RECORD_COUNT_MAX_DEFAULT 50000
+#define RECORD_SIZE_MAX_DEFAULT (64u << 20)
+#define GROUP_COUNT_DEFAULT 256
+#define GROUP_WAIT_US_DEFAULT 2000
+#define PARTITION_MAX 4096
+#define TRACE_SIZE 56
+#define RETIRE_POLLS_MAX 100 /* of 10 ms, for the reports of purged records */
+
+struct record {
+    TAILQ_ENTRY(record) next; /* in its lane, then in producer->under_way */
+    struct lane *lane;
+    queue_report_fn *done;
+    void *opaque;
+    uint64_t tag;
+    size_t size, key_size;
+    bool traced;
+    char trace[TRACE_SIZE];
+    uint8_t bytes[]; /* key, then value */
+};
+TAILQ_HEAD(record_list, record);
+
+/* One partition of a topic. */
+struct lane {
+    TAILQ_ENTRY(lane) next; /* in producer->waiting while records wait */
+    struct queue_topic *topic;
+    uint32_t partition;
+    struct record_list records;
+    uint32_t waiting_count, under_way_count;
+    uint64_t waiting_since_us;
+};
+TAILQ_HEAD(lane_list, lane);
+
+struct queue_topic {
+    SLIST_ENTRY(queue_topic) next;
+    struct queue_producer *producer;
+    char *name;
+    rd_kafka_topic_t *handle; /* of the present client */
+    struct lane **lanes;      /* by partition; NULL where nothing was sent yet */
+    uint32_t lane_count;
+};
+
+struct queue_producer {
+    struct loop *loop;
+    struct queue_producer_options options;
+    char *bootstrap, *client_id, *properties;
+    rd_kafka_t *client;
+    rd_kafka_queue_t *main_queue;
+    struct queue_pump *pump;
+    struct loop_turn *turn;
+    struct loop_timer *timer;
+    SLIST_HEAD(, queue_topic) topics;
+    struct lane_list waiting;
+    struct record_list under_way; /* librdkafka points at them */
+    struct queue_producer_counts counts;
+    bool fatal, silent;
+};
+
+static const struct queue_property producer_properties[] = {
+    {"acks", "all"},
+    {"enable.idempotence", "true"},
+    {"compression.codec", "lz4"},
+    {"linger.ms", "0"},
+    {"message.timeout.ms", "0"},
+    {"message.max.bytes", "1048576"},
+    {"queue.buffering.max.messages", "10000000"}, /* our own limits are lower */
+    {"queue.buffering.max.kbytes", "2097151"},
+    {NULL, NULL},
+};
+
+/* ---- Reports */
+
+static void record_settle(struct queue_producer *producer, struct record *record,
+                          const struct queue_report *report)
+{
+    struct lane *lane = record->lane;
+
+    TAILQ_REMOVE(&producer->under_way, record, next);
+    assert(lane->under_way_count > 0);
+    lane->under_way_count--;
+    producer->counts.unreported--;
+    producer->counts.unreported_size -= record->size + record->key_size;
+    if (report->code == ERR_OK)
+        producer->counts.reported_ok++;
+    else
+        producer->counts.reported_failed++;
+    if (record->done != NULL && !producer->silent)
+        record->done(record->opaque, record->tag, report);
+    free(record);
+}
+
+static void on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, void *opaque)
+{
+    struct queue_producer *producer = opaque;
+    struct queue_report report = {.offset = -1, .why = ""};
+    rd_kafka_timestamp_type_t timestamp_type;
+    int64_t timestamp_ms;
+
+    (void)client;
+    if (message->err == RD_KAFKA_RESP_ERR_NO_ERROR) {
+        timestamp_ms = rd_kafka_message_timestamp(message, &timestamp_type);
+        report.offset = message->offset;
+        if (timestamp_type != RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && timestamp_ms > 0)
+            report.append_us = (uint64_t)timestamp_ms * 1000;
+        producer->counts.connected = true;
+    } else {
+        report.code = queue_code(message->err);
+        if (rd_kafka_message_status(message) != RD_KAFKA_MSG_STATUS_NOT_PERSISTED)
+            report.code = ERR_UNKNOWN;
+        report.why = rd_kafka_err2str(message->err);
+    }
+    record_settle(producer, message->_private, &report);
+}
+
+static void on_error(rd_kafka_t *client, int code, const char *reason, void *opaque)
+{
+    struct queue_producer *producer = opaque;
+
+    (void)client;
+    (void)reason;
+    if (code == RD_KAFKA_RESP_ERR__FATAL)
+        producer->fatal = true;
+    if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+        producer->counts.connected = false;
+}
+
+/* ---- The client and its replacement */
+
+static int client_start(struct queue_producer *producer, struct err *err);
+static void producer_pumped(void *opaque);
+
+/* Settles what the client holds and destroys it. Records wait in librdkafka's memory until then,
+ * so they are freed only by their report or after the destruction. */
+static void client_stop(struct queue_producer *producer)
+{
+    const struct queue_report unknown = {
+        .code = ERR_UNKNOWN, .offset = -1, .why = "the producer had to be replaced"};
+    struct queue_topic *topic;
+    struct record *record;
+
+    queue_pump_free(&producer->pump);
+    if (!TAILQ_EMPTY(&producer->under_way))
+        (void)rd_kafka_purge(producer->client, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
+    for (int i = 0; i < RETIRE_POLLS_MAX && !TAILQ_EMPTY(&producer->under_way); i++)
+        (void)rd_kafka_poll(producer->client, 10);
+    SLIST_FOREACH(topic, &producer->topics, next)
+    {
+        rd_kafka_topic_destroy(topic->handle);
+        topic->handle = NULL;
+    }
+    rd_kafka_queue_destroy(producer->main_queue);
+    rd_kafka_destroy(TAKE(producer->client));
+    while ((record = TAILQ_FIRST(&producer->under_way)) != NULL)
+        record_settle(producer, record, &unknown);
+}
+
+static int client_start(struct queue_producer *producer, struct err *err)
+{
+    struct queue_topic *topic;
+    rd_kafka_conf_t *conf;
+    int r = queue_conf_new(&producer->options.queue, producer_properties, &conf, err);
+
+    if (r < 0)
+        return r;
+    rd_kafka_conf_set_opaque(conf, producer);
+    rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
+    rd_kafka_conf_set_error_cb(conf, on_error);
+    r = queue_client_new(RD_KAFKA_PRODUCER, conf, &producer->client, err);
+    if (r < 0)
+        return r;
+    producer->main_queue = rd_kafka_queue_get_main(producer->client);
+    SLIST_FOREACH(topic, &producer->topics, next)
+    topic->handle = rd_kafka_topic_new(producer->client, topic->name, NULL);
+    return queue_pump_new(producer->loop, producer->main_queue, producer_pumped, producer,
+                          &producer->pump, err);
+}
+
+static void producer_renew(struct queue_producer *producer)
+{
+    struct err err;
+
+    producer->fatal = false;
+    producer->counts.renewals++;
+    client_stop(producer);
+    if (client_start(producer, &err) < 0)
+        NEVER("the same options made a producer before");
+}
+
+static void producer_pumped(void *opaque)
+{
+    struct queue_producer *producer = opaque;
+
+    (void)rd_kafka_poll(producer->client, 0);
+    if (producer->fatal)
+        producer_renew(producer);
+}
+
+void queue_producer_break(struct queue_producer *producer)
+{
+    (void)rd_kafka_test_fatal_error(
+        producer->client, RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, "made by a test");
+}
+
+/* ---- Hand-over */
+
+static int record_hand_over(struct lane *lane, struct record *record)
+{
+    const uint8_t *value = record->bytes + record->key_size;
+    const void *key = record->key_size > 0 ? record->bytes : NULL;
+
+    if (record->traced)
+        return rd_kafka_producev(lane->topic->producer->client, RD_KAFKA_V_RKT(lane->topic->handle),
+                                 RD_KAFKA_V_PARTITION((int32_t)lane->partition),
+                                 RD_KAFKA_V_VALUE((void *)value, record->size),
+                                 RD_KAFKA_V_KEY(key, record->key_size),
+                                 RD_KAFKA_V_HEADER("traceparent", record->trace, -1),
+                                 RD_KAFKA_V_OPAQUE(record), RD_KAFKA_V_END);
+    if (rd_kafka_produce(lane->topic->handle, (int32_t)lane->partition, 0, (void *)value,
+                         record->size, key, record->key_size, record) != 0)
+        return rd_kafka_last_error();
+    return RD_KAFKA_RESP_ERR_NO_ERROR;
+}
+
+static void lane_hand_over(struct queue_producer *producer, struct lane *lane)
+{
+    struct record_list group = TAILQ_HEAD_INITIALIZER(group);
+    struct record *record;
+
+    producer->counts.groups++;
+    TAILQ_REMOVE(&producer->waiting, lane, next);
+    lane->waiting_count = 0;
+    TAILQ_CONCAT(&group, &lane->records, next);
+    while ((record = TAILQ_FIRST(&group)) != NULL) {
+        int code;
+
+        TAILQ_REMOVE(&group, record, next);
+        TAILQ_INSERT_TAIL(&producer->under_way, record, next);
+        lane->under_way_count++;
+        code = record_hand_over(lane, record);
+        if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
+            const struct queue_report report = {
+                .code = queue_code(code), .offset = -1, .why = rd_kafka_err2str(code)};
+            /* Its callback may produce again: that goes into the next group. */
+            record_settle(producer, record, &report);
+        }
+    }
+}
+
+static bool lane_is_due(const struct queue_producer *producer, const struct lane *lane,
+                        uint64_t now_us)
+{
+    return lane->under_way_count == 0 || lane->waiting_count >= producer->options.group_count ||
+           now_us - lane->waiting_since_us >= producer->options.group_wait_us;
+}
+
+static void producer_turn(void *opaque)
+{
+    struct queue_producer *producer = opaque;
+    struct lane *lane, *following, *last = TAILQ_LAST(&producer->waiting, lane_list);
+    uint64_t now_us, wait_us = UINT64_MAX;
+
+    if (last == NULL)
+        return;
+    now_us = clock_mono_us();
+    for (lane = TAILQ_FIRST(&producer->waiting); lane != NULL; lane = following) {
+        following = lane == last ? NULL : TAILQ_NEXT(lane, next);
+        if (lane_is_due(producer, lane, now_us)) {
+            lane_hand_over(producer, lane);
+        } else {
+            uint64_t due_us = lane->waiting_since_us + producer->options.group_wait_us - now_us;
+
+            wait_us = due_us < wait_us ? due_us : wait_us;
+        }
+    }
+    if (wait_us != UINT64_MAX && !loop_timer_is_running(producer->timer))
+        loop_timer_start(producer->timer, (wait_us + 999) / 1000, 0);
+}
+
+/* ---- The contract */
+
+static void producer_timer(void *opaque)
+{
+    (void)opaque; /* waking the loop is enough: producer_turn() follows */
+}
+
+static void options_copy(struct queue_producer *producer,
+                         const struct queue_producer_options *options)
+{
+    struct queue_producer_options *own = &producer->options;
+
+    *own = *options;
+    if (own->record_count_max == 0)
+        own->record_count_max = RECORD_COUNT_MAX_DEFAULT;
+    if (own->record_size_max == 0)
+        own->record_size_max = RECORD_SIZE_MAX_DEFAULT;
+    if (own->group_count == 0)
+        own->group_count = GROUP_COUNT_DEFAULT;
+    if (own->group_wait_us == 0)
+        own->group_wait_us = GROUP_WAIT_US_DEFAULT;
+    if (options->queue.bootstrap != NULL)
+        own->queue.bootstrap = producer->bootstrap = xstrdup(options->queue.bootstrap);
+    if (options->queue.client_id != NULL)
+        own->queue.client_id = producer->client_id = xstrdup(options->queue.client_id);
+    if (options->queue.properties != NULL)
+        own->queue.properties = producer->properties = xstrdup(options->queue.properties);
+}
+
+int queue_producer_open(struct loop *loop, const struct queue_producer_options *options,
+                        struct queue_producer **ret_producer, struct err *err)
+{
+    OWNED(queue_producer_close) struct queue_producer *producer = xcalloc(1, sizeof(*producer));
+    int r;
+
+    producer->loop = loop;
+    SLIST_INIT(&producer->topics);
+    TAILQ_INIT(&producer->waiting);
+    TAILQ_INIT(&producer->under_way);
+    options_copy(producer, options);
+    r = client_start(producer, err);
+    if (r < 0)
+        return r;
+    producer->turn = loop_turn_new(loop, producer_turn, producer);
+    producer->timer = loop_timer_new(loop, producer_timer, producer);
+    *ret_producer = TAKE(producer);
+    return 0;
+}
+
+static void topic_free(struct queue_topic *topic)
+{
+    for (uint32_t i = 0; i < topic->lane_count; i++) {
+        struct record *record;
+
+        while (topic->lanes[i] != NULL &&
+               (record = TAILQ_FIRST(&topic->lanes[i]->records)) != NULL) {
+            TAILQ_REMOVE(&topic->lanes[i]->records, record, next);
+            free(record);
+        }
+        free(topic->lanes[i]);
+    }
+    free(topic->lanes);
+    free(topic->name);
+    free(topic);
+}
+
+void queue_producer_close(struct queue_producer **producer_p)
+{
+    struct queue_producer *producer = TAKE(*producer_p);
+    struct queue_topic *topic;
+
+    if (producer == NULL)
+        return;
+    producer->silent = true;
+    if (producer->client != NULL)
+        client_stop(producer);
+    while ((topic = SLIST_FIRST(&producer->topics)) != NULL) {
+        SLIST_REMOVE_HEAD(&producer->topics, next);
+        topic_free(topic);
+    }
+    loop_turn_free(&producer->turn);
+    loop_timer_free(&producer->timer);
+    free(producer->bootstrap);
+    free(producer->client_id);
+    free(producer->properties);
+    free(producer);
+}
+
+struct queue_topic *queue_producer_topic(struct queue_producer *producer, const char *name)
+{
+    struct queue_topic *topic;
+
+    SLIST_FOREACH(topic, &producer->topics, next)
+    {
+        if (strcmp(topic->name, name) == 0)
+            return topic;
+    }
+    topic = xcalloc(1, sizeof(*topic));
+    topic->producer = producer;
+    topic->name = xstrdup(name);
+    topic->handle = rd_kafka_topic_new(producer->client, name, NULL);
+    SLIST_INSERT_HEAD(&producer->topics, topic, next);
+    return topic;
+}
+
+static struct lane *topic_lane(struct queue_topic *topic, uint32_t partition)
+{
+    if (partition >= topic->lane_count) {
+        topic->lanes = xrealloc(topic->lanes, partition + 1, sizeof(struct lane *));
+        memset(topic->lanes + topic->lane_count, 0,
+               (partition + 1 - topic->lane_count) * sizeof(struct lane *));
+        topic->lane_count = partition + 1;
+    }
+    if (topic->lanes[partition] == NULL) {
+        struct lane *lane = xcalloc(1, sizeof(*lane));
+
+        lane->topic = topic;
+        lane->partition = partition;
+        TAILQ_INIT(&lane->records);
+        topic->lanes[partition] = lane;
+    }
+    return topic->lanes[partition];
+}
+
+static struct record *record_new(const struct queue_message *message)
+{
+    struct record *record = xmalloc(sizeof(*record) + message->key_size + message->size);
+
+    record->done = message->done;
+    record->opaque = message->opaque;
+    record->tag = message->tag;
+    record->size = message->size;
+    record->key_size = message->key_size;
+    record->traced = message->trace != NULL && message->trace[0] != 0;
+    if (record->traced)
+        mem_copy_text(record->trace, message->trace);
+    if (message->key_size > 0)
+        memcpy(record->bytes, message->key, message->key_size);
+    if (message->size > 0)
+        memcpy(record->bytes + message->key_size, message->bytes, message->size);
+    return record;
+}
+
+int queue_produce(struct queue_producer *producer, const struct queue_message *message,
+                  struct err *err)
+{
+    size_t size = message->size + message->key_size;
+    struct lane *lane;
+    struct record *record;
+
+    assert(message->topic->producer == producer);
+    assert(message->partition < PARTITION_MAX);
+    assert(message->key_size <= QUEUE_KEY_MAX);
+    if (message->size > QUEUE_RECORD_MAX)
+        return err_set(err, ERR_TOO_BIG, "record for '%s' has %zu bytes, at most %u are sent",
+                       message->topic->name, message->size, QUEUE_RECORD_MAX);
+    if (producer->counts.unreported >= producer->options.record_count_max ||
+        producer->counts.unreported_size + size > producer->options.record_size_max)
+        return err_set(err, ERR_FULL, "%u records (%zu bytes) wait for Kafka already",
+                       producer->counts.unreported, producer->counts.unreported_size);
+    lane = topic_lane(message->topic, message->partition);
+    record = record_new(message);
+    record->lane = lane;
+    if (lane->waiting_count++ == 0) {
+        lane->waiting_since_us = clock_mono_us();
+        TAILQ_INSERT_TAIL(&producer->waiting, lane, next);
+    }
+    TAILQ_INSERT_TAIL(&lane->records, record, next);
+    producer->counts.unreported++;
+    producer->counts.unreported_size += size;
+    producer->counts.taken++;
+    return 0;
+}
+
+struct queue_producer_counts queue_producer_counts(const struct queue_producer *producer)
+{
+    return producer->counts;
+}
+
+uint32_t queue_producer_unreported(const struct queue_producer *producer)
+{
+    return producer->counts.unreported;
+}
