@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* headrace jobs: what was submitted, how it goes, and cancel. */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/list.h"
+#include "cli/watch.h"
+
+int jobs_main(int argc, char **argv);
+
+#define PATH_SIZE_MAX 8192
+
+#define JOBS_SETTINGS                                                                              \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(status, "", "ls: only QUEUED, IN_PROGRESS, SUCCEEDED, FAILED, EXPIRED, …")      \
+    SETTING_STRING(model, "", "ls: only of this model")                                            \
+    SETTING_STRING(environment, "", "ls: only of this environment")                                \
+    SETTING_STRING(since, "", "ls: only accepted at or after this time (RFC 3339)")                \
+    SETTING_STRING(cursor, "", "ls: the page behind this cursor")                                  \
+    SETTING_INT(limit, 50, 1, 1000, "ls: rows of a page")
+
+struct jobs_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    JOBS_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting jobs_rows[] = {
+#define SETTINGS_ROWS struct jobs_settings
+#include "base/settings_rows.def"
+    JOBS_SETTINGS
+#include "base/settings_end.def"
+};
+
+#define JOBS_ACTION jobs_rows, COUNT_OF(jobs_rows), sizeof(struct jobs_settings)
+
+static void append_filter(struct buf *path, const char *name, const char *value)
+{
+    if (*value == '\0')
+        return;
+    buf_printf(path, "&%s=", name);
+    client_append_escaped(path, value);
+}
+
+static int jobs_ls(const struct client *client, const void *values, char **operands,
+                   int operand_count)
+{
+    static const struct table_column columns[] = {
+        {"REQUEST", "request_id", false, false},     {"STATUS", "status", false, false},
+        {"WEBHOOK", "webhook_status", false, false}, {"MODEL", "model_name", false, true},
+        {"ENVIRONMENT", "environment", false, true}, {"ATTEMPTS", "attempts", true, false},
+        {"CREATED", "created_at", false, true},
+    };
+    const struct jobs_settings *settings = values;
+    OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(PATH_SIZE_MAX);
+    struct list_view view = {"jobs ls",      NULL,    "requests",
+                             "no such jobs", columns, COUNT_OF(columns)};
+
+    (void)operands;
+    (void)operand_count;
+    buf_printf(&path, "/v1/requests?limit=%lld", (long long)settings->limit);
+    append_filter(&path, "status", settings->status);
+    append_filter(&path, "model", settings->model);
+    append_filter(&path, "environment", settings->environment);
+    append_filter(&path, "since", settings->since);
+    append_filter(&path, "cursor", settings->cursor);
+    view.path = buf_text(&path);
+    return list_run(client, &view, settings->json);
+}
+
+static int jobs_show(const struct client *client, const void *values, char **operands,
+                     int operand_count)
+{
+    const struct jobs_settings *settings = values;
+    OWNED(mem_free) char *path = NULL;
+
+    if (!verb_operands("one request id", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    path = path_make("/async_request/%", operands[0]);
+    return show_run(client, "jobs show", "GET", path, NULL, settings->json);
+}
+
+static int jobs_watch(const struct client *client, const void *values, char **operands,
+                      int operand_count)
+{
+    const struct jobs_settings *settings = values;
+    OWNED(client_json_free) json_t *status = NULL;
+    const char *state;
+    struct err err;
+
+    if (!verb_operands("one request id", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    if (watch_job(client, operands[0], false, &status, &err) < 0)
+        return client_complain("jobs watch", &err);
+    if (settings->json)
+        table_print_json(stdout, status);
+    else
+        table_print_object(stdout, status);
+    state = json_string_value(json_object_get(status, "status"));
+    return strcmp(state, "SUCCEEDED") == 0 ? CLI_EXIT_OK : CLI_EXIT_FAILED;
+}
+
+static int jobs_result(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    OWNED(buf_done) struct buf output = BUF_WITH_LIMIT(CLI_ANSWER_SIZE_MAX);
+    OWNED(mem_free) char *path = NULL;
+    struct err err;
+
+    (void)values;
+    if (!verb_operands("one request id", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    path = path_make("/async_request/%/result", operands[0]);
+    if (client_fetch(client, path, &output, &err) < 0)
+        return client_complain("jobs result", &err);
+    (void)fwrite(buf_text(&output), 1, output.size, stdout);
+    (void)fputc('\n', stdout);
+    return CLI_EXIT_OK;
+}
+
+static int jobs_cancel(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    const struct jobs_settings *settings = values;
+    OWNED(mem_free) char *path = NULL;
+
+    if (!verb_operands("one request id", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    path = path_make("/async_request/%", operands[0]);
+    return show_run(client, "jobs cancel", "DELETE", path, NULL, settings->json);
+}
+
+int jobs_main(int argc, char **argv)
+{
+    static const struct verb_action actions[] = {
+        {"ls", NULL, "Lists jobs, newest first.", JOBS_ACTION, jobs_ls},
+        {"show", "REQUEST", "Shows one job.", JOBS_ACTION, jobs_show},
+        {"watch", "REQUEST", "Waits until a job is final.", JOBS_ACTION, jobs_watch},
+        {"result", "REQUEST", "Prints what the model said.", JOBS_ACTION, jobs_result},
+        {"cancel", "REQUEST", "Cancels a waiting or running job.", JOBS_ACTION, jobs_cancel},
+    };
+    static const struct verb verb = {"jobs", "Jobs that were submitted.", actions,
+                                     COUNT_OF(actions)};
+
+    return verb_main(&verb, argc, argv);
+}

@@ -1,0 +1,200 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "cli/push_archive.h"
+
+#include <archive.h>
+#include <archive_entry.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define PART_SIZE (256u * 1024)
+
+/* What is being written, and where it came from. */
+struct packer {
+    struct archive *archive;
+    const char *folder;
+    uint64_t file_count, content_size;
+    int depth;
+};
+
+static void packer_archive_free(struct archive **archive_p)
+{
+    if (*archive_p != NULL)
+        (void)archive_write_free(*archive_p);
+    *archive_p = NULL;
+}
+
+static void close_fd(int *fd)
+{
+    if (*fd >= 0)
+        (void)close(*fd);
+    *fd = -1;
+}
+
+static int archive_failed(struct packer *packer, const char *path, struct err *err)
+{
+    return err_set(err, ERR_IO, "packing '%s': %s", path, archive_error_string(packer->archive));
+}
+
+static int pack_content(struct packer *packer, int fd, const char *path, uint64_t size,
+                        struct err *err)
+{
+    OWNED(mem_free) char *part = xmalloc(PART_SIZE);
+    uint64_t done = 0;
+    ssize_t n;
+
+    while ((n = read(fd, part, PART_SIZE)) > 0) {
+        if (archive_write_data(packer->archive, part, (size_t)n) != n)
+            return archive_failed(packer, path, err);
+        done += (uint64_t)n;
+    }
+    if (n < 0)
+        return err_set_errno(err, ERR_IO, "reading '%s'", path);
+    if (done != size)
+        return err_set(err, ERR_CONFLICT, "'%s' changed while it was packed", path);
+    packer->content_size += done;
+    return 0;
+}
+
+static int pack_header(struct packer *packer, const char *path, mode_t mode, uint64_t size,
+                       struct err *err)
+{
+    struct archive_entry *entry = archive_entry_new();
+    int r;
+
+    archive_entry_set_pathname_utf8(entry, path);
+    archive_entry_set_filetype(entry, mode & S_IFMT);
+    archive_entry_set_perm(entry, S_ISDIR(mode) || (mode & 0100) ? 0755 : 0644);
+    archive_entry_set_size(entry, (la_int64_t)size);
+    r = archive_write_header(packer->archive, entry);
+    archive_entry_free(entry);
+    return r == ARCHIVE_OK ? 0 : archive_failed(packer, path, err);
+}
+
+static int pack_folder(struct packer *packer, const char *path, struct err *err);
+
+/* path is relative to the folder that is pushed. */
+static int pack_entry(struct packer *packer, const char *path, struct err *err)
+{
+    OWNED(mem_free) char *full = xasprintf("%s/%s", packer->folder, path);
+    OWNED(close_fd) int fd = open(full, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    struct stat info;
+    int r;
+
+    if (fd < 0)
+        return err_set_errno(err, ERR_USAGE, "'%s' (links are not followed)", full);
+    if (fstat(fd, &info) != 0)
+        return err_set_errno(err, ERR_IO, "'%s'", full);
+    if (S_ISDIR(info.st_mode))
+        return pack_folder(packer, path, err);
+    if (!S_ISREG(info.st_mode))
+        return err_set(err, ERR_USAGE, "'%s' is neither a file nor a directory", full);
+    if (++packer->file_count > PUSH_FILES_MAX)
+        return err_set(err, ERR_TOO_BIG, "more than %d files in '%s'", PUSH_FILES_MAX,
+                       packer->folder);
+    r = pack_header(packer, path, info.st_mode, (uint64_t)info.st_size, err);
+    return r < 0 ? r : pack_content(packer, fd, path, (uint64_t)info.st_size, err);
+}
+
+static int visible(const struct dirent *entry)
+{
+    return entry->d_name[0] != '.'; /* .git and .cache are nobody's model */
+}
+
+static int pack_folder(struct packer *packer, const char *path, struct err *err)
+{
+    OWNED(mem_free) char *full = xasprintf("%s%s%s", packer->folder, *path ? "/" : "", path);
+    struct dirent **entries = NULL;
+    int count, r = 0;
+
+    if (packer->depth == PUSH_DEPTH_MAX)
+        return err_set(err, ERR_TOO_BIG, "'%s' is nested deeper than %d", full, PUSH_DEPTH_MAX);
+    count = scandir(full, &entries, visible, alphasort);
+    if (count < 0)
+        return err_set_errno(err, ERR_USAGE, "directory '%s'", full);
+    packer->depth++;
+    for (int i = 0; i < count; i++) {
+        if (r == 0) {
+            OWNED(mem_free)
+            char *inner = xasprintf("%s%s%s", path, *path ? "/" : "", entries[i]->d_name);
+
+            r = pack_entry(packer, inner, err);
+        }
+        free(entries[i]);
+    }
+    free(entries);
+    packer->depth--;
+    return r;
+}
+
+/* SHA-256 of the whole file, which is left at its start. */
+static int digest_file(int fd, struct push_archive *archive, struct err *err)
+{
+    OWNED(mem_free) uint8_t *part = xmalloc(PART_SIZE);
+    crypto_hash_sha256_state state;
+    uint8_t digest[crypto_hash_sha256_BYTES];
+    ssize_t n;
+
+    if (lseek(fd, 0, SEEK_SET) != 0)
+        return err_set_errno(err, ERR_IO, "archive");
+    (void)crypto_hash_sha256_init(&state);
+    while ((n = read(fd, part, PART_SIZE)) > 0) {
+        (void)crypto_hash_sha256_update(&state, part, (size_t)n);
+        archive->size += (uint64_t)n;
+    }
+    if (n < 0 || lseek(fd, 0, SEEK_SET) != 0)
+        return err_set_errno(err, ERR_IO, "archive");
+    (void)crypto_hash_sha256_final(&state, digest);
+    (void)sodium_bin2hex(archive->digest, sizeof(archive->digest), digest, sizeof(digest));
+    return 0;
+}
+
+static int packer_run(struct packer *packer, int fd, struct err *err)
+{
+    int r;
+
+    if (archive_write_set_format_pax_restricted(packer->archive) != ARCHIVE_OK ||
+        archive_write_add_filter_zstd(packer->archive) != ARCHIVE_OK ||
+        archive_write_set_options(packer->archive, "zstd:compression-level=1") != ARCHIVE_OK ||
+        archive_write_open_fd(packer->archive, fd) != ARCHIVE_OK)
+        return archive_failed(packer, packer->folder, err);
+    r = pack_folder(packer, "", err);
+    if (r < 0)
+        return r;
+    if (packer->file_count == 0)
+        return err_set(err, ERR_USAGE, "there is no file in '%s'", packer->folder);
+    if (archive_write_close(packer->archive) != ARCHIVE_OK)
+        return archive_failed(packer, packer->folder, err);
+    return 0;
+}
+
+int push_archive_make(const char *folder, struct push_archive *ret_archive, struct err *err)
+{
+    const char *temporary = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp";
+    OWNED(close_fd) int fd = open(temporary, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
+    OWNED(packer_archive_free) struct archive *archive = archive_write_new();
+    struct packer packer = {.archive = archive, .folder = folder};
+    struct push_archive made = {0};
+    int r;
+
+    if (fd < 0)
+        return err_set_errno(err, ERR_IO, "a temporary file in '%s'", temporary);
+    r = packer_run(&packer, fd, err);
+    if (r == 0)
+        r = digest_file(fd, &made, err);
+    if (r < 0)
+        return r;
+    made.fd = fd;
+    made.file_count = packer.file_count;
+    made.content_size = packer.content_size;
+    fd = -1;
+    *ret_archive = made;
+    return 0;
+}

@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * A model directory as one archive (tar, zstd level 1) in an unnamed file, with its digest.
+ *
+ * Regular files and directories only: a link or a device in the directory is an error that names
+ * it. Entries are sorted and carry no times or owners, so the same files give the same digest and
+ * a second push of them uploads nothing new.
+ *
+ * Thread: the only one of a command.   Tests: tests/unit/test_push_archive.c
+ */
+
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define PUSH_FILES_MAX 10000
+#define PUSH_DEPTH_MAX 16
+
+struct push_archive {
+    int fd; /* at its start; the caller closes it */
+    uint64_t size;
+    uint64_t file_count, content_size;
+    char digest[65]; /* SHA-256 of the archive, hex */
+};
+
+int push_archive_make(const char *folder, struct push_archive *ret_archive,
+                      struct err *err) MUST_CHECK;
