@@ -21,11 +21,10 @@
  * Thread: the loop's.
  */
 
-#include "base/assert.h"
-
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/loop.h"
 #include "brokers/pg_int.h"
 

@@ -10,10 +10,9 @@
  * src/backend/utils/adt.
  */
 
-#include "base/assert.h"
-
 #include <string.h>
 
+#include "base/assert.h"
 #include "brokers/pg_int.h"
 
 #define EPOCH_2000_US 946684800000000ll

@@ -6,7 +6,6 @@
  */
 
 #include "base/assert.h"
-
 #include "brokers/pg_int.h"
 
 struct pg_pool {

@@ -8,8 +8,6 @@
  * lost in COMMIT, ERR_UNAVAILABLE before; the session is of no more use then.
  */
 
-#include "base/assert.h"
-
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,8 +17,16 @@ struct pg_session {
     PGconn *conn;
 };
 
+/* Notices are for people at a terminal; libpq would print them. */
+static void on_notice(void *opaque, const char *message)
+{
+    (void)opaque;
+    (void)message;
+}
+
 PGconn *pg_connect(const struct pg_options *options, bool wait)
 {
+    PGconn *conn;
     uint32_t connect_ms = options->connect_timeout_ms == 0 ? PG_CONNECT_TIMEOUT_MS
                                                            : options->connect_timeout_ms;
     uint32_t statement_ms = options->statement_timeout_ms == 0 ? PG_STATEMENT_TIMEOUT_MS
@@ -48,7 +54,10 @@ PGconn *pg_connect(const struct pg_options *options, bool wait)
         "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3",
         statement_ms, wait ? 60000u : 2000u);
     (void)snprintf(connect_s, sizeof(connect_s), "%u", (connect_ms + 999) / 1000);
-    return wait ? PQconnectdbParams(names, values, 1) : PQconnectStartParams(names, values, 1);
+    conn = wait ? PQconnectdbParams(names, values, 1) : PQconnectStartParams(names, values, 1);
+    if (conn != NULL)
+        (void)PQsetNoticeProcessor(conn, on_notice, NULL);
+    return conn;
 }
 
 int pg_session_open(const struct pg_options *options, struct pg_session **ret_session,

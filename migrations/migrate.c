@@ -30,14 +30,13 @@ PG_STATEMENT(migration_insert, "INSERT INTO migration (number, name, digest, too
 PG_STATEMENT(migration_exists, "SELECT to_regclass('headrace.migration') IS NOT NULL");
 PG_STATEMENT(partitions_make, "SELECT partitions_make(now())");
 
-static const char *const prepare_sql =
-    "CREATE SCHEMA IF NOT EXISTS headrace;"
-    "CREATE TABLE IF NOT EXISTS headrace.migration ("
-    " number integer PRIMARY KEY,"
-    " name text NOT NULL,"
-    " digest bytea NOT NULL,"
-    " took_ms integer NOT NULL,"
-    " applied_at timestamptz NOT NULL DEFAULT now());";
+static const char *const prepare_sql = "CREATE SCHEMA IF NOT EXISTS headrace;"
+                                       "CREATE TABLE IF NOT EXISTS headrace.migration ("
+                                       " number integer PRIMARY KEY,"
+                                       " name text NOT NULL,"
+                                       " digest bytea NOT NULL,"
+                                       " took_ms integer NOT NULL,"
+                                       " applied_at timestamptz NOT NULL DEFAULT now());";
 
 struct migrate {
     struct pg_session *session;
@@ -147,7 +146,8 @@ static int migration_apply(struct migrate *migrate, const struct migration *migr
     if (r == 0 && migrate->mode == MIGRATE_APPLY)
         r = pg_session_script(migrate->session, "COMMIT", err);
     if (r < 0) {
-        (void)pg_session_script(migrate->session, "ROLLBACK", &ignored);
+        if (pg_session_script(migrate->session, "ROLLBACK", &ignored) < 0)
+            return err_wrap(err, "%s; migration", ignored.text);
         return err_wrap(err, "migration %04u_%s", migration->number, migration->name);
     }
     row->applied = true;
@@ -216,8 +216,8 @@ static int migrate_all(struct migrate *migrate, struct err *err)
 int migrate_run(const char *url, enum migrate_mode mode, migrate_visit_fn *visit, void *opaque,
                 struct err *err)
 {
-    const struct pg_options options = {.url = url, .application = "headrace migrate",
-                                       .connect_timeout_ms = 10000};
+    const struct pg_options options = {
+        .url = url, .application = "headrace migrate", .connect_timeout_ms = 10000};
     struct migrate migrate = {.mode = mode, .visit = visit, .opaque = opaque};
     int r = pg_session_open(&options, &migrate.session, err);
 

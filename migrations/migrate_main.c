@@ -17,6 +17,7 @@
 
 int migrate_main(int argc, char **argv);
 
+/* clang-format off */
 struct migrate_settings {
 #define SETTINGS_FIELDS
 #include "base/settings_rows.def"
@@ -30,6 +31,7 @@ static const struct setting rows[] = {
 #include "migrations/migrate_settings.def"
 #include "base/settings_end.def"
 };
+/* clang-format on */
 
 static const struct settings_program program = {
     .command = "migrate",
