@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the gateway knows of models: an immutable snapshot, built from rows, asked by every request.
+ *
+ *     config_new -> config_add_…  (in any order) -> config_seal -> config_choose…
+ *
+ * Pure: no I/O, no clock.   Thread: the loop's.   Tests: tests/unit/test_gateway_config.c
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "producers/gateway_route.h"
+
+#define CONFIG_NAME_SIZE 65
+
+struct config;
+
+struct config_model {
+    char id[CONFIG_NAME_SIZE], name[CONFIG_NAME_SIZE], tenant[CONFIG_NAME_SIZE];
+    size_t first_deployment, deployment_count; /* filled by config_seal() */
+    size_t first_target, target_count;
+};
+
+struct config_deployment {
+    char id[CONFIG_NAME_SIZE], name[CONFIG_NAME_SIZE], model[CONFIG_NAME_SIZE];
+    char pool[CONFIG_NAME_SIZE], status[24];
+    uint32_t shard, slot_count;
+    uint64_t run_limit_ms;
+};
+
+/* An environment, and one of the deployments that it points at; deployment "": none yet. */
+struct config_target {
+    char model[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE], deployment[CONFIG_NAME_SIZE];
+    uint32_t weight;
+};
+
+struct config *config_new(void);
+void config_free(struct config **config_p);
+void config_add_model(struct config *config, const struct config_model *model);
+void config_add_deployment(struct config *config, const struct config_deployment *deployment);
+void config_add_target(struct config *config, const struct config_target *target);
+void config_seal(struct config *config);
+size_t config_model_count(const struct config *config);
+
+/* By id or name; NULL: this tenant has no such model. */
+const struct config_model *config_find_model(const struct config *config, const char *tenant,
+                                             const char *id_or_name);
+/* By id or name within the model. */
+const struct config_deployment *config_find_deployment(const struct config *config,
+                                                       const struct config_model *model,
+                                                       const char *id_or_name);
+
+struct config_choice {
+    const struct config_model *model;
+    const struct config_deployment *deployment;
+    const char *environment; /* "" for a deployment called by its own name */
+};
+
+/* Whom a request goes to; of an environment's deployments one by weight, chosen by `random`.
+ * ERR_NOT_FOUND: no such model, environment or deployment, or it is deactivated. ERR_UNAVAILABLE:
+ * it exists and cannot take requests yet, or failed to start. The text says which. */
+int config_choose(const struct config *config, const char *tenant, const struct route_match *match,
+                  uint64_t random, struct config_choice *ret_choice, struct err *err) MUST_CHECK;
