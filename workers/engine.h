@@ -124,6 +124,7 @@ struct engine_req {
     size_t input_size;
     uint64_t deadline_us; /* expired when now is past it before it runs; 0: none */
     bool alone;           /* in a batch of its own: it, or its neighbour, ran out of memory */
+    uint32_t number;      /* which attempt of the job it is, from 1; 0: not known */
 };
 
 struct engine_stats {

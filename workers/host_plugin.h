@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Finds and opens an engine plugin by name: engine_<name>.so in the plugin folder, which is the
+ * `--engines` setting, else, seen from the binary, ../lib (a build tree) or ../lib/headrace (an
+ * installation). A plugin of another ABI is refused by name. A plugin that was opened stays open:
+ * libraries that it brings along (OpenMP, CUDA) do not survive dlclose(3).
+ *
+ * Thread: any.   Tests: tests/unit/test_sim_engine.c
+ */
+
+#include "base/err.h"
+#include "workers/engine.h"
+
+#define HOST_PLUGIN_PATH_SIZE 4096
+#define HOST_PLUGIN_NAME_MAX 64
+
+/* folder NULL or "": as above. ERR_RANGE: no name of an engine. ERR_NOT_FOUND: no such file, and
+ * where it was looked for. ERR_DEPENDENCY: it is there but cannot be used, and why. */
+int host_plugin_open(const char *folder, const char *name, const struct engine_api **ret_api,
+                     struct err *err) MUST_CHECK;
+
+/* Where plugins are; `to` is terminated. */
+int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE],
+                       struct err *err) MUST_CHECK;
