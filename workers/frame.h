@@ -80,7 +80,8 @@ struct frame {
     };
 };
 
-/* Appends head and body to buf. ERR_RANGE: a field is missing or over its limit; buf is as it was. */
+/* Appends head and body to buf. ERR_RANGE: a field is missing or over its limit; buf is as it was.
+ */
 int frame_encode(enum frame_type type, const void *fields, struct buf *buf,
                  struct err *err) MUST_CHECK;
 
@@ -105,6 +106,7 @@ uint8_t *frame_reader_room(struct frame_reader *reader, size_t *ret_size);
 void frame_reader_commit(struct frame_reader *reader, size_t size);
 
 /* 1: *ret_body is the body of a whole frame, valid until the next frame_reader_room(). 0: more
- * bytes are needed. ERR_MALFORMED, ERR_TOO_BIG: the peer does not speak this; the stream is over. */
+ * bytes are needed. ERR_MALFORMED, ERR_TOO_BIG: the peer does not speak this; the stream is over.
+ */
 int frame_reader_next(struct frame_reader *reader, struct wire_bytes *ret_body,
                       struct err *err) MUST_CHECK;

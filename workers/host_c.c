@@ -130,9 +130,8 @@ static void host_on_event(void *opaque, const struct engine_event *event)
 static void host_bye(struct host *host, int exit_code, enum error_class class, bool final,
                      const char *reason)
 {
-    struct frame_bye bye = {.error_class = class,
-                            .reason = text_cut(reason, ENGINE_TEXT_SIZE),
-                            .final = final};
+    struct frame_bye bye = {
+        .error_class = class, .reason = text_cut(reason, ENGINE_TEXT_SIZE), .final = final};
 
     host_send(host, FRAME_BYE, &bye);
     host->exit_code = exit_code;

@@ -32,7 +32,7 @@ static int binary_folder(char to[HOST_PLUGIN_PATH_SIZE], struct err *err)
 
 int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struct err *err)
 {
-    static const char *const beside[] = {"../lib/headrace", "../lib", "../../lib"};
+    static const char *const beside[] = {"../lib/headrace/engines", "../lib/engines"};
     char binary[HOST_PLUGIN_PATH_SIZE], path[HOST_PLUGIN_PATH_SIZE];
     int r;
 
@@ -43,7 +43,7 @@ int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struc
     r = binary_folder(binary, err);
     for (size_t i = 0; r == 0 && i < COUNT_OF(beside); i++) {
         int n = snprintf(to, HOST_PLUGIN_PATH_SIZE, "%s/%s", binary, beside[i]);
-        int m = snprintf(path, sizeof(path), "%.*s/engine_sim.so", HOST_PLUGIN_PATH_SIZE - 20, to);
+        int m = snprintf(path, sizeof(path), "%.*s/sim.so", HOST_PLUGIN_PATH_SIZE - 20, to);
 
         /* The simulator is built with every binary, so it marks the folder. */
         if (n < HOST_PLUGIN_PATH_SIZE && m > 0 && access(path, R_OK) == 0)
@@ -51,8 +51,9 @@ int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struc
     }
     if (r < 0)
         return r;
-    return err_set(err, ERR_NOT_FOUND, "engine plugins are neither in lib/headrace nor in lib, "
-                                       "beside %s; name their folder with --engines",
+    return err_set(err, ERR_NOT_FOUND,
+                   "engine plugins are neither in ../lib/headrace/engines nor in "
+                   "../lib/engines of %s; name their folder with --engines",
                    binary);
 }
 
@@ -72,7 +73,7 @@ int host_plugin_open(const char *folder, const char *name, const struct engine_a
     r = host_plugin_folder(folder, where, err);
     if (r < 0)
         return r;
-    path = xasprintf("%s/engine_%s.so", where, name);
+    path = xasprintf("%s/%s.so", where, name);
     if (access(path, R_OK) < 0)
         return err_set_errno(err, ERR_NOT_FOUND, "engine '%s': %s", name, path);
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);

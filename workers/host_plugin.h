@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Finds and opens an engine plugin by name: engine_<name>.so in the plugin folder, which is the
- * `--engines` setting, else, seen from the binary, ../lib (a build tree) or ../lib/headrace (an
- * installation). A plugin of another ABI is refused by name. A plugin that was opened stays open:
+ * Finds and opens an engine plugin by name: <name>.so in the plugin folder, which is the --engines
+ * setting, else, seen from the binary, ../lib/headrace/engines (an installation) or ../lib/engines
+ * (a build tree). A plugin of another ABI is refused by name. A plugin that was opened stays open:
  * libraries that it brings along (OpenMP, CUDA) do not survive dlclose(3).
  *
  * Thread: any.   Tests: tests/unit/test_sim_engine.c

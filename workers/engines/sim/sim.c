@@ -283,7 +283,7 @@ static void batch_cut(struct engine *engine, uint64_t now_us, struct sim_list *b
     list_init(batch);
     while ((req = engine->waiting.first) != NULL &&
            batch->count < engine->config.batch_req_count_max) {
-        if (req->alone && batch->count > 0)
+        if (batch->count > 0 && (req->alone || batch->first->alone))
             return;
         (void)list_pop(&engine->waiting);
         if (req->canceled)
@@ -292,8 +292,6 @@ static void batch_cut(struct engine *engine, uint64_t now_us, struct sim_list *b
             req_fail(engine, req, ENGINE_ERROR_EXPIRED, "its deadline passed in the queue", 0);
         else
             list_push(batch, req);
-        if (req->alone && batch->first == req)
-            return;
     }
 }
 
@@ -472,8 +470,7 @@ static int sim_submit(struct engine *engine, const struct engine_req *req, uint6
         sim_refuse(engine, req, "sim: the input is over its limit");
         return 0;
     }
-    if (engine->config.test_mode &&
-        sim_order_parse(req->input, req->input_size, &order, err) < 0) {
+    if (engine->config.test_mode && sim_order_parse(req->input, req->input_size, &order, err) < 0) {
         sim_refuse(engine, req, err->text);
         return 0;
     }

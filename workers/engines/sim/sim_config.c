@@ -63,9 +63,9 @@ static int failure_read(const char *name, const json_t *value, enum engine_error
 {
     static const char *const words[] = {"model_error", "bad_input", "model_unavailable", "oom",
                                         "not_ready"};
-    static const enum engine_error failures[] = {
-        ENGINE_ERROR_MODEL_ERROR, ENGINE_ERROR_BAD_INPUT, ENGINE_ERROR_MODEL_UNAVAILABLE,
-        ENGINE_ERROR_OOM, ENGINE_ERROR_MODEL_UNAVAILABLE};
+    static const enum engine_error failures[] = {ENGINE_ERROR_MODEL_ERROR, ENGINE_ERROR_BAD_INPUT,
+                                                 ENGINE_ERROR_MODEL_UNAVAILABLE, ENGINE_ERROR_OOM,
+                                                 ENGINE_ERROR_MODEL_UNAVAILABLE};
     size_t index;
     int r = word_read(name, value, words, COUNT_OF(words), &index, err);
 
