@@ -41,7 +41,8 @@ struct cache_options {
 int cache_open(struct loop *loop, const struct cache_options *options, struct cache **ret_cache,
                struct err *err) MUST_CHECK;
 
-/* Unanswered calls are dropped, their callbacks are not called. Listeners are closed first. */
+/* Unanswered calls are dropped, their callbacks are not called. Listeners are closed first. Not
+ * from inside a callback of the cache or of a listener. */
 void cache_close(struct cache **cache_p);
 bool cache_connected(const struct cache *cache);
 
@@ -83,4 +84,4 @@ struct cache_listener_calls {
 /* Listens to the wake-ups of one boot, on a connection of its own; boot is copied. */
 int cache_listen(struct cache *cache, const char *boot, const struct cache_listener_calls *calls,
                  void *opaque, struct cache_listener **ret_listener, struct err *err) MUST_CHECK;
-void cache_listener_close(struct cache_listener **listener_p);
+void cache_listener_close(struct cache_listener **listener_p); /* not from inside its callbacks */
