@@ -45,8 +45,9 @@ int job_spec_new(struct wire_decoder *decoder, const void *record, size_t record
     spec->seq = seq;
     spec->accepted_us = append_us;
     spec->start_deadline_us = deadline_us(append_us, submit->queue_limit_ms);
-    spec->total_deadline_us =
-        submit->total_limit_ms == 0 ? UINT64_MAX : deadline_us(append_us, submit->total_limit_ms);
+    spec->total_deadline_us = submit->total_limit_ms == 0
+                                  ? UINT64_MAX
+                                  : deadline_us(append_us, submit->total_limit_ms);
     spec->rank = submit_rank(submit);
     spec->slot_count = submit->slot_count == 0           ? 1
                        : submit->slot_count > UINT16_MAX ? UINT16_MAX

@@ -23,7 +23,7 @@ struct heap {
 };
 
 /* The struct that the node lives in. */
-#define HEAP_ENTRY(node, type, member) ((type *)(void *)((char *)(node) - offsetof(type, member)))
+#define HEAP_ENTRY(node, type, member) ((type *)(void *)((char *)(node)-offsetof(type, member)))
 
 void heap_done(struct heap *heap); /* frees the array, not the nodes */
 

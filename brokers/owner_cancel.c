@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Cancels. A Cancel stands behind its Submit in intake, so its job is in memory, in the ledger, or
+ * final. The owner's order decides against start, finish and retry; the verdict is told after the
+ * flush that makes it so (PROTOCOL 22).
+ *
+ *   in memory, certain   decided at once
+ *   insert still out     waits for it, since the row may be there already, even final
+ *   not in memory        LOOKUP: the row may be spilled; not found: final, or never accepted
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "brokers/owner_int.h"
+
+static void text_copy(char to[OWNER_NAME_SIZE], struct wire_text text)
+{
+    size_t size = text.size < OWNER_NAME_SIZE - 1 ? text.size : OWNER_NAME_SIZE - 1;
+
+    if (size > 0)
+        memcpy(to, text.text, size);
+    to[size] = '\0';
+}
+
+void verdict_free(struct verdict **list)
+{
+    while (*list != NULL) {
+        struct verdict *verdict = *list;
+
+        *list = verdict->next;
+        free(verdict);
+    }
+}
+
+void verdict_tell(struct owner *owner, struct verdict **list, bool applied)
+{
+    while (*list != NULL) {
+        struct verdict *verdict = *list;
+        struct todo_node *node;
+
+        *list = verdict->next;
+        if (verdict->gateway[0] == '\0') {
+            free(verdict);
+            continue;
+        }
+        node = todo_add(owner, OWNER_TODO_VERDICT);
+        node->memory = verdict;
+        node->todo.verdict.gateway = WIRE_TEXT_OF(verdict->gateway);
+        node->todo.verdict.message = (struct message_wake){
+            .id = verdict->id,
+            .state = applied && verdict->canceled ? JOB_CANCELED : JOB_QUEUED,
+            .request = verdict->request,
+            .canceled = applied && verdict->canceled,
+        };
+    }
+}
+
+static void verdict_add(struct verdict **list, const struct cancel *cancel, bool canceled)
+{
+    struct verdict *verdict = xcalloc(1, sizeof(*verdict));
+
+    verdict->id = cancel->id;
+    verdict->request = cancel->request;
+    verdict->canceled = canceled;
+    memcpy(verdict->gateway, cancel->gateway, sizeof(verdict->gateway));
+    verdict->next = *list;
+    *list = verdict;
+}
+
+/* Nothing is left to cancel: that is so already, no flush makes it so. */
+void cancel_give_up(struct owner *owner, struct cancel *cancel)
+{
+    struct verdict *verdict = NULL;
+
+    verdict_add(&verdict, cancel, false);
+    verdict_tell(owner, &verdict, false);
+    pin_write(&cancel->pin);
+    free(cancel);
+}
+
+/* Decides one cancel of a job that is certain. Takes the cancel. */
+static void cancel_apply(struct owner *owner, struct job *job, struct cancel *cancel)
+{
+    if (!wire_text_equal(job->spec->submit.tenant, cancel->tenant)) {
+        cancel_give_up(owner, cancel);
+        return;
+    }
+    if (job->place != JOB_ENDED) {
+        owner->stats.canceled++;
+        job_end_final(owner, job, JOB_CANCELED, ERROR_CLASS_CANCELED, "canceled by its owner");
+    }
+    verdict_add(&job->verdicts, cancel, job->state == JOB_CANCELED);
+    pin_move(&job->pins, &cancel->pin);
+    free(cancel);
+    if (!owner_guarded(owner, OWNER_GUARD_VERDICT))
+        verdict_tell(owner, &job->verdicts, true);
+}
+
+void cancel_apply_all(struct owner *owner, struct job *job)
+{
+    struct cancel *cancel;
+
+    while ((cancel = TAILQ_FIRST(&job->cancels)) != NULL) {
+        TAILQ_REMOVE(&job->cancels, cancel, link);
+        cancel_apply(owner, job, cancel);
+    }
+}
+
+static void cancel_look_up(struct owner *owner, struct cancel *cancel)
+{
+    if (owner->cancel_count == OWNER_CANCELS_MAX) {
+        cancel_give_up(owner, cancel); /* "not canceled" is true, and the caller may ask again */
+        return;
+    }
+    cancel->asked = false;
+    TAILQ_INSERT_TAIL(&owner->cancels, cancel, link);
+    owner->cancel_count++;
+}
+
+void cancel_postpone_all(struct owner *owner, struct job *job)
+{
+    struct cancel *cancel;
+
+    while ((cancel = TAILQ_FIRST(&job->cancels)) != NULL) {
+        TAILQ_REMOVE(&job->cancels, cancel, link);
+        cancel_look_up(owner, cancel);
+    }
+}
+
+void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin)
+{
+    struct cancel *cancel = xcalloc(1, sizeof(*cancel));
+    struct job *job = job_find(owner, &message->id);
+
+    cancel->id = message->id;
+    cancel->request = message->request;
+    cancel->pin = pin;
+    text_copy(cancel->tenant, message->tenant);
+    text_copy(cancel->gateway, message->gateway);
+    if (job == NULL)
+        cancel_look_up(owner, cancel);
+    else if (!job->certain)
+        TAILQ_INSERT_TAIL(&job->cancels, cancel, link);
+    else
+        cancel_apply(owner, job, cancel);
+}
+
+void cancel_free_all(struct owner *owner)
+{
+    struct cancel *cancel;
+    struct job *job, *next;
+
+    HASH_ITER(hh, owner->jobs, job, next)
+    {
+        cancel_postpone_all(owner, job);
+    }
+    while ((cancel = TAILQ_FIRST(&owner->cancels)) != NULL) {
+        TAILQ_REMOVE(&owner->cancels, cancel, link);
+        free(cancel);
+    }
+}
