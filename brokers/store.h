@@ -40,7 +40,9 @@ void store_close(struct store **store_p); /* unanswered calls are dropped */
 bool store_connected(const struct store *store);
 
 /* Raises the epoch (greatest(epoch + 1, seconds since 2025)) after the old owner's open flush and
- * reads what it left. The takeover is valid until the callback returns. */
+ * reads what it left. The takeover stays valid after the callback, until the next call of this
+ * store: the owner is made only when the ends of both topics are known, and those must be asked
+ * for after the epoch was raised. */
 typedef void store_takeover_fn(void *opaque, struct ledger_takeover *takeover, struct err *err);
 void store_takeover(struct store *store, uint32_t shard, store_takeover_fn *done, void *opaque);
 
