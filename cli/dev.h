@@ -8,6 +8,7 @@
  *     dev_main.c     the line's options; --status, --down, --reset
  *     dev_run.c      the loop: starts by level, watches, stops in reverse
  *     dev_kafka.c dev_redis.c dev_postgres.c dev_roles.c     the kinds of service
+ *     dev_introduce.c  the first key, webhook secret and client file
  *     dev_process.c  one child       dev_files.c  small files and ports
  *     dev_control.c  the socket by which a second shell (and a test) talks to a running dev
  *
@@ -75,6 +76,7 @@ struct dev_kind {
     /* 1: it answers and is ours; 0: not yet; negative: it never will. Fills service->url. */
     int (*probe)(struct dev *dev, struct dev_service *service, struct err *err);
     void (*forget)(struct dev_service *service); /* drops what probe kept; optional */
+    void (*close)(struct dev_service *service);  /* at dev's very end; optional */
 };
 
 struct dev_service {
@@ -103,6 +105,7 @@ struct dev {
     char *binary; /* our own executable, for the roles */
     char *postgres_account;
     char *key; /* an API key for people, once it is made */
+    char *webhook_secret;
     enum dev_on_death on_death;
     bool json;
     bool kafka_embedded;
@@ -119,10 +122,6 @@ struct dev {
 char *dev_postgres_account_directory(const char *data_dir);
 
 extern const struct dev_kind dev_kafka, dev_kafka_embedded, dev_redis, dev_postgres;
-
-/* dev_roles.c: the once-only steps and roles in order of start. */
-extern const struct dev_kind *const dev_role_kinds[];
-extern const size_t dev_role_kind_count;
 
 struct dev_service *dev_service_find(struct dev *dev, const char *name); /* NULL: none */
 const char *dev_service_url(struct dev *dev, const char *name);          /* "" while it has none */

@@ -13,7 +13,6 @@
 
 #include <dirent.h>
 #include <librdkafka/rdkafka.h>
-#include <librdkafka/rdkafka_mock.h>
 #include <signal.h>
 #include <sodium.h>
 #include <stdlib.h>
@@ -22,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/rng.h"
+#include "brokers/queue_embedded.h"
 #include "cli/dev.h"
 #include "cli/dev_files.h"
 
@@ -350,23 +350,27 @@ const struct dev_kind dev_kafka = {
 
 /* --- librdkafka's cluster inside this process ---------------------------------------------- */
 
-/* Ready at once; the cluster lives as long as its client does. Memory only: it is for machines
- * without Java, asked for by name, and nothing falls back to it. */
+static void embedded_close(struct dev_service *service)
+{
+    struct queue_embedded *cluster = TAKE(service->probe_state);
+
+    queue_embedded_close(&cluster);
+}
+
+/* Ready at once. Memory only: it is for machines without Java, asked for by name, and nothing
+ * falls back to it. It lives as long as
+ * this process. */
 static int embedded_probe(struct dev *dev, struct dev_service *service, struct err *err)
 {
-    rd_kafka_mock_cluster_t *cluster;
+    struct queue_embedded *cluster = NULL;
+    int code = queue_embedded_open(1, &cluster, err);
 
     (void)dev;
-    if (service->probe_state != NULL)
-        return 1;
-    service->probe_state = client_new("127.0.0.1:1", err);
-    if (service->probe_state == NULL)
-        return err->code;
-    cluster = rd_kafka_mock_cluster_new(service->probe_state, 1);
-    if (cluster == NULL)
-        return err_set(err, ERR_DEPENDENCY, "librdkafka's embedded cluster does not start");
+    if (code < 0)
+        return code;
+    service->probe_state = cluster;
     mem_free(&service->url);
-    service->url = xstrdup(rd_kafka_mock_cluster_bootstraps(cluster));
+    service->url = xstrdup(queue_embedded_bootstrap(cluster));
     return 1;
 }
 
@@ -375,4 +379,5 @@ const struct dev_kind dev_kafka_embedded = {
     .level = DEV_LEVEL_SERVER,
     .ready_wait_ms = 5000,
     .probe = embedded_probe,
+    .close = embedded_close,
 };

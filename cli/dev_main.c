@@ -20,6 +20,7 @@
 #include "base/settings.h"
 #include "cli/dev.h"
 #include "cli/dev_files.h"
+#include "cli/dev_roles.h"
 
 int dev_main(int argc, char **argv);
 
@@ -165,6 +166,8 @@ static void service_add(struct dev *dev, const struct dev_kind *kind, const char
 static int services_add(struct dev *dev, const struct dev_settings *settings, struct err *err)
 {
     OWNED(mem_free) char *names = xstrdup(settings->only);
+    const struct dev_kind *roles[DEV_SERVICE_COUNT_MAX - 3];
+    size_t role_count;
     char *rest = names;
     char *name;
 
@@ -175,8 +178,9 @@ static int services_add(struct dev *dev, const struct dev_settings *settings, st
         service_add(dev, &dev_kafka, settings->only, settings->kafka);
     service_add(dev, &dev_redis, settings->only, settings->redis);
     service_add(dev, &dev_postgres, settings->only, settings->postgres);
-    for (size_t i = 0; i < dev_role_kind_count; i++)
-        service_add(dev, dev_role_kinds[i], settings->only, "");
+    role_count = dev_role_kinds(roles, COUNT_OF(roles));
+    for (size_t i = 0; i < role_count; i++)
+        service_add(dev, roles[i], settings->only, "");
     while ((name = strsep(&rest, ",")) != NULL)
         if (*name != '\0' && dev_service_find(dev, name) == NULL)
             return err_set(err, ERR_USAGE, "--only: there is no service '%s'", name);
@@ -224,6 +228,8 @@ static void dev_done(struct dev *dev)
 
         if (service->kind->forget != NULL)
             service->kind->forget(service);
+        if (service->kind->close != NULL)
+            service->kind->close(service);
         mem_free(&service->url);
         mem_free(&service->directory);
         mem_free(&service->log_path);
@@ -235,6 +241,7 @@ static void dev_done(struct dev *dev)
     mem_free(&dev->binary);
     mem_free(&dev->postgres_account);
     mem_free(&dev->key);
+    mem_free(&dev->webhook_secret);
 }
 
 static int dev_init(struct dev *dev, const struct dev_settings *settings, struct err *err)
@@ -262,7 +269,7 @@ static int dev_init(struct dev *dev, const struct dev_settings *settings, struct
 
 static int reset(struct dev *dev, struct err *err)
 {
-    static const char *const rest[] = {"logs", "blob", "dev.json", "client.json"};
+    static const char *const rest[] = {"logs", "blobs", "seal.key", "dev.json", "client.json"};
     int code = directory_take(dev, err);
     char *path = dev_postgres_account_directory(dev->data_dir);
 

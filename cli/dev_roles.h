@@ -2,11 +2,17 @@
 #pragma once
 
 /*
- * Our own programs as `headrace dev` starts them: which, in what order, with which settings.
- * Thread: one.
+ * Our own programs as `headrace dev` starts them: which, in what order, with which settings; and
+ * what people get of a new platform: an API key, a webhook secret and a client file.
+ *
+ * Thread: one.   Tests: tests/stack/test_dev_roles.py
  */
 
 #include "cli/dev.h"
 
-/* Makes the first API key and the client file once everything runs; no work without a gateway. */
-int dev_roles_introduce(struct dev *dev, struct err *err) MUST_CHECK;
+/* The once-only steps and roles of this binary, in order of start; returns how many. */
+size_t dev_role_kinds(const struct dev_kind **ret_kinds, size_t room);
+
+/* Makes the first tenant, an API key and a webhook secret, unless a run before this one did, and
+ * writes DATA/client.json, by which a second shell finds the gateway. */
+int dev_introduce(struct dev *dev, struct err *err) MUST_CHECK;

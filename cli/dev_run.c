@@ -26,6 +26,7 @@
 #include "base/clock.h"
 #include "cli/dev.h"
 #include "cli/dev_files.h"
+#include "cli/dev_roles.h"
 
 enum { TURN_MS = 20, TAIL_LINES = 12, RESTART_WAIT_MS = 500 };
 
@@ -337,10 +338,19 @@ static bool stop_step(struct dev *dev)
 
 static void addresses_announce(struct dev *dev)
 {
+    const struct dev_service *gateway = dev_service_find(dev, "gateway");
+    struct err err;
+
     for (size_t i = 0; i < dev->service_count; i++)
         if (dev->services[i].state != DEV_STATE_READY && dev->services[i].state != DEV_STATE_ABSENT)
             return;
+    if (gateway != NULL && gateway->state == DEV_STATE_READY && dev_introduce(dev, &err) < 0) {
+        dev_fail(dev, NULL, 2, err.text);
+        return;
+    }
     dev->announced = true;
+    if (dev_state_save(dev, &err) < 0)
+        dev_print(dev, "warning", NULL, "%s", err.text);
     if (dev->json) {
         OWNED(mem_free) char *state = dev_state_to_json(dev);
 
@@ -348,6 +358,8 @@ static void addresses_announce(struct dev *dev)
         (void)fflush(stdout);
         return;
     }
+    if (dev->key != NULL)
+        dev_print(dev, "key", NULL, "API key %s, also in %s/client.json", dev->key, dev->data_dir);
     dev_print(dev, "all_ready", NULL, "ready after %.1f s; Ctrl-C stops it; data and logs in %s",
               (double)(clock_mono_ms() - dev->started_ms) / 1000.0, dev->data_dir);
 }

@@ -72,6 +72,8 @@ char *dev_state_to_json(struct dev *dev)
     json_object_set_new(root, "data", json_string(dev->data_dir));
     json_object_set_new(root, "ready", json_boolean(dev->announced && !dev->stopping));
     json_object_set_new(root, "key", json_string(dev->key == NULL ? "" : dev->key));
+    json_object_set_new(root, "webhook_secret",
+                        json_string(dev->webhook_secret == NULL ? "" : dev->webhook_secret));
     for (size_t i = 0; i < dev->service_count; i++) {
         const struct dev_service *service = &dev->services[i];
 

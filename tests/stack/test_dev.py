@@ -118,3 +118,22 @@ def test_missing_server_is_named(new_stack, tmp_path):
         assert "scripts/kafka/fetch" in str(error)
     else:
         raise AssertionError("dev started a Kafka that is not there")
+
+
+def test_embedded_kafka_is_loud(new_stack):
+    stack = new_stack(only="kafka", args=["--kafka=embedded"]).start()
+    assert "KAFKA IS EMBEDDED" in stack.output.read_text()
+    done = subprocess.run(["kcat", "-b", stack.url("kafka"), "-L"], capture_output=True, timeout=30)
+    assert done.returncode == 0
+    assert stack.stop() == 0
+
+
+def test_given_servers_are_used_and_left_running(new_stack):
+    theirs = new_stack(only="redis,postgres").start()
+    mine = new_stack(only="redis,postgres,migrate",
+                     args=["--redis", theirs.url("redis"), "--postgres", theirs.url("postgres")])
+    mine.start()
+    assert {s["state"] for n, s in mine.services().items() if n != "migrate"} == {"given"}
+    assert mine.sql("SELECT count(*) > 0 FROM tenant") == [["f"]]  # migrated, and nobody there yet
+    assert mine.stop() == 0
+    assert theirs.redis("PING") == "PONG"
