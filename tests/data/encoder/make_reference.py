@@ -7,6 +7,8 @@
     truncated.u8  per text: 1 where the model's length cut it
     vectors.f32   per text: 384 f32 little-endian, mean-pooled and normalized
 
+and tiny_tokens.u16 and tiny_truncated.u8: the same texts by the tokenizer of tiny/ (make_tiny.py).
+
 The reference is Hugging Face transformers' BertModel on torch, run in float64 so that its own
 rounding does not count, and the fast tokenizer that sentence-transformers uses; pooling and
 normalizing are sentence-transformers' own three lines.
@@ -111,28 +113,37 @@ def texts():
     return made
 
 
+def tokenize(model_dir):
+    limit = json.loads((model_dir / "sentence_bert_config.json").read_text())["max_seq_length"]
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    ids = [tokenizer(text, truncation=True, max_length=limit)["input_ids"] for text in texts()]
+    truncated = [len(tokenizer(text, truncation=False)["input_ids"]) > limit for text in texts()]
+    print(f"{COUNT} texts, {sum(map(len, ids))} tokens, {sum(truncated)} truncated, limit {limit}")
+    return ids, truncated
+
+
+def write_tokens(ids, truncated, tokens_path, truncated_path):
+    flat = [n for row in ids for n in [len(row)] + row]
+    tokens_path.write_bytes(numpy.array(flat, dtype="<u2").tobytes())
+    truncated_path.write_bytes(bytes(truncated))
+
+
 def main():
     model_dir = pathlib.Path(sys.argv[1])
     out = HERE / "minilm"
     out.mkdir(exist_ok=True)
-    limit = json.loads((model_dir / "sentence_bert_config.json").read_text())["max_seq_length"]
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    write_tokens(*tokenize(HERE / "tiny"), HERE / "tiny_tokens.u16", HERE / "tiny_truncated.u8")
+    ids, truncated = tokenize(model_dir)
+    write_tokens(ids, truncated, out / "tokens.u16", out / "truncated.u8")
     model = BertModel.from_pretrained(model_dir).double().eval()
-    tokens, truncated, vectors = [], [], []
-    for text in texts():
-        whole = tokenizer(text, truncation=False)["input_ids"]
-        ids = tokenizer(text, truncation=True, max_length=limit)["input_ids"]
+    vectors = []
+    for row in ids:
         with torch.no_grad():
-            states = model(torch.tensor([ids])).last_hidden_state
+            states = model(torch.tensor([row])).last_hidden_state
         vector = torch.nn.functional.normalize(states.mean(dim=1), p=2, dim=1)[0]
-        tokens += [len(ids)] + ids
-        truncated.append(len(whole) > limit)
         vectors.append(vector.numpy().astype("<f4"))
     (out / "texts.json").write_text(json.dumps(texts(), ensure_ascii=True, indent=0) + "\n")
-    (out / "tokens.u16").write_bytes(numpy.array(tokens, dtype="<u2").tobytes())
-    (out / "truncated.u8").write_bytes(bytes(truncated))
     (out / "vectors.f32").write_bytes(numpy.stack(vectors).tobytes())
-    print(f"{COUNT} texts, {len(tokens) - COUNT} tokens, {sum(truncated)} truncated, limit {limit}")
 
 
 if __name__ == "__main__":
