@@ -199,6 +199,8 @@ static void put_quoted(struct line *line, const char *text, size_t size)
             put(line, escaped, 2);
         } else if (*at < 0x20 || *at == 0x7f) {
             put_format(line, "\\u%04x", *at);
+        } else if (n == 2 && at[0] == 0xc2 && at[1] < 0xa0) { /* C1: terminals obey these, too */
+            put_format(line, "\\u%04x", at[1]);
         } else {
             put(line, (const char *)at, n);
         }

@@ -154,7 +154,8 @@ static int check_url(const struct setting *row, const char *text, struct err *er
 
     if (*text == '\0' || (scheme > 0 && strncmp(text + scheme, "://", 3) == 0))
         return 0;
-    return err_set(err, ERR_USAGE, "%s: '%.64s' is no URL (scheme://…)", row->name, text);
+    /* A URL may hold a password, so it is not repeated. */
+    return err_set(err, ERR_USAGE, "%s: value is no URL (scheme://…)", row->name);
 }
 
 static int value_set(const struct setting *row, const char *text, void *values, struct err *err)
