@@ -1,9 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+/*
+ * libcurl's multi interface driven by the loop: curl says which sockets it waits for and when it
+ * wants to be woken, the loop's watches and one timer do it, and after each step the transfers that
+ * are over are told. User code never runs inside curl, except for on_receive and on_progress.
+ *
+ * Easy handles are kept for the next transfer: making one costs more than a small request.
+ */
+
 #include "base/http_client.h"
 
 #include <curl/curl.h>
-#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,127 +20,231 @@
 #include "base/assert.h"
 #include "base/loop.h"
 
-#define CONNECTIONS_DEFAULT 256
-#define CONNECTIONS_PER_HOST_DEFAULT 16
-#define TIMEOUT_MS_DEFAULT (30u * 1000)
-#define CONNECT_TIMEOUT_MS_DEFAULT (5u * 1000)
-#define ANSWER_SIZE_DEFAULT (64u * 1024)
+#define SPARE_COUNT_MAX 64
+#define RECEIVE_SIZE 16384L
 
 struct http_client {
     struct loop *loop;
     CURLM *multi;
     struct loop_timer *timer;
-    struct http_client_options options; /* texts are copies */
+    struct client_socket *sockets;
     struct http_transfer *transfers;
     uint32_t open_count;
-    bool telling; /* inside on_done: must not be closed there */
+    CURL *spares[SPARE_COUNT_MAX];
+    int spare_count;
+    bool inside;  /* curl is running: its handles must not be taken away */
+    bool telling; /* an on_done is running */
+    http_address_check *check_address;
+    void *check_opaque;
+    char *ca_path, *user_agent;
+};
+
+struct client_socket {
+    struct http_client *client;
+    struct client_socket *next, *prev;
+    struct loop_watch *watch;
+    curl_socket_t fd;
 };
 
 struct http_transfer {
     struct http_client *client;
-    struct http_transfer *next, **self;
+    struct http_transfer *next, *prev;
     CURL *easy;
     struct curl_slist *headers;
-    struct http_send send; /* borrowed body, callbacks */
+    struct http_send send;
     struct buf body;
-    uint64_t read_size; /* of body_fd */
+    uint64_t sent_size, received_size;
+    bool address_refused, address_allowed, too_big, stopped;
     char error[CURL_ERROR_SIZE];
-    bool blocked, allowed, too_big, stopped;
 };
 
-/* One watched socket of curl's. */
-struct socket_watch {
-    struct http_client *client;
-    curl_socket_t fd;
-    struct loop_watch *watch;
-};
+/* ---- What curl asks of the loop */
 
-const char *http_outcome_name(enum http_outcome outcome)
+static void client_tell_done(struct http_client *client);
+
+static void client_step(struct http_client *client, curl_socket_t fd, int what)
 {
-    static const char *const names[] = {
-        [HTTP_OUTCOME_ANSWERED] = "answered", [HTTP_OUTCOME_BLOCKED] = "blocked",
-        [HTTP_OUTCOME_NAME] = "name",         [HTTP_OUTCOME_UNREACHABLE] = "unreachable",
-        [HTTP_OUTCOME_TLS] = "tls",           [HTTP_OUTCOME_TIMEOUT] = "timeout",
-        [HTTP_OUTCOME_BROKEN] = "broken",     [HTTP_OUTCOME_BODY_TOO_BIG] = "body_too_big",
-        [HTTP_OUTCOME_CANCELED] = "canceled",
-    };
+    int running;
 
-    return names[outcome];
+    assert(!client->inside);
+    client->inside = true;
+    (void)curl_multi_socket_action(client->multi, fd, what, &running);
+    client->inside = false;
+    client_tell_done(client);
 }
 
-/* ---- what curl calls during a transfer ---- */
-
-static size_t on_body(char *bytes, size_t one, size_t size, void *opaque)
+static void client_timer_fired(void *opaque)
 {
-    struct http_transfer *transfer = opaque;
+    client_step(opaque, CURL_SOCKET_TIMEOUT, 0);
+}
 
-    (void)one;
-    if (transfer->send.on_receive != NULL) {
-        transfer->stopped = !transfer->send.on_receive(bytes, size, transfer->send.opaque);
-        return transfer->stopped ? CURL_WRITEFUNC_ERROR : size;
+static int client_set_timer(CURLM *multi, long delay_ms, void *opaque)
+{
+    struct http_client *client = opaque;
+
+    (void)multi;
+    if (delay_ms < 0)
+        loop_timer_stop(client->timer);
+    else
+        loop_timer_start(client->timer, (uint64_t)delay_ms, 0);
+    return 0;
+}
+
+static void socket_ready(void *opaque, unsigned events)
+{
+    struct client_socket *at = opaque;
+    int what = 0;
+
+    if (events & LOOP_READABLE)
+        what |= CURL_CSELECT_IN;
+    if (events & LOOP_WRITABLE)
+        what |= CURL_CSELECT_OUT;
+    client_step(at->client, at->fd, what);
+}
+
+static void socket_forget(struct client_socket *at)
+{
+    if (at->next != NULL)
+        at->next->prev = at->prev;
+    if (at->prev != NULL)
+        at->prev->next = at->next;
+    else
+        at->client->sockets = at->next;
+    loop_watch_free(&at->watch);
+    free(at);
+}
+
+static int client_set_socket(CURL *easy, curl_socket_t fd, int what, void *opaque, void *of_socket)
+{
+    struct http_client *client = opaque;
+    struct client_socket *at = of_socket;
+    struct err err;
+
+    (void)easy;
+    if (what == CURL_POLL_REMOVE) {
+        if (at != NULL)
+            socket_forget(at);
+        (void)curl_multi_assign(client->multi, fd, NULL);
+        return 0;
     }
-    buf_append(&transfer->body, bytes, size);
-    transfer->too_big = transfer->body.failed;
-    return transfer->too_big ? CURL_WRITEFUNC_ERROR : size;
+    if (at == NULL) {
+        at = xcalloc(1, sizeof(*at));
+        at->client = client;
+        at->fd = fd;
+        if (loop_watch_new(client->loop, fd, socket_ready, at, &at->watch, &err) < 0) {
+            free(at);
+            return -1;
+        }
+        at->next = client->sockets;
+        if (at->next != NULL)
+            at->next->prev = at;
+        client->sockets = at;
+        (void)curl_multi_assign(client->multi, fd, at);
+    }
+    loop_watch_set(at->watch, (what & CURL_POLL_IN ? LOOP_READABLE : 0) |
+                                  (what & CURL_POLL_OUT ? LOOP_WRITABLE : 0));
+    return 0;
 }
 
-static size_t on_read(char *to, size_t one, size_t size, void *opaque)
+/* ---- What curl asks of a transfer */
+
+static curl_socket_t transfer_open_socket(void *opaque, curlsocktype purpose,
+                                          struct curl_sockaddr *address)
 {
     struct http_transfer *transfer = opaque;
+    struct http_client *client = transfer->client;
+
+    (void)purpose;
+    if (client->check_address != NULL &&
+        !client->check_address(&address->addr, address->addrlen, client->check_opaque)) {
+        transfer->address_refused = true;
+        return CURL_SOCKET_BAD;
+    }
+    transfer->address_allowed = true;
+    return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+}
+
+static size_t transfer_receive(char *bytes, size_t one, size_t size, void *opaque)
+{
+    struct http_transfer *transfer = opaque;
+    size_t limit = transfer->send.answer_size_max;
+
+    (void)one; /* always 1 */
+    if (limit > 0 && size > limit - transfer->received_size) {
+        transfer->too_big = true;
+        return 0;
+    }
+    transfer->received_size += size;
+    if (transfer->send.on_receive == NULL) {
+        buf_append(&transfer->body, bytes, size);
+        return size;
+    }
+    transfer->stopped = !transfer->send.on_receive(bytes, size, transfer->send.opaque);
+    return transfer->stopped ? 0 : size;
+}
+
+static size_t transfer_read_file(char *to, size_t one, size_t size, void *opaque)
+{
+    struct http_transfer *transfer = opaque;
+    uint64_t left = transfer->send.body_size - transfer->sent_size;
     ssize_t n;
 
-    n = pread(transfer->send.body_fd, to, one * size, (off_t)transfer->read_size);
-    if (n < 0)
-        return CURL_READFUNC_ABORT;
-    transfer->read_size += (uint64_t)n;
+    (void)one;
+    n = pread(transfer->send.body_fd, to, size < left ? size : (size_t)left,
+              (off_t)transfer->sent_size);
+    if (n < 0 || (n == 0 && left > 0))
+        return CURL_READFUNC_ABORT; /* the file is shorter than was promised */
+    transfer->sent_size += (uint64_t)n;
     return (size_t)n;
 }
 
-static int on_seek(void *opaque, curl_off_t offset, int origin)
+/* curl starts over when a kept connection turns out to be dead. */
+static int transfer_seek_file(void *opaque, curl_off_t offset, int origin)
 {
     struct http_transfer *transfer = opaque;
 
-    if (origin != SEEK_SET || offset < 0)
+    if (origin != SEEK_SET)
         return CURL_SEEKFUNC_CANTSEEK;
-    transfer->read_size = (uint64_t)offset;
+    transfer->sent_size = (uint64_t)offset;
     return CURL_SEEKFUNC_OK;
 }
 
-static int on_progress(void *opaque, curl_off_t down_total, curl_off_t down, curl_off_t up_total,
-                       curl_off_t up)
+static int transfer_progress(void *opaque, curl_off_t down_total, curl_off_t down,
+                             curl_off_t up_total, curl_off_t up)
 {
     struct http_transfer *transfer = opaque;
 
-    (void)down_total;
-    (void)down;
-    (void)up_total;
+    (void)down_total, (void)down, (void)up_total;
     if (up > 0)
         transfer->send.on_progress((uint64_t)up, transfer->send.opaque);
     return 0;
 }
 
-/* Asked for every new connection, after the name was resolved. */
-static curl_socket_t on_open_socket(void *opaque, curlsocktype purpose,
-                                    struct curl_sockaddr *address)
-{
-    struct http_transfer *transfer = opaque;
-    const struct http_client_options *options = &transfer->client->options;
+/* ---- Transfers */
 
-    (void)purpose;
-    if (options->check_address != NULL &&
-        !options->check_address(&address->addr, (socklen_t)address->addrlen,
-                                options->check_opaque)) {
-        transfer->blocked = true;
-        return CURL_SOCKET_BAD;
+static void transfer_free(struct http_transfer *transfer)
+{
+    struct http_client *client = transfer->client;
+
+    if (transfer->next != NULL)
+        transfer->next->prev = transfer->prev;
+    if (transfer->prev != NULL)
+        transfer->prev->next = transfer->next;
+    else
+        client->transfers = transfer->next;
+    client->open_count--;
+    if (client->spare_count < SPARE_COUNT_MAX) {
+        curl_easy_reset(transfer->easy);
+        client->spares[client->spare_count++] = transfer->easy;
+    } else {
+        curl_easy_cleanup(transfer->easy);
     }
-    transfer->allowed = true;
-    return socket(address->family, address->socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                  address->protocol);
+    curl_slist_free_all(transfer->headers);
+    buf_done(&transfer->body);
+    free(transfer);
 }
 
-/* ---- the end of a transfer ---- */
-
-static enum http_outcome outcome_of(const struct http_transfer *transfer, CURLcode code)
+static enum http_outcome transfer_outcome(const struct http_transfer *transfer, CURLcode code)
 {
     switch (code) {
     case CURLE_OK:
@@ -139,15 +252,17 @@ static enum http_outcome outcome_of(const struct http_transfer *transfer, CURLco
     case CURLE_COULDNT_RESOLVE_HOST:
         return HTTP_OUTCOME_NAME;
     case CURLE_COULDNT_CONNECT:
-        return transfer->blocked && !transfer->allowed ? HTTP_OUTCOME_BLOCKED
-                                                       : HTTP_OUTCOME_UNREACHABLE;
+        return transfer->address_refused && !transfer->address_allowed ? HTTP_OUTCOME_BLOCKED
+                                                                       : HTTP_OUTCOME_UNREACHABLE;
     case CURLE_OPERATION_TIMEDOUT:
         return HTTP_OUTCOME_TIMEOUT;
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_PEER_FAILED_VERIFICATION:
-    case CURLE_SSL_CACERT_BADFILE:
     case CURLE_SSL_CERTPROBLEM:
     case CURLE_SSL_CIPHER:
+    case CURLE_SSL_CACERT_BADFILE:
+    case CURLE_SSL_ISSUER_ERROR:
+    case CURLE_SSL_INVALIDCERTSTATUS:
         return HTTP_OUTCOME_TLS;
     case CURLE_WRITE_ERROR:
         if (transfer->too_big)
@@ -156,6 +271,74 @@ static enum http_outcome outcome_of(const struct http_transfer *transfer, CURLco
     default:
         return HTTP_OUTCOME_BROKEN;
     }
+}
+
+static void transfer_fill_result(struct http_transfer *transfer, struct http_result *result)
+{
+    long status = 0;
+    curl_off_t took_us = 0, connect_us = 0;
+    const char *address = NULL;
+
+    (void)curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+    (void)curl_easy_getinfo(transfer->easy, CURLINFO_TOTAL_TIME_T, &took_us);
+    (void)curl_easy_getinfo(transfer->easy, CURLINFO_CONNECT_TIME_T, &connect_us);
+    (void)curl_easy_getinfo(transfer->easy, CURLINFO_PRIMARY_IP, &address);
+    result->status = (int)status;
+    result->took_us = (uint64_t)took_us;
+    result->connect_us = (uint64_t)connect_us;
+    result->body = &transfer->body;
+    result->transfer = transfer;
+    mem_copy_text(result->address, address == NULL ? "" : address);
+}
+
+static const char *transfer_error(const struct http_transfer *transfer, enum http_outcome outcome,
+                                  CURLcode code)
+{
+    if (outcome == HTTP_OUTCOME_ANSWERED)
+        return "";
+    if (outcome == HTTP_OUTCOME_BLOCKED)
+        return "address is not allowed";
+    if (outcome == HTTP_OUTCOME_BODY_TOO_BIG)
+        return "answer is over its size limit";
+    if (outcome == HTTP_OUTCOME_CANCELED)
+        return "canceled";
+    return transfer->error[0] != '\0' ? transfer->error : curl_easy_strerror(code);
+}
+
+static void transfer_finish(struct http_transfer *transfer, enum http_outcome outcome,
+                            CURLcode code)
+{
+    struct http_client *client = transfer->client;
+    struct http_result result = {.outcome = outcome};
+    bool was_telling = client->telling;
+
+    transfer_fill_result(transfer, &result);
+    result.error = transfer_error(transfer, outcome, code);
+    (void)curl_multi_remove_handle(client->multi, transfer->easy);
+    client->telling = true;
+    transfer->send.on_done(&result, transfer->send.opaque);
+    client->telling = was_telling;
+    transfer_free(transfer);
+}
+
+static void client_tell_done(struct http_client *client)
+{
+    CURLMsg *message;
+    int left;
+
+    while ((message = curl_multi_info_read(client->multi, &left)) != NULL) {
+        struct http_transfer *transfer = NULL;
+        CURLcode code = message->data.result; /* gone with the handle */
+
+        (void)curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &transfer);
+        transfer_finish(transfer, transfer_outcome(transfer, code), code);
+    }
+}
+
+void http_transfer_cancel(struct http_transfer *transfer)
+{
+    assert(!transfer->client->inside); /* on_receive returns false instead */
+    transfer_finish(transfer, HTTP_OUTCOME_CANCELED, CURLE_OK);
 }
 
 const char *http_transfer_header(const struct http_transfer *transfer, const char *name)
@@ -167,175 +350,221 @@ const char *http_transfer_header(const struct http_transfer *transfer, const cha
     return header->value;
 }
 
-static void transfer_free(struct http_transfer *transfer)
+const char *http_outcome_name(enum http_outcome outcome)
 {
-    struct http_client *client = transfer->client;
+    static const char *const names[] = {
+        [HTTP_OUTCOME_ANSWERED] = "answered", [HTTP_OUTCOME_BLOCKED] = "blocked",
+        [HTTP_OUTCOME_NAME] = "name",         [HTTP_OUTCOME_UNREACHABLE] = "unreachable",
+        [HTTP_OUTCOME_TLS] = "tls",           [HTTP_OUTCOME_TIMEOUT] = "timeout",
+        [HTTP_OUTCOME_BROKEN] = "broken",     [HTTP_OUTCOME_BODY_TOO_BIG] = "body_too_big",
+        [HTTP_OUTCOME_CANCELED] = "canceled",
+    };
 
-    *transfer->self = transfer->next;
+    assert((size_t)outcome < COUNT_OF(names));
+    return names[outcome];
+}
+
+/* ---- Sending */
+
+static int url_check(const char *url, struct err *err)
+{
+    CURLU *parts = curl_url();
+    char *scheme = NULL;
+    CURLUcode code = curl_url_set(parts, CURLUPART_URL, url, 0);
+    bool known = false;
+
+    if (code == CURLUE_OK && curl_url_get(parts, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK)
+        known = strcmp(scheme, "http") == 0 || strcmp(scheme, "https") == 0;
+    curl_free(scheme);
+    curl_url_cleanup(parts);
+    if (code != CURLUE_OK)
+        return err_set(err, ERR_MALFORMED, "not a URL: %s", curl_url_strerror(code));
+    if (!known)
+        return err_set(err, ERR_MALFORMED, "URL is neither http:// nor https://");
+    return 0;
+}
+
+static int transfer_add_header(struct http_transfer *transfer, const char *name, const char *value,
+                               struct err *err)
+{
+    OWNED(mem_free) char *line = NULL;
+
+    if (strpbrk(name, "\r\n: ") != NULL || strpbrk(value, "\r\n") != NULL)
+        return err_set(err, ERR_MALFORMED, "header '%.40s' has a line break or a bad name", name);
+    line = value[0] == '\0' ? xasprintf("%s;", name) : xasprintf("%s: %s", name, value);
+    transfer->headers = curl_slist_append(transfer->headers, line);
+    return 0;
+}
+
+static int transfer_set_headers(struct http_transfer *transfer, const struct http_send *send,
+                                struct err *err)
+{
+    bool has_type = false;
+
+    for (size_t i = 0; i < send->header_count; i++) {
+        int r = transfer_add_header(transfer, send->headers[i].name, send->headers[i].value, err);
+
+        if (r < 0)
+            return r;
+        has_type = has_type || strcasecmp(send->headers[i].name, "Content-Type") == 0;
+    }
+    /* A name and a colon alone keeps curl from making up that header. */
+    transfer->headers = curl_slist_append(transfer->headers, "Expect:");
+    if (!has_type)
+        transfer->headers = curl_slist_append(transfer->headers, "Content-Type:");
+    (void)curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, transfer->headers);
+    return 0;
+}
+
+static void transfer_set_body(struct http_transfer *transfer)
+{
+    const struct http_send *send = &transfer->send;
+    CURL *easy = transfer->easy;
+    const char *method = send->method;
+
+    if (send->body == NULL && send->body_size > 0) {
+        (void)curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
+        (void)curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)send->body_size);
+        (void)curl_easy_setopt(easy, CURLOPT_READFUNCTION, transfer_read_file);
+        (void)curl_easy_setopt(easy, CURLOPT_READDATA, transfer);
+        (void)curl_easy_setopt(easy, CURLOPT_SEEKFUNCTION, transfer_seek_file);
+        (void)curl_easy_setopt(easy, CURLOPT_SEEKDATA, transfer);
+        (void)curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, 256L << 10);
+        method = method == NULL ? "POST" : method;
+    } else if (send->body != NULL || (method != NULL && strcmp(method, "POST") == 0)) {
+        (void)curl_easy_setopt(easy, CURLOPT_POST, 1L);
+        (void)curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)send->body_size);
+        (void)curl_easy_setopt(easy, CURLOPT_POSTFIELDS, send->body == NULL ? "" : send->body);
+    } else if (method != NULL && strcmp(method, "HEAD") == 0) {
+        (void)curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+        method = NULL;
+    }
+    if (method != NULL)
+        (void)curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, method);
+}
+
+static void transfer_set_limits(struct http_transfer *transfer)
+{
+    const struct http_send *send = &transfer->send;
+    CURL *easy = transfer->easy;
+    uint32_t timeout_ms = send->timeout_ms == 0 ? 30000 : send->timeout_ms;
+    uint32_t connect_ms = send->connect_timeout_ms == 0 ? 5000 : send->connect_timeout_ms;
+
+    if (timeout_ms != UINT32_MAX)
+        (void)curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
+    (void)curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)connect_ms);
+    (void)curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+    (void)curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+    (void)curl_easy_setopt(easy, CURLOPT_PROXY, ""); /* else the environment names one */
+    (void)curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
+    (void)curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, RECEIVE_SIZE);
+    (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, transfer_open_socket);
+    (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, transfer);
+    (void)curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, transfer_receive);
+    (void)curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
+    (void)curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
+    (void)curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
+    (void)curl_easy_setopt(easy, CURLOPT_USERAGENT, transfer->client->user_agent);
+    if (transfer->client->ca_path != NULL)
+        (void)curl_easy_setopt(easy, CURLOPT_CAINFO, transfer->client->ca_path);
+    if (send->on_progress != NULL) {
+        (void)curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 0L);
+        (void)curl_easy_setopt(easy, CURLOPT_XFERINFOFUNCTION, transfer_progress);
+        (void)curl_easy_setopt(easy, CURLOPT_XFERINFODATA, transfer);
+    }
+}
+
+static struct http_transfer *transfer_new(struct http_client *client, const struct http_send *send)
+{
+    struct http_transfer *transfer = xcalloc(1, sizeof(*transfer));
+
+    transfer->client = client;
+    transfer->easy = client->spare_count > 0 ? client->spares[--client->spare_count]
+                                             : curl_easy_init();
+    if (transfer->easy == NULL)
+        NEVER("memory is exhausted");
+    transfer->send = *send;
+    if (send->answer_size_max == 0 && send->on_receive == NULL)
+        transfer->send.answer_size_max = 64u << 10;
+    transfer->body = BUF_WITH_LIMIT(transfer->send.answer_size_max);
+    transfer->next = client->transfers;
     if (transfer->next != NULL)
-        transfer->next->self = transfer->self;
-    client->open_count--;
-    curl_easy_cleanup(transfer->easy);
-    curl_slist_free_all(transfer->headers);
-    buf_done(&transfer->body);
-    free(transfer);
+        transfer->next->prev = transfer;
+    client->transfers = transfer;
+    client->open_count++;
+    return transfer;
 }
 
-/* Takes it out of curl's hands, tells its holder, frees it. */
-static void transfer_end(struct http_transfer *transfer, enum http_outcome outcome,
-                         const char *error)
+int http_client_send(struct http_client *client, const struct http_send *send,
+                     struct http_transfer **ret_transfer, struct err *err)
 {
-    struct http_client *client = transfer->client;
-    struct http_result result = {
-        .outcome = outcome, .body = &transfer->body, .error = error, .transfer = transfer};
-    curl_off_t took = 0, connect = 0;
-    const char *address = NULL;
-    bool outer = client->telling;
-    long status = 0;
+    struct http_transfer *transfer;
+    CURLMcode code;
+    int r = url_check(send->url, err);
 
-    (void)curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-    (void)curl_easy_getinfo(transfer->easy, CURLINFO_TOTAL_TIME_T, &took);
-    (void)curl_easy_getinfo(transfer->easy, CURLINFO_CONNECT_TIME_T, &connect);
-    (void)curl_easy_getinfo(transfer->easy, CURLINFO_PRIMARY_IP, &address);
-    (void)curl_multi_remove_handle(client->multi, transfer->easy);
-    if (outcome == HTTP_OUTCOME_ANSWERED || outcome == HTTP_OUTCOME_BODY_TOO_BIG)
-        result.status = (int)status;
-    else
-        buf_done(&transfer->body);
-    if (outcome == HTTP_OUTCOME_BODY_TOO_BIG)
-        transfer->body.failed = false; /* what came before the limit may be read */
-    result.took_us = (uint64_t)took;
-    result.connect_us = (uint64_t)connect;
-    mem_copy_text(result.address, address != NULL ? address : "");
-    client->telling = true;
-    transfer->send.on_done(&result, transfer->send.opaque);
-    client->telling = outer;
-    transfer_free(transfer);
-}
-
-/* Hands out what curl has finished. */
-static void client_collect(struct http_client *client)
-{
-    CURLMsg *message;
-    int left;
-
-    while ((message = curl_multi_info_read(client->multi, &left)) != NULL) {
-        struct http_transfer *transfer;
-        enum http_outcome outcome;
-        CURLcode code = message->data.result;
-        const char *error = "";
-
-        if (message->msg != CURLMSG_DONE)
-            continue;
-        (void)curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, (char **)&transfer);
-        outcome = outcome_of(transfer, code);
-        if (outcome != HTTP_OUTCOME_ANSWERED)
-            error = *transfer->error != '\0' ? transfer->error : curl_easy_strerror(code);
-        transfer_end(transfer, outcome, error);
+    assert(!client->inside);
+    if (r < 0)
+        return r;
+    transfer = transfer_new(client, send);
+    r = transfer_set_headers(transfer, send, err);
+    if (r < 0) {
+        transfer_free(transfer);
+        return r;
     }
-}
-
-/* ---- curl's sockets and its timer in our loop ---- */
-
-static void on_socket_ready(void *opaque, unsigned events)
-{
-    struct socket_watch *watch = opaque;
-    struct http_client *client = watch->client;
-    int mask = 0, running;
-
-    if ((events & (LOOP_READABLE | LOOP_GONE)) != 0)
-        mask |= CURL_CSELECT_IN;
-    if ((events & LOOP_WRITABLE) != 0)
-        mask |= CURL_CSELECT_OUT;
-    (void)curl_multi_socket_action(client->multi, watch->fd, mask, &running);
-    client_collect(client);
-}
-
-static void on_timer(void *opaque)
-{
-    struct http_client *client = opaque;
-    int running;
-
-    (void)curl_multi_socket_action(client->multi, CURL_SOCKET_TIMEOUT, 0, &running);
-    client_collect(client);
-}
-
-static int on_curl_timer(CURLM *multi, long timeout_ms, void *opaque)
-{
-    struct http_client *client = opaque;
-
-    (void)multi;
-    if (timeout_ms < 0)
-        loop_timer_stop(client->timer);
-    else
-        loop_timer_start(client->timer, (uint64_t)timeout_ms, 0);
+    (void)curl_easy_setopt(transfer->easy, CURLOPT_URL, send->url);
+    transfer_set_body(transfer);
+    transfer_set_limits(transfer);
+    transfer->send.headers = NULL; /* curl has copies of these three */
+    transfer->send.url = transfer->send.method = NULL;
+    code = curl_multi_add_handle(client->multi, transfer->easy);
+    if (code != CURLM_OK) {
+        transfer_free(transfer);
+        return err_set(err, ERR_INTERNAL, "start a transfer: %s", curl_multi_strerror(code));
+    }
+    if (ret_transfer != NULL)
+        *ret_transfer = transfer;
     return 0;
 }
 
-static int on_curl_socket(CURL *easy, curl_socket_t fd, int what, void *opaque, void *socket_opaque)
+/* ---- Clients */
+
+static void global_init(void)
 {
-    struct http_client *client = opaque;
-    struct socket_watch *watch = socket_opaque;
-    unsigned events = 0;
-    struct err err;
-
-    (void)easy;
-    if (what == CURL_POLL_REMOVE) {
-        if (watch != NULL)
-            loop_watch_free(&watch->watch);
-        free(watch);
-        (void)curl_multi_assign(client->multi, fd, NULL);
-        return 0;
-    }
-    if (watch == NULL) {
-        watch = xcalloc(1, sizeof(*watch));
-        watch->client = client;
-        watch->fd = fd;
-        if (loop_watch_new(client->loop, fd, on_socket_ready, watch, &watch->watch, &err) < 0) {
-            free(watch);
-            return -1;
-        }
-        (void)curl_multi_assign(client->multi, fd, watch);
-    }
-    if (what == CURL_POLL_IN || what == CURL_POLL_INOUT)
-        events |= LOOP_READABLE;
-    if (what == CURL_POLL_OUT || what == CURL_POLL_INOUT)
-        events |= LOOP_WRITABLE;
-    loop_watch_set(watch->watch, events);
-    return 0;
+    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
+        NEVER("libcurl cannot be initialised");
 }
-
-/* ---- life ---- */
 
 int http_client_open(struct loop *loop, const struct http_client_options *options,
                      struct http_client **ret_client, struct err *err)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     struct http_client *client;
-    long total = options->connection_count_max > 0 ? (long)options->connection_count_max
-                                                   : CONNECTIONS_DEFAULT;
-    long per_host = options->connection_count_max_per_host > 0
-                        ? (long)options->connection_count_max_per_host
-                        : CONNECTIONS_PER_HOST_DEFAULT;
+    uint32_t total = options->connection_count_max, per_host;
 
-    if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)
-        return err_set(err, ERR_DEPENDENCY, "libcurl cannot be initialised");
+    (void)pthread_once(&once, global_init);
+    if (options->ca_path != NULL && access(options->ca_path, R_OK) != 0)
+        return err_set_errno(err, ERR_USAGE, "read CA bundle '%s'", options->ca_path);
     client = xcalloc(1, sizeof(*client));
     client->loop = loop;
-    client->options = *options;
-    client->options.ca_path = options->ca_path != NULL ? xstrdup(options->ca_path) : NULL;
-    client->options.user_agent = xstrdup(
-        options->user_agent != NULL ? options->user_agent : "headrace/" HEADRACE_VERSION);
-    client->timer = loop_timer_new(loop, on_timer, client);
+    client->check_address = options->check_address;
+    client->check_opaque = options->check_opaque;
+    client->ca_path = options->ca_path == NULL ? NULL : xstrdup(options->ca_path);
+    client->user_agent = xstrdup(options->user_agent == NULL ? "headrace/" HEADRACE_VERSION
+                                                             : options->user_agent);
+    client->timer = loop_timer_new(loop, client_timer_fired, client);
     client->multi = curl_multi_init();
     if (client->multi == NULL)
         NEVER("memory is exhausted");
-    (void)curl_multi_setopt(client->multi, CURLMOPT_SOCKETFUNCTION, on_curl_socket);
+    total = total == 0 ? 256 : total;
+    per_host = options->connection_count_max_per_host;
+    per_host = per_host == 0 ? 16 : per_host;
+    (void)curl_multi_setopt(client->multi, CURLMOPT_SOCKETFUNCTION, client_set_socket);
     (void)curl_multi_setopt(client->multi, CURLMOPT_SOCKETDATA, client);
-    (void)curl_multi_setopt(client->multi, CURLMOPT_TIMERFUNCTION, on_curl_timer);
+    (void)curl_multi_setopt(client->multi, CURLMOPT_TIMERFUNCTION, client_set_timer);
     (void)curl_multi_setopt(client->multi, CURLMOPT_TIMERDATA, client);
-    (void)curl_multi_setopt(client->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, total);
-    (void)curl_multi_setopt(client->multi, CURLMOPT_MAX_HOST_CONNECTIONS, per_host);
-    (void)curl_multi_setopt(client->multi, CURLMOPT_MAXCONNECTS, total);
+    (void)curl_multi_setopt(client->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long)total);
+    (void)curl_multi_setopt(client->multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long)per_host);
+    (void)curl_multi_setopt(client->multi, CURLMOPT_MAXCONNECTS, (long)total);
     *ret_client = client;
     return 0;
 }
@@ -346,15 +575,18 @@ void http_client_close(struct http_client **client_p)
 
     if (client == NULL)
         return;
-    assert(!client->telling);
+    assert(!client->inside && !client->telling);
     while (client->transfers != NULL)
-        transfer_end(client->transfers, HTTP_OUTCOME_CANCELED, "the client was closed");
-    (void)curl_multi_cleanup(client->multi);
+        http_transfer_cancel(client->transfers);
+    while (client->spare_count > 0)
+        curl_easy_cleanup(client->spares[--client->spare_count]);
+    (void)curl_multi_cleanup(client->multi); /* tells of the sockets that it closes */
+    while (client->sockets != NULL)
+        socket_forget(client->sockets);
     loop_timer_free(&client->timer);
-    free((char *)(uintptr_t)client->options.ca_path);
-    free((char *)(uintptr_t)client->options.user_agent);
+    free(client->ca_path);
+    free(client->user_agent);
     free(client);
-    curl_global_cleanup();
 }
 
 uint32_t http_client_open_count(const struct http_client *client)
@@ -362,202 +594,57 @@ uint32_t http_client_open_count(const struct http_client *client)
     return client->open_count;
 }
 
-/* ---- sending ---- */
+/* ---- The blocking form */
 
-/* http or https, a host, nothing else that curl would not take. */
-static int url_check(const char *url, struct err *err)
-{
-    CURLU *parts = curl_url();
-    char *scheme = NULL;
-    CURLUcode code = curl_url_set(parts, CURLUPART_URL, url, 0);
-    bool good = code == CURLUE_OK &&
-                curl_url_get(parts, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK &&
-                (strcmp(scheme, "http") == 0 || strcmp(scheme, "https") == 0);
-
-    curl_free(scheme);
-    curl_url_cleanup(parts);
-    if (good)
-        return 0;
-    return err_set(err, ERR_MALFORMED, "'%.200s' is no http or https URL%s%s", url,
-                   code != CURLUE_OK ? ": " : "", code != CURLUE_OK ? curl_url_strerror(code) : "");
-}
-
-static int headers_make(struct http_transfer *transfer, struct err *err)
-{
-    struct curl_slist *list = curl_slist_append(NULL, "Expect:");
-
-    for (size_t i = 0; i < transfer->send.header_count; i++) {
-        const struct http_header *header = &transfer->send.headers[i];
-        OWNED(mem_free) char *line = NULL;
-
-        if (strpbrk(header->name, "\r\n:") != NULL || strpbrk(header->value, "\r\n") != NULL) {
-            curl_slist_free_all(list);
-            return err_set(err, ERR_MALFORMED, "header '%.64s' holds a line break", header->name);
-        }
-        line = *header->value != '\0' ? xasprintf("%s: %s", header->name, header->value)
-                                      : xasprintf("%s;", header->name);
-        list = curl_slist_append(list, line);
-    }
-    transfer->headers = list;
-    return 0;
-}
-
-static void body_set(struct http_transfer *transfer)
-{
-    const struct http_send *send = &transfer->send;
-    bool from_file = send->body == NULL && send->body_size > 0;
-    bool wants_body = send->body != NULL || from_file ||
-                      (send->method != NULL && strcmp(send->method, "POST") == 0);
-
-    if (send->method != NULL && strcmp(send->method, "HEAD") == 0)
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_NOBODY, 1L);
-    if (wants_body) {
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_POST, 1L);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDSIZE_LARGE,
-                               (curl_off_t)send->body_size);
-        if (!from_file)
-            (void)curl_easy_setopt(transfer->easy, CURLOPT_POSTFIELDS,
-                                   send->body != NULL ? send->body : "");
-    }
-    if (from_file) {
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_READFUNCTION, on_read);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_READDATA, transfer);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_SEEKFUNCTION, on_seek);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_SEEKDATA, transfer);
-    }
-    if (send->method != NULL)
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_CUSTOMREQUEST, send->method);
-    if (send->on_progress != NULL) {
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_NOPROGRESS, 0L);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_XFERINFOFUNCTION, on_progress);
-        (void)curl_easy_setopt(transfer->easy, CURLOPT_XFERINFODATA, transfer);
-    }
-}
-
-static void options_set(struct http_transfer *transfer)
-{
-    const struct http_send *send = &transfer->send;
-    const struct http_client_options *options = &transfer->client->options;
-    uint32_t connect_ms = send->connect_timeout_ms > 0 ? send->connect_timeout_ms
-                                                       : CONNECT_TIMEOUT_MS_DEFAULT;
-    uint32_t timeout_ms = send->timeout_ms > 0 ? send->timeout_ms : TIMEOUT_MS_DEFAULT;
-    CURL *easy = transfer->easy;
-
-    (void)curl_easy_setopt(easy, CURLOPT_URL, send->url); /* curl copies it */
-    (void)curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);
-    (void)curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
-    (void)curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
-    (void)curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-    (void)curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
-    (void)curl_easy_setopt(easy, CURLOPT_PROXY, "");
-    (void)curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-    (void)curl_easy_setopt(easy, CURLOPT_USERAGENT, options->user_agent);
-    (void)curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)connect_ms);
-    if (timeout_ms != UINT32_MAX)
-        (void)curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
-    (void)curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, on_body);
-    (void)curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
-    (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, on_open_socket);
-    (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, transfer);
-    if (options->ca_path != NULL)
-        (void)curl_easy_setopt(easy, CURLOPT_CAINFO, options->ca_path);
-    body_set(transfer);
-}
-
-int http_client_send(struct http_client *client, const struct http_send *send,
-                     struct http_transfer **ret_transfer, struct err *err)
-{
-    struct http_transfer *transfer;
-    int r;
-
-    r = url_check(send->url, err);
-    if (r < 0)
-        return r;
-    transfer = xcalloc(1, sizeof(*transfer));
-    transfer->client = client;
-    transfer->send = *send;
-    r = headers_make(transfer, err);
-    if (r < 0) {
-        free(transfer);
-        return r;
-    }
-    buf_init(&transfer->body,
-             send->answer_size_max > 0 ? send->answer_size_max : ANSWER_SIZE_DEFAULT);
-    transfer->easy = curl_easy_init();
-    if (transfer->easy == NULL)
-        NEVER("memory is exhausted");
-    options_set(transfer);
-    transfer->send.headers = NULL; /* they were copied */
-    transfer->send.url = NULL;
-    transfer->next = client->transfers;
-    transfer->self = &client->transfers;
-    if (transfer->next != NULL)
-        transfer->next->self = &transfer->next;
-    client->transfers = transfer;
-    client->open_count++;
-    if (curl_multi_add_handle(client->multi, transfer->easy) != CURLM_OK)
-        NEVER("curl refuses a handle that was just made");
-    if (ret_transfer != NULL)
-        *ret_transfer = transfer;
-    return 0;
-}
-
-void http_transfer_cancel(struct http_transfer *transfer)
-{
-    transfer_end(transfer, HTTP_OUTCOME_CANCELED, "canceled");
-}
-
-/* ---- blocking ---- */
-
-struct blocking {
+struct blocking_call {
     const struct http_send *send;
-    bool done;
+    struct loop *loop;
 };
 
-static void on_blocking_done(const struct http_result *result, void *opaque)
+static void call_done(const struct http_result *result, void *opaque)
 {
-    struct blocking *blocking = opaque;
+    struct blocking_call *call = opaque;
 
-    blocking->send->on_done(result, blocking->send->opaque);
-    blocking->done = true;
+    call->send->on_done(result, call->send->opaque);
+    loop_stop(call->loop);
 }
 
-static bool on_blocking_receive(const void *bytes, size_t size, void *opaque)
+static bool call_receive(const void *bytes, size_t size, void *opaque)
 {
-    struct blocking *blocking = opaque;
+    struct blocking_call *call = opaque;
 
-    return blocking->send->on_receive(bytes, size, blocking->send->opaque);
+    return call->send->on_receive(bytes, size, call->send->opaque);
 }
 
-static void on_blocking_progress(uint64_t sent_size, void *opaque)
+static void call_progress(uint64_t sent_size, void *opaque)
 {
-    struct blocking *blocking = opaque;
+    struct blocking_call *call = opaque;
 
-    blocking->send->on_progress(sent_size, blocking->send->opaque);
+    call->send->on_progress(sent_size, call->send->opaque);
 }
 
 int http_client_call(const struct http_client_options *options, const struct http_send *send,
                      struct err *err)
 {
-    struct blocking blocking = {.send = send};
-    struct http_send inner = *send;
-    struct http_client *client = NULL;
-    struct loop *loop = NULL;
-    int r;
+    OWNED(loop_close) struct loop *loop = NULL;
+    OWNED(http_client_close) struct http_client *client = NULL;
+    struct blocking_call call = {.send = send};
+    struct http_send wrapped = *send;
+    int r = loop_open(&loop, err);
 
-    r = loop_open(&loop, err);
     if (r < 0)
         return r;
-    inner.on_done = on_blocking_done;
-    inner.on_receive = send->on_receive != NULL ? on_blocking_receive : NULL;
-    inner.on_progress = send->on_progress != NULL ? on_blocking_progress : NULL;
-    inner.opaque = &blocking;
     r = http_client_open(loop, options, &client, err);
-    if (r == 0)
-        r = http_client_send(client, &inner, NULL, err);
-    while (r == 0 && !blocking.done)
-        (void)loop_run_until(loop, &blocking.done, UINT32_MAX);
-    http_client_close(&client);
-    loop_close(&loop);
-    return r;
+    if (r < 0)
+        return r;
+    call.loop = loop;
+    wrapped.on_done = call_done;
+    wrapped.on_receive = send->on_receive == NULL ? NULL : call_receive;
+    wrapped.on_progress = send->on_progress == NULL ? NULL : call_progress;
+    wrapped.opaque = &call;
+    r = http_client_send(client, &wrapped, NULL, err);
+    if (r < 0)
+        return r;
+    loop_run(loop);
+    return 0;
 }
