@@ -369,7 +369,7 @@ static bool begin_with_blob(struct webhook_sender *sender, struct webhook_delive
         message.type != MESSAGE_COMPLETED || message.completed.output_blob.size == 0)
         return false;
     if (sender->options.blobs == NULL) {
-        (void)err_set(&err, ERR_DEPENDENCY, "the result is in a blob and there is no --blob-dir");
+        (void)err_set(&err, ERR_DEPENDENCY, "the result is in a blob and there is no --blobs");
         try_failed(sender, delivery, &err);
         return true;
     }
