@@ -36,6 +36,8 @@ static void usage_print(FILE *to)
         "Asynchronous inference on your own machines: Kafka in, GPU workers, results out.\n",
         to);
     for (const struct command *c = commands; c->name != NULL; c++) {
+        if (c->section[0] == '\0')
+            continue;
         if (strcmp(section, c->section) != 0)
             (void)fprintf(to, "\n%s\n", c->section);
         section = c->section;
