@@ -138,7 +138,8 @@ static int postgres_prepare(struct dev *dev, struct dev_service *service,
                        MAJOR_MIN);
     dev_command_set_server_env(dev, command);
     command->death_signal = SIGKILL;
-    dev_command_arg(command, "initdb");
+    /* It looks for its siblings beside argv[0]. */
+    dev_command_arg(command, "%s", command->program);
     dev_command_arg(command, "--username=headrace");
     dev_command_arg(command, "--auth=scram-sha-256");
     dev_command_arg(command, "--pwfile=%s/password", service->directory);
@@ -178,7 +179,7 @@ static int postgres_command(struct dev *dev, struct dev_service *service,
     dev_command_set_server_env(dev, command);
     /* Its immediate shutdown: the postmaster takes its own children along. */
     command->death_signal = SIGQUIT;
-    dev_command_arg(command, "postgres");
+    dev_command_arg(command, "%s", command->program);
     dev_command_arg(command, "-D");
     dev_command_arg(command, "%s/data", service->directory);
     dev_command_arg(command, "-p");
