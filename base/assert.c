@@ -13,7 +13,7 @@ void assert_set_hook(void (*hook)(void))
     assert_hook = hook;
 }
 
-_Noreturn void assert_failed(const char *fact, const char *file, int line)
+void assert_failed(const char *fact, const char *file, int line)
 {
     void (*hook)(void) = assert_hook;
 

@@ -15,7 +15,7 @@
 #define NEVER(why) assert_failed((why), __FILE__, __LINE__)
 
 /* Prints the fact and where it failed, runs the hook, and aborts. */
-_Noreturn void assert_failed(const char *fact, const char *file, int line);
+__attribute__((noreturn)) void assert_failed(const char *fact, const char *file, int line);
 
 /* Installs what to print before an abort, for example the jobs in flight. NULL: nothing. */
 void assert_set_hook(void (*hook)(void));

@@ -54,7 +54,9 @@ extern "C" {
 
 struct metrics;
 struct metric; /* a series: one metric with one set of label values */
+struct http_request;
 struct http_server;
+struct loop;
 
 enum metric_type { METRIC_TYPE_COUNTER, METRIC_TYPE_GAUGE, METRIC_TYPE_HISTOGRAM };
 
@@ -99,8 +101,27 @@ void metric_add(struct metric *metric, double more);      /* counter: more >= 0;
 void metric_set(struct metric *metric, double value);     /* gauge */
 void metric_observe(struct metric *metric, double value); /* histogram */
 
-/* Prometheus' text form. */
+/* Prometheus' text form, with the usual process_… metrics at its end. */
 int metrics_write(struct metrics *metrics, struct buf *to, struct err *err) MUST_CHECK;
+
+/* ---- Pages: /metrics, /healthz (200 while the loop turns) and /readyz (200, or 503 and why not).
+ */
+
+struct metrics_pages {
+    struct metrics *metrics;
+    /* Returns NULL when ready, else the reason in a few words (valid until the next call). */
+    const char *(*not_ready)(void *opaque);
+    void *opaque;
+};
+
+/* Answers a request for one of the three (taken) and returns true; else leaves it and returns
+ * false. To be called first by a program's handler, or see metrics_serve(). */
+bool metrics_pages_answer(const struct metrics_pages *pages, struct http_request **request_p);
+
+/* A server for these pages alone, for programs that have no other. pages must outlive it. */
+int metrics_serve(struct loop *loop, const char *address, uint16_t port,
+                  const struct metrics_pages *pages, struct http_server **ret_server,
+                  struct err *err) MUST_CHECK;
 
 #ifdef __cplusplus
 }
