@@ -73,7 +73,7 @@ struct pg_channel {
 struct pg {
     struct loop *loop;
     struct pg_options options;
-    char *url, *application;
+    char *url, *application, *settings;
     enum pg_state state;
     PGconn *conn;
     struct loop_watch *watch;
@@ -153,6 +153,7 @@ static void pg_free(struct pg *pg)
         op_free(&op);
     mem_free(&pg->url);
     mem_free(&pg->application);
+    mem_free(&pg->settings);
     mem_free(&pg);
 }
 
@@ -677,6 +678,8 @@ int pg_open(struct loop *loop, const struct pg_options *options, struct pg **ret
     pg->options.url = pg->url = xstrdup(options->url);
     pg->options.application = pg->application = xstrdup(
         options->application == NULL ? "headrace" : options->application);
+    if (options->settings != NULL)
+        pg->options.settings = pg->settings = xstrdup(options->settings);
     if (pg->options.connect_timeout_ms == 0)
         pg->options.connect_timeout_ms = PG_CONNECT_TIMEOUT_MS;
     if (pg->options.in_flight_max == 0)

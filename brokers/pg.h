@@ -65,6 +65,7 @@ struct pg_options {
     uint32_t connect_timeout_ms;   /* 0: 2,000 */
     uint32_t statement_timeout_ms; /* at the server; 0: 10,000 */
     uint32_t in_flight_max;        /* batches sent and not answered; 0: 1,000 */
+    const char *settings;          /* more of the session, "-c work_mem=64MB"; NULL: none */
 };
 
 /* Opens without waiting: only a url that cannot be parsed fails. */

@@ -31,7 +31,7 @@ PGconn *pg_connect(const struct pg_options *options, bool wait)
                                                            : options->connect_timeout_ms;
     uint32_t statement_ms = options->statement_timeout_ms == 0 ? PG_STATEMENT_TIMEOUT_MS
                                                                : options->statement_timeout_ms;
-    char session[256], connect_s[16];
+    char session[512], connect_s[16];
     const char *const names[] = {"dbname",
                                  "application_name",
                                  "client_encoding",
@@ -51,8 +51,8 @@ PGconn *pg_connect(const struct pg_options *options, bool wait)
         session, sizeof(session),
         "-c search_path=headrace -c timezone=UTC -c statement_timeout=%u "
         "-c idle_in_transaction_session_timeout=%u -c tcp_user_timeout=2000 "
-        "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3",
-        statement_ms, wait ? 60000u : 2000u);
+        "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 %s",
+        statement_ms, wait ? 60000u : 2000u, options->settings == NULL ? "" : options->settings);
     (void)snprintf(connect_s, sizeof(connect_s), "%u", (connect_ms + 999) / 1000);
     conn = wait ? PQconnectdbParams(names, values, 1) : PQconnectStartParams(names, values, 1);
     if (conn != NULL)

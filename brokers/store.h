@@ -27,6 +27,9 @@
 struct loop;
 struct store;
 
+/* One store serves one shard at a time: its session is named after shard and epoch. The err of an
+ * answer is never NULL; its code is ERR_OK when the call succeeded. A lost connection is no answer:
+ * the call is made again. */
 struct store_options {
     const char *url;               /* postgresql://… */
     const char *application;       /* for pg_stat_activity */
@@ -40,12 +43,14 @@ void store_close(struct store **store_p); /* unanswered calls are dropped */
 bool store_connected(const struct store *store);
 
 /* Raises the epoch (greatest(epoch + 1, seconds since 2025)) after the old owner's open flush and
- * reads what it left. The takeover stays valid after the callback, until the next call of this
- * store: the owner is made only when the ends of both topics are known, and those must be asked
- * for after the epoch was raised. */
+ * reads what it left. NULL when it failed. The takeover stays valid after the callback, until the
+ * next takeover of this store: the owner is made only when the ends of both topics are known, and
+ * those must be asked for after the epoch was raised. Specs that the receiver took have to be NULL
+ * in its rows; the others are freed with it. One takeover at a time. */
 typedef void store_takeover_fn(void *opaque, struct ledger_takeover *takeover, struct err *err);
 void store_takeover(struct store *store, uint32_t shard, store_takeover_fn *done, void *opaque);
 
+/* One flush at a time; it stays unchanged until it is answered. */
 typedef void store_flush_fn(void *opaque, const struct flush_result *result);
 void store_flush(struct store *store, const struct flush *flush, store_flush_fn *done,
                  void *opaque);

@@ -35,6 +35,24 @@ CREATE TABLE flush (
 ) PARTITION BY RANGE (at);
 CREATE TABLE flush_default PARTITION OF flush DEFAULT;
 
+-- The first statement of a flush: raises unless the shard is still that owner's, and holds the next
+-- owner's takeover back until this transaction is over.
+CREATE FUNCTION flush_guard(of_shard smallint, of_epoch bigint) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM FROM shard WHERE id = of_shard AND epoch = of_epoch FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'shard % is not owned in epoch %', of_shard, of_epoch USING ERRCODE = 'HR001';
+    END IF;
+END
+$$;
+
+-- The last statement of a trial: it worked, and is rolled back.
+CREATE FUNCTION flush_undo() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'trial' USING ERRCODE = 'HR002';
+END
+$$;
+
 CREATE TABLE job (
     id uuid NOT NULL,
     accepted_at timestamptz NOT NULL,

@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The statements of a flush. Each takes one array a column and unnests them together, so that a
+ * thousand rows are one parse, one plan and one round trip.
+ *
+ * Which rows were written comes back by RETURNING; the results and the queue deltas of a job are
+ * written by the same statement, and only if its row was. `(id IN (SELECT id FROM applied)) IS
+ * TRUE` is one lookup in a hash a row; as a bare IN the planner would make a join of it, and its
+ * guess of the size of an unknown array (ten) makes that a nested loop.
+ *
+ * The bounds of the ids let the planner leave out the partitions of other days.
+ *
+ * Numbers from the wire are cut to their column's range, and texts of workers are made valid UTF-8
+ * without NUL: a strange error message must not cost a job its result. Other texts are stored as
+ * they are or refused (SQLSTATE 22), and then the halving finds their job.
+ */
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "brokers/store_postgres.h"
+
+PG_STATEMENT(flush_guard, "SELECT flush_guard($1, $2)");
+PG_STATEMENT(flush_undo, "SELECT flush_undo()");
+
+PG_STATEMENT(
+    flush_insert,
+    "WITH u AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::timestamptz[], "
+    "$3::timestamptz[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bigint[], "
+    "$8::bigint[], $9::bigint[], $10::bigint[], $11::integer[], $12::integer[], $13::integer[], "
+    "$14::smallint[], $15::smallint[], $16::smallint[], $17::boolean[], $18::text[], $19::text[], "
+    "$20::text[], $21::text[], $22::text[], $23::bytea[], $24::text[], $25::text[], $26::text[], "
+    "$27::text[], $28::text[], $29::text[], $30::smallint[], $31::timestamptz[], "
+    "$32::timestamptz[], $33::timestamptz[], $34::bigint[], $35::bigint[], $36::smallint[], "
+    "$37::smallint[], $38::smallint[], $39::smallint[], $40::smallint[], $41::text[], $42::text[]) "
+    "AS u (id, accepted_at, received_at, start_deadline_at, total_deadline_at, seq, input_size, "
+    "run_limit_ms, queue_limit_ms, total_limit_ms, initial_delay_ms, max_delay_ms, slot_count, "
+    "round, rank, max_attempts, sync, tenant, model, deployment, environment, pool, input_digest, "
+    "input_blob, webhook_url, idempotency_key, gateway, trace, key_prefix, state, state_at, "
+    "due_at, started_at, token, fence, error_class, attempt_count, user_failures, oom_failures, "
+    "lost_failures, worker, error_message)), "
+    "applied AS (INSERT INTO job (id, accepted_at, received_at, start_deadline_at, "
+    "total_deadline_at, seq, input_size, run_limit_ms, queue_limit_ms, total_limit_ms, "
+    "initial_delay_ms, max_delay_ms, slot_count, round, rank, max_attempts, sync, tenant, model, "
+    "deployment, environment, pool, input_digest, input_blob, webhook_url, idempotency_key, "
+    "gateway, trace, key_prefix, state, state_at, due_at, started_at, token, fence, error_class, "
+    "attempt_count, user_failures, oom_failures, lost_failures, worker, error_message, shard) "
+    "SELECT u.*, $43::smallint FROM u ON CONFLICT (id) DO NOTHING RETURNING id), "
+    "results AS (INSERT INTO job_result (job_id, round, token, output_size, output, output_blob) "
+    "SELECT r.* FROM unnest($44::uuid[], $45::smallint[], $46::bigint[], $47::bigint[], "
+    "$48::bytea[], $49::text[]) AS r (id, round, token, output_size, output, output_blob) "
+    "WHERE (r.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), "
+    "inputs AS (INSERT INTO job_input (job_id, input) "
+    "SELECT i.* FROM unnest($50::uuid[], $51::bytea[]) AS i (id, input) "
+    "WHERE (i.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), "
+    "deltas AS (INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running) "
+    "SELECT $43::smallint, rank, deployment, pool, count(*) FILTER (WHERE state = 1), "
+    "count(*) FILTER (WHERE state = 2) FROM u "
+    "WHERE state IN (1, 2) AND (id IN (SELECT id FROM applied)) IS TRUE "
+    "GROUP BY rank, deployment, pool) "
+    "SELECT id FROM applied");
+
+PG_STATEMENT(
+    flush_update,
+    "WITH applied AS (UPDATE job SET state_before = job.state, state = u.state, "
+    "state_at = u.state_at, due_at = u.due_at, started_at = coalesce(u.started_at, "
+    "job.started_at), token = u.token, fence = greatest(job.fence, u.fence), "
+    "error_class = u.error_class, attempt_count = u.attempt_count, "
+    "user_failures = u.user_failures, oom_failures = u.oom_failures, "
+    "lost_failures = u.lost_failures, worker = coalesce(u.worker, job.worker), "
+    "error_message = u.error_message "
+    "FROM unnest($1::uuid[], $2::smallint[], $3::bigint[], $4::smallint[], $5::timestamptz[], "
+    "$6::timestamptz[], $7::timestamptz[], $8::bigint[], $9::bigint[], $10::smallint[], "
+    "$11::smallint[], $12::smallint[], $13::smallint[], $14::smallint[], $15::text[], "
+    "$16::text[]) AS u (id, round, final_token, state, state_at, due_at, started_at, token, fence, "
+    "error_class, attempt_count, user_failures, oom_failures, lost_failures, worker, "
+    "error_message) "
+    "WHERE job.id = u.id AND job.id BETWEEN $17 AND $18 AND job.round = u.round "
+    "AND job.state IN (1, 2) AND CASE WHEN u.final_token <> 0 THEN job.fence < u.final_token "
+    "ELSE job.fence <= u.fence END "
+    "RETURNING job.id, job.shard, job.rank, job.deployment, job.pool, job.state, "
+    "job.state_before), "
+    "results AS (INSERT INTO job_result (job_id, round, token, output_size, output, output_blob) "
+    "SELECT r.* FROM unnest($19::uuid[], $20::smallint[], $21::bigint[], $22::bigint[], "
+    "$23::bytea[], $24::text[]) AS r (id, round, token, output_size, output, output_blob) "
+    "WHERE (r.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), "
+    "deltas AS (INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running) "
+    "SELECT shard, rank, deployment, pool, "
+    "sum((state = 1)::integer - (state_before = 1)::integer), "
+    "sum((state = 2)::integer - (state_before = 2)::integer) "
+    "FROM applied WHERE state <> state_before GROUP BY shard, rank, deployment, pool) "
+    "SELECT id FROM applied");
+
+PG_STATEMENT(flush_attempts,
+             "INSERT INTO attempt (job_id, token, boot, dispatched_at, started_at, ended_at, "
+             "round, number, error_class, batch_count, worker, device, error_message) "
+             "SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::timestamptz[], "
+             "$5::timestamptz[], $6::timestamptz[], $7::smallint[], $8::smallint[], "
+             "$9::smallint[], $10::integer[], $11::text[], $12::text[], $13::text[]) "
+             "ON CONFLICT DO NOTHING");
+
+PG_STATEMENT(flush_row,
+             "INSERT INTO flush (shard, epoch, number, intake_floor, outcome_floor, floor_at, "
+             "published_epoch, published_number, final_ids) "
+             "VALUES ($1, $2, $3, $4, $5, coalesce($6, 'epoch'), $7, $8, $9)");
+
+/* A range's jobs of one action. */
+struct selection {
+    const struct flush_job **jobs;
+    size_t count;
+};
+
+static void selection_done(struct selection *selection)
+{
+    mem_free(&selection->jobs);
+}
+
+static void selection_make(const struct flush *flush, const struct flush_range *range,
+                           enum flush_action action, struct selection *ret_selection)
+{
+    struct selection selection = {
+        .jobs = xcalloc(range->beyond - range->first + 1, sizeof(struct flush_job *))};
+
+    for (size_t i = range->first; i < range->beyond; i++) {
+        if (flush->jobs[i].action == action)
+            selection.jobs[selection.count++] = &flush->jobs[i];
+    }
+    *ret_selection = selection;
+}
+
+/* ---- values ---- */
+
+static int64_t cut(uint64_t value, int64_t highest)
+{
+    return value > (uint64_t)highest ? highest : (int64_t)value;
+}
+
+/* Size of the UTF-8 character at text, 0 when there is none that Postgres would store. */
+static size_t utf8_size(const uint8_t *text, size_t left)
+{
+    size_t size = text[0] < 0x80   ? 1
+                  : text[0] < 0xc2 ? 0
+                  : text[0] < 0xe0 ? 2
+                  : text[0] < 0xf0 ? 3
+                  : text[0] < 0xf5 ? 4
+                                   : 0;
+
+    if (size == 0 || size > left || text[0] == 0)
+        return 0;
+    for (size_t i = 1; i < size; i++) {
+        if ((text[i] & 0xc0) != 0x80)
+            return 0;
+    }
+    if ((text[0] == 0xe0 && text[1] < 0xa0) || (text[0] == 0xed && text[1] > 0x9f) ||
+        (text[0] == 0xf0 && text[1] < 0x90) || (text[0] == 0xf4 && text[1] > 0x8f))
+        return 0;
+    return size;
+}
+
+/* Binds the text with '?' for every byte that Postgres would refuse. */
+static void bind_worker_text(struct store *store, struct pg_batch *batch, struct wire_text text)
+{
+    const uint8_t *bytes = (const uint8_t *)text.text;
+    size_t good = 0, size;
+
+    while (good < text.size && (size = utf8_size(bytes + good, text.size - good)) > 0)
+        good += size;
+    if (good == text.size) {
+        pg_bind_text(batch, text);
+        return;
+    }
+    buf_clear(&store->text);
+    for (size_t i = 0; i < text.size; i += size) {
+        size = utf8_size(bytes + i, text.size - i);
+        if (size == 0) {
+            buf_append_byte(&store->text, '?');
+            size = 1;
+        } else {
+            buf_append(&store->text, bytes + i, size);
+        }
+    }
+    pg_bind_text(batch, (struct wire_text){(const char *)store->text.bytes, store->text.size});
+}
+
+/* One array parameter: an item a job of the selection. */
+#define BIND_EACH(type, bind)                                                                      \
+    do {                                                                                           \
+        pg_bind_array(batch, (type), selection->count);                                            \
+        for (size_t n_ = 0; n_ < selection->count; n_++) {                                         \
+            const struct flush_job *job = selection->jobs[n_];                                     \
+            const struct message_submit *submit = &job->spec->submit;                              \
+                                                                                                   \
+            (void)submit;                                                                          \
+            bind;                                                                                  \
+        }                                                                                          \
+    } while (0)
+#define BIND_I16(value) BIND_EACH(PG_I16, pg_bind_i16(batch, cut((value), INT16_MAX)))
+#define BIND_I32(value) BIND_EACH(PG_I32, pg_bind_i32(batch, cut((value), INT32_MAX)))
+#define BIND_I64(value) BIND_EACH(PG_I64, pg_bind_i64(batch, cut((value), INT64_MAX)))
+#define BIND_TIME(value) BIND_EACH(PG_TIME, pg_bind_time(batch, (value)))
+#define BIND_TEXT(value) BIND_EACH(PG_TEXT, pg_bind_text(batch, (value)))
+
+/* What never changes: $1 to $29 of flush_insert. */
+static void bind_spec(struct pg_batch *batch, const struct selection *selection)
+{
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_TIME(job->spec->accepted_us);
+    BIND_TIME(submit->received_us);
+    BIND_TIME(job->spec->start_deadline_us);
+    BIND_TIME(job->spec->total_deadline_us);
+    BIND_I64(job->spec->seq);
+    BIND_I64(submit->input_size);
+    BIND_I64(submit->run_limit_ms);
+    BIND_I64(submit->queue_limit_ms);
+    BIND_I64(submit->total_limit_ms);
+    BIND_I32(submit->initial_delay_ms);
+    BIND_I32(submit->max_delay_ms);
+    BIND_I32(job->spec->slot_count);
+    BIND_I16(job->spec->round);
+    BIND_I16(job->spec->rank);
+    BIND_I16(submit->max_attempts);
+    BIND_EACH(PG_BOOL, pg_bind_bool(batch, submit->sync));
+    BIND_TEXT(submit->tenant);
+    BIND_TEXT(submit->model);
+    BIND_TEXT(submit->deployment);
+    BIND_TEXT(submit->environment);
+    BIND_TEXT(submit->pool);
+    BIND_EACH(PG_BYTES, pg_bind_bytes(batch, submit->input_digest));
+    BIND_TEXT(submit->input_blob);
+    BIND_TEXT(submit->webhook_url);
+    BIND_TEXT(submit->idempotency_key);
+    BIND_TEXT(submit->gateway);
+    BIND_TEXT(submit->trace);
+    BIND_TEXT(submit->key_prefix);
+}
+
+/* What a flush changes: from `state` to `error_message`, in the order of both statements. */
+static void bind_state(struct store *store, struct pg_batch *batch,
+                       const struct selection *selection)
+{
+    BIND_I16((uint64_t)job->state);
+    BIND_TIME(job->state_us);
+    BIND_TIME(job->due_us);
+    BIND_TIME(job->started_us);
+    BIND_I64(job->token);
+    BIND_I64(job->fence);
+    BIND_I16((uint64_t)job->error_class);
+    BIND_I16(job->attempt_count);
+    BIND_I16(job->user_failures);
+    BIND_I16(job->oom_failures);
+    BIND_I16(job->lost_failures);
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->worker));
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->error_message));
+}
+
+static void bind_results(struct pg_batch *batch, const struct selection *all)
+{
+    struct selection succeeded = {.jobs = xcalloc(all->count + 1, sizeof(struct flush_job *))};
+    const struct selection *selection = &succeeded;
+
+    for (size_t i = 0; i < all->count; i++) {
+        if (all->jobs[i]->state == JOB_SUCCEEDED)
+            succeeded.jobs[succeeded.count++] = all->jobs[i];
+    }
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_I16(job->spec->round);
+    BIND_I64(job->final_token);
+    BIND_I64(job->output_size);
+    BIND_EACH(PG_BYTES, pg_bind_bytes(batch, job->output));
+    BIND_TEXT(job->output_blob);
+    selection_done(&succeeded);
+}
+
+/* An input is worth a row while its job may still run: not final, or failed and to be replayed. */
+static void bind_inputs(struct pg_batch *batch, const struct selection *all)
+{
+    struct selection kept = {.jobs = xcalloc(all->count + 1, sizeof(struct flush_job *))};
+    const struct selection *selection = &kept;
+
+    for (size_t i = 0; i < all->count; i++) {
+        const struct flush_job *job = all->jobs[i];
+
+        if (job->spec->submit.input.size > 0 &&
+            (!job_state_final(job->state) || job->state == JOB_FAILED))
+            kept.jobs[kept.count++] = job;
+    }
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_EACH(PG_BYTES, pg_bind_bytes(batch, submit->input));
+    selection_done(&kept);
+}
+
+static void write_inserts(struct store *store, uint32_t shard, const struct selection *selection,
+                          struct pg_batch *batch)
+{
+    pg_add(batch, &flush_insert);
+    bind_spec(batch, selection);
+    bind_state(store, batch, selection);
+    pg_bind_i16(batch, (int64_t)shard);
+    bind_results(batch, selection);
+    bind_inputs(batch, selection);
+}
+
+static void write_updates(struct store *store, const struct selection *selection,
+                          struct pg_batch *batch)
+{
+    const struct wire_id *lowest = &selection->jobs[0]->spec->submit.id, *highest = lowest;
+
+    for (size_t i = 1; i < selection->count; i++) {
+        const struct wire_id *id = &selection->jobs[i]->spec->submit.id;
+
+        if (memcmp(id->bytes, lowest->bytes, WIRE_ID_SIZE) < 0)
+            lowest = id;
+        if (memcmp(id->bytes, highest->bytes, WIRE_ID_SIZE) > 0)
+            highest = id;
+    }
+    pg_add(batch, &flush_update);
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_I16(job->spec->round);
+    BIND_I64(job->final_token);
+    bind_state(store, batch, selection);
+    pg_bind_id(batch, lowest);
+    pg_bind_id(batch, highest);
+    bind_results(batch, selection);
+}
+
+static bool range_has_job(const struct flush *flush, const struct flush_range *range,
+                          const struct wire_id *id)
+{
+    for (size_t i = range->first; i < range->beyond; i++) {
+        if (memcmp(flush->jobs[i].spec->submit.id.bytes, id->bytes, WIRE_ID_SIZE) == 0)
+            return true;
+    }
+    return false;
+}
+
+#define ATTEMPT_EACH(type, bind)                                                                   \
+    do {                                                                                           \
+        pg_bind_array(batch, (type), count);                                                       \
+        for (size_t n_ = 0; n_ < count; n_++) {                                                    \
+            const struct flush_attempt *attempt = attempts[n_];                                    \
+                                                                                                   \
+            bind;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
+static void bind_attempts(struct store *store, struct pg_batch *batch,
+                          const struct flush_attempt *const *attempts, size_t count)
+{
+    ATTEMPT_EACH(PG_ID, pg_bind_id(batch, &attempt->job));
+    ATTEMPT_EACH(PG_I64, pg_bind_i64(batch, cut(attempt->token, INT64_MAX)));
+    ATTEMPT_EACH(PG_I64, pg_bind_i64(batch, (int64_t)attempt->boot));
+    ATTEMPT_EACH(PG_TIME, pg_bind_time(batch, attempt->dispatched_us));
+    ATTEMPT_EACH(PG_TIME, pg_bind_time(batch, attempt->started_us));
+    ATTEMPT_EACH(PG_TIME, pg_bind_time(batch, attempt->ended_us));
+    ATTEMPT_EACH(PG_I16, pg_bind_i16(batch, cut(attempt->round, INT16_MAX)));
+    ATTEMPT_EACH(PG_I16, pg_bind_i16(batch, cut(attempt->number, INT16_MAX)));
+    ATTEMPT_EACH(PG_I16, pg_bind_i16(batch, (int64_t)attempt->error_class));
+    ATTEMPT_EACH(PG_I32, pg_bind_i32(batch, cut(attempt->batch_count, INT32_MAX)));
+    ATTEMPT_EACH(PG_TEXT, attempt->worker.size == 0
+                              ? pg_bind_c(batch, "")
+                              : bind_worker_text(store, batch, attempt->worker));
+    ATTEMPT_EACH(PG_TEXT, bind_worker_text(store, batch, attempt->device));
+    ATTEMPT_EACH(PG_TEXT, bind_worker_text(store, batch, attempt->error_message));
+}
+
+/* A trial of a part writes the attempts of its jobs only. */
+static void write_attempts(struct store *store, const struct flush *flush,
+                           const struct flush_range *range, struct pg_batch *batch)
+{
+    const struct flush_attempt **attempts = xcalloc(flush->attempt_count + 1,
+                                                    sizeof(struct flush_attempt *));
+    bool whole = range->first == 0 && range->beyond == flush->job_count;
+    size_t count = 0;
+
+    for (size_t i = 0; i < flush->attempt_count; i++) {
+        if (whole || range_has_job(flush, range, &flush->attempts[i].job))
+            attempts[count++] = &flush->attempts[i];
+    }
+    if (count > 0) {
+        pg_add(batch, &flush_attempts);
+        bind_attempts(store, batch, attempts, count);
+    }
+    mem_free(&attempts);
+}
+
+static void write_row(const struct flush *flush, struct pg_batch *batch)
+{
+    size_t final_count = 0;
+
+    for (size_t i = 0; i < flush->job_count; i++)
+        final_count += job_state_final(flush->jobs[i].state);
+    pg_add(batch, &flush_row);
+    pg_bind_i16(batch, (int64_t)flush->shard);
+    pg_bind_i64(batch, (int64_t)flush->epoch);
+    pg_bind_i64(batch, cut(flush->number, INT64_MAX));
+    pg_bind_i64(batch, flush->intake_floor);
+    pg_bind_i64(batch, flush->outcome_floor);
+    pg_bind_time(batch, flush->floor_us);
+    pg_bind_i64(batch, (int64_t)flush->published_epoch);
+    pg_bind_i64(batch, cut(flush->published_number, INT64_MAX));
+    pg_bind_array(batch, PG_ID, final_count);
+    for (size_t i = 0; i < flush->job_count; i++) {
+        if (job_state_final(flush->jobs[i].state))
+            pg_bind_id(batch, &flush->jobs[i].spec->submit.id);
+    }
+}
+
+void store_write_flush(struct store *store, const struct flush *flush,
+                       const struct flush_range *range, struct pg_batch *batch,
+                       struct flush_statements *ret_statements)
+{
+    struct flush_statements statements = {SIZE_MAX, SIZE_MAX};
+    size_t statement_count = 1;
+    OWNED(selection_done) struct selection inserts = {0};
+    OWNED(selection_done) struct selection updates = {0};
+
+    selection_make(flush, range, FLUSH_INSERT, &inserts);
+    selection_make(flush, range, FLUSH_UPDATE, &updates);
+    pg_add(batch, &flush_guard);
+    pg_bind_i16(batch, (int64_t)flush->shard);
+    pg_bind_i64(batch, (int64_t)flush->epoch);
+    if (inserts.count > 0) {
+        write_inserts(store, flush->shard, &inserts, batch);
+        statements.inserted = statement_count++;
+    }
+    if (updates.count > 0) {
+        write_updates(store, &updates, batch);
+        statements.updated = statement_count++;
+    }
+    if (!range->without_attempts)
+        write_attempts(store, flush, range, batch);
+    if (range->trial)
+        pg_add(batch, &flush_undo);
+    else
+        write_row(flush, batch);
+    *ret_statements = statements;
+}
