@@ -144,6 +144,8 @@ static void takeover_forget(struct store *store)
 {
     struct ledger_takeover *found = &store->takeover.found;
 
+    for (size_t i = 0; i < found->row_count; i++)
+        job_spec_unref(&found->rows[i].spec);
     mem_free(&found->rows);
     mem_free(&found->lanes);
     mem_free(&found->unpublished);
