@@ -13,6 +13,10 @@
 
 #include "base/mem.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 #define ERR_OK 0
 enum err_code {
 #define ERROR(name, value, class, http, text) name = (value),
@@ -54,3 +58,7 @@ enum err_class err_class(int code);
 int err_http_status(int code);     /* 200 for ERR_OK */
 const char *err_name(int code);    /* "ERR_RANGE"; static storage */
 const char *err_meaning(int code); /* the sentence of errors.def; static storage */
+
+#ifdef __cplusplus
+}
+#endif

@@ -13,6 +13,10 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Runs dtor(&variable) when the variable's scope ends. */
 #define OWNED(dtor) __attribute__((cleanup(dtor)))
 
@@ -41,3 +45,7 @@ void mem_free(void *p);
 /* Copies text into a fixed array, cut at its end and always terminated. */
 #define mem_copy_text(array, text) mem_copy_text_at((array), sizeof(array), (text))
 void mem_copy_text_at(char *to, size_t to_size, const char *text);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: fields come typed and verbatim, and nothing that two parsers could read differently gets
+ * through. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/json_fast.h"
+
+static int parse(struct json_fast *parser, const char *text, struct err *err)
+{
+    return json_fast_parse(parser, text, strlen(text), false, err);
+}
+
+static void test_fields_in_order_and_verbatim(void **state)
+{
+    static const char text[] =
+        " {\"a\" : {\"x\": [1, 2.50 ,\"]}\"]} , \"b\":-7 ,\"c\":\"t\\u00fc\\n\","
+        "\"d\":[ ],\"e\": true\n,\"f\":null}";
+    static const struct {
+        const char *key, *raw;
+        enum json_type type;
+    } want[] = {
+        {"a", "{\"x\": [1, 2.50 ,\"]}\"]}", JSON_TYPE_OBJECT},
+        {"b", "-7", JSON_TYPE_NUMBER},
+        {"c", "\"t\\u00fc\\n\"", JSON_TYPE_STRING},
+        {"d", "[ ]", JSON_TYPE_ARRAY},
+        {"e", "true", JSON_TYPE_BOOL},
+        {"f", "null", JSON_TYPE_NULL},
+    };
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    struct json_field field;
+    const char *string;
+    int64_t number;
+    size_t size;
+    bool yes;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(parse(parser, text, &err), 0);
+    for (size_t i = 0; i < COUNT_OF(want); i++) {
+        assert_true(json_fast_next(parser, &field));
+        assert_string_equal(field.key, want[i].key);
+        assert_int_equal(field.type, want[i].type);
+        assert_int_equal(field.raw_size, strlen(want[i].raw));
+        assert_memory_equal(field.raw, want[i].raw, field.raw_size);
+        assert_memory_equal(text + field.raw_start, want[i].raw, field.raw_size);
+    }
+    assert_false(json_fast_next(parser, &field));
+    assert_true(json_fast_find(parser, "b", &field));
+    assert_int_equal(json_fast_int64(parser, &field, &number, &err), 0);
+    assert_int_equal(number, -7);
+    assert_int_equal(json_fast_bool(parser, &field, &yes, &err), ERR_MALFORMED);
+    assert_string_equal(err.text, "b must be true or false, not number");
+    assert_true(json_fast_find(parser, "c", &field));
+    assert_int_equal(json_fast_string(parser, &field, &string, &size, &err), 0);
+    assert_string_equal(string, "tü\n");
+    assert_int_equal(size, 4);
+}
+
+static void test_refusals(void **state)
+{
+    static const struct {
+        const char *text;
+        int code;
+    } rows[] = {
+        {"", ERR_MALFORMED},
+        {"   ", ERR_MALFORMED},
+        {"[]", ERR_MALFORMED},
+        {"\"text\"", ERR_MALFORMED},
+        {"{", ERR_MALFORMED},
+        {"{}x", ERR_MALFORMED},
+        {"{} {}", ERR_MALFORMED},
+        {"{\"a\":1,}", ERR_MALFORMED},
+        {"{\"a\":01}", ERR_MALFORMED},
+        {"{\"a\":NaN}", ERR_MALFORMED},
+        {"{\"a\":1e400}", ERR_MALFORMED},
+        {"{\"a\":1,\"a\":2}", ERR_MALFORMED},
+        {"{\"a\":1,\"\\u0061\":2}", ERR_MALFORMED},
+        {"{\"a\\u0000b\":1}", ERR_MALFORMED},
+        {"{\"a\":\"\xff\"}", ERR_MALFORMED},
+        {"{\"a\":\"\x01\"}", ERR_MALFORMED},
+        {"{\"a\":\"\\ud800\"}", ERR_MALFORMED},
+        {"\xef\xbb\xbf{}", ERR_MALFORMED},
+        {"{'a':1}", ERR_MALFORMED},
+        {"{\"a\":tru}", ERR_MALFORMED},
+    };
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    struct err err;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        int r = parse(parser, rows[i].text, &err);
+
+        if (r != rows[i].code)
+            fail_msg("'%s': %d, want %d", rows[i].text, r, rows[i].code);
+        assert_int_equal(json_fast_field_count(parser), 0);
+    }
+    assert_int_equal(parse(parser, "{\"a\":{}}", &err), 0);
+}
+
+static void test_depth_and_count_are_bounded(void **state)
+{
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(1 << 20);
+    struct err err;
+
+    (void)state;
+    buf_append_text(&text, "{\"a\":");
+    for (int i = 0; i < 200; i++)
+        buf_append_byte(&text, '[');
+    for (int i = 0; i < 200; i++)
+        buf_append_byte(&text, ']');
+    buf_append_byte(&text, '}');
+    assert_int_equal(parse(parser, buf_text(&text), &err), ERR_TOO_BIG);
+    buf_clear(&text);
+    for (int i = 0; i <= JSON_FAST_FIELDS_MAX; i++)
+        buf_printf(&text, "%c\"k%d\":1", i == 0 ? '{' : ',', i);
+    buf_append_byte(&text, '}');
+    assert_int_equal(parse(parser, buf_text(&text), &err), ERR_TOO_BIG);
+}
+
+static void test_numbers(void **state)
+{
+    static const struct {
+        const char *text;
+        int code;
+        int64_t want;
+    } rows[] = {
+        {"{\"n\":9223372036854775807}", 0, INT64_MAX},
+        {"{\"n\":-9223372036854775808}", 0, INT64_MIN},
+        {"{\"n\":9223372036854775808}", ERR_RANGE, 0},
+        {"{\"n\":1.0}", ERR_MALFORMED, 0},
+        {"{\"n\":1e3}", ERR_MALFORMED, 0},
+        {"{\"n\":\"1\"}", ERR_MALFORMED, 0},
+    };
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    struct json_field field;
+    struct err err;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        int64_t number = 0;
+
+        assert_int_equal(parse(parser, rows[i].text, &err), 0);
+        assert_true(json_fast_next(parser, &field));
+        assert_int_equal(json_fast_int64(parser, &field, &number, &err), rows[i].code);
+        assert_true(number == rows[i].want);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_fields_in_order_and_verbatim),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_depth_and_count_are_bounded),
+        cmocka_unit_test(test_numbers),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
