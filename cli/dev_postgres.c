@@ -5,7 +5,7 @@
  * 107 bytes, and a clone may lie deeper than that.
  *
  * PostgreSQL refuses to run as root. As root we start it in a user namespace where we are
- * uid 1000: the files stay root's, also below a directory of mode 0700. Where namespaces are
+ * another uid: the files stay root's, also below a directory of mode 0700. Where namespaces are
  * forbidden (some containers) an account is used instead, with a directory outside private homes.
  */
 
@@ -55,30 +55,30 @@ char *dev_postgres_account_directory(const char *data_dir)
     return xasprintf("/var/tmp/headrace-postgres-%016llx", (unsigned long long)text_hash(data_dir));
 }
 
-/* Decides as whom the server runs, and moves its directory out of private homes for an account. */
-static int identity_choose(struct dev *dev, struct dev_service *service,
-                           struct dev_command *command, struct err *err)
+/* initdb looks its own uid up, so inside the namespace we need one that has a name: the account
+ * of Debian's package, else one that every system has. */
+static const struct passwd *inner_account(void)
 {
-    static int can_map = -1;
-    const char *account = dev->postgres_account;
-    const struct passwd *found;
+    static const char *const names[] = {"postgres", "daemon", "nobody"};
+    const struct passwd *found = NULL;
+
+    for (size_t i = 0; i < COUNT_OF(names) && found == NULL; i++)
+        found = getpwnam(names[i]);
+    return found;
+}
+
+/* The way without namespaces: an account, and a directory outside of private homes that is its. */
+static int account_take(struct dev *dev, struct dev_service *service, struct dev_command *command,
+                        struct err *err)
+{
+    const char *account = dev->postgres_account == NULL ? "postgres" : dev->postgres_account;
+    const struct passwd *found = getpwnam(account);
     int code;
 
-    command->identity = DEV_IDENTITY_SAME;
-    if (geteuid() != 0)
-        return 0;
-    if (can_map < 0)
-        can_map = dev_process_can_map_user() ? 1 : 0;
-    if (account == NULL && can_map == 1) {
-        command->identity = DEV_IDENTITY_NAMESPACE;
-        return 0;
-    }
-    account = account == NULL ? "postgres" : account;
-    found = getpwnam(account);
     if (found == NULL || found->pw_uid == 0)
         return err_set(err, ERR_DEPENDENCY,
                        "PostgreSQL must not run as root, user namespaces are forbidden here and "
-                       "there is no account '%s'; --postgres-account NAMES one",
+                       "there is no account '%s'; --postgres-account names another",
                        account);
     command->identity = DEV_IDENTITY_ACCOUNT;
     command->uid = found->pw_uid;
@@ -89,6 +89,26 @@ static int identity_choose(struct dev *dev, struct dev_service *service,
     if (code == 0 && chown(service->directory, found->pw_uid, found->pw_gid) < 0)
         return err_set_errno(err, ERR_IO, "chown %s", service->directory);
     return code;
+}
+
+/* Decides as whom the server runs. */
+static int identity_choose(struct dev *dev, struct dev_service *service,
+                           struct dev_command *command, struct err *err)
+{
+    static int can_map = -1;
+    const struct passwd *inner = inner_account();
+
+    command->identity = DEV_IDENTITY_SAME;
+    if (geteuid() != 0)
+        return 0;
+    if (can_map < 0)
+        can_map = dev_process_can_map_user() ? 1 : 0;
+    if (dev->postgres_account != NULL || can_map == 0 || inner == NULL)
+        return account_take(dev, service, command, err);
+    command->identity = DEV_IDENTITY_NAMESPACE;
+    command->uid = inner->pw_uid;
+    command->gid = inner->pw_gid;
+    return 0;
 }
 
 static int password_read(const struct dev_service *service, char **ret_password, struct err *err)

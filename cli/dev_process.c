@@ -23,8 +23,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { NAMESPACE_ID = 1000 };
-
 /* What the child says when it could not become the program. */
 struct child_report {
     char step[32];
@@ -43,7 +41,7 @@ static int file_put_text(const char *path, const char *text)
     return written == (ssize_t)strlen(text) ? 0 : -1;
 }
 
-static int namespace_enter(void)
+static int namespace_enter(uid_t inner_uid, gid_t inner_gid)
 {
     char map[64];
     uid_t uid = geteuid();
@@ -51,13 +49,13 @@ static int namespace_enter(void)
 
     if (unshare(CLONE_NEWUSER) < 0)
         return -1;
-    (void)snprintf(map, sizeof(map), "%d %u 1\n", NAMESPACE_ID, (unsigned)uid);
+    (void)snprintf(map, sizeof(map), "%u %u 1\n", (unsigned)inner_uid, (unsigned)uid);
     if (file_put_text("/proc/self/uid_map", map) < 0)
         return -1;
     /* A group may be mapped only after the right to change groups is given up. */
     if (file_put_text("/proc/self/setgroups", "deny") < 0 && errno != ENOENT)
         return -1;
-    (void)snprintf(map, sizeof(map), "%d %u 1\n", NAMESPACE_ID, (unsigned)gid);
+    (void)snprintf(map, sizeof(map), "%u %u 1\n", (unsigned)inner_gid, (unsigned)gid);
     return file_put_text("/proc/self/gid_map", map);
 }
 
@@ -67,7 +65,7 @@ static int identity_take(const struct dev_spawn *spawn)
     case DEV_IDENTITY_SAME:
         return 0;
     case DEV_IDENTITY_NAMESPACE:
-        return namespace_enter();
+        return namespace_enter(spawn->uid, spawn->gid);
     case DEV_IDENTITY_ACCOUNT:
         if (setgroups(0, NULL) < 0 || setgid(spawn->gid) < 0)
             return -1;
@@ -235,7 +233,7 @@ bool dev_process_can_map_user(void)
     pid_t pid = fork();
 
     if (pid == 0)
-        _exit(namespace_enter() < 0 ? 1 : 0);
+        _exit(namespace_enter(1, 1) < 0 ? 1 : 0);
     if (pid < 0 || waitpid(pid, &status, 0) < 0)
         return false;
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;

@@ -6,8 +6,8 @@
  * pidfd, and never left behind: when we die, by whatever signal, the kernel kills it.
  *
  * A child gets a process group of its own, so that Ctrl-C in a terminal reaches only us and the
- * order of stopping stays ours. As root it may be started in a user namespace where it is
- * uid 1000, because PostgreSQL refuses to run as root; no account and no chown is needed then.
+ * order of stopping stays ours. As root it may be started in a user namespace where it has
+ * another uid, because PostgreSQL refuses to run as root; no chown is needed then.
  *
  * Thread: one, and no other thread of ours may be inside fork-unsafe code (the child only makes
  * system calls between fork and exec).   Tests: tests/unit/test_dev_process.c
@@ -21,7 +21,7 @@
 
 enum dev_identity {
     DEV_IDENTITY_SAME,      /* as we are */
-    DEV_IDENTITY_NAMESPACE, /* in a user namespace, where we are uid and gid 1000 */
+    DEV_IDENTITY_NAMESPACE, /* in a user namespace, where we have the given uid and gid */
     DEV_IDENTITY_ACCOUNT,   /* as the given uid and gid; root only */
 };
 
@@ -32,7 +32,7 @@ struct dev_spawn {
     const char *log_path;
     const char *directory;
     enum dev_identity identity;
-    uid_t uid; /* of DEV_IDENTITY_ACCOUNT */
+    uid_t uid; /* of the last two identities */
     gid_t gid;
     int death_signal; /* what the kernel sends it when we die */
 };

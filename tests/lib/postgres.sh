@@ -17,7 +17,9 @@ done
 # The temporary directory is not under TMPDIR's long path: nothing here uses a Unix socket.
 dir=$(mktemp -d "${TMPDIR:-/tmp}/headrace-pg.XXXXXX")
 unprivileged=
-[ "$(id -u)" = 0 ] && unprivileged='unshare -U --map-user=1000 --map-group=1000 --'
+# initdb looks its own uid up, so it must be one that has a name.
+uid=$(id -u postgres 2>/dev/null || id -u daemon)
+[ "$(id -u)" = 0 ] && unprivileged="unshare -U --map-user=$uid --map-group=$uid --"
 pid=
 finish() {
     status=$?

@@ -57,6 +57,8 @@ static int start(struct dev_process *process, const char *script, enum dev_ident
         .log_path = log_path,
         .directory = directory,
         .identity = identity,
+        .uid = 7,
+        .gid = 8,
         .death_signal = SIGKILL,
     };
 
@@ -126,7 +128,7 @@ static void test_program_that_is_not_there(void **state)
     assert_int_equal(process.pid, 0);
 }
 
-static void test_namespace_maps_us_to_1000(void **state)
+static void test_namespace_maps_us(void **state)
 {
     OWNED(mem_free) char *text = NULL;
     struct dev_process process;
@@ -139,7 +141,7 @@ static void test_namespace_maps_us_to_1000(void **state)
     wait_end(&process);
     OWNED(mem_free) char *path = xasprintf("%s/id", directory);
     assert_int_equal(dev_file_read(path, LOG_SIZE_MAX, &text, &err), 0);
-    assert_string_equal(text, "1000\n1000\n");
+    assert_string_equal(text, "7\n8\n");
 }
 
 /* The grandchild is started by a child of ours that is killed; the kernel must kill it too. */
@@ -184,7 +186,7 @@ int main(void)
         cmocka_unit_test(test_output_and_exit_code),
         cmocka_unit_test(test_signal_is_told),
         cmocka_unit_test(test_program_that_is_not_there),
-        cmocka_unit_test(test_namespace_maps_us_to_1000),
+        cmocka_unit_test(test_namespace_maps_us),
         cmocka_unit_test(test_child_dies_with_its_parent),
         cmocka_unit_test(test_start_ticks_of_nobody),
     };
