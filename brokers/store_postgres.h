@@ -39,7 +39,6 @@ struct store_flush {
     bool without_attempts;              /* no job was at fault: they are left out */
     bool *applied;
     char why[256];
-    struct flush_result result; /* of a flush that may be sent again, when its pause is over */
 };
 
 struct store_takeover {

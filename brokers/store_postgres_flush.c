@@ -54,6 +54,7 @@ static void flush_answer(struct store *store, struct flush_result result)
 
     store->flush = (struct store_flush){0};
     result.number = flush.flush->number;
+    result.refused_why = flush.why; /* of the copy: the store's may be used by the next flush */
     flush.done(flush.opaque, &result);
     mem_free(&flush.applied);
 }
@@ -109,9 +110,7 @@ static void flush_committed(struct store *store, const struct pg_answer *answer,
 
 static void flush_refuse(struct store *store, size_t index)
 {
-    flush_answer(store, (struct flush_result){.verdict = FLUSH_REFUSED,
-                                              .refused_index = index,
-                                              .refused_why = store->flush.why});
+    flush_answer(store, (struct flush_result){.verdict = FLUSH_REFUSED, .refused_index = index});
 }
 
 static void trial_send(struct store *store)

@@ -1,0 +1,1006 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Goal: the ledger's promises at a real server. Only the newest epoch writes; a row is written by
+ * the token that may; a bad row is found and named; a lost commit is answered by what the ledger
+ * says; a takeover waits for the old owner's open flush, or ends its session; cursors only move
+ * forward; what was not published is found again.
+ * Method: tests/lib/postgres.sh starts a server; each test begins with an empty ledger. Nothing
+ * sleeps: locks are held and released, and backends killed, by a second session.
+ */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/loop.h"
+#include "brokers/pg.h"
+#include "brokers/store.h"
+#include "migrations/migrate.h"
+#include "schema/job_id.h"
+
+#define PATIENCE_MS 20000
+#define SHARD 3
+#define ACCEPTED_US 1767312000000000u /* 2026-01-02 */
+#define T(text) ((struct wire_text){(text), sizeof(text) - 1})
+#define B(text) ((struct wire_bytes){(const uint8_t *)(text), sizeof(text) - 1})
+
+/* ---- a world ---- */
+
+struct world {
+    struct loop *loop;
+    struct store *store;
+    struct wire_decoder *decoder;
+    struct pg_session *session; /* looks, locks and kills */
+    uint32_t epoch;
+    /* answers */
+    bool done;
+    int err_code;
+    struct ledger_takeover *takeover;
+    enum flush_verdict verdict;
+    size_t refused_index;
+    char why[256];
+    bool applied[FLUSH_JOBS_MAX];
+    struct ledger_row rows[100];
+    size_t row_count;
+    bool complete;
+};
+
+static const char *url(void)
+{
+    const char *text = getenv("HEADRACE_POSTGRES");
+
+    assert_non_null(text);
+    return text;
+}
+
+static void script(struct world *world, const char *sql)
+{
+    struct err err = {0};
+
+    if (pg_session_script(world->session, sql, &err) < 0)
+        fail_msg("%s: %s", sql, err.text);
+}
+
+static void query(struct world *world, const char *sql, struct pg_answer *ret_answer)
+{
+    const struct pg_statement statement = {.name = "query", .sql = sql};
+    struct pg_batch *batch = pg_batch_new();
+    struct err err = {0};
+
+    pg_add(batch, &statement);
+    if (pg_session_run(world->session, &batch, ret_answer, &err) < 0)
+        fail_msg("%s: %s", sql, err.text);
+    assert_int_equal(pg_row_count(ret_answer, 0), 1);
+}
+
+static bool is_true(struct world *world, const char *sql)
+{
+    struct pg_answer answer;
+    bool yes;
+
+    query(world, sql, &answer);
+    yes = pg_bool(&answer, 0, 0, 0);
+    pg_answer_done(&answer);
+    return yes;
+}
+
+static void expect(struct world *world, const char *sql, const char *wanted)
+{
+    struct pg_answer answer;
+
+    query(world, sql, &answer);
+    if (strcmp(pg_c(&answer, 0, 0, 0), wanted) != 0)
+        fail_msg("%s: '%s', not '%s'", sql, pg_c(&answer, 0, 0, 0), wanted);
+    pg_answer_done(&answer);
+}
+
+static struct store *open_store(struct world *world)
+{
+    const struct store_options options = {.url = url(),
+                                          .application = "test_store",
+                                          .statement_timeout_ms = 10000,
+                                          .connect_timeout_ms = 2000};
+    struct store *store;
+    struct err err = {0};
+
+    assert_int_equal(store_open(world->loop, &options, &store, &err), 0);
+    return store;
+}
+
+static int group_setup(void **state)
+{
+    struct err err = {0};
+
+    (void)state;
+    if (migrate_run(url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
+        fail_msg("%s", err.text);
+    return 0;
+}
+
+static int setup(void **state)
+{
+    const struct pg_options options = {.url = url(), .application = "test_store looker"};
+    struct world *world = xcalloc(1, sizeof(*world));
+    struct err err = {0};
+
+    assert_int_equal(pg_session_open(&options, &world->session, &err), 0);
+    script(world, "TRUNCATE shard, flush, job, job_input, job_result, attempt, queue_delta");
+    assert_int_equal(loop_open(&world->loop, &err), 0);
+    world->decoder = wire_decoder_new();
+    world->store = open_store(world);
+    *state = world;
+    return 0;
+}
+
+static void rows_drop(struct world *world)
+{
+    for (size_t i = 0; i < world->row_count; i++)
+        job_spec_unref(&world->rows[i].spec);
+    world->row_count = 0;
+}
+
+static int teardown(void **state)
+{
+    struct world *world = *state;
+
+    rows_drop(world);
+    store_close(&world->store);
+    pg_session_close(&world->session);
+    wire_decoder_free(&world->decoder);
+    loop_close(&world->loop);
+    mem_free(&world);
+    return 0;
+}
+
+static void hear(struct world *world)
+{
+    assert_true(loop_run_until(world->loop, &world->done, PATIENCE_MS));
+}
+
+/* Turns of the loop in which the answer must not come. */
+static void hear_nothing(struct world *world, uint32_t for_ms)
+{
+    assert_false(loop_run_until(world->loop, &world->done, for_ms));
+}
+
+static void on_takeover(void *opaque, struct ledger_takeover *takeover, struct err *err)
+{
+    struct world *world = opaque;
+
+    world->done = true;
+    world->err_code = err->code;
+    world->takeover = takeover;
+    if (err->code != ERR_OK)
+        (void)fprintf(stderr, "takeover: %s\n", err->text);
+}
+
+static void take_over(struct world *world)
+{
+    world->done = false;
+    store_takeover(world->store, SHARD, on_takeover, world);
+    hear(world);
+    assert_int_equal(world->err_code, 0);
+    assert_int_equal(world->takeover->shard, SHARD);
+    world->epoch = world->takeover->epoch;
+}
+
+static void on_flush(void *opaque, const struct flush_result *result)
+{
+    struct world *world = opaque;
+
+    world->done = true;
+    world->verdict = result->verdict;
+    world->refused_index = result->refused_index;
+    mem_copy_text(world->why, result->refused_why == NULL ? "" : result->refused_why);
+    for (size_t i = 0; result->applied != NULL && i < FLUSH_JOBS_MAX; i++)
+        world->applied[i] = false;
+}
+
+/* The number of jobs is known to the asker only. */
+struct flush_ask {
+    struct world *world;
+    size_t job_count;
+};
+
+static void on_flush_applied(void *opaque, const struct flush_result *result)
+{
+    struct flush_ask *ask = opaque;
+
+    on_flush(ask->world, result);
+    for (size_t i = 0; result->applied != NULL && i < ask->job_count; i++)
+        ask->world->applied[i] = result->applied[i];
+}
+
+static void on_rows(void *opaque, const struct ledger_lane *lane, struct ledger_row *rows,
+                    size_t row_count, bool complete, struct err *err)
+{
+    struct world *world = opaque;
+
+    (void)lane;
+    rows_drop(world);
+    world->done = true;
+    world->err_code = err->code;
+    world->complete = complete;
+    assert_true(row_count <= COUNT_OF(world->rows));
+    for (size_t i = 0; i < row_count; i++)
+        world->rows[i] = rows[i];
+    world->row_count = row_count;
+}
+
+/* ---- jobs and flushes ---- */
+
+static struct wire_id id_of(uint32_t n)
+{
+    const uint8_t entropy[JOB_ID_RANDOM_SIZE] = {
+        0, 0, 0, 0, (uint8_t)(n >> 24), (uint8_t)(n >> 16), (uint8_t)(n >> 8), (uint8_t)n};
+
+    return job_id_make(SHARD, ACCEPTED_US / 1000 + n, entropy);
+}
+
+static const uint8_t digest[32] = {1, 2, 3};
+
+static struct job_spec *spec_of(struct world *world, uint32_t n, const char *tenant, bool sync)
+{
+    struct message_submit submit = {
+        .id = id_of(n),
+        .tenant = WIRE_TEXT_OF(tenant),
+        .model = T("minilm"),
+        .deployment = T("d1"),
+        .environment = T("production"),
+        .pool = T("pool-d1"),
+        .priority = sync ? 0 : 1,
+        .sync = sync,
+        .input = B("{\"input\":\"x\"}"),
+        .input_size = 13,
+        .input_digest = {digest, sizeof(digest)},
+        .max_attempts = 3,
+        .initial_delay_ms = 1000,
+        .max_delay_ms = 5000,
+        .queue_limit_ms = 600000,
+        .run_limit_ms = 60000,
+        .total_limit_ms = 900000,
+        .webhook_url = T("https://example.org/hook"),
+        .idempotency_key = T("key-1"),
+        .gateway = T("g1"),
+        .trace = T("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        .received_us = ACCEPTED_US - 5,
+        .slot_count = 2,
+        .key_prefix = T("hr_abc"),
+    };
+    struct buf buf = BUF_WITH_LIMIT(100000);
+    struct job_spec *spec;
+    struct err err = {0};
+
+    if (message_encode(MESSAGE_SUBMIT, &submit, &buf, &err) < 0 ||
+        job_spec_new(world->decoder, buf.bytes, buf.size, n, ACCEPTED_US + n, &spec, &err) < 0)
+        fail_msg("%s", err.text);
+    buf_done(&buf);
+    return spec;
+}
+
+/* A job as it enters the ledger. */
+static struct flush_job job_of(const struct job_spec *spec, enum job_state state)
+{
+    struct flush_job job = {
+        .spec = spec, .action = FLUSH_INSERT, .state = state, .state_us = ACCEPTED_US + 1000};
+
+    if (state == JOB_SUCCEEDED) {
+        job.output = B("{\"data\":[1]}");
+        job.output_size = 12;
+    }
+    return job;
+}
+
+static void send_flush(struct world *world, const struct flush *flush, struct flush_ask *ask)
+{
+    *ask = (struct flush_ask){world, flush->job_count};
+    world->done = false;
+    store_flush(world->store, flush, on_flush_applied, ask);
+}
+
+static struct flush flush_of(struct world *world, uint64_t number, const struct flush_job *jobs,
+                             size_t job_count)
+{
+    return (struct flush){.shard = SHARD,
+                          .epoch = world->epoch,
+                          .number = number,
+                          .intake_floor = 10 + (int64_t)number,
+                          .outcome_floor = 20 + (int64_t)number,
+                          .floor_us = ACCEPTED_US,
+                          .jobs = jobs,
+                          .job_count = job_count};
+}
+
+static void flush_now(struct world *world, uint64_t number, const struct flush_job *jobs,
+                      size_t job_count)
+{
+    struct flush flush = flush_of(world, number, jobs, job_count);
+    struct flush_ask ask;
+
+    send_flush(world, &flush, &ask);
+    hear(world);
+}
+
+/* ---- tests ---- */
+
+static void test_first_takeover(void **state)
+{
+    struct world *world = *state;
+
+    take_over(world);
+    assert_true(world->epoch >= 57000000); /* seconds since 2025 */
+    assert_int_equal(world->takeover->intake_floor, -1);
+    assert_int_equal(world->takeover->outcome_floor, -1);
+    assert_int_equal(world->takeover->row_count, 0);
+    assert_int_equal(world->takeover->lane_count, 0);
+    assert_int_equal(world->takeover->unpublished_count, 0);
+}
+
+static void test_the_epoch_only_rises(void **state)
+{
+    struct world *world = *state;
+    uint32_t before;
+
+    take_over(world);
+    before = world->epoch;
+    take_over(world);
+    assert_true(world->epoch > before);
+    script(world, "UPDATE shard SET epoch = 2000000000"); /* a clock that was wrong once */
+    take_over(world);
+    assert_int_equal(world->epoch, 2000000001);
+}
+
+static void test_everything_of_a_row_comes_back(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[2];
+    struct flush_job jobs[2];
+    struct flush_attempt attempt;
+    struct flush flush;
+    struct flush_ask ask;
+    const struct job_spec *spec;
+    const struct ledger_row *row;
+
+    take_over(world);
+    specs[0] = spec_of(world, 1, "acme", false);
+    specs[1] = spec_of(world, 2, "acme", true);
+    jobs[0] = job_of(specs[0], JOB_QUEUED);
+    jobs[0].attempt_count = 2;
+    jobs[0].fence = TOKEN_MAKE(world->epoch, 7);
+    jobs[0].user_failures = 1;
+    jobs[0].oom_failures = 2;
+    jobs[0].lost_failures = 3;
+    jobs[0].due_us = ACCEPTED_US + 77;
+    jobs[1] = job_of(specs[1], JOB_IN_PROGRESS);
+    jobs[1].attempt_count = 1;
+    jobs[1].token = TOKEN_MAKE(world->epoch, 8);
+    attempt = (struct flush_attempt){.job = id_of(1),
+                                     .round = 1,
+                                     .number = 2,
+                                     .token = TOKEN_MAKE(world->epoch, 7),
+                                     .boot = 99,
+                                     .worker = T("w1"),
+                                     .device = T("cpu"),
+                                     .error_message = T("broken \xff\0 text"),
+                                     .dispatched_us = ACCEPTED_US,
+                                     .started_us = ACCEPTED_US + 1,
+                                     .ended_us = ACCEPTED_US + 2,
+                                     .error_class = ERROR_CLASS_OOM,
+                                     .batch_count = 4};
+    flush = flush_of(world, 1, jobs, 2);
+    flush.attempts = &attempt;
+    flush.attempt_count = 1;
+    send_flush(world, &flush, &ask);
+    hear(world);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    assert_true(world->applied[0] && world->applied[1]);
+    expect(world, "SELECT error_message || number || batch_count FROM attempt", "broken ?? text24");
+
+    take_over(world);
+    assert_int_equal(world->takeover->intake_floor, 11);
+    assert_int_equal(world->takeover->outcome_floor, 21);
+    assert_int_equal(world->takeover->row_count, 2);
+    assert_int_equal(world->takeover->lane_count, 0);
+    row = &world->takeover->rows[0];
+    assert_int_equal(row->state, JOB_QUEUED);
+    assert_int_equal(row->attempt_count, 2);
+    assert_true(row->fence == jobs[0].fence);
+    assert_true(row->token == 0);
+    assert_int_equal(row->user_failures, 1);
+    assert_int_equal(row->oom_failures, 2);
+    assert_int_equal(row->lost_failures, 3);
+    assert_true(row->due_us == ACCEPTED_US + 77);
+    assert_int_equal(world->takeover->rows[1].state, JOB_IN_PROGRESS);
+    assert_true(world->takeover->rows[1].token == jobs[1].token);
+    assert_int_equal(world->takeover->rows[1].spec->rank, JOB_RANK_SYNC);
+    spec = row->spec;
+    assert_true(spec->seq == 1 && spec->accepted_us == specs[0]->accepted_us);
+    assert_true(spec->start_deadline_us == specs[0]->start_deadline_us);
+    assert_true(spec->total_deadline_us == specs[0]->total_deadline_us);
+    assert_int_equal(spec->rank, JOB_RANK_PRIORITY_1);
+    assert_int_equal(spec->slot_count, 2);
+    assert_memory_equal(&spec->submit.id, &specs[0]->submit.id, WIRE_ID_SIZE);
+    assert_true(wire_text_equal(spec->submit.tenant, "acme"));
+    assert_true(wire_text_equal(spec->submit.environment, "production"));
+    assert_true(wire_text_equal(spec->submit.pool, "pool-d1"));
+    assert_true(wire_text_equal(spec->submit.webhook_url, "https://example.org/hook"));
+    assert_true(wire_text_equal(spec->submit.idempotency_key, "key-1"));
+    assert_true(wire_text_equal(spec->submit.gateway, "g1"));
+    assert_true(wire_text_equal(spec->submit.key_prefix, "hr_abc"));
+    assert_int_equal(spec->submit.trace.size, 55);
+    assert_int_equal(spec->submit.input.size, 13);
+    assert_memory_equal(spec->submit.input.bytes, "{\"input\":\"x\"}", 13);
+    assert_memory_equal(spec->submit.input_digest.bytes, digest, 32);
+    assert_int_equal(spec->submit.max_attempts, 3);
+    assert_int_equal(spec->submit.run_limit_ms, 60000);
+    assert_true(spec->submit.received_us == ACCEPTED_US - 5);
+    job_spec_unref(&specs[0]);
+    job_spec_unref(&specs[1]);
+}
+
+/* GUARD epoch: what a zombie sends after the raise is refused, and writes nothing. */
+static void test_a_stale_owner_writes_nothing(void **state)
+{
+    struct world *world = *state;
+    struct store *zombie = world->store;
+    struct job_spec *spec;
+    struct flush_job job;
+    uint32_t stale;
+
+    take_over(world);
+    stale = world->epoch;
+    world->store = open_store(world);
+    take_over(world);
+    assert_true(world->epoch > stale);
+    spec = spec_of(world, 1, "acme", false);
+    job = job_of(spec, JOB_SUCCEEDED);
+    {
+        struct store *current = world->store;
+        uint32_t epoch = world->epoch;
+
+        world->store = zombie;
+        world->epoch = stale;
+        flush_now(world, 1, &job, 1);
+        assert_int_equal(world->verdict, FLUSH_STALE);
+        expect(world, "SELECT count(*)::text FROM job", "0");
+        expect(world, "SELECT count(*)::text FROM flush", "0");
+        store_close(&world->store);
+        world->store = current;
+        world->epoch = epoch;
+    }
+    flush_now(world, 1, &job, 1);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    job_spec_unref(&spec);
+}
+
+static void test_insert_of_a_known_job_is_not_applied(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[2];
+    struct flush_job jobs[2];
+
+    take_over(world);
+    specs[0] = spec_of(world, 1, "acme", false);
+    specs[1] = spec_of(world, 2, "acme", false);
+    jobs[0] = job_of(specs[0], JOB_SUCCEEDED);
+    flush_now(world, 1, jobs, 1);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    jobs[0].output = B("another");
+    jobs[1] = job_of(specs[1], JOB_SUCCEEDED);
+    flush_now(world, 2, jobs, 2);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    assert_false(world->applied[0]);
+    assert_true(world->applied[1]);
+    expect(world,
+           "SELECT string_agg(convert_from(output, 'UTF8'), ' ' ORDER BY job_id) "
+           "FROM job_result",
+           "{\"data\":[1]} {\"data\":[1]}");
+    job_spec_unref(&specs[0]);
+    job_spec_unref(&specs[1]);
+}
+
+/* GUARD fence < token, and: final stays final. */
+static void test_guards_of_updates(void **state)
+{
+    struct world *world = *state;
+    static const struct {
+        const char *what;
+        uint32_t fence_before; /* n of the row's fence */
+        enum job_state before;
+        enum job_state after;
+        uint32_t final_token, fence; /* n of the update's */
+        bool applied;
+    } table[] = {
+        {"its token finishes it", 4, JOB_IN_PROGRESS, JOB_SUCCEEDED, 5, 5, true},
+        {"an ended token does not", 5, JOB_IN_PROGRESS, JOB_SUCCEEDED, 5, 5, false},
+        {"an older token does not", 5, JOB_QUEUED, JOB_SUCCEEDED, 4, 5, false},
+        {"canceled without a token", 5, JOB_QUEUED, JOB_CANCELED, 0, 5, true},
+        {"succeeded is not canceled", 5, JOB_SUCCEEDED, JOB_CANCELED, 0, 5, false},
+        {"canceled does not succeed", 5, JOB_CANCELED, JOB_SUCCEEDED, 6, 6, false},
+        {"failed does not run", 5, JOB_FAILED, JOB_IN_PROGRESS, 0, 5, false},
+        {"back to waiting", 4, JOB_IN_PROGRESS, JOB_QUEUED, 0, 5, true},
+        {"the fence does not fall", 6, JOB_IN_PROGRESS, JOB_QUEUED, 0, 5, false},
+    };
+    struct job_spec *specs[COUNT_OF(table)];
+    struct flush_job jobs[COUNT_OF(table)];
+
+    take_over(world);
+    for (uint32_t i = 0; i < COUNT_OF(table); i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], table[i].before);
+        jobs[i].attempt_count = 1;
+        jobs[i].fence = TOKEN_MAKE(world->epoch, table[i].fence_before);
+    }
+    flush_now(world, 1, jobs, COUNT_OF(table));
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    for (uint32_t i = 0; i < COUNT_OF(table); i++) {
+        jobs[i].action = FLUSH_UPDATE;
+        jobs[i].state = table[i].after;
+        jobs[i].fence = TOKEN_MAKE(world->epoch, table[i].fence);
+        jobs[i].final_token = table[i].final_token == 0
+                                  ? 0
+                                  : TOKEN_MAKE(world->epoch, table[i].final_token);
+        jobs[i].output = B("second");
+        jobs[i].output_size = 6;
+    }
+    flush_now(world, 2, jobs, COUNT_OF(table));
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        if (world->applied[i] != table[i].applied)
+            fail_msg("%s: applied is %d", table[i].what, world->applied[i]);
+    }
+    /* One result by the update that was applied, one by the row that was inserted as final. */
+    expect(world,
+           "SELECT string_agg(convert_from(output, 'UTF8'), ' ' ORDER BY job_id) "
+           "FROM job_result",
+           "second {\"data\":[1]}");
+    for (size_t i = 0; i < COUNT_OF(table); i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* Counters equal the sums over the rows (PROTOCOL, invariant 18). */
+static void test_queue_deltas(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[6];
+    struct flush_job jobs[6];
+
+    take_over(world);
+    for (uint32_t i = 0; i < 6; i++) {
+        specs[i] = spec_of(world, i, "acme", i == 0);
+        jobs[i] = job_of(specs[i], i < 4 ? JOB_QUEUED : JOB_SUCCEEDED);
+    }
+    flush_now(world, 1, jobs, 6);
+    flush_now(world, 2, jobs, 6); /* a repeat changes nothing */
+    for (uint32_t i = 0; i < 4; i++) {
+        jobs[i].action = FLUSH_UPDATE;
+        jobs[i].state = i < 2 ? JOB_IN_PROGRESS : JOB_CANCELED;
+        jobs[i].attempt_count = i < 2;
+        jobs[i].token = TOKEN_MAKE(world->epoch, i + 1);
+    }
+    flush_now(world, 3, jobs, 3);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world,
+           "SELECT string_agg(rank || ':' || w || ',' || r, ' ' ORDER BY rank) FROM (SELECT rank, "
+           "sum(waiting) AS w, sum(running) AS r FROM queue_delta GROUP BY rank) x",
+           "0:0,1 2:1,1");
+    for (size_t i = 0; i < 6; i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* A job of any value at all is stored or refused, but never takes others with it. */
+static void test_halving_finds_the_row(void **state)
+{
+    struct world *world = *state;
+    enum { COUNT = 37 };
+    static const size_t bad_rows[] = {0, 1, 17, 35, 36};
+    struct job_spec *specs[COUNT];
+    struct flush_job jobs[COUNT];
+
+    take_over(world);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], JOB_QUEUED);
+    }
+    for (size_t b = 0; b < COUNT_OF(bad_rows); b++) {
+        struct job_spec *bad = specs[bad_rows[b]];
+        struct wire_text good = bad->submit.model;
+
+        bad->submit.model = T("a NUL \0 in it");
+        flush_now(world, 1, jobs, COUNT);
+        assert_int_equal(world->verdict, FLUSH_REFUSED);
+        assert_int_equal(world->refused_index, bad_rows[b]);
+        if (strstr(world->why, "(22021)") == NULL)
+            fail_msg("%s", world->why);
+        expect(world, "SELECT count(*)::text FROM job", "0");
+        bad->submit.model = good;
+    }
+    flush_now(world, 1, jobs, COUNT);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world, "SELECT count(*)::text FROM job", "37");
+    for (size_t i = 0; i < COUNT; i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* Numbers of any size are stored, cut to what their column holds. */
+static void test_numbers_over_their_column(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *spec;
+    struct flush_job job;
+
+    take_over(world);
+    spec = spec_of(world, 1, "acme", false);
+    spec->submit.max_attempts = UINT64_MAX;
+    spec->submit.max_delay_ms = UINT64_MAX;
+    spec->submit.input_size = UINT64_MAX;
+    job = job_of(spec, JOB_QUEUED);
+    job.attempt_count = UINT32_MAX;
+    flush_now(world, 1, &job, 1);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world,
+           "SELECT concat_ws(' ', max_attempts, max_delay_ms, input_size, attempt_count) "
+           "FROM job",
+           "32767 2147483647 9223372036854775807 32767");
+    job_spec_unref(&spec);
+}
+
+/* An id whose day has no partition goes to DEFAULT. */
+static void test_any_day(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *spec;
+    struct flush_job job;
+
+    take_over(world);
+    spec = spec_of(world, 1, "acme", false);
+    memset(spec->submit.id.bytes, 0xff, 6);
+    job = job_of(spec, JOB_QUEUED);
+    flush_now(world, 1, &job, 1);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world, "SELECT count(*)::text FROM job_default", "1");
+    job.action = FLUSH_UPDATE;
+    job.state = JOB_CANCELED;
+    flush_now(world, 2, &job, 1);
+    assert_true(world->applied[0]);
+    job_spec_unref(&spec);
+}
+
+static void backends_kill(struct world *world)
+{
+    script(world, "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                  "WHERE application_name LIKE 'headrace shard=3 %'");
+}
+
+/* The connection is lost before the commit: the same flush may be sent again. */
+static void test_lost_before_the_commit(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *spec;
+    struct flush_job job;
+    struct flush flush;
+    struct flush_ask ask;
+
+    take_over(world);
+    spec = spec_of(world, 1, "acme", false);
+    job = job_of(spec, JOB_SUCCEEDED);
+    flush = flush_of(world, 1, &job, 1);
+    script(world, "BEGIN; LOCK TABLE flush IN ACCESS EXCLUSIVE MODE");
+    send_flush(world, &flush, &ask);
+    hear_nothing(world, 100);
+    backends_kill(world);
+    script(world, "ROLLBACK");
+    hear(world);
+    assert_int_equal(world->verdict, FLUSH_RETRY);
+    expect(world, "SELECT count(*)::text FROM job", "0");
+    flush_now(world, 1, &job, 1);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    assert_true(world->applied[0]);
+    expect(world, "SELECT count(*)::text FROM flush", "1");
+    job_spec_unref(&spec);
+}
+
+/* The commit happens, its answer is lost: with a synchronous standby that is not there, COMMIT
+ * waits after it has committed; there its backend is killed. */
+static void test_lost_after_the_commit(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[2];
+    struct flush_job jobs[2];
+    struct flush flush;
+    struct flush_ask ask;
+
+    take_over(world);
+    for (uint32_t i = 0; i < 2; i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], JOB_SUCCEEDED);
+    }
+    flush_now(world, 1, jobs, 1); /* job 0 is final already: it will not be applied again */
+    jobs[0].state_us += 5;
+    flush = flush_of(world, 2, jobs, 2);
+    script(world, "SET synchronous_commit = local");
+    script(world, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    script(world, "SELECT pg_reload_conf()");
+    send_flush(world, &flush, &ask);
+    for (int tries = 0; !is_true(world, "SELECT count(*) = 1 FROM pg_stat_activity WHERE "
+                                        "wait_event = 'SyncRep' AND application_name LIKE "
+                                        "'headrace shard=3 %'");
+         tries++) {
+        assert_true(tries < 400);
+        hear_nothing(world, 10);
+    }
+    backends_kill(world);
+    script(world, "ALTER SYSTEM RESET synchronous_standby_names");
+    script(world, "SELECT pg_reload_conf()");
+    hear(world);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    assert_false(world->applied[0]);
+    assert_true(world->applied[1]);
+    expect(world, "SELECT count(*)::text FROM flush", "2");
+    job_spec_unref(&specs[0]);
+    job_spec_unref(&specs[1]);
+}
+
+/* The raise waits for the open flush of the old owner, and then sees what it committed. */
+static void test_takeover_waits_for_the_open_flush(void **state)
+{
+    struct world *world = *state;
+    char *sql;
+
+    take_over(world);
+    sql = xasprintf("BEGIN; SELECT flush_guard(%d::smallint, %u);"
+                    "INSERT INTO flush (shard, epoch, number, intake_floor, outcome_floor, "
+                    "floor_at, published_epoch, published_number) "
+                    "VALUES (%d, %u, 1, 500, 600, now(), 0, 0)",
+                    SHARD, world->epoch, SHARD, world->epoch);
+    script(world, sql);
+    mem_free(&sql);
+    world->done = false;
+    store_takeover(world->store, SHARD, on_takeover, world);
+    hear_nothing(world, 300);
+    script(world, "COMMIT");
+    hear(world);
+    assert_int_equal(world->err_code, 0);
+    assert_int_equal(world->takeover->intake_floor, 500);
+    assert_int_equal(world->takeover->outcome_floor, 600);
+}
+
+/* An owner whose host is gone in mid-flush holds the row: its session is ended (PROTOCOL 6). */
+static void test_takeover_ends_a_vanished_owner(void **state)
+{
+    struct world *world = *state;
+    const struct pg_options options = {.url = url(), .application = "headrace shard=3 epoch=5"};
+    struct pg_session *vanished;
+    struct err err = {0};
+    char *sql;
+
+    take_over(world);
+    sql = xasprintf("BEGIN; SELECT flush_guard(%d::smallint, %u)", SHARD, world->epoch);
+    assert_int_equal(pg_session_open(&options, &vanished, &err), 0);
+    assert_int_equal(pg_session_script(vanished, sql, &err), 0);
+    mem_free(&sql);
+    take_over(world);
+    assert_true(pg_session_script(vanished, "COMMIT", &err) < 0);
+    pg_session_close(&vanished);
+}
+
+/* GUARD forward-only cursor: pages of a lane, in order of arrival; other lanes stay out. */
+static void test_loads_move_forward(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[30];
+    struct flush_job jobs[30];
+    struct ledger_lane lane = {0};
+    uint64_t last = 0;
+    size_t total = 0;
+
+    take_over(world);
+    for (uint32_t i = 0; i < 30; i++) {
+        specs[i] = spec_of(world, i + 1, i % 3 == 0 ? "acme" : "zeta", false);
+        jobs[i] = job_of(specs[i], JOB_QUEUED);
+    }
+    jobs[0].attempt_count = 1; /* no lane has it: it is loaded at takeover */
+    flush_now(world, 1, jobs, 30);
+    take_over(world);
+    assert_int_equal(world->takeover->row_count, 1);
+    assert_int_equal(world->takeover->lane_count, 2);
+    assert_string_equal(world->takeover->lanes[0].tenant, "acme");
+    assert_string_equal(world->takeover->lanes[1].tenant, "zeta");
+    assert_string_equal(world->takeover->lanes[1].pool, "pool-d1");
+    assert_int_equal(world->takeover->lanes[1].rank, JOB_RANK_PRIORITY_1);
+    lane = world->takeover->lanes[1];
+    do {
+        world->done = false;
+        store_load(world->store, SHARD, &lane, 6, on_rows, world);
+        hear(world);
+        assert_int_equal(world->err_code, 0);
+        for (size_t i = 0; i < world->row_count; i++) {
+            assert_true(world->rows[i].spec->seq > last);
+            assert_true(wire_text_equal(world->rows[i].spec->submit.tenant, "zeta"));
+            last = world->rows[i].spec->seq;
+        }
+        total += world->row_count;
+        lane.after_seq = (int64_t)last;
+    } while (!world->complete);
+    assert_int_equal(total, 20);
+    for (size_t i = 0; i < 30; i++)
+        job_spec_unref(&specs[i]);
+}
+
+static void test_lookup_finds_what_is_not_final(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[3];
+    struct flush_job jobs[3];
+    struct wire_id ids[4];
+
+    take_over(world);
+    for (uint32_t i = 0; i < 3; i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], i == 1 ? JOB_SUCCEEDED : JOB_QUEUED);
+        ids[i] = specs[i]->submit.id;
+    }
+    ids[3] = id_of(1000);
+    flush_now(world, 1, jobs, 3);
+    world->done = false;
+    store_lookup(world->store, ids, 4, on_rows, world);
+    hear(world);
+    assert_int_equal(world->err_code, 0);
+    assert_int_equal(world->row_count, 2);
+    world->done = false;
+    store_lookup(world->store, ids, 0, on_rows, world);
+    hear(world);
+    assert_int_equal(world->row_count, 0);
+    for (size_t i = 0; i < 3; i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* GUARD outbox: finals above the mark are found by the next owner, from the committed rows. */
+static void test_unpublished_finals_are_found(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[4];
+    struct flush_job jobs[4];
+    struct flush flush;
+    struct flush_ask ask;
+    const struct ledger_final *final;
+
+    take_over(world);
+    for (uint32_t i = 0; i < 4; i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], JOB_SUCCEEDED);
+    }
+    jobs[3].state = JOB_FAILED;
+    jobs[3].error_class = ERROR_CLASS_MODEL_ERROR;
+    jobs[3].error_message = T("it broke");
+    jobs[3].attempt_count = 3;
+    flush_now(world, 1, &jobs[0], 1);
+    flush_now(world, 2, &jobs[1], 1);
+    flush = flush_of(world, 3, &jobs[2], 2);
+    flush.published_epoch = world->epoch;
+    flush.published_number = 1;
+    send_flush(world, &flush, &ask);
+    hear(world);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    take_over(world);
+    assert_int_equal(world->takeover->published_number, 1);
+    assert_int_equal(world->takeover->unpublished_count, 3);
+    final = &world->takeover->unpublished[0];
+    assert_memory_equal(&final->completed.id, &specs[1]->submit.id, WIRE_ID_SIZE);
+    assert_int_equal(final->completed.state, JOB_SUCCEEDED);
+    assert_int_equal(final->completed.output.size, 12);
+    assert_true(wire_text_equal(final->gateway, "g1"));
+    assert_true(wire_text_equal(final->completed.webhook_url, "https://example.org/hook"));
+    assert_true(final->completed.accepted_us == specs[1]->accepted_us);
+    assert_true(final->completed.finished_us == ACCEPTED_US + 1000);
+    final = &world->takeover->unpublished[2];
+    assert_int_equal(final->completed.state, JOB_FAILED);
+    assert_int_equal(final->completed.error_class, ERROR_CLASS_MODEL_ERROR);
+    assert_true(wire_text_equal(final->completed.error_message, "it broke"));
+    assert_int_equal(final->completed.attempts, 3);
+    assert_int_equal(final->completed.output.size, 0);
+    for (size_t i = 0; i < 4; i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* Inputs are kept while a job may still run, and of jobs that failed. */
+static void test_inputs_that_are_kept(void **state)
+{
+    struct world *world = *state;
+    static const enum job_state states[] = {JOB_QUEUED, JOB_IN_PROGRESS, JOB_SUCCEEDED,
+                                            JOB_FAILED, JOB_EXPIRED,     JOB_CANCELED};
+    struct job_spec *specs[COUNT_OF(states)];
+    struct flush_job jobs[COUNT_OF(states)];
+
+    take_over(world);
+    for (uint32_t i = 0; i < COUNT_OF(states); i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], states[i]);
+    }
+    flush_now(world, 1, jobs, COUNT_OF(states));
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world,
+           "SELECT string_agg(state::text, ' ' ORDER BY state) FROM job JOIN job_input ON "
+           "job_id = id",
+           "1 2 4");
+    for (size_t i = 0; i < COUNT_OF(states); i++)
+        job_spec_unref(&specs[i]);
+}
+
+/* A flush without jobs only tells that something was published. */
+static void test_an_empty_flush(void **state)
+{
+    struct world *world = *state;
+
+    take_over(world);
+    flush_now(world, 1, NULL, 0);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world, "SELECT number || ' ' || intake_floor FROM flush", "1 11");
+}
+
+/* A full flush reaches its rows by indexes, in the partitions of their days only. */
+static void test_a_full_flush(void **state)
+{
+    struct world *world = *state;
+    struct job_spec **specs = xcalloc(FLUSH_JOBS_MAX, sizeof(*specs));
+    struct flush_job *jobs = xcalloc(FLUSH_JOBS_MAX, sizeof(*jobs));
+
+    take_over(world);
+    for (uint32_t i = 0; i < FLUSH_JOBS_MAX; i++) {
+        specs[i] = spec_of(world, i, "acme", false);
+        jobs[i] = job_of(specs[i], JOB_QUEUED);
+    }
+    flush_now(world, 1, jobs, FLUSH_JOBS_MAX);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    for (uint32_t i = 0; i < FLUSH_JOBS_MAX; i++) {
+        assert_true(world->applied[i]);
+        jobs[i].action = FLUSH_UPDATE;
+        jobs[i].state = JOB_SUCCEEDED;
+        jobs[i].final_token = jobs[i].fence = TOKEN_MAKE(world->epoch, i + 1);
+        jobs[i].output = B("yes");
+    }
+    flush_now(world, 2, jobs, FLUSH_JOBS_MAX);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    for (uint32_t i = 0; i < FLUSH_JOBS_MAX; i++) {
+        assert_true(world->applied[i]);
+        job_spec_unref(&specs[i]);
+    }
+    expect(world, "SELECT count(*)::text FROM job_result WHERE output = 'yes'", "1000");
+    mem_free(&specs);
+    mem_free(&jobs);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_first_takeover, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_the_epoch_only_rises, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_everything_of_a_row_comes_back, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_stale_owner_writes_nothing, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_insert_of_a_known_job_is_not_applied, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_guards_of_updates, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_queue_deltas, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_halving_finds_the_row, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_numbers_over_their_column, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_any_day, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lost_before_the_commit, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lost_after_the_commit, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_takeover_waits_for_the_open_flush, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_takeover_ends_a_vanished_owner, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_loads_move_forward, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lookup_finds_what_is_not_final, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_unpublished_finals_are_found, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_inputs_that_are_kept, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_an_empty_flush, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_full_flush, setup, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, group_setup, NULL);
+}
