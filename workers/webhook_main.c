@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * headrace webhook: delivers final results to the addresses that their requests named.
+ *
+ * Reads `completed`, keeps a row for each delivery and each try, signs, POSTs, tries again on the
+ * schedule of workers/webhook_plan.h. It never touches a slot: a dead receiver costs nobody a GPU.
+ *
+ * SIGTERM: leaves its group, finishes what is being sent (at most --drain-timeout), exits 0.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "base/settings.h"
+#include "workers/webhook_intake.h"
+
+int webhook_main(int argc, char **argv);
+
+struct webhook_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+#include "workers/webhook_settings.def"
+#include "base/settings_end.def"
+};
+
+static const struct setting setting_rows[] = {
+#define SETTINGS_ROWS struct webhook_settings
+#include "base/settings_rows.def"
+#include "workers/webhook_settings.def"
+#include "base/settings_end.def"
+};
+
+static const struct metric_row metric_rows[] = {
+#define METRICS_ROWS
+#include "base/metrics_rows.def"
+#include "workers/webhook_metrics.def"
+#include "base/metrics_end.def"
+};
+
+struct webhook {
+    struct webhook_settings settings;
+    struct loop *loop;
+    struct metrics *metrics;
+    struct metrics_pages pages;
+    struct http_server *server; /* of the pages */
+    struct pg *pg;
+    struct blob_store *blobs;
+    struct seal_key *key;
+    struct webhook_secret_cache *secrets;
+    struct webhook_sender *sender;
+    struct webhook_intake *intake;
+    struct loop_timer *drain_limit;
+    bool draining;
+    int exit_code;
+};
+
+/* ---- what the parts tell ---- */
+
+static void on_delivery_trouble(void *opaque, const struct webhook_delivery *delivery,
+                                const struct err *err)
+{
+    (void)opaque;
+    log_warn("delivery_trouble", LOG_STR("webhook", delivery == NULL ? NULL : delivery->webhook_id),
+             LOG_ERR(err));
+}
+
+static void on_intake_trouble(void *opaque, const char *what, const struct err *err)
+{
+    (void)opaque;
+    log_warn("intake_trouble", LOG_STR("step", what), LOG_ERR(err));
+}
+
+static void on_fatal(void *opaque, const struct err *err)
+{
+    struct webhook *webhook = opaque;
+
+    log_error("fatal", LOG_ERR(err));
+    webhook->exit_code = 3;
+    loop_stop(webhook->loop);
+}
+
+static void on_room(void *opaque)
+{
+    struct webhook *webhook = opaque;
+
+    if (webhook->intake != NULL && !webhook->draining)
+        webhook_intake_look(webhook->intake);
+}
+
+static void on_config(void *opaque, const char *payload)
+{
+    struct webhook *webhook = opaque;
+
+    (void)payload;
+    webhook_secret_cache_clear(webhook->secrets);
+}
+
+static const char *not_ready(void *opaque)
+{
+    const struct webhook *webhook = opaque;
+
+    if (webhook->draining)
+        return "draining";
+    if (webhook->pg == NULL || !pg_connected(webhook->pg))
+        return "Postgres cannot be reached";
+    return NULL;
+}
+
+/* ---- life ---- */
+
+static void on_drained(void *opaque)
+{
+    struct webhook *webhook = opaque;
+
+    log_info("drained", LOG_U64("left", webhook_sender_count(webhook->sender)));
+    loop_stop(webhook->loop);
+}
+
+static void on_left(void *opaque)
+{
+    struct webhook *webhook = opaque;
+
+    webhook_sender_drain(webhook->sender, on_drained, webhook);
+}
+
+static void on_sigterm(void *opaque)
+{
+    struct webhook *webhook = opaque;
+
+    if (webhook->draining) {
+        loop_stop(webhook->loop);
+        return;
+    }
+    log_info("draining", LOG_U64("in_memory", webhook_sender_count(webhook->sender)));
+    webhook->draining = true;
+    loop_timer_start(webhook->drain_limit, webhook->settings.drain_timeout_ms, 0);
+    webhook_intake_leave(webhook->intake, on_left, webhook);
+}
+
+static int stores_open(struct webhook *webhook, struct err *err)
+{
+    const struct webhook_settings *settings = &webhook->settings;
+    const struct pg_options pg = {.url = settings->postgres, .application = "headrace webhook"};
+    int r;
+
+    r = pg_open(webhook->loop, &pg, &webhook->pg, err);
+    if (r == 0 && *settings->blobs != '\0')
+        r = blob_store_open(webhook->loop, settings->blobs, &webhook->blobs, err);
+    if (r == 0 && *settings->seal_key_file != '\0')
+        r = seal_key_open(settings->seal_key_file, &webhook->key, err);
+    if (r < 0)
+        return r;
+    webhook->secrets = webhook_secret_cache_new(webhook->pg, webhook->key);
+    pg_listen(webhook->pg, "headrace_config", on_config, webhook);
+    return 0;
+}
+
+static int sender_open(struct webhook *webhook, struct err *err)
+{
+    const struct webhook_settings *settings = &webhook->settings;
+    struct webhook_sender_options options = {
+        .pg = webhook->pg,
+        .secrets = webhook->secrets,
+        .blobs = webhook->blobs,
+        .metrics = webhook->metrics,
+        .in_memory_max = (uint32_t)settings->in_memory,
+        .connections_max = (uint32_t)settings->connections,
+        .connections_per_host_max = (uint32_t)settings->connections_per_host,
+        .timeout_ms = (uint32_t)settings->timeout_ms,
+        .time_scale = (double)settings->schedule_percent / 100,
+        .on_trouble = on_delivery_trouble,
+        .on_room = on_room,
+        .opaque = webhook,
+    };
+    int r;
+
+    r = webhook_allow_parse(settings->allow, &options.allow, err);
+    if (r < 0)
+        return err_wrap(err, "--allow");
+    return webhook_sender_new(webhook->loop, &options, &webhook->sender, err);
+}
+
+static int intake_open(struct webhook *webhook, struct err *err)
+{
+    const struct webhook_settings *settings = &webhook->settings;
+    const struct webhook_intake_options options = {
+        .queue = {.bootstrap = settings->kafka, .client_id = "headrace-webhook"},
+        .instance = *settings->instance != '\0' ? settings->instance : NULL,
+        .pg = webhook->pg,
+        .sender = webhook->sender,
+        .metrics = webhook->metrics,
+        .claim_ms = settings->claim_ms,
+        .on_trouble = on_intake_trouble,
+        .on_fatal = on_fatal,
+        .opaque = webhook,
+    };
+
+    return webhook_intake_open(webhook->loop, &options, &webhook->intake, err);
+}
+
+static int pages_open(struct webhook *webhook, struct err *err)
+{
+    const struct metrics_options metrics = {
+        .prefix = "headrace_", .rows = metric_rows, .row_count = COUNT_OF(metric_rows)};
+
+    int r = metrics_open(&metrics, &webhook->metrics, err);
+
+    if (r < 0)
+        return r;
+    webhook->pages = (struct metrics_pages){
+        .metrics = webhook->metrics, .not_ready = not_ready, .opaque = webhook};
+    return metrics_serve(webhook->loop, webhook->settings.listen, (uint16_t)webhook->settings.port,
+                         &webhook->pages, &webhook->server, err);
+}
+
+/* The order matters: pages first, so that a start that hangs can be looked at; readers last. */
+static int parts_open(struct webhook *webhook, struct err *err)
+{
+    int r;
+
+    r = loop_open(&webhook->loop, err);
+    if (r == 0)
+        r = loop_on_signals(webhook->loop, on_sigterm, NULL, webhook, err);
+    if (r == 0)
+        r = pages_open(webhook, err);
+    if (r == 0)
+        r = stores_open(webhook, err);
+    if (r == 0)
+        r = sender_open(webhook, err);
+    if (r == 0)
+        r = intake_open(webhook, err);
+    if (r == 0)
+        webhook->drain_limit = loop_timer_new(webhook->loop, on_drained, webhook);
+    return r;
+}
+
+/* In reverse; the ledger is closed first, so that nothing answers to what is already gone. */
+static void parts_close(struct webhook *webhook)
+{
+    if (webhook->loop == NULL)
+        return;
+    pg_close(&webhook->pg);
+    webhook_intake_close(&webhook->intake);
+    webhook_sender_free(&webhook->sender);
+    webhook_secret_cache_free(&webhook->secrets);
+    seal_key_close(&webhook->key);
+    blob_store_close(&webhook->blobs);
+    http_server_close(&webhook->server);
+    metrics_close(&webhook->metrics);
+    loop_timer_free(&webhook->drain_limit);
+    loop_close(&webhook->loop);
+}
+
+int webhook_main(int argc, char **argv)
+{
+    static const struct settings_program program = {
+        .command = "webhook",
+        .purpose = "Delivers final results to webhooks: signed, tried again, written down.",
+        .rows = setting_rows,
+        .row_count = COUNT_OF(setting_rows),
+    };
+    static const struct log_options log = {.program = "webhook", .level = LOG_LEVEL_INFO};
+    struct webhook webhook = {.exit_code = 0};
+    enum settings_outcome outcome;
+    struct err err;
+
+    if (log_open(&log, &err) < 0 ||
+        settings_parse(&program, argc, argv, &webhook.settings, NULL, &outcome, &err) < 0) {
+        (void)fprintf(stderr, "headrace webhook: %s\n", err.text);
+        return 1;
+    }
+    if (outcome == SETTINGS_QUIT) {
+        settings_free(&program, &webhook.settings);
+        return 0;
+    }
+    if (parts_open(&webhook, &err) < 0) {
+        log_error("start_failed", LOG_ERR(&err));
+        webhook.exit_code = err.code == ERR_USAGE ? 1 : 2;
+    } else {
+        log_info("started", LOG_U64("port", http_server_port(webhook.server)));
+        loop_run(webhook.loop);
+    }
+    parts_close(&webhook);
+    settings_free(&program, &webhook.settings);
+    return webhook.exit_code;
+}
