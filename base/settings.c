@@ -238,20 +238,17 @@ static int read_environment(const struct settings_program *program, void *values
 {
     for (size_t i = 0; i < program->row_count; i++) {
         const struct setting *row = &program->rows[i];
-        char variable[NAME_SIZE_MAX];
-        const char *text;
-        int r = 0;
+        char variable[NAME_SIZE_MAX], file_variable[NAME_SIZE_MAX];
+        const char *text, *path;
 
         variable_name(row, "", variable);
+        variable_name(row, "_FILE", file_variable);
         text = getenv(variable);
-        if (text != NULL && *text != '\0')
-            r = value_set(row, text, values, err);
-        variable_name(row, "_FILE", variable);
-        text = row->type == SETTING_TYPE_SECRET ? getenv(variable) : NULL;
-        if (r == 0 && text != NULL && *text != '\0')
-            r = value_set_from_file(row, text, values, err);
-        if (r < 0)
+        path = row->type == SETTING_TYPE_SECRET ? getenv(file_variable) : NULL;
+        if (text != NULL && *text != '\0' && value_set(row, text, values, err) < 0)
             return err_wrap(err, "environment variable %s", variable);
+        if (path != NULL && *path != '\0' && value_set_from_file(row, path, values, err) < 0)
+            return err_wrap(err, "environment variable %s", file_variable);
     }
     return 0;
 }

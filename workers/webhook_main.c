@@ -188,7 +188,10 @@ static int intake_open(struct webhook *webhook, struct err *err)
 {
     const struct webhook_settings *settings = &webhook->settings;
     const struct webhook_intake_options options = {
-        .queue = {.bootstrap = settings->kafka, .client_id = "headrace-webhook"},
+        .queue = {.bootstrap = settings->kafka,
+                  .client_id = "headrace-webhook",
+                  .properties = *settings->kafka_properties != '\0' ? settings->kafka_properties
+                                                                    : NULL},
         .instance = *settings->instance != '\0' ? settings->instance : NULL,
         .pg = webhook->pg,
         .sender = webhook->sender,
