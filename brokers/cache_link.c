@@ -30,7 +30,7 @@ struct cache_link {
     bool writing;     /* inside redisAsyncHandleWrite() of ours */
     bool up, closed;
     struct loop_turn *turn;
-    struct loop_timer *timer; /* backoff, then the limit of connecting */
+    struct loop_timer *timer; /* backoff, the limit of connecting, then commands to be sent */
     struct resolution *resolution;
     uint32_t backoff_ms;
 };
@@ -174,21 +174,24 @@ static void adapter_del_read(void *opaque)
     link_watch(link, link->watched & ~LOOP_READABLE);
 }
 
-/* Once connected, the end of the turn writes; only what the kernel did not take waits for it. */
+/* Once it is up, the end of the turn writes; only what the kernel did not take waits for it. That
+ * end may have passed for us already, so the timer keeps the loop from going to sleep. */
 static void adapter_add_write(void *opaque)
 {
     struct cache_link *link = opaque;
 
-    link->unsent = true;
-    if (link->writing || !(link->context->c.flags & REDIS_CONNECTED))
+    if (link->writing || !link->up) {
         link_watch(link, link->watched | LOOP_WRITABLE);
+    } else if (!link->unsent) {
+        link->unsent = true;
+        loop_timer_start(link->timer, 0, 0);
+    }
 }
 
 static void adapter_del_write(void *opaque)
 {
     struct cache_link *link = opaque;
 
-    link->unsent = false;
     link_watch(link, link->watched & ~LOOP_WRITABLE);
 }
 
@@ -232,8 +235,11 @@ static void link_turn(void *opaque)
 {
     struct cache_link *link = opaque;
 
-    if (link->unsent && link->context != NULL && !(link->watched & LOOP_WRITABLE))
-        link_write(link);
+    if (!link->unsent || link->context == NULL)
+        return;
+    link->unsent = false;
+    loop_timer_stop(link->timer);
+    link_write(link);
 }
 
 /* ---- Connecting */
@@ -357,6 +363,8 @@ static void link_timer(void *opaque)
 {
     struct cache_link *link = opaque;
 
+    if (link->up)
+        return; /* only kept the loop awake for link_turn() */
     if (link->context != NULL)
         link_failed(link); /* connecting took too long */
     else if (link->resolution == NULL)

@@ -294,6 +294,7 @@ static void producer_turn(void *opaque)
 
     if (last == NULL)
         return;
+    loop_timer_stop(producer->timer);
     now_us = clock_mono_us();
     for (lane = TAILQ_FIRST(&producer->waiting); lane != NULL; lane = following) {
         following = lane == last ? NULL : TAILQ_NEXT(lane, next);
@@ -475,6 +476,9 @@ int queue_produce(struct queue_producer *producer, const struct queue_message *m
     if (lane->waiting_count++ == 0) {
         lane->waiting_since_us = clock_mono_us();
         TAILQ_INSERT_TAIL(&producer->waiting, lane, next);
+        /* The turn's end may have passed for us already (its calls have an order): the loop must
+         * not go to sleep. */
+        loop_timer_start(producer->timer, 0, 0);
     }
     TAILQ_INSERT_TAIL(&lane->records, record, next);
     producer->counts.unreported++;
