@@ -31,6 +31,7 @@ static const struct role_extra {
     {"gateway", "HEADRACE_LOOPBACK_WEBHOOKS", "true"},
     {"webhook", "HEADRACE_ALLOW", "127.0.0.0/8,::1/128"},
     {"webhook", "HEADRACE_INSTANCE", "dev"},
+    {"broker", "HEADRACE_INSTANCE", "dev"},
 };
 
 static int seal_key_ensure(struct dev *dev, struct err *err)

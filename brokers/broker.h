@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The program `headrace broker`, as its parts see each other. Only brokers/broker_*.c include it.
+ *
+ *   broker_main.c      options, parts, election, drain
+ *   broker_shard.c     one owned shard: takeover, readers, the owner's events
+ *   broker_todo.c      carries out what the owner asks for
+ *   broker_publish.c   a committed flush becomes known: Redis, wake-ups, `completed`
+ *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
+ *   broker_watch.c     /metrics, /healthz, /readyz
+ *
+ * One thread, one loop; nothing here locks.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "base/buf.h"
+#include "brokers/cache.h"
+#include "brokers/owner.h"
+#include "brokers/queue.h"
+#include "brokers/store.h"
+
+struct http_server;
+struct loop;
+struct loop_timer;
+struct loop_turn;
+struct metrics;
+struct pg;
+
+#define BROKER_SHARDS_MAX 1024
+
+struct broker_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+#include "brokers/broker_settings.def"
+#include "base/settings_end.def"
+};
+
+enum broker_metric {
+#define METRICS_ENUM(name) BROKER_METRIC_##name,
+#include "base/metrics_rows.def"
+#include "brokers/broker_metrics.def"
+#include "base/metrics_end.def"
+    BROKER_METRIC_COUNT
+};
+
+/* ---- One shard */
+
+enum shard_phase {
+    SHARD_CHECKING, /* is the ledger of this Kafka? */
+    SHARD_TAKING,   /* the epoch is being raised */
+    SHARD_ENDS,     /* where do intake and outcome end now? */
+    SHARD_OWNED,    /* the owner decides */
+    SHARD_WAITING,  /* something failed: tried again after a while */
+    SHARD_CLOSED,   /* let go; the memory stays until the last report of Kafka */
+};
+
+struct shard {
+    LIST_ENTRY(shard) next; /* in broker->shards; not when CLOSED */
+    struct broker *broker;
+    uint32_t number;
+    uint32_t ref_count; /* the broker's, and one for each answer that is due from Kafka */
+    enum shard_phase phase;
+    struct store *store;
+    struct ledger_takeover *takeover; /* the store's, until the owner is made */
+    int64_t intake_floor, outcome_floor;
+    struct owner_ends ends;
+    uint32_t ends_due;
+    struct owner *owner;
+    struct queue_reader *intake, *outcome;
+    struct loop_timer *timer;  /* what the owner does without an event; also the retry */
+    struct loop_timer *prober; /* asks where the topics end while nothing comes */
+    bool dirty;                /* events came: to-dos are due at the end of the turn */
+    bool held;                 /* no to-do until a DEAD record is reported */
+    bool intake_probe_due, outcome_probe_due;
+    uint64_t probe_wall_us, probe_mono_us, outcome_end_us;
+    uint64_t flush_sent_us;
+    struct publication_list *publications;
+    struct owner_stats counted; /* what /metrics has added up already */
+    bool live_logged;
+    char waits_for[ERR_TEXT_SIZE]; /* why, as it was logged last: not each second */
+};
+
+/* Starts to take the shard over. */
+struct shard *shard_open(struct broker *broker, uint32_t number);
+
+/* Lets it go at once: no event, no to-do, no answer has an effect any more. */
+void shard_close(struct shard **shard_p);
+
+/* No new dispatch; shard_drained() once the last flush is written and published. */
+void shard_drain(struct shard *shard);
+bool shard_drained(const struct shard *shard);
+
+/* At the end of each turn of the loop: carries out the to-dos, sets the timer. */
+void shard_turn(struct shard *shard);
+
+/* Time goes on for the owner; every event is handed to it behind this call. */
+void shard_touch(struct shard *shard);
+
+/* Gives this ownership up and tries again after a second; logs why. */
+void shard_retry(struct shard *shard, const struct err *err);
+
+struct shard *shard_ref(struct shard *shard);
+void shard_unref(struct shard **shard_p);
+
+/* ---- To-dos (broker_todo.c) and publishing (broker_publish.c) */
+
+void shard_carry_out(struct shard *shard);
+
+struct publication_list *publications_new(struct shard *shard);
+void publications_free(struct publication_list **list_p);
+void publication_add(struct shard *shard, uint64_t flush_number, const struct ledger_final *finals,
+                     size_t final_count);
+/* Sends what could not be sent before. True while something is still unsent. */
+bool publications_push(struct shard *shard);
+
+/* ---- Postgres beside the ledger (broker_ledger.c) */
+
+int ledger_open(struct broker *broker, struct err *err) MUST_CHECK;
+void ledger_close(struct broker *broker);
+
+/* Calls shard_take() or shard_retry(); dropped when the shard is closed meanwhile. */
+void ledger_check_cluster(struct shard *shard);
+void shard_take(struct shard *shard);
+
+/* ---- Watching (broker_watch.c) */
+
+int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
+void watch_close(struct broker *broker);
+
+/* ---- The program */
+
+enum broker_phase {
+    BROKER_STARTING, /* topics are made */
+    BROKER_RUNNING,
+    BROKER_DRAINING,
+};
+
+struct broker {
+    struct broker_settings settings;
+    struct loop *loop;
+    enum broker_phase phase;
+    int exit_code;
+    char boot[64]; /* names this process in Kafka's and Postgres' own views */
+    char *cluster_id;
+    uint32_t shard_count; /* partitions of intake */
+    struct queue_admin *admin;
+    struct queue_producer *producer;
+    struct queue_topic *completed, *intake_dead;
+    struct queue_consumer *consumer;
+    struct queue_election *election;
+    struct cache *cache;
+    struct pg *pg;
+    struct loop_timer *maintenance_timer, *compact_timer;
+    bool maintenance_due, compact_due; /* a statement is under way */
+    struct loop_turn *turn;
+    struct loop_timer *start_timer;
+    struct loop_timer *drain_timer;
+    uint64_t start_deadline_ms;
+    bool elected;  /* Kafka has told us our share, perhaps nothing */
+    bool revoking; /* shards drain because Kafka wants them back */
+    LIST_HEAD(, shard) shards;
+    uint32_t takeover_count;
+    struct buf scratch; /* for the message that is being encoded */
+    struct buf wake_scratch;
+    struct http_server *http;
+    struct metrics *metrics;
+    struct metric *flush_seconds, *flush_jobs;
+    struct queue_producer_counts counted_queue;
+    uint64_t counted_redis_failures;
+    uint32_t counted_takeovers;
+    uint64_t maintenance_failures, counted_maintenance_failures;
+};
+
+struct queue_options broker_queue_options(const struct broker *broker);
+bool broker_is_ready(const struct broker *broker);
+
+/* Drains and ends with this exit code. */
+void broker_stop(struct broker *broker, int exit_code);
+
+/* A shard that this program can never serve (ERR_UNSUPPORTED, ERR_DEPENDENCY): leaves it. */
+void broker_give_up(struct shard *shard, const struct err *err);

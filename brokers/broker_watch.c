@@ -1,0 +1,240 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * /metrics, /healthz and /readyz of the broker. Numbers are gathered when somebody asks: what the
+ * parts count is copied into the metrics then.
+ *
+ * /healthz says that the loop turns. /readyz says 200 once Kafka has told our share of the shards
+ * and every one of them dispatches.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/http_server.h"
+#include "base/log.h"
+#include "base/metrics.h"
+#include "brokers/broker.h"
+#include "brokers/pg.h"
+
+#define METRICS_SIZE_MAX (4u << 20)
+
+static const struct metric_row metric_rows[] = {
+#define METRICS_ROWS
+#include "base/metrics_rows.def"
+#include "brokers/broker_metrics.def"
+#include "base/metrics_end.def"
+};
+
+/* ---- Gathering */
+
+static void shard_count(struct broker *broker, enum broker_metric metric, const char *number,
+                        uint64_t now, uint64_t before)
+{
+    if (now > before)
+        metric_add(metrics_series(broker->metrics, metric, &number), (double)(now - before));
+}
+
+static void shard_gauge(struct broker *broker, enum broker_metric metric, const char *number,
+                        uint64_t value)
+{
+    metric_set(metrics_series(broker->metrics, metric, &number), (double)value);
+}
+
+static void depth_set(void *opaque, struct wire_text pool, enum job_rank rank, uint64_t waiting,
+                      uint64_t running)
+{
+    struct broker *broker = opaque;
+    char pool_text[80], rank_text[8];
+    const char *values[] = {pool_text, rank_text};
+
+    (void)snprintf(pool_text, sizeof(pool_text), "%.*s", (int)pool.size, pool.text);
+    (void)snprintf(rank_text, sizeof(rank_text), "%d", (int)rank);
+    metric_set(metrics_series(broker->metrics, BROKER_METRIC_broker_queue_waiting, values),
+               (double)waiting);
+    metric_set(metrics_series(broker->metrics, BROKER_METRIC_broker_queue_running, values),
+               (double)running);
+}
+
+static void shard_gather(struct shard *shard)
+{
+    struct broker *broker = shard->broker;
+    struct owner_stats now = shard->owner != NULL ? owner_stats(shard->owner)
+                                                  : (struct owner_stats){0};
+    const struct owner_stats *before = &shard->counted;
+    char number[16];
+
+    (void)snprintf(number, sizeof(number), "%u", shard->number);
+    shard_gauge(broker, BROKER_METRIC_broker_shard_live, number, now.live);
+    if (shard->owner == NULL)
+        return;
+#define COUNT(metric, field)                                                                       \
+    shard_count(broker, BROKER_METRIC_broker_##metric, number, now.field, before->field)
+#define GAUGE(metric, field) shard_gauge(broker, BROKER_METRIC_broker_##metric, number, now.field)
+    COUNT(jobs_accepted_total, accepted);
+    COUNT(attempts_total, dispatched);
+    COUNT(attempts_finished_total, finished);
+    COUNT(attempts_handed_back_total, handed_back);
+    COUNT(attempts_fenced_total, fenced);
+    COUNT(retries_total, retried);
+    COUNT(jobs_expired_total, expired);
+    COUNT(jobs_canceled_total, canceled);
+    COUNT(leases_lost_total, lost);
+    COUNT(jobs_published_total, published);
+    COUNT(records_dead_total, dead_records);
+    COUNT(records_repeated_total, duplicate_records);
+    COUNT(flushes_total, flushes);
+    GAUGE(jobs_in_memory, waiting_in_memory);
+    GAUGE(jobs_in_memory_bytes, waiting_bytes);
+    GAUGE(jobs_running, running);
+    GAUGE(jobs_delayed, delayed);
+    GAUGE(changes_unflushed, unflushed);
+    GAUGE(flushes_unpublished, unpublished);
+    GAUGE(workers, workers);
+    GAUGE(intake_paused, intake_paused);
+#undef COUNT
+#undef GAUGE
+    shard->counted = now;
+    owner_each_depth(shard->owner, depth_set, broker);
+}
+
+static void total_count(struct broker *broker, enum broker_metric metric, uint64_t now,
+                        uint64_t *before)
+{
+    if (now > *before)
+        metric_add(metrics_of(broker->metrics, metric), (double)(now - *before));
+    *before = now;
+}
+
+static void broker_gather(struct broker *broker)
+{
+    struct queue_producer_counts queue = {0};
+    uint64_t takeovers = broker->counted_takeovers;
+    struct shard *shard;
+    uint32_t owned = 0;
+
+    LIST_FOREACH(shard, &broker->shards, next)
+    {
+        owned++;
+        shard_gather(shard);
+    }
+    if (broker->producer != NULL)
+        queue = queue_producer_counts(broker->producer);
+#define GAUGE(metric, value)                                                                       \
+    metric_set(metrics_of(broker->metrics, BROKER_METRIC_broker_##metric), (double)(value))
+#define COUNT(metric, now, before)                                                                 \
+    total_count(broker, BROKER_METRIC_broker_##metric, (now), (before))
+    GAUGE(ready, broker_is_ready(broker));
+    GAUGE(shards_owned, owned);
+    GAUGE(kafka_unreported, queue.unreported);
+    GAUGE(redis_connected, cache_connected(broker->cache));
+    GAUGE(postgres_connected, pg_connected(broker->pg));
+    COUNT(kafka_records_total, queue.taken, &broker->counted_queue.taken);
+    COUNT(kafka_groups_total, queue.groups, &broker->counted_queue.groups);
+    COUNT(kafka_renewals_total, queue.renewals, &broker->counted_queue.renewals);
+    COUNT(redis_failures_total, cache_counts(broker->cache).failed,
+          &broker->counted_redis_failures);
+    COUNT(takeovers_total, broker->takeover_count, &takeovers);
+    COUNT(maintenance_failures_total, broker->maintenance_failures,
+          &broker->counted_maintenance_failures);
+#undef GAUGE
+#undef COUNT
+    broker->counted_takeovers = (uint32_t)takeovers;
+}
+
+/* ---- Serving */
+
+static void answer_text(struct http_request **request_p, int status, const char *text)
+{
+    const struct http_header header = {"Content-Type", "text/plain; charset=utf-8"};
+
+    http_request_answer(request_p, status, &header, 1, text, strlen(text));
+}
+
+static void answer_metrics(struct broker *broker, struct http_request **request_p)
+{
+    const struct http_header header = {"Content-Type", "text/plain; version=0.0.4"};
+    struct buf text = BUF_WITH_LIMIT(METRICS_SIZE_MAX);
+    struct err err;
+
+    broker_gather(broker);
+    if (metrics_write(broker->metrics, &text, &err) == 0)
+        http_request_answer_buf(request_p, 200, &header, 1, &text);
+    else
+        answer_text(request_p, 500, err.text);
+    buf_done(&text);
+}
+
+static void answer_ready(struct broker *broker, struct http_request **request_p)
+{
+    struct shard *shard;
+    char text[128];
+
+    if (broker_is_ready(broker)) {
+        answer_text(request_p, 200, "ready\n");
+        return;
+    }
+    if (broker->phase != BROKER_RUNNING || !broker->elected) {
+        answer_text(request_p, 503,
+                    broker->phase == BROKER_DRAINING ? "draining\n" : "waiting for Kafka\n");
+        return;
+    }
+    LIST_FOREACH(shard, &broker->shards, next)
+    {
+        if (shard->owner != NULL && owner_stats(shard->owner).live)
+            continue;
+        (void)snprintf(text, sizeof(text), "shard %u is not taken over yet\n", shard->number);
+        answer_text(request_p, 503, text);
+        return;
+    }
+}
+
+static void on_request(struct http_request *request, void *opaque)
+{
+    struct broker *broker = opaque;
+    const char *target = http_request_target(request);
+
+    if (strcmp(http_request_method(request), "GET") != 0 &&
+        strcmp(http_request_method(request), "HEAD") != 0)
+        answer_text(&request, 405, "only GET\n");
+    else if (strcmp(target, "/metrics") == 0)
+        answer_metrics(broker, &request);
+    else if (strcmp(target, "/readyz") == 0)
+        answer_ready(broker, &request);
+    else if (strcmp(target, "/healthz") == 0)
+        answer_text(&request, 200, "ok\n");
+    else
+        answer_text(&request, 404, "there are /metrics, /healthz and /readyz\n");
+}
+
+int watch_open(struct broker *broker, struct err *err)
+{
+    const struct metrics_options metrics = {
+        .prefix = "headrace_",
+        .prefix_again = broker->settings.metrics_prefix[0] != 0 ? broker->settings.metrics_prefix
+                                                                : NULL,
+        .rows = metric_rows,
+        .row_count = COUNT_OF(metric_rows),
+    };
+    const struct http_server_options http = {.address = broker->settings.listen,
+                                             .port = (uint16_t)broker->settings.port,
+                                             .server_name = "headrace"};
+    int r = metrics_open(&metrics, &broker->metrics, err);
+
+    if (r == 0)
+        r = http_server_open(broker->loop, &http, on_request, broker, &broker->http, err);
+    if (r < 0)
+        return r;
+    broker->flush_seconds = metrics_of(broker->metrics, BROKER_METRIC_broker_flush_seconds);
+    broker->flush_jobs = metrics_of(broker->metrics, BROKER_METRIC_broker_flush_jobs);
+    log_info("listening", LOG_STR("address", broker->settings.listen),
+             LOG_U64("port", http_server_port(broker->http)));
+    return 0;
+}
+
+void watch_close(struct broker *broker)
+{
+    http_server_close(&broker->http);
+    metrics_close(&broker->metrics);
+}
