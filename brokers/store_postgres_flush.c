@@ -36,8 +36,7 @@ PG_STATEMENT(resolve_rows,
              "SELECT job.id FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], "
              "$4::bigint[], $5::timestamptz[]) AS u (id, round, state, token, state_at) "
              "JOIN job ON job.id = u.id AND job.round = u.round AND job.state = u.state "
-             "AND job.token = u.token AND job.state_at = u.state_at "
-             "WHERE job.id BETWEEN $6 AND $7");
+             "AND job.token = u.token AND job.state_at = u.state_at");
 
 static void flush_send(struct store *store);
 static void resolve_ask(struct store *store);
@@ -199,10 +198,7 @@ static void resolve_ask(struct store *store)
 {
     const struct flush *flush = store->flush.flush;
     struct pg_batch *batch = pg_batch_new();
-    struct wire_id lowest, highest;
 
-    memset(&lowest, 0xff, sizeof(lowest));
-    memset(&highest, 0, sizeof(highest));
     store_add_patience(batch);
     pg_add(batch, &resolve_lock);
     pg_bind_i16(batch, (int64_t)flush->shard);
@@ -212,13 +208,8 @@ static void resolve_ask(struct store *store)
     pg_bind_i64(batch, (int64_t)flush->number);
     pg_add(batch, &resolve_rows);
     pg_bind_array(batch, PG_ID, flush->job_count);
-    for (size_t i = 0; i < flush->job_count; i++) {
-        const struct wire_id *id = &flush->jobs[i].spec->submit.id;
-
-        pg_bind_id(batch, id);
-        lowest = id_compare(id, &lowest) < 0 ? *id : lowest;
-        highest = id_compare(id, &highest) > 0 ? *id : highest;
-    }
+    for (size_t i = 0; i < flush->job_count; i++)
+        pg_bind_id(batch, &flush->jobs[i].spec->submit.id);
     pg_bind_array(batch, PG_I16, flush->job_count);
     for (size_t i = 0; i < flush->job_count; i++)
         pg_bind_i16(batch, (int64_t)(flush->jobs[i].spec->round & INT16_MAX));
@@ -231,8 +222,6 @@ static void resolve_ask(struct store *store)
     pg_bind_array(batch, PG_TIME, flush->job_count);
     for (size_t i = 0; i < flush->job_count; i++)
         pg_bind_time(batch, flush->jobs[i].state_us);
-    pg_bind_id(batch, &lowest);
-    pg_bind_id(batch, &highest);
     store_send(store, &batch, on_resolved, store);
 }
 

@@ -9,7 +9,8 @@
  * TRUE` is one lookup in a hash a row; as a bare IN the planner would make a join of it, and its
  * guess of the size of an unknown array (ten) makes that a nested loop.
  *
- * The bounds of the ids let the planner leave out the partitions of other days.
+ * flush_update names no range of ids: for each id the executor leaves out the partitions of other
+ * days by itself, and with a range the planner could walk that instead of looking up the ids.
  *
  * Numbers from the wire are cut to their column's range, and texts of workers are made valid UTF-8
  * without NUL: a strange error message must not cost a job its result. Other texts are stored as
@@ -76,14 +77,14 @@ PG_STATEMENT(
     "$16::text[]) AS u (id, round, final_token, state, state_at, due_at, started_at, token, fence, "
     "error_class, attempt_count, user_failures, oom_failures, lost_failures, worker, "
     "error_message) "
-    "WHERE job.id = u.id AND job.id BETWEEN $17 AND $18 AND job.round = u.round "
+    "WHERE job.id = u.id AND job.round = u.round "
     "AND job.state IN (1, 2) AND CASE WHEN u.final_token <> 0 THEN job.fence < u.final_token "
     "ELSE job.fence <= u.fence END "
     "RETURNING job.id, job.shard, job.rank, job.deployment, job.pool, job.state, "
     "job.state_before), "
     "results AS (INSERT INTO job_result (job_id, round, token, output_size, output, output_blob) "
-    "SELECT r.* FROM unnest($19::uuid[], $20::smallint[], $21::bigint[], $22::bigint[], "
-    "$23::bytea[], $24::text[]) AS r (id, round, token, output_size, output, output_blob) "
+    "SELECT r.* FROM unnest($17::uuid[], $18::smallint[], $19::bigint[], $20::bigint[], "
+    "$21::bytea[], $22::text[]) AS r (id, round, token, output_size, output, output_blob) "
     "WHERE (r.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), "
     "deltas AS (INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running) "
     "SELECT shard, rank, deployment, pool, "
@@ -304,23 +305,11 @@ static void write_inserts(struct store *store, uint32_t shard, const struct sele
 static void write_updates(struct store *store, const struct selection *selection,
                           struct pg_batch *batch)
 {
-    const struct wire_id *lowest = &selection->jobs[0]->spec->submit.id, *highest = lowest;
-
-    for (size_t i = 1; i < selection->count; i++) {
-        const struct wire_id *id = &selection->jobs[i]->spec->submit.id;
-
-        if (memcmp(id->bytes, lowest->bytes, WIRE_ID_SIZE) < 0)
-            lowest = id;
-        if (memcmp(id->bytes, highest->bytes, WIRE_ID_SIZE) > 0)
-            highest = id;
-    }
     pg_add(batch, &flush_update);
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
     BIND_I16(job->spec->round);
     BIND_I64(job->final_token);
     bind_state(store, batch, selection);
-    pg_bind_id(batch, lowest);
-    pg_bind_id(batch, highest);
     bind_results(batch, selection);
 }
 
