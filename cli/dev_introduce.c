@@ -95,8 +95,8 @@ static int key_is_known(PGconn *connection, const char *text, bool *ret_known, s
         return 0;
     digest = bytea_text(key.digest, sizeof(key.digest));
     code = sql_run(connection,
-                   "SELECT 1 FROM api_key WHERE digest = $1::bytea AND revoked_at IS NULL", 1,
-                   (const char *const[]){digest}, &rows, err);
+                   "SELECT 1 FROM headrace.api_key WHERE digest = $1::bytea AND revoked_at IS NULL",
+                   1, (const char *const[]){digest}, &rows, err);
     *ret_known = code == 0 && rows == 1;
     return code;
 }
@@ -113,7 +113,7 @@ static int key_make(struct dev *dev, PGconn *connection, struct err *err)
     api_key_make(random, &key);
     digest = bytea_text(key.digest, sizeof(key.digest));
     code = sql_run(connection,
-                   "INSERT INTO api_key (prefix, digest, tenant, name) "
+                   "INSERT INTO headrace.api_key (prefix, digest, tenant, name) "
                    "VALUES ($1, $2::bytea, '" TENANT "', 'headrace dev')",
                    2, (const char *const[]){key.prefix, digest}, &rows, err);
     if (code == 0) {
@@ -165,7 +165,7 @@ static int secret_make(struct dev *dev, PGconn *connection, struct err *err)
     seal_close(key, "webhook_secret " SECRET_ID, secret, strlen(secret), &sealed);
     sealed_text = bytea_text(sealed.bytes, sealed.size);
     code = sql_run(connection,
-                   "INSERT INTO webhook_secret (id, tenant, name, sealed, hint) "
+                   "INSERT INTO headrace.webhook_secret (id, tenant, name, sealed, hint) "
                    "VALUES ('" SECRET_ID "', '" TENANT "', 'headrace dev', $1::bytea, $2) "
                    "ON CONFLICT (id) DO UPDATE SET sealed = excluded.sealed, "
                    "hint = excluded.hint, retires_at = NULL, deleted_at = NULL",
@@ -181,7 +181,7 @@ static int secret_ensure(struct dev *dev, PGconn *connection, struct err *err)
 {
     int rows = 0;
     int code = sql_run(connection,
-                       "SELECT 1 FROM webhook_secret WHERE tenant = '" TENANT "' "
+                       "SELECT 1 FROM headrace.webhook_secret WHERE tenant = '" TENANT "' "
                        "AND deleted_at IS NULL AND retires_at IS NULL",
                        0, NULL, &rows, err);
 
@@ -222,7 +222,8 @@ int dev_introduce(struct dev *dev, struct err *err)
         return err_set(err, ERR_UNAVAILABLE, "%s", PQerrorMessage(connection));
     (void)PQsetErrorVerbosity(connection, PQERRORS_TERSE);
     if ((code = sql_run(connection,
-                        "INSERT INTO tenant (id, name) VALUES ('" TENANT "', '" TENANT "') "
+                        "INSERT INTO headrace.tenant (id, name) VALUES ('" TENANT "', '" TENANT
+                        "') "
                         "ON CONFLICT DO NOTHING",
                         0, NULL, &rows, err)) < 0 ||
         (code = key_ensure(dev, connection, err)) < 0 ||

@@ -286,6 +286,29 @@ class Stack:
         assert reply.status == 201, reply
         return reply.json["request_id"]
 
+    def push_sim(self, name, slots=4, replicas=1, seconds=30, **config):
+        """Makes a model of the simulated engine and waits until a worker serves it. config: settings
+        of the engine (workers/engines/sim/sim_config.c); requests may carry orders by default."""
+        config = json.dumps({"test_mode": True, **config})
+        self.sql("""
+            INSERT INTO headrace.model (id, tenant, name, deployment_count)
+                VALUES (:'a1', 'default', :'a1', 1);
+            INSERT INTO headrace.deployment (id, model_id, name, number, pool, shard, engine, config,
+                    slot_count, replicas_min, replicas_max, replicas_wanted)
+                VALUES (:'a1', :'a1', 'deployment-1', 1, :'a1', 0, 'sim', :'a2', :a3, :a4, :a4, :a4);
+            INSERT INTO headrace.environment (model_id, name) VALUES (:'a1', 'production');
+            INSERT INTO headrace.environment_target (model_id, environment, deployment_id)
+                VALUES (:'a1', 'production', :'a1');
+            """, name, config, slots, replicas)
+
+        def ask():
+            ((status, reason),) = self.sql(
+                "SELECT status, status_reason FROM headrace.deployment WHERE id = :'a1'", name)
+            assert status not in ("FAILED", "DEPLOY_FAILED"), f"{name}: {status}: {reason}"
+            return status == "ACTIVE"
+
+        wait_until(f"deployment {name} to be ACTIVE", ask, seconds)
+
     def job(self, request_id):
         reply = self.http("GET", f"/async_request/{request_id}")
         assert reply.status == 200, reply

@@ -134,6 +134,6 @@ def test_given_servers_are_used_and_left_running(new_stack):
                      args=["--redis", theirs.url("redis"), "--postgres", theirs.url("postgres")])
     mine.start()
     assert {s["state"] for n, s in mine.services().items() if n != "migrate"} == {"given"}
-    assert mine.sql("SELECT count(*) > 0 FROM tenant") == [["f"]]  # migrated, and nobody there yet
+    assert mine.sql("SELECT count(*) > 0 FROM headrace.tenant") == [["f"]]  # migrated, and nobody there yet
     assert mine.stop() == 0
     assert theirs.redis("PING") == "PONG"
