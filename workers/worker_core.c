@@ -803,6 +803,11 @@ struct worker_core *worker_core_new(const struct worker_options *options, uint64
     return core;
 }
 
+void worker_core_set_partition(struct worker_core *core, uint32_t partition)
+{
+    core->options.partition = partition;
+}
+
 void worker_core_free(struct worker_core **core_p)
 {
     struct worker_core *core = TAKE(*core_p);

@@ -57,6 +57,9 @@ extern const struct worker_options worker_options_default;
 struct worker_core *worker_core_new(const struct worker_options *options, uint64_t now_us);
 void worker_core_free(struct worker_core **core_p);
 
+/* Before the first worker_core_on_read(): which dispatch partition it is, once that is known. */
+void worker_core_set_partition(struct worker_core *core, uint32_t partition);
+
 /* ---- events. now_us of worker_core_tick() holds until the next one. ---- */
 
 /* Time passes; before any other event of a turn. wall_us is for messages and deadlines. */

@@ -305,6 +305,14 @@ static void lane_take(struct engine *engine, struct sim_lane *lane, struct sim_l
     engine->busy_lane_count++;
 }
 
+static void batch_return(struct engine *engine, struct sim_list *batch)
+{
+    struct sim_req *req;
+
+    while ((req = list_pop(batch)) != NULL)
+        list_push(&engine->waiting, req);
+}
+
 static struct sim_lane *lane_free(struct engine *engine)
 {
     for (uint32_t i = 0; i < engine->lane_count; i++) {
@@ -326,8 +334,10 @@ static int sim_start_batches(struct engine *engine, uint64_t now_us, struct err 
         if (batch.count == 0)
             continue;
         r = batch_begin_faults(&batch, err);
-        if (r < 0)
-            return r; /* the host ends with the requests in it */
+        if (r < 0) { /* the host ends with the requests in it */
+            batch_return(engine, &batch);
+            return r;
+        }
         service_us = batch_service_us(engine, &batch);
         if (service_us == 0 && !batch_hangs(&batch)) {
             batch_end(engine, &batch, 0);

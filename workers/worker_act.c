@@ -1,0 +1,380 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Carries out what the core asks for.
+ *
+ * Inputs by blob key are fetched whole and checked against the digest that the gateway made; they
+ * stay here until they are sent to the host. Outputs over the inline limit are stored under
+ * day/id/token first and named in the Finished.
+ *
+ * Failures of the blob store cost the user nothing: the attempt ends as lost_worker, which has a
+ * budget of its own, and the text says what the store said.
+ */
+
+#include <jansson.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "schema/job_id.h"
+#include "workers/worker_int.h"
+
+/* ---- inputs ---- */
+
+static void input_free(struct worker *worker, struct input **input_p)
+{
+    struct input *input = TAKE(*input_p);
+
+    HASH_DEL(worker->inputs, input);
+    buf_done(&input->bytes);
+    free(input);
+}
+
+static struct input *input_find(struct worker *worker, uint64_t token)
+{
+    struct input *input;
+
+    HASH_FIND(hh, worker->inputs, &token, sizeof(token), input);
+    return input;
+}
+
+void worker_inputs_free(struct worker *worker)
+{
+    struct input *input, *next;
+
+    HASH_ITER(hh, worker->inputs, input, next)
+    {
+        input_free(worker, &input);
+    }
+}
+
+static int input_check(const struct input *input, const struct buf *bytes, struct err *err)
+{
+    uint8_t digest[EVP_MAX_MD_SIZE];
+
+    if (bytes->size != input->size)
+        return err_set(err, ERR_MISMATCH, "the input's blob has %zu bytes, it should have %llu",
+                       bytes->size, (unsigned long long)input->size);
+    if (!input->has_digest)
+        return 0;
+    if (EVP_Digest(bytes->bytes, bytes->size, digest, NULL, EVP_sha256(), NULL) != 1)
+        return err_set(err, ERR_INTERNAL, "SHA-256 is not to be had");
+    if (memcmp(digest, input->digest, sizeof(input->digest)) != 0)
+        return err_set(err, ERR_MISMATCH, "the input's blob is not what was submitted");
+    return 0;
+}
+
+static void input_tell(struct worker *worker, uint64_t token, const struct err *err)
+{
+    worker_tick(worker);
+    worker_core_on_input(worker->core, token,
+                         err->code == ERR_OK ? ERROR_CLASS_NONE : ERROR_CLASS_LOST_WORKER,
+                         err->text);
+    worker_act(worker);
+}
+
+static void input_on_bytes(void *opaque, struct buf *bytes, const struct err *err)
+{
+    struct input *input = opaque;
+    struct worker *worker = input->worker;
+    uint64_t token = input->token;
+    struct err mine = *err;
+
+    input->fetching = false;
+    if (input->forgotten) {
+        input_free(worker, &input);
+        return;
+    }
+    if (mine.code == ERR_OK)
+        (void)input_check(input, bytes, &mine);
+    if (mine.code == ERR_OK)
+        buf_move(&input->bytes, bytes);
+    else
+        input_free(worker, &input);
+    input_tell(worker, token, &mine);
+}
+
+static void act_fetch(struct worker *worker, const struct worker_todo *todo)
+{
+    OWNED(mem_free) char *key = wire_text_dup(todo->fetch.blob);
+    struct input *input = xcalloc(1, sizeof(*input));
+    struct err err = {0};
+    int r;
+
+    *input = (struct input){.worker = worker, .token = todo->token, .size = todo->fetch.size};
+    input->has_digest = todo->fetch.digest.size == sizeof(input->digest);
+    if (input->has_digest)
+        memcpy(input->digest, todo->fetch.digest.bytes, sizeof(input->digest));
+    HASH_ADD(hh, worker->inputs, token, sizeof(input->token), input);
+    if (worker->blobs == NULL)
+        r = err_set(&err, ERR_DEPENDENCY, "this worker has no blob store for large inputs");
+    else
+        r = blob_get(worker->blobs, key, FRAME_FD_SIZE_MAX, input_on_bytes, input, &err);
+    if (r == 0) {
+        input->fetching = true;
+        return;
+    }
+    input_free(worker, &input);
+    worker_core_on_input(worker->core, todo->token, ERROR_CLASS_LOST_WORKER, err.text);
+}
+
+static void act_forget(struct worker *worker, uint64_t token)
+{
+    struct input *input = input_find(worker, token);
+
+    if (input == NULL)
+        return;
+    if (input->fetching)
+        input->forgotten = true;
+    else
+        input_free(worker, &input);
+}
+
+/* ---- the host ---- */
+
+static void act_run(struct worker *worker, const struct worker_todo *todo)
+{
+    struct input *input = input_find(worker, todo->token);
+    struct frame_req req = {
+        .id = todo->token,
+        .input = todo->run.input,
+        .limit_ms = todo->run.limit_ms,
+        .alone = todo->run.alone,
+        .job = todo->run.job,
+        .number = todo->run.number,
+        .trace = todo->run.trace,
+    };
+
+    if (input != NULL)
+        req.input = (struct wire_bytes){input->bytes.bytes, input->bytes.size};
+    worker_host_run(worker->host, &req);
+    if (input != NULL)
+        input_free(worker, &input);
+}
+
+static void host_on_ready(void *opaque, const struct frame_ready *ready)
+{
+    struct worker *worker = opaque;
+
+    (void)snprintf(worker->loaded.engine, sizeof(worker->loaded.engine), "%.*s",
+                   (int)ready->engine.size, ready->engine.text);
+    (void)snprintf(worker->loaded.task, sizeof(worker->loaded.task), "%.*s", (int)ready->task.size,
+                   ready->task.size > 0 ? ready->task.text : "");
+    log_info("model_loaded", LOG_STR("engine", worker->loaded.engine),
+             LOG_TEXT("detail", ready->detail.text, ready->detail.size),
+             LOG_U64("credit", ready->granted));
+    worker_tick(worker);
+    worker_core_on_host_ready(worker->core, ready->granted);
+    worker_act(worker);
+}
+
+static void host_on_loading(void *opaque, uint64_t done_size, uint64_t total_size)
+{
+    struct worker *worker = opaque;
+
+    worker->loaded.loaded_size = done_size;
+    worker->loaded.weights_size = total_size;
+    worker_say(worker, json_pack("{s:s, s:I, s:I}", "event", "loading", "done_size",
+                                 (json_int_t)done_size, "total_size", (json_int_t)total_size));
+}
+
+static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
+                          const struct worker_result *result)
+{
+    struct worker *worker = opaque;
+
+    worker_tick(worker);
+    worker_core_on_host_final(worker->core, token, granted, result);
+    worker_act(worker);
+}
+
+static void host_on_stats(void *opaque, const struct frame_stats *stats)
+{
+    struct worker *worker = opaque;
+
+    worker->engine_stats = *stats;
+}
+
+static void host_on_gone(void *opaque, enum error_class class, bool final, const char *why)
+{
+    struct worker *worker = opaque;
+
+    if (class != ERROR_CLASS_NONE)
+        log_error("host_gone", LOG_STR("class", error_class_name(class)), LOG_STR("error", why));
+    worker_tick(worker);
+    worker_core_on_host_gone(worker->core, class, final, why);
+    worker_act(worker);
+}
+
+struct worker_host *worker_host_open(struct worker *worker)
+{
+    static const struct worker_host_calls calls = {
+        .on_ready = host_on_ready,
+        .on_loading = host_on_loading,
+        .on_final = host_on_final,
+        .on_stats = host_on_stats,
+        .on_gone = host_on_gone,
+    };
+    const struct worker_host_options options = {
+        .engines_folder = worker->settings.engines,
+        .engine = worker->settings.engine,
+        .dir = worker->settings.model_dir,
+        .model = worker->settings.model,
+        .device = worker->settings.device,
+        .settings_json = worker->settings.engine_settings,
+        .thread_count = (uint32_t)worker->settings.threads,
+        .batch_token_max = (uint32_t)worker->settings.batch_tokens,
+        .slot_count = (uint32_t)worker->settings.slots,
+    };
+
+    return worker_host_new(worker->loop, &options, &calls, worker);
+}
+
+/* ---- results ---- */
+
+static void finished_log(const struct message_finished *finished)
+{
+    char job[JOB_ID_TEXT_SIZE];
+
+    if (!log_enabled(finished->error_class == 0 ? LOG_LEVEL_DEBUG : LOG_LEVEL_INFO))
+        return;
+    job_id_format(&finished->job, job);
+    if (finished->error_class == 0)
+        log_debug("attempt_succeeded", LOG_STR("job", job), LOG_U64("attempt", finished->number),
+                  LOG_U64("took_us", finished->finished_us - finished->started_us),
+                  LOG_U64("output_size", finished->output_size));
+    else
+        log_info("attempt_failed", LOG_STR("job", job), LOG_U64("attempt", finished->number),
+                 LOG_STR("class", error_class_name((enum error_class)finished->error_class)),
+                 LOG_TEXT("error", finished->error_message.text, finished->error_message.size));
+}
+
+/* A result that is being stored; its texts do not outlive the to-do, so it keeps what it needs. */
+struct stored {
+    struct worker *worker;
+    struct message_finished finished;
+    char key[BLOB_KEY_SIZE];
+};
+
+static void stored_say(struct stored *stored, const struct err *err)
+{
+    struct message_finished *finished = &stored->finished;
+
+    finished->worker = WIRE_TEXT_OF(stored->worker->options.worker);
+    finished->device = WIRE_TEXT_OF(stored->worker->options.device);
+    finished->output_blob = WIRE_TEXT_OF(stored->key);
+    if (err->code != ERR_OK) {
+        finished->error_class = ERROR_CLASS_LOST_WORKER;
+        finished->error_message = WIRE_TEXT_OF(err->text);
+        finished->output_blob = (struct wire_text){0};
+        finished->output_size = 0;
+    }
+    finished_log(finished);
+    worker_produce(stored->worker, MESSAGE_FINISHED, finished, finished->token);
+    free(stored);
+}
+
+static void stored_on_put(void *opaque, const struct err *err)
+{
+    stored_say(opaque, err);
+}
+
+static void act_store(struct worker *worker, const struct message_finished *finished)
+{
+    struct stored *stored = xcalloc(1, sizeof(*stored));
+    OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(FRAME_FD_SIZE_MAX);
+    struct err err = {0};
+    int r;
+
+    stored->worker = worker;
+    stored->finished = *finished;
+    stored->finished.output = (struct wire_bytes){0};
+    stored->finished.error_message = (struct wire_text){0};
+    blob_key_output(&finished->job, finished->token, stored->key);
+    buf_append(&bytes, finished->output.bytes, finished->output.size);
+    r = worker->blobs == NULL
+            ? err_set(&err, ERR_DEPENDENCY, "this worker has no blob store for large results")
+            : blob_put(worker->blobs, stored->key, &bytes, stored_on_put, stored, &err);
+    if (r < 0)
+        stored_say(stored, &err);
+}
+
+static void act_finished(struct worker *worker, const struct message_finished *finished)
+{
+    if (finished->output.size > JOB_OUTPUT_INLINE_MAX) {
+        act_store(worker, finished);
+        return;
+    }
+    finished_log(finished);
+    worker_produce(worker, MESSAGE_FINISHED, finished, finished->token);
+}
+
+/* ---- all of them ---- */
+
+static void act_exit(struct worker *worker, const struct worker_todo *todo)
+{
+    if (todo->exit.code == 0)
+        log_info("worker_drained");
+    else
+        log_error("worker_leaves", LOG_I64("exit_code", todo->exit.code),
+                  LOG_STR("error", todo->exit.why));
+    worker_say(worker, json_pack("{s:s, s:i, s:s}", "event", "exit", "code", todo->exit.code,
+                                 "reason", todo->exit.why));
+    worker_leave(worker, todo->exit.code);
+}
+
+static void act_one(struct worker *worker, const struct worker_todo *todo)
+{
+    switch (todo->type) {
+    case WORKER_TODO_FETCH:
+        act_fetch(worker, todo);
+        return;
+    case WORKER_TODO_RUN:
+        act_run(worker, todo);
+        return;
+    case WORKER_TODO_CANCEL:
+        worker_host_cancel(worker->host, todo->token);
+        return;
+    case WORKER_TODO_FORGET:
+        act_forget(worker, todo->token);
+        return;
+    case WORKER_TODO_HELLO:
+        worker_produce(worker, MESSAGE_HELLO, &todo->hello, 0);
+        return;
+    case WORKER_TODO_HEARTBEAT:
+        worker_produce(worker, MESSAGE_HEARTBEAT, &todo->heartbeat, 0);
+        return;
+    case WORKER_TODO_STARTED:
+        worker_produce(worker, MESSAGE_STARTED, &todo->started, 0);
+        return;
+    case WORKER_TODO_FINISHED:
+        act_finished(worker, &todo->finished);
+        return;
+    case WORKER_TODO_BYE:
+        worker_produce(worker, MESSAGE_BYE, &todo->bye, 0);
+        return;
+    case WORKER_TODO_HOST_START:
+        worker_host_start(worker->host);
+        return;
+    case WORKER_TODO_HOST_KILL:
+        log_warn("host_killed", LOG_STR("error", "it did not obey"));
+        worker_host_kill(worker->host);
+        return;
+    case WORKER_TODO_HOST_DRAIN:
+        worker_host_drain(worker->host);
+        return;
+    case WORKER_TODO_EXIT:
+        act_exit(worker, todo);
+        return;
+    }
+}
+
+void worker_act(struct worker *worker)
+{
+    struct worker_todo todo;
+
+    while (worker_core_next_todo(worker->core, &todo))
+        act_one(worker, &todo);
+}

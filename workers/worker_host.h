@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The worker's side of an engine host: the process, its socket, and the frames both ways.
+ *
+ *     worker_host_start() -> on_ready -> worker_host_run()… -> on_final… -> on_gone
+ *
+ * Frames are gathered and leave with the turn of the loop. on_gone comes once for each start, when
+ * the process has ended and all that it had sent was handed out.
+ *
+ * Failures: a host that cannot be started, breaks the protocol or is killed ends in on_gone with a
+ * class: LOST_WORKER, unless it said another one in its BYE.
+ * Shutdown: worker_host_free() kills what still runs.
+ * Thread: the loop's.   Tests: tests/unit/test_worker_host.c
+ */
+
+#include "schema/job.h"
+#include "workers/frame.h"
+#include "workers/worker_core.h"
+
+struct loop;
+struct worker_host;
+
+struct worker_host_options { /* texts are copied */
+    const char *engines_folder, *engine, *dir, *model, *device, *settings_json;
+    uint32_t thread_count, batch_token_max, slot_count;
+};
+
+struct worker_host_calls {
+    void (*on_ready)(void *opaque, const struct frame_ready *ready);
+    void (*on_loading)(void *opaque, uint64_t done_size, uint64_t total_size);
+    void (*on_final)(void *opaque, uint64_t token, uint64_t granted,
+                     const struct worker_result *result);
+    void (*on_stats)(void *opaque, const struct frame_stats *stats);
+    void (*on_gone)(void *opaque, enum error_class class, bool final, const char *why);
+};
+
+struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_options *options,
+                                    const struct worker_host_calls *calls, void *opaque);
+void worker_host_free(struct worker_host **host_p);
+
+void worker_host_start(struct worker_host *host);
+void worker_host_run(struct worker_host *host, const struct frame_req *req);
+void worker_host_cancel(struct worker_host *host, uint64_t token);
+void worker_host_drain(struct worker_host *host);
+void worker_host_kill(struct worker_host *host);

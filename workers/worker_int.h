@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The worker program behind its pure core: what its files share.
+ *
+ *   worker_main.c    settings, start, the loop, the end; the agent's lock
+ *   worker_queue.c   Kafka: its dispatch partition in, messages to outcome out
+ *   worker_act.c     the to-dos of the core: host, blobs, messages
+ *   worker_pages.c   /metrics, /healthz, /readyz
+ *
+ * Every callback of the loop follows one pattern: worker_tick(), one event of the core,
+ * worker_act(). Once a turn worker_tick() and worker_act() run in any case.
+ *
+ * Thread: the loop's.
+ */
+
+#include <sys/queue.h>
+#include <uthash.h>
+
+#include "base/loop.h"
+#include "brokers/blob.h"
+#include "brokers/queue.h"
+#include "workers/worker_core.h"
+#include "workers/worker_host.h"
+
+struct http_server;
+
+struct worker_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+#include "workers/worker_settings.def"
+#include "base/settings_end.def"
+};
+
+/* A message that Kafka must have: kept until its report, produced again after a failure. */
+struct parcel {
+    LIST_ENTRY(parcel) all;
+    STAILQ_ENTRY(parcel) again; /* while it waits to be produced again */
+    struct worker *worker;
+    enum message_type type;
+    uint64_t token;
+    struct buf bytes;
+};
+
+/* An input of the blob store, by token: being fetched, or here until it is sent to the host. */
+struct input {
+    UT_hash_handle hh;
+    struct worker *worker;
+    uint64_t token, size;
+    uint8_t digest[BLOB_DIGEST_SIZE];
+    bool has_digest, fetching, forgotten;
+    struct buf bytes;
+};
+
+struct worker {
+    struct worker_settings settings;
+    struct loop *loop;
+    struct worker_core *core;
+    struct worker_host *host;
+    struct worker_options options;
+    char machine[256];
+
+    struct queue_admin *admin;
+    struct queue_producer *producer;
+    struct queue_consumer *consumer;
+    struct queue_reader *reader;
+    struct queue_topic *outcome;
+    char dispatch[80];
+    struct wire_decoder *decoder;
+    struct loop_timer *connect_timer, *retry_timer, *tick_timer, *lock_timer;
+    struct loop_turn *turn;
+    uint64_t armed_us;
+    LIST_HEAD(, parcel) parcels;
+    STAILQ_HEAD(, parcel) retry;
+    uint64_t unreadable_records;
+
+    struct blob_store *blobs;
+    struct input *inputs;
+
+    struct http_server *pages;
+    struct frame_stats engine_stats;
+    struct {
+        char engine[64], task[24], detail[512];
+        uint64_t loaded_size, weights_size;
+    } loaded;
+    int lock_fd;
+    uint64_t alone_since_us;
+    bool exiting, leaving;
+    int exit_code;
+};
+
+/* ---- worker_main.c ---- */
+void worker_tick(struct worker *worker);
+void worker_leave(struct worker *worker, int exit_code); /* ends the loop */
+
+/* One JSON line on standard output, for whoever started us. Takes the object (jansson). */
+struct json_t;
+void worker_say(struct worker *worker, struct json_t *line);
+
+/* ---- worker_queue.c ---- */
+int worker_queue_open(struct worker *worker, struct err *err) MUST_CHECK;
+void worker_queue_close(struct worker *worker);
+
+/* Produces to outcome[shard]; kept and repeated until it is reported when token or type asks. */
+void worker_produce(struct worker *worker, enum message_type type, const void *fields,
+                    uint64_t token);
+
+/* ---- worker_act.c ---- */
+void worker_act(struct worker *worker);
+void worker_inputs_free(struct worker *worker);
+struct worker_host *worker_host_open(struct worker *worker);
+
+/* ---- worker_pages.c ---- */
+int worker_pages_open(struct worker *worker, struct err *err) MUST_CHECK;
