@@ -60,7 +60,7 @@ enum shard_phase {
 };
 
 struct shard {
-    LIST_ENTRY(shard) next; /* in broker->shards; not when CLOSED */
+    LIST_ENTRY(shard) next; /* in broker->shards, or closed_shards */
     struct broker *broker;
     uint32_t number;
     uint32_t ref_count; /* the broker's, and one for each answer that is due from Kafka */
@@ -106,6 +106,9 @@ void shard_retry(struct shard *shard, const struct err *err);
 
 struct shard *shard_ref(struct shard *shard);
 void shard_unref(struct shard **shard_p);
+
+/* At the very end, when nobody is left who could answer: frees what waits for answers. */
+void shards_forget(struct broker *broker);
 
 /* ---- To-dos (broker_todo.c) and publishing (broker_publish.c) */
 
@@ -163,11 +166,12 @@ struct broker {
     uint64_t start_deadline_ms;
     bool elected;  /* Kafka has told us our share, perhaps nothing */
     bool revoking; /* shards drain because Kafka wants them back */
-    LIST_HEAD(, shard) shards;
+    LIST_HEAD(, shard) shards, closed_shards;
     uint32_t takeover_count;
     struct buf scratch; /* for the message that is being encoded */
     struct buf wake_scratch;
     struct http_server *http;
+    char not_ready[ERR_TEXT_SIZE + 64]; /* what /readyz says */
     struct metrics *metrics;
     struct metric *flush_seconds, *flush_jobs;
     struct queue_producer_counts counted_queue;

@@ -367,6 +367,7 @@ static void parts_close(struct broker *broker)
     queue_producer_close(&broker->producer);
     queue_admin_close(&broker->admin);
     watch_close(broker);
+    shards_forget(broker);
     buf_done(&broker->scratch);
     buf_done(&broker->wake_scratch);
     free(broker->cluster_id);
@@ -413,6 +414,7 @@ int broker_main(int argc, char **argv)
     int code = EXIT_USAGE;
 
     LIST_INIT(&broker.shards);
+    LIST_INIT(&broker.closed_shards);
     if (settings_parse(&program, argc, argv, &broker.settings, NULL, &outcome, &err) < 0) {
         (void)fprintf(stderr, "headrace broker: %s\n", err.text);
         return EXIT_USAGE;

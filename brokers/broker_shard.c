@@ -57,7 +57,18 @@ void shard_unref(struct shard **shard_p)
     if (--shard->ref_count > 0)
         return;
     assert(shard->phase == SHARD_CLOSED);
+    LIST_REMOVE(shard, next);
     free(shard);
+}
+
+void shards_forget(struct broker *broker)
+{
+    struct shard *shard;
+
+    while ((shard = LIST_FIRST(&broker->closed_shards)) != NULL) {
+        shard->ref_count = 1;
+        shard_unref(&shard);
+    }
 }
 
 /* Everything that an ownership consists of; the shard itself stays. */
@@ -99,6 +110,7 @@ void shard_close(struct shard **shard_p)
     shard_let_go(shard);
     shard->phase = SHARD_CLOSED;
     LIST_REMOVE(shard, next);
+    LIST_INSERT_HEAD(&shard->broker->closed_shards, shard, next);
     loop_timer_free(&shard->timer);
     loop_timer_free(&shard->prober);
     shard_unref(&shard);

@@ -4,8 +4,7 @@
  * /metrics, /healthz and /readyz of the broker. Numbers are gathered when somebody asks: what the
  * parts count is copied into the metrics then.
  *
- * /healthz says that the loop turns. /readyz says 200 once Kafka has told our share of the shards
- * and every one of them dispatches.
+ * /readyz says 200 once Kafka has told our share of the shards and every one of them dispatches.
  */
 
 #include <stdio.h>
@@ -17,8 +16,6 @@
 #include "base/metrics.h"
 #include "brokers/broker.h"
 #include "brokers/pg.h"
-
-#define METRICS_SIZE_MAX (4u << 20)
 
 static const struct metric_row metric_rows[] = {
 #define METRICS_ROWS
@@ -145,67 +142,39 @@ static void broker_gather(struct broker *broker)
 
 /* ---- Serving */
 
-static void answer_text(struct http_request **request_p, int status, const char *text)
+static const char *not_ready(void *opaque)
 {
-    const struct http_header header = {"Content-Type", "text/plain; charset=utf-8"};
-
-    http_request_answer(request_p, status, &header, 1, text, strlen(text));
-}
-
-static void answer_metrics(struct broker *broker, struct http_request **request_p)
-{
-    const struct http_header header = {"Content-Type", "text/plain; version=0.0.4"};
-    struct buf text = BUF_WITH_LIMIT(METRICS_SIZE_MAX);
-    struct err err;
-
-    broker_gather(broker);
-    if (metrics_write(broker->metrics, &text, &err) == 0)
-        http_request_answer_buf(request_p, 200, &header, 1, &text);
-    else
-        answer_text(request_p, 500, err.text);
-    buf_done(&text);
-}
-
-static void answer_ready(struct broker *broker, struct http_request **request_p)
-{
+    struct broker *broker = opaque;
     struct shard *shard;
-    char text[128];
 
-    if (broker_is_ready(broker)) {
-        answer_text(request_p, 200, "ready\n");
-        return;
-    }
-    if (broker->phase != BROKER_RUNNING || !broker->elected) {
-        answer_text(request_p, 503,
-                    broker->phase == BROKER_DRAINING ? "draining\n" : "waiting for Kafka\n");
-        return;
-    }
+    if (broker->phase == BROKER_DRAINING)
+        return "draining";
+    if (broker->phase != BROKER_RUNNING || !broker->elected)
+        return "waiting for Kafka's election";
     LIST_FOREACH(shard, &broker->shards, next)
     {
         if (shard->owner != NULL && owner_stats(shard->owner).live)
             continue;
-        (void)snprintf(text, sizeof(text), "shard %u is not taken over yet\n", shard->number);
-        answer_text(request_p, 503, text);
-        return;
+        (void)snprintf(broker->not_ready, sizeof(broker->not_ready), "shard %u %s%s", shard->number,
+                       shard->waits_for[0] != 0 ? "waits: " : "is being taken over",
+                       shard->waits_for);
+        return broker->not_ready;
     }
+    return NULL;
 }
 
 static void on_request(struct http_request *request, void *opaque)
 {
+    static const char text[] = "there are /metrics, /healthz and /readyz\n";
+    const struct http_header header = {"Content-Type", "text/plain; charset=utf-8"};
     struct broker *broker = opaque;
-    const char *target = http_request_target(request);
+    const struct metrics_pages pages = {
+        .metrics = broker->metrics, .not_ready = not_ready, .opaque = broker};
 
-    if (strcmp(http_request_method(request), "GET") != 0 &&
-        strcmp(http_request_method(request), "HEAD") != 0)
-        answer_text(&request, 405, "only GET\n");
-    else if (strcmp(target, "/metrics") == 0)
-        answer_metrics(broker, &request);
-    else if (strcmp(target, "/readyz") == 0)
-        answer_ready(broker, &request);
-    else if (strcmp(target, "/healthz") == 0)
-        answer_text(&request, 200, "ok\n");
-    else
-        answer_text(&request, 404, "there are /metrics, /healthz and /readyz\n");
+    if (strcmp(http_request_target(request), "/metrics") == 0)
+        broker_gather(broker);
+    if (!metrics_pages_answer(&pages, &request))
+        http_request_answer(&request, 404, &header, 1, text, sizeof(text) - 1);
 }
 
 int watch_open(struct broker *broker, struct err *err)
