@@ -21,8 +21,9 @@ static enum job_rank submit_rank(const struct message_submit *submit)
 {
     if (submit->sync)
         return JOB_RANK_SYNC;
-    return submit->priority >= JOB_PRIORITY_MAX ? JOB_RANK_PRIORITY_2
-                                                : JOB_RANK_PRIORITY_0 + (int)submit->priority;
+    if (submit->priority >= JOB_PRIORITY_MAX)
+        return JOB_RANK_PRIORITY_2;
+    return (enum job_rank)(JOB_RANK_PRIORITY_0 + submit->priority);
 }
 
 int job_spec_new(struct wire_decoder *decoder, const void *record, size_t record_size, uint64_t seq,

@@ -188,14 +188,16 @@ static void plain_embed(const struct plain *plain, const char *text, double *vec
 
 /* --- the engine against it -------------------------------------------------------------- */
 
+#define LONG_TEXT                                                                                  \
+    "the cat sat on the mat the cat sat on the mat the cat sat on the mat the cat sat on the mat"
+
 static const char *const texts[] = {
     "the quick brown fox jumps over the lazy dog",
     "",
     "water wheel",
     "a kafka queue keeps the request until the worker has taken it, and loses none on the way",
     "x",
-    "the cat sat on the mat the cat sat on the mat the cat sat on the mat the cat sat on the mat "
-    "the cat sat on the mat the cat sat on the mat the cat sat on the mat the cat sat on the mat",
+    LONG_TEXT " " LONG_TEXT,
 };
 
 static const json_t *embedding(const struct drive_event *event, uint32_t index)
