@@ -75,8 +75,7 @@ static int page_print(const struct client *client, const struct logs_settings *s
                       const char *model, const char *deployment, char **cursor, struct err *err)
 {
     OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(PATH_SIZE_MAX);
-    OWNED(mem_free) char *route =
-        path_make("/v1/models/%/deployments/%/logs", model, deployment);
+    OWNED(mem_free) char *route = path_make("/v1/models/%/deployments/%/logs", model, deployment);
     OWNED(client_json_free) json_t *answer = NULL;
     struct client_call call = {.method = "GET"};
     const char *next;
@@ -93,8 +92,7 @@ static int page_print(const struct client *client, const struct logs_settings *s
     r = client_exchange(client, &call, &status, &answer, err);
     if (r < 0)
         return r;
-    json_array_foreach(json_object_get(answer, "logs"), i, line)
-        line_print(line, settings->json);
+    json_array_foreach(json_object_get(answer, "logs"), i, line) line_print(line, settings->json);
     (void)fflush(stdout);
     next = json_string_value(json_object_get(answer, "next_cursor"));
     if (next != NULL) {

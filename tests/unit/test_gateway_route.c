@@ -85,7 +85,7 @@ static void same_text(const char *got, const char *want)
 
 static void test_rows(void **state)
 {
-    struct http_target *target = calloc(1, sizeof(*target));
+    struct http_target *target = xcalloc(1, sizeof(*target));
 
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
@@ -106,7 +106,7 @@ static void test_rows(void **state)
 
 static void test_allow(void **state)
 {
-    struct http_target *target = calloc(1, sizeof(*target));
+    struct http_target *target = xcalloc(1, sizeof(*target));
     struct route_match match;
 
     (void)state;
