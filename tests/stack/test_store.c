@@ -275,7 +275,7 @@ static struct job_spec *spec_of(struct world *world, uint32_t n, const char *ten
         .key_prefix = T("hr_abc"),
     };
     struct buf buf = BUF_WITH_LIMIT(100000);
-    struct job_spec *spec;
+    struct job_spec *spec = NULL;
     struct err err = {0};
 
     if (message_encode(MESSAGE_SUBMIT, &submit, &buf, &err) < 0 ||

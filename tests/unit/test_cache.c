@@ -51,7 +51,7 @@ struct fake {
 
 static void fake_say(int fd, const char *text)
 {
-    assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+    (void)!write(fd, text, strlen(text)); /* the peer may have left: its tests tell */
 }
 
 static void fake_say_bulk(int fd, const char *text)
