@@ -139,6 +139,7 @@ struct pg_answer {
     char sqlstate[6];         /* "23505"; empty unless the server refused */
     char constraint[64];      /* name of the constraint that was violated; may be empty */
     size_t failed;            /* index of the statement that was refused */
+    size_t position;          /* character of it, from 1, where it went wrong; 0: not known */
     struct pg_result *result; /* borrowed for the call; see pg_answer_take() */
 };
 
@@ -206,3 +207,19 @@ int pg_session_run(struct pg_session *session, struct pg_batch **batch_p,
 /* Runs text that may hold several statements, without parameters: as one transaction unless it has
  * its own BEGIN. For migrations and tests. */
 int pg_session_script(struct pg_session *session, const char *sql, struct err *err) MUST_CHECK;
+
+/* One statement that a person typed, without parameters; several in one text are refused. Values
+ * come as text: read them by pg_c() and pg_is_null() only. On failure the answer has sqlstate and
+ * position. */
+int pg_session_query(struct pg_session *session, const char *sql, struct pg_answer *ret_answer,
+                     struct err *err) MUST_CHECK;
+
+enum pg_kind {
+    PG_KIND_TEXT,
+    PG_KIND_NUMBER,
+    PG_KIND_BOOL, /* "t" or "f" */
+    PG_KIND_JSON,
+};
+size_t pg_column_count(const struct pg_answer *answer, size_t at);
+const char *pg_column_name(const struct pg_answer *answer, size_t at, size_t column);
+enum pg_kind pg_column_kind(const struct pg_answer *answer, size_t at, size_t column);

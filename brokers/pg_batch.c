@@ -263,16 +263,50 @@ size_t pg_row_count(const struct pg_answer *answer, size_t at)
     return (size_t)PQntuples(result_at(answer, at));
 }
 
+static uint64_t digits(const char *text)
+{
+    uint64_t number = 0;
+
+    for (; *text >= '0' && *text <= '9'; text++)
+        number = number * 10 + (uint64_t)(*text - '0');
+    return number;
+}
+
 uint64_t pg_changed_count(const struct pg_answer *answer, size_t at)
 {
-    const char *text;
-    uint64_t count = 0;
-
     /* The command tag's number; PQcmdTuples takes no const result. */
-    text = PQcmdTuples((PGresult *)(uintptr_t)result_at(answer, at));
-    for (; *text >= '0' && *text <= '9'; text++)
-        count = count * 10 + (uint64_t)(*text - '0');
-    return count;
+    return digits(PQcmdTuples((PGresult *)(uintptr_t)result_at(answer, at)));
+}
+
+size_t pg_column_count(const struct pg_answer *answer, size_t at)
+{
+    return (size_t)PQnfields(result_at(answer, at));
+}
+
+const char *pg_column_name(const struct pg_answer *answer, size_t at, size_t column)
+{
+    return PQfname(result_at(answer, at), (int)column);
+}
+
+enum pg_kind pg_column_kind(const struct pg_answer *answer, size_t at, size_t column)
+{
+    switch (PQftype(result_at(answer, at), (int)column)) {
+    case 20:   /* int8 */
+    case 21:   /* int2 */
+    case 23:   /* int4 */
+    case 26:   /* oid */
+    case 700:  /* float4 */
+    case 701:  /* float8 */
+    case 1700: /* numeric */
+        return PG_KIND_NUMBER;
+    case 16:
+        return PG_KIND_BOOL;
+    case 114:  /* json */
+    case 3802: /* jsonb */
+        return PG_KIND_JSON;
+    default:
+        return PG_KIND_TEXT;
+    }
 }
 
 /* The bytes of a value; NULL when it is null. Asks for a column that exists: our own statement. */
@@ -426,10 +460,12 @@ void pg_answer_refuse(struct pg_answer *answer, const PGresult *refusal, const c
     const char *sqlstate = PQresultErrorField(refusal, PG_DIAG_SQLSTATE);
     const char *constraint = PQresultErrorField(refusal, PG_DIAG_CONSTRAINT_NAME);
     const char *primary = PQresultErrorField(refusal, PG_DIAG_MESSAGE_PRIMARY);
+    const char *position = PQresultErrorField(refusal, PG_DIAG_STATEMENT_POSITION);
     char message[ERR_TEXT_SIZE / 2];
 
     mem_copy_text(answer->sqlstate, sqlstate == NULL ? "" : sqlstate);
     mem_copy_text(answer->constraint, constraint == NULL ? "" : constraint);
+    answer->position = position == NULL ? 0 : digits(position);
     pg_copy_message(message, sizeof(message),
                     primary != NULL ? primary : PQresultErrorMessage(refusal));
     (void)err_set(&answer->err, sqlstate == NULL ? ERR_UNAVAILABLE : pg_code(sqlstate),

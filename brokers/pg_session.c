@@ -174,3 +174,21 @@ int pg_session_script(struct pg_session *session, const char *sql, struct err *e
     PQclear(result);
     return answer.err.code;
 }
+
+int pg_session_query(struct pg_session *session, const char *sql, struct pg_answer *ret_answer,
+                     struct err *err)
+{
+    struct pg_answer answer = {.result = xcalloc(1, sizeof(*answer.result))};
+    /* The extended protocol takes one statement only. */
+    PGresult *result = PQexecParams(session->conn, sql, 0, NULL, NULL, NULL, NULL, 0);
+
+    answer.result->of[0] = result;
+    answer.result->count = 1;
+    if (!result_is_good(result)) {
+        pg_answer_refuse(&answer, result, "Postgres");
+        *err = answer.err;
+        pg_answer_done(&answer);
+    }
+    *ret_answer = answer;
+    return answer.err.code;
+}
