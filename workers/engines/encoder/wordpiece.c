@@ -2,6 +2,7 @@
 
 #include "workers/engines/encoder/wordpiece.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <utf8proc.h>
@@ -32,6 +33,16 @@ static const struct {
 #include "workers/engines/encoder/wordpiece_chars.def"
 #undef CHARS
 };
+
+/* By code point; made once and the same for every tokenizer. */
+static uint8_t char_classes[WORDPIECE_CODE_POINT_COUNT];
+
+static void fill_char_classes(void)
+{
+    for (size_t i = 0; i < COUNT_OF(char_ranges); i++)
+        memset(char_classes + char_ranges[i].first, char_ranges[i].class,
+               char_ranges[i].last - char_ranges[i].first + 1);
+}
 
 /* One text on its way: the word that is being collected, and the ids so far. */
 struct encoding {
@@ -79,6 +90,7 @@ static uint32_t hash_end(uint32_t hash)
 struct wordpiece *wordpiece_alloc(const struct wordpiece_options *options, uint32_t token_count,
                                   size_t texts_size)
 {
+    static pthread_once_t filled = PTHREAD_ONCE_INIT;
     struct wordpiece *pieces = xcalloc(1, sizeof(*pieces));
     uint32_t slot_count = 16;
 
@@ -90,10 +102,7 @@ struct wordpiece *wordpiece_alloc(const struct wordpiece_options *options, uint3
     pieces->slot_mask = slot_count - 1;
     pieces->texts = xmalloc(texts_size + 1);
     pieces->texts_room = texts_size;
-    pieces->classes = xcalloc(WORDPIECE_CODE_POINT_COUNT, 1);
-    for (size_t i = 0; i < COUNT_OF(char_ranges); i++)
-        memset(pieces->classes + char_ranges[i].first, char_ranges[i].class,
-               char_ranges[i].last - char_ranges[i].first + 1);
+    (void)pthread_once(&filled, fill_char_classes);
     for (uint32_t i = 0; i < options->special_count; i++)
         pieces->special_starts[(uint8_t)options->specials[i].text[0]] = true;
     return pieces;
@@ -105,7 +114,6 @@ void wordpiece_free(struct wordpiece **pieces_p)
 
     if (pieces == NULL)
         return;
-    free(pieces->classes);
     free(pieces->texts);
     free(pieces->slots);
     free(pieces);
@@ -315,7 +323,7 @@ static void add_char(struct encoding *to, utf8proc_int32_t c)
 
 static void put_normal(struct encoding *to, utf8proc_int32_t c)
 {
-    switch ((enum char_class)to->pieces->classes[c]) {
+    switch ((enum char_class)char_classes[c]) {
     case CHAR_SPACE:
         end_word(to);
         return;
@@ -358,7 +366,7 @@ static void put_decomposed(struct encoding *to, utf8proc_int32_t c)
     count = utf8proc_decompose_char(c, parts, DECOMPOSED_MAX, UTF8PROC_DECOMPOSE, &boundary);
     assert(count >= 0 && count <= DECOMPOSED_MAX);
     for (utf8proc_ssize_t i = 0; i < count; i++) {
-        if (to->pieces->classes[parts[i]] != CHAR_ACCENT)
+        if (char_classes[parts[i]] != CHAR_ACCENT)
             put_lower(to, parts[i]);
     }
 }
@@ -367,7 +375,7 @@ static void put_raw(struct encoding *to, utf8proc_int32_t c)
 {
     bool ideograph;
 
-    switch ((enum char_class)to->pieces->classes[c]) {
+    switch ((enum char_class)char_classes[c]) {
     case CHAR_DROPPED:
         return;
     case CHAR_SPACE:
@@ -379,7 +387,7 @@ static void put_raw(struct encoding *to, utf8proc_int32_t c)
     case CHAR_PUNCTUATION:
         break;
     }
-    ideograph = to->pieces->classes[c] == CHAR_IDEOGRAPH && to->pieces->options.split_ideographs;
+    ideograph = char_classes[c] == CHAR_IDEOGRAPH && to->pieces->options.split_ideographs;
     if (ideograph)
         end_word(to);
     put_decomposed(to, c);

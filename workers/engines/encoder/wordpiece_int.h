@@ -24,7 +24,6 @@ struct wordpiece {
     uint32_t piece_size_max;
     char *texts; /* all pieces, back to back */
     size_t texts_size, texts_room;
-    uint8_t *classes;         /* enum char_class by code point */
     bool special_starts[256]; /* first bytes of options.specials */
 };
 
