@@ -1,0 +1,588 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "workers/agent_core.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/queue.h>
+
+#include "base/assert.h"
+
+#define NEVER_MS UINT64_MAX
+#define WORKER_EXIT_LOAD 2 /* of the worker program: the model could not be loaded */
+
+const struct agent_options agent_options_default = {
+    .restart_ms_min = 200,
+    .restart_ms_max = 30000,
+    .steady_ms = 60000,
+    .stop_ms = 40000,
+};
+
+enum phase {
+    PHASE_CLAIMING, /* the row is asked for */
+    PHASE_FETCHING, /* its archive is */
+    PHASE_WAITING,  /* to be started at start_ms */
+    PHASE_STARTING, /* the process is being started, or loads */
+    PHASE_READY,
+    PHASE_STOPPING, /* SIGTERM is out; SIGKILL at kill_ms */
+    PHASE_FAILED,   /* for good: the deployment has failed */
+};
+
+struct replica {
+    TAILQ_ENTRY(replica) link;
+    char worker[AGENT_NAME_SIZE];
+    char deployment_id[AGENT_NAME_SIZE];
+    enum phase phase;
+    bool wanted, running;
+    uint32_t shard, restart_count, failures; /* failures in a row, for the back-off */
+    uint64_t boot, start_ms, ready_ms, kill_ms;
+};
+
+struct archive {
+    TAILQ_ENTRY(archive) link;
+    char digest[AGENT_DIGEST_SIZE];
+    char *folder; /* NULL: being fetched */
+};
+
+struct agent_core {
+    struct agent_options options;
+    uint64_t now_ms;
+    struct agent_deployment *deployments;
+    size_t deployment_count;
+    TAILQ_HEAD(, replica) replicas;
+    TAILQ_HEAD(, archive) archives;
+    bool draining, asked_exit;
+    struct agent_todo *todos;
+    size_t todo_first, todo_count, todo_room;
+    struct agent_stats stats;
+};
+
+/* ---- to-dos ---- */
+
+static struct agent_todo *todo_add(struct agent_core *core, enum agent_todo_type type)
+{
+    struct agent_todo *todo;
+
+    if (core->todo_first == core->todo_count)
+        core->todo_first = core->todo_count = 0;
+    if (core->todo_count == core->todo_room) {
+        core->todo_room = core->todo_room == 0 ? 16 : core->todo_room * 2;
+        core->todos = xrealloc(core->todos, core->todo_room, sizeof(*core->todos));
+    }
+    todo = &core->todos[core->todo_count++];
+    *todo = (struct agent_todo){.type = type};
+    return todo;
+}
+
+bool agent_core_next_todo(struct agent_core *core, struct agent_todo *ret_todo)
+{
+    if (core->todo_first == core->todo_count)
+        return false;
+    *ret_todo = core->todos[core->todo_first++];
+    return true;
+}
+
+static struct agent_todo *todo_of(struct agent_core *core, enum agent_todo_type type,
+                                  const struct replica *replica)
+{
+    struct agent_todo *todo = todo_add(core, type);
+
+    mem_copy_text(todo->worker, replica->worker);
+    mem_copy_text(todo->deployment_id, replica->deployment_id);
+    todo->boot = replica->boot;
+    todo->shard = replica->shard;
+    todo->restart_count = replica->restart_count;
+    return todo;
+}
+
+static void tell_replica(struct agent_core *core, const struct replica *replica, const char *state,
+                         const char *reason)
+{
+    struct agent_todo *todo = todo_of(core, AGENT_TODO_REPLICA, replica);
+
+    mem_copy_text(todo->state, state);
+    mem_copy_text(todo->reason, reason);
+}
+
+static void tell_deployment(struct agent_core *core, const char *id, const char *status,
+                            const char *reason)
+{
+    struct agent_todo *todo = todo_add(core, AGENT_TODO_DEPLOYMENT);
+
+    mem_copy_text(todo->deployment_id, id);
+    mem_copy_text(todo->status, status);
+    mem_copy_text(todo->reason, reason);
+}
+
+/* ---- finding ---- */
+
+static struct agent_deployment *deployment_find(struct agent_core *core, const char *id)
+{
+    for (size_t i = 0; i < core->deployment_count; i++) {
+        if (strcmp(core->deployments[i].id, id) == 0)
+            return &core->deployments[i];
+    }
+    return NULL;
+}
+
+static struct replica *replica_find(struct agent_core *core, const char *worker)
+{
+    struct replica *replica;
+
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        if (strcmp(replica->worker, worker) == 0)
+            return replica;
+    }
+    return NULL;
+}
+
+static struct archive *archive_find(struct agent_core *core, const char *digest)
+{
+    struct archive *archive;
+
+    TAILQ_FOREACH(archive, &core->archives, link)
+    {
+        if (strcmp(archive->digest, digest) == 0)
+            return archive;
+    }
+    return NULL;
+}
+
+static bool deployment_has_ready(struct agent_core *core, const char *id)
+{
+    struct replica *replica;
+
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        if (replica->phase == PHASE_READY && strcmp(replica->deployment_id, id) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* ---- starting ---- */
+
+static struct replica *replica_new(struct agent_core *core, const char *worker,
+                                   const char *deployment_id)
+{
+    struct replica *replica = xcalloc(1, sizeof(*replica));
+
+    mem_copy_text(replica->worker, worker);
+    mem_copy_text(replica->deployment_id, deployment_id);
+    TAILQ_INSERT_TAIL(&core->replicas, replica, link);
+    return replica;
+}
+
+static void replica_forget(struct agent_core *core, struct replica *replica)
+{
+    TAILQ_REMOVE(&core->replicas, replica, link);
+    free(replica);
+}
+
+static void replica_claim(struct agent_core *core, struct replica *replica,
+                          const struct agent_deployment *deployment)
+{
+    replica->phase = PHASE_CLAIMING;
+    replica->start_ms = NEVER_MS;
+    todo_of(core, AGENT_TODO_CLAIM, replica)->deployment = deployment;
+}
+
+static void replica_start(struct agent_core *core, struct replica *replica,
+                          const struct agent_deployment *deployment, const char *folder)
+{
+    struct agent_todo *todo = todo_of(core, AGENT_TODO_START, replica);
+
+    replica->phase = PHASE_STARTING;
+    replica->boot = 0;
+    core->stats.starts++;
+    todo->deployment = deployment;
+    todo->folder = folder;
+    tell_replica(core, replica, "LOADING", "");
+    if (!deployment->was_active)
+        tell_deployment(core, deployment->id, "LOADING_MODEL", "");
+}
+
+/* Starts it, or asks for its archive first. */
+static void replica_prepare(struct agent_core *core, struct replica *replica)
+{
+    const struct agent_deployment *deployment = deployment_find(core, replica->deployment_id);
+    struct archive *archive;
+
+    assert(deployment != NULL);
+    replica->shard = deployment->shard;
+    if (deployment->digest[0] == '\0') {
+        replica_start(core, replica, deployment, "");
+        return;
+    }
+    archive = archive_find(core, deployment->digest);
+    if (archive != NULL && archive->folder != NULL) {
+        replica_start(core, replica, deployment, archive->folder);
+        return;
+    }
+    replica->phase = PHASE_FETCHING;
+    if (archive != NULL)
+        return;
+    archive = xcalloc(1, sizeof(*archive));
+    mem_copy_text(archive->digest, deployment->digest);
+    TAILQ_INSERT_TAIL(&core->archives, archive, link);
+    todo_add(core, AGENT_TODO_FETCH)->deployment = deployment;
+}
+
+static void replica_back_off(struct agent_core *core, struct replica *replica)
+{
+    uint64_t wait_ms = core->options.restart_ms_min;
+
+    for (uint32_t i = 0; i < replica->failures && wait_ms < core->options.restart_ms_max; i++)
+        wait_ms *= 2;
+    replica->failures++;
+    replica->restart_count++;
+    replica->phase = PHASE_WAITING;
+    replica->start_ms = core->now_ms + (wait_ms < core->options.restart_ms_max
+                                            ? wait_ms
+                                            : core->options.restart_ms_max);
+}
+
+/* ---- stopping ---- */
+
+static void replica_stop(struct agent_core *core, struct replica *replica)
+{
+    replica->wanted = false;
+    if (replica->phase == PHASE_STOPPING)
+        return;
+    if (replica->running) {
+        replica->phase = PHASE_STOPPING;
+        replica->kill_ms = core->now_ms + core->options.stop_ms;
+        (void)todo_of(core, AGENT_TODO_STOP, replica);
+        tell_replica(core, replica, "DRAINING", "");
+        return;
+    }
+    if (replica->phase == PHASE_STARTING)
+        return; /* agent_core_on_started() sees that it is not wanted */
+    if (replica->phase != PHASE_CLAIMING && replica->phase != PHASE_FAILED)
+        tell_replica(core, replica, "STOPPED", "");
+    replica_forget(core, replica);
+}
+
+static void exit_when_empty(struct agent_core *core)
+{
+    if (!core->draining || core->asked_exit || !TAILQ_EMPTY(&core->replicas))
+        return;
+    core->asked_exit = true;
+    (void)todo_add(core, AGENT_TODO_EXIT);
+}
+
+/* ---- deployments ---- */
+
+static void deployments_free(struct agent_core *core)
+{
+    for (size_t i = 0; i < core->deployment_count; i++)
+        free(core->deployments[i].config);
+    free(core->deployments);
+    core->deployments = NULL;
+    core->deployment_count = 0;
+}
+
+static void worker_name(char to[AGENT_NAME_SIZE], const char *deployment_id, uint32_t index)
+{
+    (void)snprintf(to, AGENT_NAME_SIZE, "%.58s-%u", deployment_id, index);
+}
+
+static void deployment_want(struct agent_core *core, struct agent_deployment *deployment)
+{
+    uint32_t count = deployment->replicas_wanted < AGENT_REPLICAS_MAX ? deployment->replicas_wanted
+                                                                      : AGENT_REPLICAS_MAX;
+
+    for (uint32_t i = 0; i < count; i++) {
+        char name[AGENT_NAME_SIZE];
+        struct replica *replica;
+
+        worker_name(name, deployment->id, i);
+        replica = replica_find(core, name);
+        if (replica == NULL) {
+            replica = replica_new(core, name, deployment->id);
+            replica_claim(core, replica, deployment);
+        }
+        replica->wanted = true;
+    }
+    if (!deployment->is_active && deployment_has_ready(core, deployment->id)) {
+        deployment->was_active = deployment->is_active = true;
+        tell_deployment(core, deployment->id, "ACTIVE", "");
+    }
+}
+
+void agent_core_on_deployments(struct agent_core *core, struct agent_deployment *deployments,
+                               size_t deployment_count)
+{
+    struct replica *replica, *next;
+
+    deployments_free(core);
+    core->deployments = xmemdup(deployments, deployment_count * sizeof(*deployments));
+    core->deployment_count = deployment_count;
+    if (core->draining)
+        return;
+    TAILQ_FOREACH(replica, &core->replicas, link) replica->wanted = false;
+    for (size_t i = 0; i < deployment_count; i++)
+        deployment_want(core, &core->deployments[i]);
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+        next = TAILQ_NEXT(replica, link);
+        if (!replica->wanted)
+            replica_stop(core, replica);
+    }
+}
+
+/* ---- answers and ends ---- */
+
+void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
+                           uint32_t shard, uint64_t boot, uint32_t restart_count)
+{
+    struct replica *replica = replica_new(core, worker, deployment);
+
+    replica->phase = PHASE_READY;
+    replica->wanted = replica->running = true;
+    replica->shard = shard;
+    replica->boot = boot;
+    replica->restart_count = restart_count;
+    replica->ready_ms = core->now_ms;
+}
+
+void agent_core_on_claimed(struct agent_core *core, const char *worker, bool ours)
+{
+    struct replica *replica = replica_find(core, worker);
+
+    if (replica == NULL || replica->phase != PHASE_CLAIMING)
+        return;
+    if (!ours || !replica->wanted)
+        replica_forget(core, replica); /* asked for again when the deployments are read again */
+    else
+        replica_prepare(core, replica);
+    exit_when_empty(core);
+}
+
+static void deployment_fail(struct agent_core *core, const char *id, const char *reason)
+{
+    struct replica *replica, *next;
+
+    tell_deployment(core, id, "DEPLOY_FAILED", reason);
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+        next = TAILQ_NEXT(replica, link);
+        if (strcmp(replica->deployment_id, id) != 0)
+            continue;
+        if (replica->running) {
+            replica_stop(core, replica);
+        } else if (replica->phase != PHASE_FAILED) {
+            replica->phase = PHASE_FAILED;
+            tell_replica(core, replica, "FAILED", reason);
+        }
+    }
+}
+
+void agent_core_on_fetched(struct agent_core *core, const char *digest, const char *folder,
+                           bool final, const char *why)
+{
+    struct archive *archive = archive_find(core, digest);
+    struct replica *replica, *next;
+
+    if (archive == NULL)
+        return;
+    if (folder != NULL) {
+        archive->folder = xstrdup(folder);
+    } else {
+        TAILQ_REMOVE(&core->archives, archive, link);
+        free(archive);
+    }
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+        const struct agent_deployment *deployment = deployment_find(core, replica->deployment_id);
+
+        next = TAILQ_NEXT(replica, link);
+        if (replica->phase != PHASE_FETCHING || deployment == NULL ||
+            strcmp(deployment->digest, digest) != 0)
+            continue;
+        if (folder != NULL) {
+            replica_prepare(core, replica);
+        } else if (final && !deployment->was_active) {
+            deployment_fail(core, deployment->id, why);
+        } else {
+            tell_replica(core, replica, "FAILED", why);
+            replica_back_off(core, replica);
+        }
+    }
+}
+
+void agent_core_on_started(struct agent_core *core, const char *worker, bool started,
+                           const char *why)
+{
+    struct replica *replica = replica_find(core, worker);
+
+    if (replica == NULL || replica->phase != PHASE_STARTING)
+        return;
+    replica->running = started;
+    if (!started) {
+        tell_replica(core, replica, "FAILED", why);
+        replica_back_off(core, replica);
+    }
+    if (!replica->wanted)
+        replica_stop(core, replica);
+    exit_when_empty(core);
+}
+
+void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot)
+{
+    struct replica *replica = replica_find(core, worker);
+    struct agent_deployment *deployment;
+
+    if (replica == NULL || !replica->running)
+        return;
+    replica->boot = boot;
+    if (replica->phase != PHASE_STARTING)
+        return;
+    replica->phase = PHASE_READY;
+    replica->ready_ms = core->now_ms;
+    tell_replica(core, replica, "READY", "");
+    deployment = deployment_find(core, replica->deployment_id);
+    if (deployment == NULL)
+        return;
+    if (!deployment->is_active)
+        tell_deployment(core, deployment->id, "ACTIVE", "");
+    deployment->was_active = deployment->is_active = true;
+}
+
+static void replica_end_ready(struct agent_core *core, const struct replica *replica,
+                              const char *why)
+{
+    struct agent_deployment *deployment = deployment_find(core, replica->deployment_id);
+
+    if (deployment == NULL || deployment_has_ready(core, deployment->id) || !deployment->is_active)
+        return;
+    deployment->is_active = false;
+    tell_deployment(core, deployment->id, "UNHEALTHY", why);
+}
+
+void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
+                         const char *why)
+{
+    struct replica *replica = replica_find(core, worker);
+    const struct agent_deployment *deployment;
+    bool was_ready, clean = signal == 0 && exit_code == 0;
+
+    if (replica == NULL)
+        return;
+    replica->running = false;
+    was_ready = replica->phase == PHASE_READY;
+    if (replica->boot != 0 && !clean)
+        mem_copy_text(todo_of(core, AGENT_TODO_GONE, replica)->reason, why);
+    if (!replica->wanted || replica->phase == PHASE_STOPPING) {
+        tell_replica(core, replica, "STOPPED", why);
+        replica_forget(core, replica);
+        exit_when_empty(core);
+        return;
+    }
+    core->stats.crashes += !clean;
+    deployment = deployment_find(core, replica->deployment_id);
+    if (signal == 0 && exit_code == WORKER_EXIT_LOAD && deployment != NULL &&
+        !deployment->was_active) {
+        deployment_fail(core, replica->deployment_id, why);
+        return;
+    }
+    if (was_ready && core->now_ms - replica->ready_ms >= core->options.steady_ms)
+        replica->failures = 0;
+    tell_replica(core, replica, "FAILED", why);
+    replica_back_off(core, replica);
+    if (was_ready)
+        replica_end_ready(core, replica, why);
+}
+
+void agent_core_drain(struct agent_core *core)
+{
+    struct replica *replica, *next;
+
+    core->draining = true;
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+        next = TAILQ_NEXT(replica, link);
+        replica_stop(core, replica);
+    }
+    exit_when_empty(core);
+}
+
+/* ---- time ---- */
+
+void agent_core_tick(struct agent_core *core, uint64_t now_ms)
+{
+    struct replica *replica, *next;
+
+    core->now_ms = now_ms;
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+        next = TAILQ_NEXT(replica, link);
+        if (replica->phase == PHASE_STOPPING && replica->kill_ms <= now_ms) {
+            replica->kill_ms = NEVER_MS;
+            (void)todo_of(core, AGENT_TODO_KILL, replica);
+        }
+        if (replica->phase != PHASE_WAITING || replica->start_ms > now_ms)
+            continue;
+        if (deployment_find(core, replica->deployment_id) == NULL)
+            replica->start_ms = NEVER_MS;
+        else
+            replica_prepare(core, replica);
+    }
+}
+
+uint64_t agent_core_due_ms(const struct agent_core *core)
+{
+    const struct replica *replica;
+    uint64_t due_ms = NEVER_MS;
+
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        if (replica->phase == PHASE_STOPPING && replica->kill_ms < due_ms)
+            due_ms = replica->kill_ms;
+        if (replica->phase == PHASE_WAITING && replica->start_ms < due_ms)
+            due_ms = replica->start_ms;
+    }
+    return due_ms;
+}
+
+/* ---- life ---- */
+
+struct agent_core *agent_core_new(const struct agent_options *options)
+{
+    struct agent_core *core = xcalloc(1, sizeof(*core));
+
+    core->options = *options;
+    TAILQ_INIT(&core->replicas);
+    TAILQ_INIT(&core->archives);
+    return core;
+}
+
+void agent_core_free(struct agent_core **core_p)
+{
+    struct agent_core *core = TAKE(*core_p);
+    struct archive *archive;
+
+    if (core == NULL)
+        return;
+    while (!TAILQ_EMPTY(&core->replicas))
+        replica_forget(core, TAILQ_FIRST(&core->replicas));
+    while ((archive = TAILQ_FIRST(&core->archives)) != NULL) {
+        TAILQ_REMOVE(&core->archives, archive, link);
+        free(archive->folder);
+        free(archive);
+    }
+    deployments_free(core);
+    free(core->todos);
+    free(core);
+}
+
+struct agent_stats agent_core_stats(const struct agent_core *core)
+{
+    struct agent_stats stats = core->stats;
+    const struct replica *replica;
+
+    stats.deployments = (uint32_t)core->deployment_count;
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        stats.workers += replica->running;
+        stats.ready += replica->phase == PHASE_READY;
+    }
+    return stats;
+}

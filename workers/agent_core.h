@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What an agent decides: which workers run on this machine, and what is written about them.
+ *
+ *   deployments in SQL ─▶ CLAIM a worker's row ─▶ FETCH its archive ─▶ START ─▶ READY
+ *        │ removed, or fewer wanted                  ▲                   │ ended
+ *        ▼                                           └──── back-off ─────┤
+ *   STOP (SIGTERM), KILL after a while ─▶ STOPPED                        └▶ GONE to its owner
+ *
+ * Rules
+ * - A worker is named <deployment>-<n>, n below replicas_wanted; its row in `replica` is claimed
+ *   first, so that several agents share the deployments: who has the row runs the worker.
+ * - Its end is told to its owner at once (GONE), so that no lease has to lapse.
+ * - A load that fails before the deployment was ever ACTIVE is final: DEPLOY_FAILED, with the
+ *   worker's reason. Later failures are tried again, with back-off; with none READY it is
+ *   UNHEALTHY.
+ * - Workers that run when the agent starts are adopted when they are READY, and ended otherwise: a
+ *   worker that is loading has no jobs.
+ *
+ * Pure: events in, to-dos out of agent_core_next_todo(), which is called until it is empty after
+ * each event. No I/O, no clock. Bounded: AGENT_DEPLOYMENTS_MAX, AGENT_REPLICAS_MAX.
+ *
+ * Thread: its owner's; no locks.   Tests: tests/unit/test_agent_core.c
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define AGENT_DEPLOYMENTS_MAX 1000
+#define AGENT_REPLICAS_MAX 64 /* of one deployment on this machine */
+#define AGENT_NAME_SIZE 65
+#define AGENT_DIGEST_SIZE 65 /* hex */
+#define AGENT_REASON_SIZE 512
+
+struct agent_core;
+
+struct agent_options {
+    uint64_t restart_ms_min; /* before a worker that ended is started again; doubled … */
+    uint64_t restart_ms_max; /* … up to this; back to the start after steady_ms of work */
+    uint64_t steady_ms;
+    uint64_t stop_ms; /* from SIGTERM to SIGKILL: drain timeout and some */
+};
+extern const struct agent_options agent_options_default;
+
+/* A deployment that should run, as SQL says. */
+struct agent_deployment {
+    char id[AGENT_NAME_SIZE], model[AGENT_NAME_SIZE], pool[AGENT_NAME_SIZE];
+    char engine[AGENT_NAME_SIZE], device[AGENT_NAME_SIZE];
+    char digest[AGENT_DIGEST_SIZE]; /* of its archive; "": it has none */
+    char *config;                   /* JSON; the core takes it (heap) */
+    uint32_t shard, slot_count, replicas_wanted;
+    bool was_active; /* it has been ACTIVE once: failures are not final */
+    bool is_active;  /* it is now, in SQL */
+};
+
+struct agent_core *agent_core_new(const struct agent_options *options);
+void agent_core_free(struct agent_core **core_p);
+
+/* ---- events ---- */
+
+void agent_core_tick(struct agent_core *core, uint64_t now_ms);
+
+/* All deployments that should run; takes their heap fields. What is not in it is to be stopped. */
+void agent_core_on_deployments(struct agent_core *core, struct agent_deployment *deployments,
+                               size_t deployment_count);
+
+/* Answer of CLAIM: the row is ours, or another agent has it. */
+void agent_core_on_claimed(struct agent_core *core, const char *worker, bool ours);
+
+/* Answer of FETCH: the folder with the model, or why there is none. final: trying again would end
+ * the same way. */
+void agent_core_on_fetched(struct agent_core *core, const char *digest, const char *folder,
+                           bool final, const char *why);
+
+/* A worker that runs already, from the `replica` table of before: READY and alive. Only before the
+ * first agent_core_on_deployments(). */
+void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
+                           uint32_t shard, uint64_t boot, uint32_t restart_count);
+
+void agent_core_on_started(struct agent_core *core, const char *worker, bool started,
+                           const char *why);
+void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot);
+void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
+                         const char *why);
+
+/* SIGTERM: stop all workers, then EXIT. */
+void agent_core_drain(struct agent_core *core);
+
+/* ---- to-dos ---- */
+
+enum agent_todo_type {
+    AGENT_TODO_CLAIM,      /* make or take the worker's row; answer agent_core_on_claimed() */
+    AGENT_TODO_FETCH,      /* unpack the archive; answer agent_core_on_fetched() */
+    AGENT_TODO_START,      /* start the process; answer agent_core_on_started() */
+    AGENT_TODO_STOP,       /* SIGTERM */
+    AGENT_TODO_KILL,       /* SIGKILL */
+    AGENT_TODO_REPLICA,    /* write the worker's state */
+    AGENT_TODO_DEPLOYMENT, /* write the deployment's status */
+    AGENT_TODO_GONE,       /* tell the owner: this boot has ended */
+    AGENT_TODO_EXIT,       /* nothing runs any more */
+};
+
+/* Pointers stay valid until the next event. */
+struct agent_todo {
+    enum agent_todo_type type;
+    const struct agent_deployment *deployment; /* CLAIM, FETCH, START */
+    char worker[AGENT_NAME_SIZE];
+    const char *folder; /* START */
+    char state[12];     /* REPLICA: as in replica_state_check; DEPLOYMENT: see status */
+    char status[16];    /* DEPLOYMENT */
+    char deployment_id[AGENT_NAME_SIZE];
+    char reason[AGENT_REASON_SIZE];
+    uint64_t boot;
+    uint32_t shard, restart_count;
+};
+
+bool agent_core_next_todo(struct agent_core *core, struct agent_todo *ret_todo);
+
+/* When agent_core_tick() is due; UINT64_MAX: not before something happens. */
+uint64_t agent_core_due_ms(const struct agent_core *core);
+
+struct agent_stats {
+    uint32_t deployments, workers, ready;
+    uint64_t starts, crashes;
+};
+struct agent_stats agent_core_stats(const struct agent_core *core);
