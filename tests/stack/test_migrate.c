@@ -7,79 +7,13 @@
  * Method: a server of its own (tests/lib/postgres.sh); each test begins with an empty database.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/buf.h"
-#include "brokers/pg.h"
 #include "migrations/migrate.h"
 #include "schema/job.h"
-
-static const char *url(void)
-{
-    const char *text = getenv("HEADRACE_POSTGRES");
-
-    assert_non_null(text);
-    return text;
-}
-
-static struct pg_session *session_open(void)
-{
-    const struct pg_options options = {.url = url(), .application = "test_migrate"};
-    struct pg_session *session;
-    struct err err = {0};
-
-    if (pg_session_open(&options, &session, &err) < 0)
-        fail_msg("%s", err.text);
-    return session;
-}
-
-static void script(const char *sql)
-{
-    struct pg_session *session = session_open();
-    struct err err = {0};
-
-    if (pg_session_script(session, sql, &err) < 0)
-        fail_msg("%s: %s", sql, err.text);
-    pg_session_close(&session);
-}
-
-/* The one value of a query, as text. The caller frees it. */
-static char *query(const char *sql)
-{
-    struct pg_session *session = session_open();
-    const struct pg_statement statement = {.name = "query", .sql = sql};
-    struct pg_batch *batch = pg_batch_new();
-    struct pg_answer answer;
-    struct err err = {0};
-    char *text;
-
-    pg_add(batch, &statement);
-    if (pg_session_run(session, &batch, &answer, &err) < 0)
-        fail_msg("%s: %s", sql, err.text);
-    assert_int_equal(pg_row_count(&answer, 0), 1);
-    text = xstrdup(pg_c(&answer, 0, 0, 0));
-    pg_answer_done(&answer);
-    pg_session_close(&session);
-    return text;
-}
-
-static void expect(const char *sql, const char *wanted)
-{
-    char *text = query(sql);
-
-    if (strcmp(text, wanted) != 0)
-        fail_msg("%s: '%s', not '%s'", sql, text, wanted);
-    mem_free(&text);
-}
+#include "tests/stack/postgres_test.h"
 
 struct seen {
     size_t rows, applied, now;
@@ -99,7 +33,7 @@ static struct seen migrate(enum migrate_mode mode)
     struct seen seen = {0};
     struct err err = {0};
 
-    if (migrate_run(url(), mode, on_row, &seen, &err) < 0)
+    if (migrate_run(looker_url(), mode, on_row, &seen, &err) < 0)
         fail_msg("%s", err.text);
     assert_int_equal(seen.rows, migration_count);
     return seen;
@@ -108,7 +42,8 @@ static struct seen migrate(enum migrate_mode mode)
 static int setup(void **state)
 {
     (void)state;
-    script("DROP SCHEMA IF EXISTS headrace CASCADE; DROP SCHEMA IF EXISTS headrace_v1 CASCADE");
+    script_once(
+        "DROP SCHEMA IF EXISTS headrace CASCADE; DROP SCHEMA IF EXISTS headrace_v1 CASCADE");
     return 0;
 }
 
@@ -125,7 +60,7 @@ static void test_dry_run_changes_nothing(void **state)
 {
     (void)state;
     assert_int_equal(migrate(MIGRATE_DRY_RUN).now, migration_count);
-    expect("SELECT (to_regclass('headrace.job') IS NULL)::text", "true");
+    expect_once("SELECT (to_regclass('headrace.job') IS NULL)::text", "true");
 }
 
 static void test_two_at_once(void **state)
@@ -138,7 +73,7 @@ static void test_two_at_once(void **state)
         assert_true(children[i] >= 0);
         if (children[i] == 0) {
             struct err err = {0};
-            int r = migrate_run(url(), MIGRATE_APPLY, NULL, NULL, &err);
+            int r = migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err);
 
             _exit(r == 0 ? 0 : 1);
         }
@@ -158,8 +93,8 @@ static void test_another_text_is_refused(void **state)
 
     (void)state;
     (void)migrate(MIGRATE_APPLY);
-    script("UPDATE headrace.migration SET digest = sha256('x') WHERE number = 2");
-    assert_int_equal(migrate_run(url(), MIGRATE_APPLY, NULL, NULL, &err), ERR_MISMATCH);
+    script_once("UPDATE headrace.migration SET digest = sha256('x') WHERE number = 2");
+    assert_int_equal(migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err), ERR_MISMATCH);
     assert_non_null(strstr(err.text, migrations[1].name));
 }
 
@@ -169,9 +104,9 @@ static void test_a_newer_database_is_refused(void **state)
 
     (void)state;
     (void)migrate(MIGRATE_APPLY);
-    script("INSERT INTO headrace.migration SELECT max(number) + 1, 'later', sha256('x'), 0 "
-           "FROM headrace.migration");
-    assert_int_equal(migrate_run(url(), MIGRATE_APPLY, NULL, NULL, &err), ERR_MISMATCH);
+    script_once("INSERT INTO headrace.migration SELECT max(number) + 1, 'later', sha256('x'), 0 "
+                "FROM headrace.migration");
+    assert_int_equal(migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err), ERR_MISMATCH);
     assert_non_null(strstr(err.text, "too old"));
 }
 
@@ -183,7 +118,7 @@ static void check_values(const char *constraint, const char *wanted)
                           "'headrace'::regnamespace AND c.conislocal AND c.coninhcount = 0",
                           constraint);
 
-    expect(sql, wanted);
+    expect_once(sql, wanted);
     mem_free(&sql);
 }
 
@@ -212,14 +147,15 @@ static void test_ids_and_days(void **state)
 {
     (void)state;
     (void)migrate(MIGRATE_APPLY);
-    expect("SELECT headrace.day_id('2026-01-02')::text", "019b7c01-0400-0000-0000-000000000000");
-    expect("SELECT headrace.id_time('019b7c01-0401-7abc-8000-000000000000')::text",
-           "2026-01-02 00:00:00.001+00");
-    expect("SELECT count(*)::text FROM pg_inherits WHERE inhparent = 'headrace.job'::regclass",
-           "6");
-    expect("SELECT headrace.partitions_make(now())::text", "0");
+    expect_once("SELECT headrace.day_id('2026-01-02')::text",
+                "019b7c01-0400-0000-0000-000000000000");
+    expect_once("SELECT headrace.id_time('019b7c01-0401-7abc-8000-000000000000')::text",
+                "2026-01-02 00:00:00.001+00");
+    expect_once("SELECT count(*)::text FROM pg_inherits WHERE inhparent = 'headrace.job'::regclass",
+                "6");
+    expect_once("SELECT headrace.partitions_make(now())::text", "0");
     /* The day changes: one more a table. */
-    expect("SELECT headrace.partitions_make(now() + interval '1 day')::text", "7");
+    expect_once("SELECT headrace.partitions_make(now() + interval '1 day')::text", "7");
 }
 
 #define JOB_COLUMNS                                                                                \
@@ -235,7 +171,7 @@ static void job_insert(const char *day, int state, int attempt_count)
                           "sha256(''), %d)",
                           day, state, attempt_count, day, day, day, day, state, attempt_count);
 
-    script(sql);
+    script_once(sql);
     mem_free(&sql);
 }
 
@@ -246,63 +182,66 @@ static void test_default_partition_is_emptied(void **state)
     (void)migrate(MIGRATE_APPLY);
     job_insert("2026-01-02", 3, 1);
     job_insert("2026-01-03", 3, 1);
-    expect("SELECT count(*)::text FROM headrace.job_default", "2");
-    expect("SELECT headrace.partition_make('job', 'id', '2026-01-02')::text", "true");
-    expect("SELECT count(*)::text FROM headrace.job_default", "1");
-    expect("SELECT count(*)::text FROM headrace.job_20260102", "1");
-    expect("SELECT count(*)::text FROM pg_index WHERE indrelid = "
-           "'headrace.job_20260102'::regclass",
-           "4");
+    expect_once("SELECT count(*)::text FROM headrace.job_default", "2");
+    expect_once("SELECT headrace.partition_make('job', 'id', '2026-01-02')::text", "true");
+    expect_once("SELECT count(*)::text FROM headrace.job_default", "1");
+    expect_once("SELECT count(*)::text FROM headrace.job_20260102", "1");
+    expect_once("SELECT count(*)::text FROM pg_index WHERE indrelid = "
+                "'headrace.job_20260102'::regclass",
+                "4");
 }
 
 static void test_a_day_is_dropped_without_its_live_rows(void **state)
 {
     (void)state;
     (void)migrate(MIGRATE_APPLY);
-    expect("SELECT headrace.partitions_make('2026-01-02')::text", "35");
+    expect_once("SELECT headrace.partitions_make('2026-01-02')::text", "35");
     job_insert("2026-01-02", 1, 0); /* waits */
     job_insert("2026-01-02", 1, 2); /* waits for a retry */
     job_insert("2026-01-02", 2, 1); /* runs */
     job_insert("2026-01-02", 3, 1); /* over, but its webhook is not delivered */
     job_insert("2026-01-02", 4, 1); /* over */
-    script("INSERT INTO headrace.job_input SELECT id, 'x' FROM headrace.job;"
-           "INSERT INTO headrace.delivery (job_id, round, shard, state, tenant, model, url, "
-           "webhook_id, record) SELECT id, 1, 0, CASE state WHEN 3 THEN 1 ELSE 2 END, 't', 'm', "
-           "'http://x', 'w', 'x' FROM headrace.job WHERE state IN (3, 4);"
-           "INSERT INTO headrace.shard (id, epoch) VALUES (0, 5), (1, 5);"
-           "INSERT INTO headrace.flush (shard, epoch, number, at, intake_floor, outcome_floor, "
-           "floor_at, published_epoch, published_number) SELECT s, 5, n, '2026-01-02', n, n, "
-           "now(), 5, n - 3 FROM generate_series(0, 1) s, generate_series(1, 100) n;"
-           "INSERT INTO headrace.flush (shard, epoch, number, intake_floor, outcome_floor, "
-           "floor_at, published_epoch, published_number) VALUES (1, 5, 101, 1, 1, now(), 5, 100)");
-    expect("SELECT headrace.retention_drop(interval '4 days')::text", "5");
-    expect("SELECT string_agg(state::text, ' ' ORDER BY state, attempt_count) FROM headrace.job",
-           "1 1 2 3");
-    expect("SELECT count(*)::text FROM headrace.job_default", "4");
-    expect("SELECT count(*)::text FROM headrace.job_input", "4");
-    expect("SELECT count(*)::text FROM headrace.delivery", "1");
+    script_once(
+        "INSERT INTO headrace.job_input SELECT id, 'x' FROM headrace.job;"
+        "INSERT INTO headrace.delivery (job_id, round, shard, state, tenant, model, url, "
+        "webhook_id, record) SELECT id, 1, 0, CASE state WHEN 3 THEN 1 ELSE 2 END, 't', 'm', "
+        "'http://x', 'w', 'x' FROM headrace.job WHERE state IN (3, 4);"
+        "INSERT INTO headrace.shard (id, epoch) VALUES (0, 5), (1, 5);"
+        "INSERT INTO headrace.flush (shard, epoch, number, at, intake_floor, outcome_floor, "
+        "floor_at, published_epoch, published_number) SELECT s, 5, n, '2026-01-02', n, n, "
+        "now(), 5, n - 3 FROM generate_series(0, 1) s, generate_series(1, 100) n;"
+        "INSERT INTO headrace.flush (shard, epoch, number, intake_floor, outcome_floor, "
+        "floor_at, published_epoch, published_number) VALUES (1, 5, 101, 1, 1, now(), 5, 100)");
+    expect_once("SELECT headrace.retention_drop(interval '4 days')::text", "5");
+    expect_once(
+        "SELECT string_agg(state::text, ' ' ORDER BY state, attempt_count) FROM headrace.job",
+        "1 1 2 3");
+    expect_once("SELECT count(*)::text FROM headrace.job_default", "4");
+    expect_once("SELECT count(*)::text FROM headrace.job_input", "4");
+    expect_once("SELECT count(*)::text FROM headrace.delivery", "1");
     /* Shard 0: the newest and what is above its mark (98 … 100, and the mark itself); shard 1 has
      * gone on today, its mark stands at 100. */
-    expect("SELECT string_agg(number::text, ' ' ORDER BY shard, number) FROM headrace.flush",
-           "97 98 99 100 100 101");
-    script("UPDATE headrace.job SET state = 4; UPDATE headrace.delivery SET state = 2");
-    expect("SELECT headrace.retention_sweep(interval '1 day')::text", "4");
-    expect("SELECT count(*)::text FROM headrace.job_input", "0");
+    expect_once("SELECT string_agg(number::text, ' ' ORDER BY shard, number) FROM headrace.flush",
+                "97 98 99 100 100 101");
+    script_once("UPDATE headrace.job SET state = 4; UPDATE headrace.delivery SET state = 2");
+    expect_once("SELECT headrace.retention_sweep(interval '1 day')::text", "4");
+    expect_once("SELECT count(*)::text FROM headrace.job_input", "0");
 }
 
 static void test_queue_deltas_add_up(void **state)
 {
     (void)state;
     (void)migrate(MIGRATE_APPLY);
-    script("INSERT INTO headrace.queue_delta SELECT 0, 1, 'd' || n % 2, 'p', 1, -1, "
-           "now() - interval '1 minute' FROM generate_series(1, 100) n;"
-           "INSERT INTO headrace.queue_delta SELECT 0, 1, 'gone', 'p', n, 0, "
-           "now() - interval '1 minute' FROM generate_series(-5, 5) n;"
-           "INSERT INTO headrace.queue_delta VALUES (0, 1, 'd1', 'p', 7, 7, now())");
-    expect("SELECT headrace.queue_compact()::text", "111");
-    expect("SELECT string_agg(deployment || waiting || running, ' ' ORDER BY deployment, waiting) "
-           "FROM headrace.queue_delta",
-           "d050-50 d177 d150-50");
+    script_once("INSERT INTO headrace.queue_delta SELECT 0, 1, 'd' || n % 2, 'p', 1, -1, "
+                "now() - interval '1 minute' FROM generate_series(1, 100) n;"
+                "INSERT INTO headrace.queue_delta SELECT 0, 1, 'gone', 'p', n, 0, "
+                "now() - interval '1 minute' FROM generate_series(-5, 5) n;"
+                "INSERT INTO headrace.queue_delta VALUES (0, 1, 'd1', 'p', 7, 7, now())");
+    expect_once("SELECT headrace.queue_compact()::text", "111");
+    expect_once(
+        "SELECT string_agg(deployment || waiting || running, ' ' ORDER BY deployment, waiting) "
+        "FROM headrace.queue_delta",
+        "d050-50 d177 d150-50");
 }
 
 int main(void)

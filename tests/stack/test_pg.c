@@ -6,17 +6,8 @@
  * Method: tests/lib/postgres.sh starts a server; nothing here sleeps.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "base/loop.h"
-#include "brokers/pg.h"
+#include "tests/stack/postgres_test.h"
 
 #define PATIENCE_MS 10000
 
@@ -43,34 +34,15 @@ PG_STATEMENT(own_pid, "SELECT pg_backend_pid()");
 PG_STATEMENT(terminate, "SELECT pg_terminate_backend($1)");
 PG_STATEMENT(no_such_table, "SELECT 1 FROM pg_test_later");
 
-static const char *url(void)
-{
-    const char *text = getenv("HEADRACE_POSTGRES");
-
-    assert_non_null(text);
-    return text;
-}
-
-static void script(const char *sql)
-{
-    const struct pg_options options = {.url = url(), .application = "test_pg"};
-    struct pg_session *session;
-    struct err err = {0};
-
-    if (pg_session_open(&options, &session, &err) < 0 || pg_session_script(session, sql, &err) < 0)
-        fail_msg("%s: %s", sql, err.text);
-    pg_session_close(&session);
-}
-
 static int setup(void **state)
 {
-    const struct pg_options options = {.url = url(), .application = "test_pg"};
+    const struct pg_options options = {.url = looker_url(), .application = "test_pg"};
     struct world *world = xcalloc(1, sizeof(*world));
     struct err err = {0};
 
-    script("CREATE SCHEMA IF NOT EXISTS headrace; DROP TABLE IF EXISTS headrace.pg_test;"
-           "DROP TABLE IF EXISTS headrace.pg_test_later;"
-           "CREATE TABLE headrace.pg_test (x integer PRIMARY KEY CHECK (x < 1000))");
+    script_once("CREATE SCHEMA IF NOT EXISTS headrace; DROP TABLE IF EXISTS headrace.pg_test;"
+                "DROP TABLE IF EXISTS headrace.pg_test_later;"
+                "CREATE TABLE headrace.pg_test (x integer PRIMARY KEY CHECK (x < 1000))");
     assert_int_equal(loop_open(&world->loop, &err), 0);
     assert_int_equal(pg_open(world->loop, &options, &world->pg, &err), 0);
     *state = world;
@@ -157,7 +129,7 @@ static int64_t pid_now(struct world *world)
 
 static void backend_kill(int64_t pid)
 {
-    const struct pg_options options = {.url = url(), .application = "test_pg"};
+    const struct pg_options options = {.url = looker_url(), .application = "test_pg"};
     struct pg_session *session;
     struct pg_batch *batch = one(&terminate);
     struct pg_answer answer;
@@ -290,7 +262,7 @@ static void test_prepare_fails_then_works(void **state)
     assert_int_equal(heard.answer.err.code, ERR_INTERNAL);
     assert_non_null(strstr(heard.answer.err.text, "pg_test_later"));
     pg_answer_done(&heard.answer);
-    script("CREATE TABLE headrace.pg_test_later (x integer)");
+    script_once("CREATE TABLE headrace.pg_test_later (x integer)");
     ask(world, one(&no_such_table), 0, &heard);
     hear(world, &heard);
     assert_int_equal(heard.answer.err.code, 0);
@@ -361,7 +333,7 @@ static void test_timeout_without_a_server(void **state)
 static void test_in_flight_is_bounded(void **state)
 {
     struct world *world = *state;
-    const struct pg_options options = {.url = url(), .in_flight_max = 2};
+    const struct pg_options options = {.url = looker_url(), .in_flight_max = 2};
     struct pg *pg;
     struct pg_batch *batch;
     struct heard heard[2] = {0};
@@ -417,14 +389,14 @@ static void test_notifications(void **state)
 
     pg_listen(world->pg, "headrace_test", on_notify, &listener);
     assert_true(loop_run_until(world->loop, &listener.listening, PATIENCE_MS));
-    script("SELECT pg_notify('headrace_test', 'one')");
+    script_once("SELECT pg_notify('headrace_test', 'one')");
     assert_true(loop_run_until(world->loop, &listener.heard, PATIENCE_MS));
     assert_string_equal(listener.payload, "one");
     /* After a lost connection it listens again, and says that something may have been missed. */
     listener = (struct listener){0};
     backend_kill(pid_now(world));
     assert_true(loop_run_until(world->loop, &listener.listening, PATIENCE_MS));
-    script("SELECT pg_notify('headrace_test', 'two')");
+    script_once("SELECT pg_notify('headrace_test', 'two')");
     assert_true(loop_run_until(world->loop, &listener.heard, PATIENCE_MS));
     assert_string_equal(listener.payload, "two");
 }
@@ -482,7 +454,7 @@ static void test_large_batches(void **state)
 static void test_pool(void **state)
 {
     struct world *world = *state;
-    const struct pg_options options = {.url = url()};
+    const struct pg_options options = {.url = looker_url()};
     struct pg_pool *pool;
     struct heard heard[20] = {0};
     struct err err = {0};
@@ -505,7 +477,7 @@ static void test_pool(void **state)
 static void test_session_rolls_back(void **state)
 {
     struct world *world = *state;
-    const struct pg_options options = {.url = url(), .application = "test_pg"};
+    const struct pg_options options = {.url = looker_url(), .application = "test_pg"};
     struct pg_session *session;
     struct pg_batch *batch = insert_of(11);
     struct pg_answer answer;

@@ -9,21 +9,11 @@
  * sleeps: locks are held and released, and backends killed, by a second session.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "base/clock.h"
 #include "base/loop.h"
-#include "brokers/pg.h"
 #include "brokers/store.h"
 #include "migrations/migrate.h"
 #include "schema/job_id.h"
+#include "tests/stack/postgres_test.h"
 
 #define PATIENCE_MS 20000
 #define SHARD 3
@@ -52,58 +42,19 @@ struct world {
     bool complete;
 };
 
-static const char *url(void)
-{
-    const char *text = getenv("HEADRACE_POSTGRES");
-
-    assert_non_null(text);
-    return text;
-}
-
 static void script(struct world *world, const char *sql)
 {
-    struct err err = {0};
-
-    if (pg_session_script(world->session, sql, &err) < 0)
-        fail_msg("%s: %s", sql, err.text);
-}
-
-static void query(struct world *world, const char *sql, struct pg_answer *ret_answer)
-{
-    const struct pg_statement statement = {.name = "query", .sql = sql};
-    struct pg_batch *batch = pg_batch_new();
-    struct err err = {0};
-
-    pg_add(batch, &statement);
-    if (pg_session_run(world->session, &batch, ret_answer, &err) < 0)
-        fail_msg("%s: %s", sql, err.text);
-    assert_int_equal(pg_row_count(ret_answer, 0), 1);
-}
-
-static bool is_true(struct world *world, const char *sql)
-{
-    struct pg_answer answer;
-    bool yes;
-
-    query(world, sql, &answer);
-    yes = pg_bool(&answer, 0, 0, 0);
-    pg_answer_done(&answer);
-    return yes;
+    looker_script(world->session, sql);
 }
 
 static void expect(struct world *world, const char *sql, const char *wanted)
 {
-    struct pg_answer answer;
-
-    query(world, sql, &answer);
-    if (strcmp(pg_c(&answer, 0, 0, 0), wanted) != 0)
-        fail_msg("%s: '%s', not '%s'", sql, pg_c(&answer, 0, 0, 0), wanted);
-    pg_answer_done(&answer);
+    looker_expect(world->session, sql, wanted);
 }
 
 static struct store *open_store(struct world *world)
 {
-    const struct store_options options = {.url = url(),
+    const struct store_options options = {.url = looker_url(),
                                           .application = "test_store",
                                           .statement_timeout_ms = 10000,
                                           .connect_timeout_ms = 2000};
@@ -119,18 +70,17 @@ static int group_setup(void **state)
     struct err err = {0};
 
     (void)state;
-    if (migrate_run(url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
+    if (migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
         fail_msg("%s", err.text);
     return 0;
 }
 
 static int setup(void **state)
 {
-    const struct pg_options options = {.url = url(), .application = "test_store looker"};
     struct world *world = xcalloc(1, sizeof(*world));
     struct err err = {0};
 
-    assert_int_equal(pg_session_open(&options, &world->session, &err), 0);
+    world->session = looker_open();
     script(world, "TRUNCATE shard, flush, job, job_input, job_result, attempt, queue_delta");
     assert_int_equal(loop_open(&world->loop, &err), 0);
     world->decoder = wire_decoder_new();
@@ -357,6 +307,30 @@ static void test_the_epoch_only_rises(void **state)
     assert_int_equal(world->epoch, 2000000001);
 }
 
+static void spec_check(const struct job_spec *spec, const struct job_spec *wanted)
+{
+    assert_true(spec->seq == 1 && spec->accepted_us == wanted->accepted_us);
+    assert_true(spec->start_deadline_us == wanted->start_deadline_us);
+    assert_true(spec->total_deadline_us == wanted->total_deadline_us);
+    assert_int_equal(spec->rank, JOB_RANK_PRIORITY_1);
+    assert_int_equal(spec->slot_count, 2);
+    assert_memory_equal(&spec->submit.id, &wanted->submit.id, WIRE_ID_SIZE);
+    assert_true(wire_text_equal(spec->submit.tenant, "acme"));
+    assert_true(wire_text_equal(spec->submit.environment, "production"));
+    assert_true(wire_text_equal(spec->submit.pool, "pool-d1"));
+    assert_true(wire_text_equal(spec->submit.webhook_url, "https://example.org/hook"));
+    assert_true(wire_text_equal(spec->submit.idempotency_key, "key-1"));
+    assert_true(wire_text_equal(spec->submit.gateway, "g1"));
+    assert_true(wire_text_equal(spec->submit.key_prefix, "hr_abc"));
+    assert_int_equal(spec->submit.trace.size, 55);
+    assert_int_equal(spec->submit.input.size, 13);
+    assert_memory_equal(spec->submit.input.bytes, "{\"input\":\"x\"}", 13);
+    assert_memory_equal(spec->submit.input_digest.bytes, digest, 32);
+    assert_int_equal(spec->submit.max_attempts, 3);
+    assert_int_equal(spec->submit.run_limit_ms, 60000);
+    assert_true(spec->submit.received_us == ACCEPTED_US - 5);
+}
+
 static void test_everything_of_a_row_comes_back(void **state)
 {
     struct world *world = *state;
@@ -365,7 +339,6 @@ static void test_everything_of_a_row_comes_back(void **state)
     struct flush_attempt attempt;
     struct flush flush;
     struct flush_ask ask;
-    const struct job_spec *spec;
     const struct ledger_row *row;
 
     take_over(world);
@@ -420,27 +393,7 @@ static void test_everything_of_a_row_comes_back(void **state)
     assert_int_equal(world->takeover->rows[1].state, JOB_IN_PROGRESS);
     assert_true(world->takeover->rows[1].token == jobs[1].token);
     assert_int_equal(world->takeover->rows[1].spec->rank, JOB_RANK_SYNC);
-    spec = row->spec;
-    assert_true(spec->seq == 1 && spec->accepted_us == specs[0]->accepted_us);
-    assert_true(spec->start_deadline_us == specs[0]->start_deadline_us);
-    assert_true(spec->total_deadline_us == specs[0]->total_deadline_us);
-    assert_int_equal(spec->rank, JOB_RANK_PRIORITY_1);
-    assert_int_equal(spec->slot_count, 2);
-    assert_memory_equal(&spec->submit.id, &specs[0]->submit.id, WIRE_ID_SIZE);
-    assert_true(wire_text_equal(spec->submit.tenant, "acme"));
-    assert_true(wire_text_equal(spec->submit.environment, "production"));
-    assert_true(wire_text_equal(spec->submit.pool, "pool-d1"));
-    assert_true(wire_text_equal(spec->submit.webhook_url, "https://example.org/hook"));
-    assert_true(wire_text_equal(spec->submit.idempotency_key, "key-1"));
-    assert_true(wire_text_equal(spec->submit.gateway, "g1"));
-    assert_true(wire_text_equal(spec->submit.key_prefix, "hr_abc"));
-    assert_int_equal(spec->submit.trace.size, 55);
-    assert_int_equal(spec->submit.input.size, 13);
-    assert_memory_equal(spec->submit.input.bytes, "{\"input\":\"x\"}", 13);
-    assert_memory_equal(spec->submit.input_digest.bytes, digest, 32);
-    assert_int_equal(spec->submit.max_attempts, 3);
-    assert_int_equal(spec->submit.run_limit_ms, 60000);
-    assert_true(spec->submit.received_us == ACCEPTED_US - 5);
+    spec_check(row->spec, specs[0]);
     job_spec_unref(&specs[0]);
     job_spec_unref(&specs[1]);
 }
@@ -729,9 +682,10 @@ static void test_lost_after_the_commit(void **state)
     script(world, "ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
     script(world, "SELECT pg_reload_conf()");
     send_flush(world, &flush, &ask);
-    for (int tries = 0; !is_true(world, "SELECT count(*) = 1 FROM pg_stat_activity WHERE "
-                                        "wait_event = 'SyncRep' AND application_name LIKE "
-                                        "'headrace shard=3 %'");
+    for (int tries = 0;
+         !looker_is_true(world->session, "SELECT count(*) = 1 FROM pg_stat_activity WHERE "
+                                         "wait_event = 'SyncRep' AND application_name LIKE "
+                                         "'headrace shard=3 %'");
          tries++) {
         assert_true(tries < 400);
         hear_nothing(world, 10);
@@ -776,7 +730,8 @@ static void test_takeover_waits_for_the_open_flush(void **state)
 static void test_takeover_ends_a_vanished_owner(void **state)
 {
     struct world *world = *state;
-    const struct pg_options options = {.url = url(), .application = "headrace shard=3 epoch=5"};
+    const struct pg_options options = {.url = looker_url(),
+                                       .application = "headrace shard=3 epoch=5"};
     struct pg_session *vanished;
     struct err err = {0};
     char *sql;
