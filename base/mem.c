@@ -74,9 +74,11 @@ void mem_free(void *p)
 
 void mem_copy_text_at(char *to, size_t to_size, const char *text)
 {
-    size_t n = strnlen(text, to_size - 1);
+    size_t n = strlen(text);
 
     assert(to_size > 0);
+    if (n > to_size - 1)
+        n = to_size - 1;
     memcpy(to, text, n);
     to[n] = '\0';
 }
