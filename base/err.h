@@ -40,14 +40,24 @@ struct err {
     char text[ERR_TEXT_SIZE];
 };
 
-/* Fills err and returns code, so that a failure is one return statement. */
-#define err_set(err, code, ...) err_set_at((err), (code), __FILE__, __LINE__, __VA_ARGS__)
+/* Fills err and yields code, so that a failure is one return statement. A macro yields it, so that
+ * the compiler sees which value it is and that what comes behind a check is reached on success. */
+#define err_set(err, code, ...)                                                                    \
+    ({                                                                                             \
+        int err_code_ = (code);                                                                    \
+        (void)err_set_at((err), err_code_, __FILE__, __LINE__, __VA_ARGS__);                       \
+        err_code_;                                                                                 \
+    })
 int err_set_at(struct err *err, int code, const char *file, int line, const char *fmt, ...)
     PRINTF_LIKE(5, 6);
 
 /* The same for a failed system call: the text ends in what errno says. */
 #define err_set_errno(err, code, ...)                                                              \
-    err_set_errno_at((err), (code), __FILE__, __LINE__, __VA_ARGS__)
+    ({                                                                                             \
+        int err_code_ = (code);                                                                    \
+        (void)err_set_errno_at((err), err_code_, __FILE__, __LINE__, __VA_ARGS__);                 \
+        err_code_;                                                                                 \
+    })
 int err_set_errno_at(struct err *err, int code, const char *file, int line, const char *fmt, ...)
     PRINTF_LIKE(5, 6);
 
