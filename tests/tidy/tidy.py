@@ -165,6 +165,7 @@ EXCUSED = {
     ("cli/dev_main.c", "usleep"): "nothing tells of a lock's release; bounded by a deadline",
     ("tests/unit/test_blob.c", "system"): "removes its own temporary folder",
     ("tests/unit/test_dev_process.c", "strtoul"): "a pid written by its own child",
+    ("workers/child.c", "strtoull"): "a number inside of /proc/…/stat",
     ("workers/engines/sim/sim.c", "nanosleep"): "simulates a slow load, which is its purpose",
 }
 
