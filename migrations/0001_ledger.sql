@@ -53,6 +53,7 @@ BEGIN
 END
 $$;
 
+-- One row a job, written by the owner of its shard only.
 CREATE TABLE job (
     id uuid NOT NULL,
     accepted_at timestamptz NOT NULL,

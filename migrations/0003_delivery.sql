@@ -50,7 +50,7 @@ CREATE TABLE delivery (
     last_error text,
     record bytea NOT NULL, -- the `completed` message: the body is made from it, blobs by their key
     PRIMARY KEY (job_id, round, endpoint)
-) PARTITION BY RANGE (job_id) ;
+) PARTITION BY RANGE (job_id);
 CREATE TABLE delivery_default PARTITION OF delivery DEFAULT;
 CREATE INDEX delivery_due ON delivery (shard, next_at) WHERE state = 1;
 

@@ -1,0 +1,282 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Goal: schema/<noun>.sql shows the tables as the migrations make them (D1); the names that SQL
+ * gives to states and error classes are those of the .def tables (D2); everything in headrace_v1
+ * has a comment, and its role can read that and nothing else.
+ * Method: a server of its own (tests/lib/postgres.sh); the catalog's telling of both ways is
+ * compared line by line.
+ */
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+
+#include "migrations/migrate.h"
+#include "schema/job.h"
+#include "tests/stack/postgres_test.h"
+
+#define FILES_MAX 64
+#define FILE_SIZE_MAX 65536
+
+/* One line for each column, constraint, index, partition key and option of a table. */
+static const char *const describe_sql =
+    "WITH t AS (SELECT c.* FROM pg_class c WHERE c.relnamespace = 'headrace'::regnamespace "
+    "AND c.relkind IN ('r', 'p') AND c.relname !~ '_[0-9]{8}$' AND c.relname <> 'migration'), "
+    "lines AS ("
+    "SELECT concat_ws(' ', t.relname, a.attname, format_type(a.atttypid, a.atttypmod), "
+    "a.attnotnull, a.attidentity, pg_get_expr(d.adbin, d.adrelid)) AS line FROM t "
+    "JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum > 0 AND NOT a.attisdropped "
+    "LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum "
+    "UNION ALL SELECT concat_ws(' ', t.relname, k.conname, pg_get_constraintdef(k.oid)) FROM t "
+    "JOIN pg_constraint k ON k.conrelid = t.oid "
+    "UNION ALL SELECT pg_get_indexdef(i.indexrelid) FROM t JOIN pg_index i ON i.indrelid = t.oid "
+    "UNION ALL SELECT concat_ws(' ', t.relname, pg_get_partkeydef(t.oid), "
+    "pg_get_expr(t.relpartbound, t.oid), t.reloptions::text) FROM t) "
+    "SELECT line FROM lines ORDER BY line COLLATE \"C\"";
+
+struct telling {
+    struct pg_answer answer;
+    size_t count;
+};
+
+static struct telling telling_read(struct pg_session *session)
+{
+    struct telling telling;
+    struct err err = {0};
+
+    if (pg_session_query(session, describe_sql, &telling.answer, &err) < 0)
+        fail_msg("%s", err.text);
+    telling.count = pg_row_count(&telling.answer, 0);
+    assert_true(telling.count > 200);
+    return telling;
+}
+
+static const char *telling_line(const struct telling *telling, size_t index)
+{
+    return index < telling->count ? pg_c(&telling->answer, 0, index, 0) : "(the end)";
+}
+
+static char *file_read(const char *name)
+{
+    char path[300], *text = xcalloc(1, FILE_SIZE_MAX);
+    FILE *file;
+    size_t size;
+
+    (void)snprintf(path, sizeof(path), "schema/%s", name);
+    file = fopen(path, "r");
+    if (file == NULL)
+        fail_msg("%s cannot be read", path);
+    size = fread(text, 1, FILE_SIZE_MAX, file);
+    assert_true(size < FILE_SIZE_MAX);
+    (void)fclose(file);
+    return text;
+}
+
+static size_t files_list(char names[FILES_MAX][256])
+{
+    DIR *dir = opendir("schema");
+    const struct dirent *entry;
+    size_t count = 0;
+
+    assert_non_null(dir);
+    while ((entry = readdir(dir)) != NULL) {
+        size_t size = strlen(entry->d_name);
+
+        if (size < 5 || strcmp(entry->d_name + size - 4, ".sql") != 0)
+            continue;
+        assert_true(count < FILES_MAX);
+        mem_copy_text(names[count++], entry->d_name);
+    }
+    (void)closedir(dir);
+    return count;
+}
+
+/* Runs the files in whatever order their references allow: each round runs what it can. */
+static void files_run(struct pg_session *session)
+{
+    char names[FILES_MAX][256];
+    bool ran[FILES_MAX] = {false};
+    size_t count = files_list(names), left = count, before;
+    struct err err = {0};
+
+    assert_true(count > 10);
+    do {
+        before = left;
+        for (size_t i = 0; i < count; i++) {
+            OWNED(mem_free) char *sql = NULL;
+
+            if (ran[i])
+                continue;
+            sql = file_read(names[i]);
+            if (pg_session_script(session, sql, &err) == 0) {
+                ran[i] = true;
+                left--;
+            }
+        }
+    } while (left > 0 && left < before);
+    if (left > 0)
+        fail_msg("schema/: %s", err.text);
+}
+
+static void test_schema_files_equal_the_migrations(void **state)
+{
+    struct pg_session *session = looker_open();
+    struct telling migrated, written;
+    struct err err = {0};
+
+    (void)state;
+    if (migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
+        fail_msg("%s", err.text);
+    migrated = telling_read(session);
+    looker_script(session, "DROP SCHEMA headrace_v1, headrace CASCADE");
+    looker_script(session, "CREATE SCHEMA headrace");
+    files_run(session);
+    written = telling_read(session);
+    for (size_t i = 0; i < migrated.count || i < written.count; i++) {
+        if (strcmp(telling_line(&migrated, i), telling_line(&written, i)) != 0)
+            fail_msg("migrations/: %s\nschema/: %s", telling_line(&migrated, i),
+                     telling_line(&written, i));
+    }
+    pg_answer_done(&migrated.answer);
+    pg_answer_done(&written.answer);
+    looker_script(session, "DROP SCHEMA headrace CASCADE");
+    pg_session_close(&session);
+}
+
+static int setup_migrated(void **state)
+{
+    struct err err = {0};
+
+    (void)state;
+    if (migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
+        fail_msg("%s", err.text);
+    return 0;
+}
+
+static void expect_name(struct pg_session *session, const char *function, int number,
+                        const char *wanted)
+{
+    char *sql = xasprintf("SELECT headrace.%s(%d::smallint)", function, number);
+
+    looker_expect(session, sql, wanted);
+    mem_free(&sql);
+}
+
+static void test_names_equal_the_tables(void **state)
+{
+    struct pg_session *session = looker_open();
+
+    (void)state;
+#define JOB_STATE(name, number, final, meaning)                                                    \
+    expect_name(session, "state_name", number, job_state_name(JOB_##name));
+#include "schema/job_states.def"
+#undef JOB_STATE
+    for (int class = 1; class < ERROR_CLASS_COUNT; class ++) {
+        OWNED(mem_free) char *name = xstrdup(error_class_name((enum error_class) class));
+
+        for (char *c = name; *c != '\0'; c++)
+            *c = (char)tolower((unsigned char)*c);
+        expect_name(session, "error_class_name", class, name);
+        expect_name(session, "error_class_wire", class, error_class_wire((enum error_class) class));
+    }
+    expect_name(session, "error_class_name", 0, "");
+    expect_name(session, "error_class_name", ERROR_CLASS_COUNT, "");
+    expect_name(session, "rank_name", JOB_RANK_SYNC, "sync");
+    expect_name(session, "rank_name", JOB_RANK_PRIORITY_2, "2");
+    pg_session_close(&session);
+}
+
+static void test_everything_has_a_comment(void **state)
+{
+    struct pg_session *session = looker_open();
+
+    (void)state;
+    looker_expect(session,
+                  "SELECT coalesce(string_agg(c.relname || '.' || a.attname, ', '), 'none') FROM "
+                  "pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 WHERE "
+                  "c.relnamespace = 'headrace_v1'::regnamespace AND c.relkind = 'v' AND "
+                  "(obj_description(c.oid, 'pg_class') IS NULL OR "
+                  "col_description(c.oid, a.attnum) IS NULL)",
+                  "none");
+    pg_session_close(&session);
+}
+
+/* A job as views show it. */
+#define JOB(n, state, error_class, webhook, delivery_state)                                        \
+    "INSERT INTO job (id, accepted_at, received_at, start_deadline_at, state_at, seq, "            \
+    "run_limit_ms, queue_limit_ms, shard, state, rank, max_attempts, tenant, model, deployment, "  \
+    "pool, input_digest, error_class, webhook_url, trace) VALUES "                                 \
+    "('019b7c01-0400-7000-8000-00000000000" #n                                                     \
+    "', now(), now(), now(), now(), 1, 1, 1, 0, " #state                                           \
+    ", 1, 3, 't', 'm', 'd', 'p', sha256(''), " #error_class ", " webhook                           \
+    ", '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01');"                                \
+    "INSERT INTO delivery (job_id, round, shard, state, tenant, model, url, webhook_id, record) "  \
+    "SELECT '019b7c01-0400-7000-8000-00000000000" #n "', 1, 0, " #delivery_state                   \
+    ", 't', 'm', 'u', 'w', '' WHERE " #delivery_state " > 0;"
+
+static void test_status_as_clients_see_it(void **state)
+{
+    struct pg_session *session = looker_open();
+
+    (void)state;
+    looker_script(session, "TRUNCATE job, delivery;" JOB(1, 1, 0, "NULL", 0) JOB(2, 3, 0, "'u'", 0)
+                               JOB(3, 3, 0, "'u'", 1) JOB(4, 3, 0, "'u'", 2) JOB(5, 3, 0, "'u'", 3)
+                                   JOB(6, 4, 2, "'u'", 3));
+    looker_expect(session,
+                  "SELECT string_agg(concat_ws(':', status, webhook_status, error_code), ' ' "
+                  "ORDER BY id) FROM headrace_v1.jobs",
+                  "QUEUED:NO_WEBHOOK_PROVIDED SUCCEEDED:PENDING SUCCEEDED:PENDING "
+                  "SUCCEEDED:SUCCEEDED WEBHOOK_FAILED:FAILED FAILED:FAILED:MODEL_PREDICT_ERROR");
+    looker_expect(session, "SELECT trace_id FROM headrace_v1.jobs LIMIT 1",
+                  "0af7651916cd43dd8448eb211c80319c");
+    pg_session_close(&session);
+}
+
+static void test_the_reader_reads_views_only(void **state)
+{
+    static const char *const refused[] = {
+        "SELECT * FROM headrace.job",
+        "DELETE FROM headrace.job",
+        "UPDATE headrace_v1.deliveries SET tenant = 'x'",
+        "DELETE FROM headrace_v1.deliveries",
+        "CREATE TABLE headrace_v1.x (x integer)",
+        "DROP VIEW headrace_v1.jobs",
+        "SELECT headrace.retention_drop('0 days')",
+    };
+    static const char *const views[] = {
+        "jobs",        "results", "attempts", "deliveries",   "queue_depth",    "models",
+        "deployments", "workers", "shards",   "environments", "delivery_tries", "audit"};
+    struct pg_session *session = looker_open();
+    struct pg_answer answer;
+    struct err err = {0};
+
+    (void)state;
+    looker_script(session, "SET ROLE headrace_reader");
+    for (size_t i = 0; i < COUNT_OF(refused); i++) {
+        if (pg_session_query(session, refused[i], &answer, &err) != ERR_FORBIDDEN)
+            fail_msg("%s: %s", refused[i], err.text);
+    }
+    for (size_t i = 0; i < COUNT_OF(views); i++) {
+        char *sql = xasprintf("SELECT * FROM headrace_v1.%s", views[i]);
+
+        if (pg_session_query(session, sql, &answer, &err) < 0)
+            fail_msg("%s: %s", views[i], err.text);
+        pg_answer_done(&answer);
+        mem_free(&sql);
+    }
+    pg_session_close(&session);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_schema_files_equal_the_migrations),
+        cmocka_unit_test_setup(test_names_equal_the_tables, setup_migrated),
+        cmocka_unit_test_setup(test_everything_has_a_comment, setup_migrated),
+        cmocka_unit_test_setup(test_status_as_clients_see_it, setup_migrated),
+        cmocka_unit_test_setup(test_the_reader_reads_views_only, setup_migrated),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
