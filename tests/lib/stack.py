@@ -290,13 +290,6 @@ class Stack:
         """Deploys a model directory and, unless told not to, waits until it is ready."""
         return self.cli("push", directory, "--name", name, *([] if wait else ["--no-wait"]), "--json")
 
-    def push_sim(self, name, wait=True, slots=4, **settings):
-        """A model of the simulated engine: echoes, and does what {"sim": {…}} of a request says."""
-        with tempfile.TemporaryDirectory() as directory:
-            config = {"engine": "sim", "slots": slots, "settings": {"test_mode": True, **settings}}
-            (pathlib.Path(directory) / "headrace.json").write_text(json.dumps(config))
-            return self.push(directory, name, wait)
-
     def submit(self, model, model_input, environment="production", headers=None, **fields):
         """An async predict; returns its request id. Anything but 201 fails."""
         reply = self.http("POST", f"/model/{model}/{environment}/async_predict",
