@@ -51,7 +51,7 @@ size_t job_spec_size(const struct job_spec *spec); /* bytes of memory, for the c
 /* A job as its row has it, loaded at takeover or by a cursor. */
 struct ledger_row {
     struct job_spec *spec; /* a reference that the receiver takes over */
-    enum job_state state;  /* only rows that are not final are loaded */
+    enum job_state state;  /* not final, but for the answer to a lookup */
     uint64_t token;        /* of the attempt that runs as far as the row knows; 0: none */
     uint64_t fence;        /* highest token that has ended */
     uint32_t attempt_count;

@@ -86,7 +86,8 @@ void owner_on_attempt_reported(struct owner *owner, uint64_t token, int64_t offs
 /* All records of that flush are reported by Kafka. */
 void owner_on_published(struct owner *owner, uint64_t flush_number);
 
-/* Rows of a LOAD or LOOKUP; takes the specs. complete: the lane had no more rows. */
+/* Rows of a LOAD or LOOKUP (the latter: final ones too); takes the specs. complete: the lane had no
+ * more rows. Answers of FLUSH, LOAD and LOOKUP come in the order in which they were asked for. */
 void owner_on_rows(struct owner *owner, const struct ledger_lane *lane, struct ledger_row *rows,
                    size_t row_count, bool complete);
 void owner_on_lookup(struct owner *owner, struct ledger_row *rows, size_t row_count);

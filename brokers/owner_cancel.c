@@ -7,7 +7,7 @@
  *
  *   in memory, certain   decided at once
  *   insert still out     waits for it, since the row may be there already, even final
- *   not in memory        LOOKUP: the row may be spilled; not found: final, or never accepted
+ *   not in memory        LOOKUP: the row may be spilled, or final; none: it was never accepted
  */
 
 #include <stdlib.h>
@@ -69,13 +69,16 @@ static void verdict_add(struct verdict **list, const struct cancel *cancel, bool
     *list = verdict;
 }
 
-/* Nothing is left to cancel: that is so already, no flush makes it so. */
-void cancel_give_up(struct owner *owner, struct cancel *cancel)
+/* Nothing is left to cancel: that is committed already, no flush makes it so. The row, when there
+ * is one, says whether it was a cancel, perhaps this one, that ended the job. */
+void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row)
 {
     struct verdict *verdict = NULL;
+    bool canceled = row != NULL && row->state == JOB_CANCELED &&
+                    wire_text_equal(row->spec->submit.tenant, cancel->tenant);
 
-    verdict_add(&verdict, cancel, false);
-    verdict_tell(owner, &verdict, false);
+    verdict_add(&verdict, cancel, canceled);
+    verdict_tell(owner, &verdict, true);
     pin_write(&cancel->pin);
     free(cancel);
 }
@@ -84,7 +87,7 @@ void cancel_give_up(struct owner *owner, struct cancel *cancel)
 static void cancel_apply(struct owner *owner, struct job *job, struct cancel *cancel)
 {
     if (!wire_text_equal(job->spec->submit.tenant, cancel->tenant)) {
-        cancel_give_up(owner, cancel);
+        cancel_give_up(owner, cancel, NULL);
         return;
     }
     if (job->place != JOB_ENDED) {
@@ -111,7 +114,7 @@ void cancel_apply_all(struct owner *owner, struct job *job)
 static void cancel_look_up(struct owner *owner, struct cancel *cancel)
 {
     if (owner->cancel_count == OWNER_CANCELS_MAX) {
-        cancel_give_up(owner, cancel); /* "not canceled" is true, and the caller may ask again */
+        cancel_give_up(owner, cancel, NULL); /* "not canceled" is true; the caller may ask again */
         return;
     }
     cancel->asked = false;

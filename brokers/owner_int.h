@@ -339,6 +339,8 @@ void lane_free_all(struct owner *owner);
 /* owner_job.c */
 struct job *job_find(struct owner *owner, const struct wire_id *id);
 struct job *job_add(struct owner *owner, struct job_spec *spec); /* takes the reference */
+/* Takes another spec of the same job, and the reference. */
+void job_take_spec(struct owner *owner, struct job *job, struct job_spec *spec);
 struct job *job_add_row(struct owner *owner, struct ledger_row *row);
 void job_remove(struct owner *owner, struct job *job); /* frees it; its pins count as written */
 void job_move(struct owner *owner, struct job *job, enum job_place place);
@@ -359,7 +361,7 @@ bool job_expire(struct owner *owner, struct job *job); /* true: a deadline has p
 void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin);
 void cancel_apply_all(struct owner *owner, struct job *job);
 void cancel_postpone_all(struct owner *owner, struct job *job); /* to a lookup */
-void cancel_give_up(struct owner *owner, struct cancel *cancel);
+void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row);
 void cancel_free_all(struct owner *owner);
 void verdict_tell(struct owner *owner, struct verdict **list, bool applied);
 void verdict_free(struct verdict **list);

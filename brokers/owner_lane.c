@@ -171,7 +171,7 @@ static uint32_t lane_load_limit(const struct owner *owner, const struct lane *la
     uint64_t room = room_of(owner->options.window_jobs, owner->stats.waiting_in_memory);
     uint64_t limit = owner->options.load_jobs;
 
-    if (lane->waiting >= limit / 2)
+    if (lane->waiting > 0 && lane->waiting >= limit / 2)
         return 0;
     if (owner->stats.waiting_bytes >= owner->options.window_bytes)
         room = 0;
@@ -216,14 +216,18 @@ void lane_plan_loads(struct owner *owner)
 }
 
 /* A row came back. It may be in memory already: read from intake with its insert still out, or
- * looked up. Then the row only confirms it. */
+ * looked up. Then the row only confirms it; but what it says of arrival and deadlines is what was
+ * committed, and a repeated Submit came later. */
 static void lane_take_row(struct owner *owner, struct ledger_row *row)
 {
     struct job *job = job_find(owner, &row->spec->submit.id);
 
     if (job != NULL) {
+        if (!job->certain)
+            job_take_spec(owner, job, row->spec);
+        else
+            job_spec_unref(&row->spec);
         job->row = true;
-        job_spec_unref(&row->spec);
         return;
     }
     job = job_add_row(owner, row);

@@ -216,8 +216,19 @@ static void lookup_send(struct owner *owner)
     node->todo.lookup.id_count = owner->lookup_count;
 }
 
+static const struct ledger_row *row_find(const struct ledger_row *rows, size_t row_count,
+                                         const struct wire_id *id)
+{
+    for (size_t i = 0; i < row_count; i++) {
+        if (memcmp(&rows[i].spec->submit.id, id, sizeof(*id)) == 0)
+            return &rows[i];
+    }
+    return NULL;
+}
+
 /* Cancels that were asked about: decided now, one way or the other. */
-static void lookup_settle_cancels(struct owner *owner)
+static void lookup_settle_cancels(struct owner *owner, const struct ledger_row *finals,
+                                  size_t final_count)
 {
     struct cancel *cancel, *next;
 
@@ -230,7 +241,7 @@ static void lookup_settle_cancels(struct owner *owner)
         TAILQ_REMOVE(&owner->cancels, cancel, link);
         owner->cancel_count--;
         if (job == NULL)
-            cancel_give_up(owner, cancel);
+            cancel_give_up(owner, cancel, row_find(finals, final_count, &cancel->id));
         else
             TAILQ_INSERT_TAIL(&job->cancels, cancel, link);
         if (job != NULL && job->certain)
@@ -254,28 +265,40 @@ static void lookup_settle_evidence(struct owner *owner)
     }
 }
 
-void owner_on_lookup(struct owner *owner, struct ledger_row *rows, size_t row_count)
+/* Takes the rows that are not final into memory; the others move to the front. */
+static size_t lookup_take_rows(struct owner *owner, struct ledger_row *rows, size_t row_count)
 {
-    for (size_t i = 0; i < row_count; i++) {
-        struct job *job = job_find(owner, &rows[i].spec->submit.id);
+    size_t final_count = 0;
 
-        if (job != NULL || owner->phase == OWNER_OVER)
+    for (size_t i = 0; i < row_count; i++) {
+        if (job_state_final(rows[i].state))
+            rows[final_count++] = rows[i];
+        else if (job_find(owner, &rows[i].spec->submit.id) != NULL || owner->phase == OWNER_OVER)
             job_spec_unref(&rows[i].spec);
         else
             (void)job_add_row(owner, &rows[i]);
     }
-    if (owner->phase == OWNER_OVER || owner->lookup == NULL)
-        return;
-    lookup_settle_cancels(owner);
-    lookup_settle_evidence(owner);
-    for (size_t i = 0; i < owner->lookup_count; i++) {
-        struct job *job = job_find(owner, &owner->lookup[i]);
+    return final_count;
+}
 
-        if (job != NULL && job->certain)
-            job_settle(owner, job);
+void owner_on_lookup(struct owner *owner, struct ledger_row *rows, size_t row_count)
+{
+    size_t final_count = lookup_take_rows(owner, rows, row_count);
+
+    if (owner->phase != OWNER_OVER && owner->lookup != NULL) {
+        lookup_settle_cancels(owner, rows, final_count);
+        lookup_settle_evidence(owner);
+        for (size_t i = 0; i < owner->lookup_count; i++) {
+            struct job *job = job_find(owner, &owner->lookup[i]);
+
+            if (job != NULL && job->certain)
+                job_settle(owner, job);
+        }
+        owner->lookup_count = 0;
+        mem_free(&owner->lookup);
     }
-    owner->lookup_count = 0;
-    mem_free(&owner->lookup);
+    for (size_t i = 0; i < final_count; i++)
+        job_spec_unref(&rows[i].spec);
 }
 
 /* Intake is read as far as an earlier owner can have read it: what is unknown now stays so. */

@@ -61,6 +61,6 @@ typedef void store_rows_fn(void *opaque, const struct ledger_lane *lane, struct 
 void store_load(struct store *store, uint32_t shard, const struct ledger_lane *lane, uint32_t limit,
                 store_rows_fn *done, void *opaque);
 
-/* Rows of these ids that are not final. lane is NULL in the answer. */
+/* Rows of these ids, the final ones too. lane is NULL in the answer. */
 void store_lookup(struct store *store, const struct wire_id *ids, size_t id_count,
                   store_rows_fn *done, void *opaque);

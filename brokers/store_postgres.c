@@ -66,8 +66,7 @@ PG_STATEMENT(load_lane, "SELECT" STORE_ROW_COLUMNS
                         "j.tenant = $4 AND j.seq > $5 AND j.state = 1 AND j.attempt_count = 0 "
                         "ORDER BY j.seq LIMIT $6");
 PG_STATEMENT(load_ids, "SELECT" STORE_ROW_COLUMNS
-                       "FROM job j WHERE j.id = ANY ($1) AND j.id BETWEEN $2 AND $3 "
-                       "AND j.state IN (1, 2)");
+                       "FROM job j WHERE j.id = ANY ($1) AND j.id BETWEEN $2 AND $3");
 
 /* A load (of a lane) or a lookup (of ids), until it is answered. */
 struct store_query {

@@ -789,7 +789,7 @@ static void test_loads_move_forward(void **state)
         job_spec_unref(&specs[i]);
 }
 
-static void test_lookup_finds_what_is_not_final(void **state)
+static void test_lookup_finds_all_states(void **state)
 {
     struct world *world = *state;
     struct job_spec *specs[3];
@@ -808,7 +808,7 @@ static void test_lookup_finds_what_is_not_final(void **state)
     store_lookup(world->store, ids, 4, on_rows, world);
     hear(world);
     assert_int_equal(world->err_code, 0);
-    assert_int_equal(world->row_count, 2);
+    assert_int_equal(world->row_count, 3);
     world->done = false;
     store_lookup(world->store, ids, 0, on_rows, world);
     hear(world);
@@ -950,7 +950,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_takeover_waits_for_the_open_flush, setup, teardown),
         cmocka_unit_test_setup_teardown(test_takeover_ends_a_vanished_owner, setup, teardown),
         cmocka_unit_test_setup_teardown(test_loads_move_forward, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_lookup_finds_what_is_not_final, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_lookup_finds_all_states, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unpublished_finals_are_found, setup, teardown),
         cmocka_unit_test_setup_teardown(test_inputs_that_are_kept, setup, teardown),
         cmocka_unit_test_setup_teardown(test_an_empty_flush, setup, teardown),

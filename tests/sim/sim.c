@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "tests/sim/sim.h"
+
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "schema/job_id.h"
+
+#define SIM_FAULTS_US (12 * SEC)    /* faults happen so long */
+#define SIM_PATIENCE_US (400 * SEC) /* after them everything must come to rest */
+#define SIM_EVENTS_MAX 2000000
+#define SIM_BLOCK_SIZE (256u << 10)
+
+struct sim_block {
+    struct sim_block *next;
+    size_t used, size;
+    max_align_t memory[];
+};
+
+void *sim_alloc(struct sim *sim, size_t size)
+{
+    struct sim_block *block = sim->blocks;
+    void *at;
+
+    size = (size + 15) & ~(size_t)15;
+    if (block == NULL || block->size - block->used < size) {
+        size_t room = size > SIM_BLOCK_SIZE ? size : SIM_BLOCK_SIZE;
+
+        block = xcalloc(1, sizeof(*block) + room);
+        block->size = room;
+        block->next = sim->blocks;
+        sim->blocks = block;
+    }
+    at = (char *)block->memory + block->used;
+    block->used += size;
+    return at;
+}
+
+struct wire_bytes sim_copy(struct sim *sim, const void *bytes, size_t size)
+{
+    uint8_t *copy = sim_alloc(sim, size + 1);
+
+    if (size > 0)
+        memcpy(copy, bytes, size);
+    return (struct wire_bytes){copy, size};
+}
+
+uint64_t sim_between(struct sim *sim, uint64_t least, uint64_t most)
+{
+    return least + rng_below(&sim->rng, most - least + 1);
+}
+
+bool sim_percent(struct sim *sim, unsigned percent)
+{
+    return rng_below(&sim->rng, 100) < percent;
+}
+
+bool sim_guarded(const struct sim *sim, enum owner_guard guard)
+{
+    return (sim->options.removed_guards & (unsigned)guard) == 0;
+}
+
+void sim_fail(struct sim *sim, const char *fmt, ...)
+{
+    va_list args;
+
+    if (sim->failed)
+        return;
+    sim->failed = true;
+    va_start(args, fmt);
+    (void)vsnprintf(sim->failure, sizeof(sim->failure), fmt, args);
+    va_end(args);
+    sim_trace(sim, "FAILED %s", sim->failure);
+}
+
+void sim_trace(struct sim *sim, const char *fmt, ...)
+{
+    va_list args;
+
+    if (!sim->options.trace)
+        return;
+    (void)printf("%10.3f ms  ", (double)(sim->now_us - SIM_START_US) / 1000.0);
+    va_start(args, fmt);
+    (void)vprintf(fmt, args);
+    va_end(args);
+    (void)printf("\n");
+}
+
+int sim_job_of(const struct sim *sim, const struct wire_id *id)
+{
+    int job = id->bytes[14] << 8 | id->bytes[15];
+
+    assert(job < sim->job_count && job_id_equal(&sim->jobs[job].id, id));
+    return job;
+}
+
+void process_kill(struct process *process)
+{
+    process->alive = false;
+    process->incarnation++;
+    process->paused_until_us = 0;
+}
+
+void process_start(struct process *process)
+{
+    process->alive = true;
+    process->incarnation++;
+}
+
+void sim_post(struct sim *sim, struct process *to, uint64_t delay_us, sim_fn *fn, void *opaque,
+              uint64_t number)
+{
+    struct sim_event *event = sim_alloc(sim, sizeof(*event));
+
+    event->to = to;
+    event->incarnation = to != NULL ? to->incarnation : 0;
+    event->fn = fn;
+    event->opaque = opaque;
+    event->number = number;
+    heap_push(&sim->events, &event->node, sim->now_us + delay_us, sim->event_seq++);
+}
+
+static void sim_step(struct sim *sim, struct sim_event *event)
+{
+    struct process *to = event->to;
+
+    sim->now_us = event->node.key;
+    sim->event_count++;
+    if (to != NULL && (!to->alive || to->incarnation != event->incarnation))
+        return;
+    if (to != NULL && to->paused_until_us > sim->now_us) {
+        heap_push(&sim->events, &event->node, to->paused_until_us, sim->event_seq++);
+        return;
+    }
+    event->fn(sim, event->opaque, event->number);
+}
+
+static void sim_choose_owner_options(struct sim *sim)
+{
+    struct owner_options *options = &sim->owner_options;
+
+    *options = owner_options_default;
+    options->seed = sim->options.seed;
+    options->removed_guards = sim->options.removed_guards;
+    options->lease_us = 2 * SEC;
+    options->run_grace_us = 3 * SEC;
+    options->row_delay_us = sim_percent(&*sim, 50) ? 100 * MS : 5 * MS;
+    if (sim_percent(sim, 50)) { /* a window that spills */
+        options->window_jobs = (uint32_t)sim_between(sim, 3, 12);
+        options->load_jobs = (uint32_t)sim_between(sim, 1, 4);
+    }
+}
+
+/* The world goes on until nothing is left to be done, or somebody is stuck. */
+static void sim_live(struct sim *sim)
+{
+    uint64_t end_us = SIM_START_US + SIM_FAULTS_US + SIM_PATIENCE_US;
+    struct heap_node *node;
+
+    while (!sim->failed && (node = heap_first(&sim->events)) != NULL) {
+        heap_remove(&sim->events, node);
+        if (!sim->faults_over && node->key > SIM_START_US + SIM_FAULTS_US) {
+            sim->now_us = SIM_START_US + SIM_FAULTS_US;
+            faults_stop(sim);
+        }
+        sim_step(sim, HEAP_ENTRY(node, struct sim_event, node));
+        if (sim->faults_over && check_is_quiet(sim))
+            break;
+        if (sim->now_us > end_us || sim->event_count > SIM_EVENTS_MAX)
+            break;
+    }
+    if (!sim->failed)
+        check_end(sim);
+}
+
+void sim_run(struct sim *sim, const struct sim_options *options)
+{
+    memset(sim, 0, sizeof(*sim));
+    sim->options = *options;
+    sim->now_us = SIM_START_US;
+    sim->assigned = -1;
+    rng_seed(&sim->rng, options->seed * 2654435761u + 1);
+    sim->decoder = wire_decoder_new();
+    sim_choose_owner_options(sim);
+    sim->ledger.up = true;
+    sim->ledger.epoch = sim->ledger.first_epoch = 100;
+    process_start(&sim->agent);
+    kafka_producer_init(&sim->agent_producer, &sim->agent);
+    sim->worker_count = (int)sim_between(sim, 1, SIM_WORKERS_MAX);
+    gateway_begin(sim);
+    for (int i = 0; i < sim->worker_count; i++) {
+        struct sim_worker *worker = &sim->workers[i];
+
+        (void)snprintf(worker->name, sizeof(worker->name), "w%d", i);
+        worker->pool = i % SIM_POOLS;
+        worker->log = SIM_DISPATCH + i % (int)sim_between(sim, 1, (uint64_t)sim->worker_count);
+        worker->slots = sim_between(sim, 1, 3);
+        worker->boot = 1000 * (uint64_t)(i + 1);
+        kafka_producer_init(&worker->producer, &worker->process);
+        worker_start(sim, worker);
+    }
+    for (int i = 0; i < SIM_BROKERS; i++) {
+        sim->brokers[i].process.name = i == 0 ? "b0" : i == 1 ? "b1" : "b2";
+        kafka_producer_init(&sim->brokers[i].producer, &sim->brokers[i].process);
+        broker_start(sim, &sim->brokers[i]);
+    }
+    broker_assign(sim, 0);
+    faults_plan(sim);
+    sim_live(sim);
+}
+
+void sim_done(struct sim *sim)
+{
+    for (int i = 0; i < SIM_BROKERS; i++)
+        owner_free(&sim->brokers[i].owner);
+    for (int i = 0; i < SIM_LOGS_MAX; i++)
+        free(sim->logs[i].records);
+    free(sim->ledger.flushes);
+    heap_done(&sim->events);
+    wire_decoder_free(&sim->decoder);
+    while (sim->blocks != NULL) {
+        struct sim_block *block = sim->blocks;
+
+        sim->blocks = block->next;
+        free(block);
+    }
+}

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * A world in which the real owner (brokers/owner.h) lives a bad life, from one seed.
+ *
+ *   sim.c          clock, events, processes, a run from birth to quiet
+ *   sim_kafka.c    logs with offsets: intake, outcome, completed, one dispatch partition a worker
+ *   sim_store.c    the ledger: transactions, epoch guard, floors, takeover, loads
+ *   sim_broker.c   broker processes: they carry out what the owner asks for
+ *   sim_worker.c   workers: credit, heartbeats, tokens, boots
+ *   sim_gateway.c  clients and gateways: submits, keys, cancels, status questions, Redis
+ *   sim_faults.c   what goes wrong, and that it stops going wrong
+ *   sim_check.c    the invariants of PROTOCOL 3.1, checked at each change
+ *
+ * Everything is one thread and one random generator: a seed is a run, for ever. Memory is one
+ * arena a world.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/rng.h"
+#include "brokers/ledger.h"
+#include "brokers/owner.h"
+#include "brokers/owner_guard.h"
+#include "brokers/owner_heap.h"
+
+#define SIM_SHARD 5
+#define SIM_BROKERS 3
+#define SIM_WORKERS_MAX 6
+#define SIM_JOBS_MAX 256
+#define SIM_LOGS_MAX (3 + SIM_WORKERS_MAX)
+#define SIM_PRODUCERS_MAX (SIM_BROKERS + SIM_WORKERS_MAX + 2)
+#define SIM_POOLS 2
+#define SIM_START_US 1000000000ull
+#define MS 1000ull
+#define SEC 1000000ull
+
+struct sim;
+struct process;
+
+typedef void sim_fn(struct sim *sim, void *opaque, uint64_t number);
+
+/* Something that runs, stops, dies and starts again. Events for a stopped one wait, events for a
+ * dead one are lost. */
+struct process {
+    const char *name;
+    bool alive;
+    uint64_t incarnation, paused_until_us;
+};
+
+/* ---- Kafka ---- */
+
+enum { SIM_INTAKE, SIM_OUTCOME, SIM_COMPLETED, SIM_DISPATCH };
+
+struct sim_record {
+    const uint8_t *bytes;
+    size_t size;
+    uint64_t append_us;
+};
+
+typedef void sim_report_fn(struct sim *sim, void *opaque, uint64_t number, int64_t offset);
+
+struct sim_pending {
+    struct sim_pending *next;
+    struct sim_record record;
+    uint64_t at_us;
+    sim_report_fn *report;
+    void *opaque;
+    uint64_t number;
+};
+
+struct sim_log {
+    struct sim_record *records;
+    size_t count, room;
+    uint64_t stalled_until_us;
+};
+
+/* One process's records on the way to one log, in order. */
+struct sim_pipe {
+    struct sim_pending *head, **tail;
+    bool pumping;
+    uint64_t last_us;
+};
+
+struct sim_producer {
+    struct process *process;
+    struct sim_pipe pipes[SIM_LOGS_MAX];
+};
+
+/* ---- the ledger ---- */
+
+struct sim_row {
+    bool present;
+    uint64_t seq, accepted_us;
+    enum job_state state;
+    uint64_t token, fence, due_us, state_us, final_at_us;
+    uint32_t attempt_count, user_failures, oom_failures, lost_failures;
+    enum error_class error_class;
+    struct wire_bytes submit, output;
+    struct wire_text error_message;
+};
+
+struct sim_change {
+    int job;
+    enum flush_action action;
+    struct sim_row row;
+    uint64_t final_token;
+    bool refused; /* cannot be stored as it is */
+};
+
+struct sim_flush {
+    uint32_t epoch;
+    uint64_t number;
+    int64_t intake_floor, outcome_floor;
+    uint64_t floor_us, published_number;
+    uint32_t published_epoch;
+    struct sim_change *changes;
+    size_t change_count;
+    size_t lost_attempts;
+    bool *applied;
+    int *finals;
+    size_t final_count;
+};
+
+enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_LOOKUP };
+
+struct sim_request {
+    struct sim_request *next;
+    enum sim_request_type type;
+    struct sim_broker *broker;
+    uint64_t incarnation;
+    struct sim_flush *flush;
+    struct ledger_lane lane;
+    uint32_t limit;
+    struct wire_id *ids;
+    size_t id_count;
+    uint64_t connection;
+};
+
+struct sim_ledger {
+    bool up;
+    uint64_t life; /* raised when the server dies: open transactions are gone */
+    uint32_t epoch;
+    uint64_t epoch_at_us[4096]; /* when each epoch began; index: epoch - first */
+    uint32_t first_epoch;
+    int share_locks;
+    struct sim_row rows[SIM_JOBS_MAX];
+    struct sim_flush **flushes; /* committed, in order of commit */
+    size_t flush_count, flush_room;
+    struct {
+        bool present;
+        int job;
+    } keys[SIM_JOBS_MAX];
+};
+
+/* ---- processes ---- */
+
+struct sim_broker {
+    struct process process;
+    struct sim_producer producer;
+    struct owner *owner;
+    bool assigned, reading, intake_paused;
+    uint64_t session; /* raised by each takeover: late answers of older ones are dropped */
+    int64_t intake_at, outcome_at;
+    bool fetching, ticking, taking_over;
+    struct {
+        struct ledger_lane lane; /* after_seq: the highest row that a LOAD brought */
+    } lanes[16];
+    size_t lane_count;
+    struct sim_request *requests, **requests_tail; /* unanswered, in order */
+    uint64_t connection;
+    bool asking, connected;
+};
+
+struct sim_held {
+    uint64_t token;
+    struct wire_id job;
+    enum { HELD_WAITING, HELD_RUNNING, HELD_UNREPORTED } state;
+    uint32_t number;
+    bool alone;
+};
+
+struct sim_worker {
+    struct process process;
+    struct sim_producer producer;
+    char name[16];
+    int pool, log;
+    uint64_t boot, slots, received, granted_told;
+    uint32_t epoch_seen;
+    size_t position;
+    struct sim_held held[16];
+    size_t held_count;
+    bool fetching, pumping;
+};
+
+struct sim_job {
+    struct wire_id id;
+    int pool, tenant, key; /* key: -1 none, else index of the key */
+    uint32_t priority;
+    uint64_t produced_us;
+    bool produced, accepted, refused_503, bad_output, bad_submit, dead;
+    int64_t offset; /* in intake, first copy; -1: none */
+    uint64_t service_us;
+    unsigned fail_percent;
+    uint64_t queue_limit_ms, total_limit_ms;
+    uint32_t cancels_sent;
+    bool verdict_true, verdict_false, seen_final;
+    struct wire_bytes final_key; /* in Redis */
+    struct wire_bytes completed; /* first copy */
+    uint64_t token_max;          /* of the Attempts in dispatch logs */
+};
+
+struct sim_options {
+    uint64_t seed;
+    int jobs;
+    unsigned removed_guards;
+    bool trace;
+};
+
+struct sim_faults {
+    bool broker_crash, broker_pause, two_owners, worker_crash, worker_pause, worker_false_gone;
+    bool kafka_stall, ledger_down, ledger_cut, ledger_slow, ledger_left_open, redis_flush;
+    bool gateway_crash, bad_rows;
+};
+
+struct sim_event {
+    struct heap_node node;
+    struct process *to;
+    uint64_t incarnation;
+    sim_fn *fn;
+    void *opaque;
+    uint64_t number;
+};
+
+struct sim {
+    struct sim_options options;
+    struct sim_faults faults;
+    struct owner_options owner_options;
+    struct rng rng;
+    uint64_t now_us, event_count, quiet_us;
+    struct heap events;
+    uint64_t event_seq;
+    struct sim_block *blocks;
+
+    struct sim_log logs[SIM_LOGS_MAX];
+    struct sim_ledger ledger;
+    struct sim_broker brokers[SIM_BROKERS];
+    struct sim_worker workers[SIM_WORKERS_MAX];
+    int worker_count, assigned;
+    struct process gateway;
+    struct sim_producer gateway_producer;
+    struct process agent;
+    struct sim_producer agent_producer;
+    struct sim_job jobs[SIM_JOBS_MAX];
+    int job_count, key_count;
+    int redis_keys[SIM_JOBS_MAX]; /* idempotency cache: key to job; -1: none */
+    bool faults_over, worker_faulted, failed;
+    size_t lost_attempts;
+    struct {
+        uint64_t token;
+        int job;
+    } tokens[4096]; /* of all Attempts ever appended */
+    size_t token_count;
+    struct wire_decoder *decoder;
+    char failure[512];
+};
+
+/* sim.c */
+void sim_run(struct sim *sim, const struct sim_options *options);
+void sim_done(struct sim *sim);
+void *sim_alloc(struct sim *sim, size_t size); /* zeroed, lives as long as the world */
+struct wire_bytes sim_copy(struct sim *sim, const void *bytes, size_t size);
+void sim_post(struct sim *sim, struct process *to, uint64_t delay_us, sim_fn *fn, void *opaque,
+              uint64_t number);
+void sim_fail(struct sim *sim, const char *fmt, ...) PRINTF_LIKE(2, 3);
+void sim_trace(struct sim *sim, const char *fmt, ...) PRINTF_LIKE(2, 3);
+uint64_t sim_between(struct sim *sim, uint64_t least, uint64_t most);
+bool sim_percent(struct sim *sim, unsigned percent);
+int sim_job_of(const struct sim *sim, const struct wire_id *id);
+bool sim_guarded(const struct sim *sim, enum owner_guard guard);
+void process_kill(struct process *process);
+void process_start(struct process *process);
+
+/* sim_kafka.c */
+void kafka_producer_init(struct sim_producer *producer, struct process *process);
+void kafka_produce(struct sim *sim, struct sim_producer *producer, int log, enum message_type type,
+                   const void *fields, sim_report_fn *report, void *opaque, uint64_t number);
+void kafka_produce_bytes(struct sim *sim, struct sim_producer *producer, int log, const void *bytes,
+                         size_t size, sim_report_fn *report, void *opaque, uint64_t number);
+void kafka_producer_dies(struct sim *sim, struct sim_producer *producer);
+bool kafka_stalled(const struct sim *sim, int log);
+
+/* sim_store.c */
+void ledger_ask(struct sim *sim, struct sim_broker *broker, struct sim_request *request);
+void ledger_client_dies(struct sim *sim, struct sim_broker *broker);
+void ledger_cut(struct sim *sim, struct sim_broker *broker);
+void ledger_go_down(struct sim *sim);
+void ledger_come_up(struct sim *sim);
+const struct sim_flush *ledger_newest(const struct sim *sim);
+struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *flush);
+struct message_completed ledger_completed(struct sim *sim, int job);
+
+/* sim_broker.c */
+void broker_start(struct sim *sim, struct sim_broker *broker);
+void broker_crash(struct sim *sim, struct sim_broker *broker);
+void broker_assign(struct sim *sim, int index);
+void broker_wake(struct sim *sim, struct sim_broker *broker);
+void broker_on_takeover(struct sim *sim, struct sim_broker *broker,
+                        struct ledger_takeover *takeover);
+void broker_on_flush(struct sim *sim, struct sim_broker *broker, const struct flush_result *result);
+void broker_on_rows(struct sim *sim, struct sim_broker *broker, const struct sim_request *request,
+                    struct ledger_row *rows, size_t row_count, bool complete);
+
+/* sim_worker.c */
+void worker_start(struct sim *sim, struct sim_worker *worker);
+void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells);
+void worker_wake(struct sim *sim, struct sim_worker *worker);
+
+/* sim_gateway.c */
+void gateway_begin(struct sim *sim);
+void gateway_crash(struct sim *sim);
+void gateway_probe(struct sim *sim);
+void gateway_on_verdict(struct sim *sim, const struct message_wake *wake);
+void redis_set_final(struct sim *sim, int job, const struct message_completed *completed);
+void redis_flush(struct sim *sim);
+
+/* sim_faults.c */
+void faults_plan(struct sim *sim);
+void faults_stop(struct sim *sim);
+
+/* sim_check.c */
+void check_commit(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before);
+void check_append(struct sim *sim, int log, int64_t offset);
+void check_verdict(struct sim *sim, int job, bool canceled);
+void check_final_key(struct sim *sim, int job, const struct message_completed *completed);
+void check_status(struct sim *sim, int job);
+void check_end(struct sim *sim);
+bool check_is_quiet(struct sim *sim);

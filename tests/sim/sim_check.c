@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The invariants, by their numbers in PROTOCOL 3.1. Each is looked at where it can break: at a
+ * commit, at an append, at an effect outside; the end is looked at when all has come to rest.
+ */
+
+#include <string.h>
+
+#include "base/assert.h"
+#include "schema/job_id.h"
+#include "tests/sim/sim.h"
+
+static bool bytes_equal(struct wire_bytes a, struct wire_bytes b)
+{
+    return a.size == b.size && (a.size == 0 || memcmp(a.bytes, b.bytes, a.size) == 0);
+}
+
+static bool decode(struct sim *sim, int log, int64_t offset, struct message *ret_message)
+{
+    const struct sim_record *record = &sim->logs[log].records[offset];
+    struct err err;
+
+    return message_decode(sim->decoder, record->bytes, record->size, ret_message, &err) == 0;
+}
+
+/* ---- a commit ---- */
+
+static void check_numbers(struct sim *sim, const struct sim_flush *flush)
+{
+    uint64_t before = 0;
+
+    if (flush->epoch != sim->ledger.epoch)
+        sim_fail(sim, "invariant 5: a flush of epoch %u is committed in epoch %u", flush->epoch,
+                 sim->ledger.epoch);
+    for (size_t i = 0; i + 1 < sim->ledger.flush_count; i++) {
+        const struct sim_flush *other = sim->ledger.flushes[i];
+
+        if (other->epoch > flush->epoch)
+            sim_fail(sim, "invariant 5: the committed epoch falls from %u to %u", other->epoch,
+                     flush->epoch);
+        if (other->epoch == flush->epoch && other->number > before)
+            before = other->number;
+    }
+    if (flush->number != before + 1)
+        sim_fail(sim, "invariant 5: flush %llu of epoch %u follows %llu",
+                 (unsigned long long)flush->number, flush->epoch, (unsigned long long)before);
+}
+
+static void check_rows(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before)
+{
+    for (size_t i = 0; i < flush->change_count; i++) {
+        const struct sim_change *change = &flush->changes[i];
+        const struct sim_row *old = &before[change->job], *now = &sim->ledger.rows[change->job];
+
+        if (!flush->applied[i])
+            continue;
+        if (old->present && job_state_final(old->state))
+            sim_fail(sim, "promise 2: job %d was %s and becomes %s", change->job,
+                     job_state_name(old->state), job_state_name(now->state));
+        if (now->fence < old->fence)
+            sim_fail(sim, "invariant 6: the fence of job %d falls", change->job);
+        if (change->final_token != 0 && change->final_token <= old->fence)
+            sim_fail(sim, "invariant 6: job %d is made final by a token that had ended",
+                     change->job);
+        if (!sim->worker_faulted && now->lost_failures > 0)
+            sim_fail(sim, "invariant 10: job %d is charged for a lost worker; none was",
+                     change->job);
+    }
+}
+
+static void check_intake_record(struct sim *sim, int64_t offset)
+{
+    struct message message;
+    const struct sim_row *row;
+    int job;
+
+    if (!decode(sim, SIM_INTAKE, offset, &message))
+        return; /* kept aside */
+    job = sim_job_of(sim, message.type == MESSAGE_SUBMIT ? &message.submit.id : &message.cancel.id);
+    row = &sim->ledger.rows[job];
+    if (sim->jobs[job].dead)
+        return;
+    if (message.type == MESSAGE_SUBMIT && !row->present)
+        sim_fail(sim, "invariant 7: the intake floor passes job %d at %lld, which has no row", job,
+                 (long long)offset);
+    if (message.type == MESSAGE_CANCEL && row->present && !job_state_final(row->state))
+        sim_fail(sim, "invariant 7: the intake floor passes the cancel of job %d at %lld", job,
+                 (long long)offset);
+}
+
+static void check_outcome_record(struct sim *sim, const struct sim_flush *flush, int64_t offset)
+{
+    struct message message;
+    const struct sim_row *row;
+    int job;
+
+    if (!decode(sim, SIM_OUTCOME, offset, &message) || message.type != MESSAGE_FINISHED)
+        return;
+    job = sim_job_of(sim, &message.finished.job);
+    row = &sim->ledger.rows[job];
+    /* What an earlier owner's attempt brought may be given up: the job runs again. */
+    if (sim->jobs[job].dead || message.finished.token != sim->jobs[job].token_max ||
+        TOKEN_EPOCH(message.finished.token) != flush->epoch)
+        return;
+    if (!row->present || (!job_state_final(row->state) && row->fence < message.finished.token))
+        sim_fail(sim, "invariant 7: the outcome floor passes the end of job %d at %lld", job,
+                 (long long)offset);
+}
+
+static void check_floors(struct sim *sim, const struct sim_flush *flush)
+{
+    int64_t intake = 0, outcome = 0;
+
+    if (flush->intake_floor > (int64_t)sim->logs[SIM_INTAKE].count ||
+        flush->outcome_floor > (int64_t)sim->logs[SIM_OUTCOME].count) {
+        sim_fail(sim, "invariant 7: a floor lies behind the end of its topic");
+        return;
+    }
+    for (size_t i = 0; i + 1 < sim->ledger.flush_count; i++) {
+        const struct sim_flush *other = sim->ledger.flushes[i];
+
+        intake = other->intake_floor > intake ? other->intake_floor : intake;
+        outcome = other->outcome_floor > outcome ? other->outcome_floor : outcome;
+    }
+    if (flush->intake_floor < intake || flush->outcome_floor < outcome)
+        sim_fail(sim, "invariant 7: a floor falls");
+    for (int64_t i = intake; i < flush->intake_floor; i++)
+        check_intake_record(sim, i);
+    for (int64_t i = outcome; i < flush->outcome_floor; i++)
+        check_outcome_record(sim, flush, i);
+}
+
+static void check_accepted(struct sim *sim, const struct sim_flush *flush)
+{
+    for (int i = 0; i < sim->job_count; i++) {
+        const struct sim_job *job = &sim->jobs[i];
+
+        if (job->accepted && !sim->ledger.rows[i].present && !job->dead &&
+            job->offset < flush->intake_floor)
+            sim_fail(sim, "invariant 1: accepted job %d is neither in intake nor in the ledger", i);
+    }
+}
+
+void check_commit(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before)
+{
+    check_numbers(sim, flush);
+    check_rows(sim, flush, before);
+    check_floors(sim, flush);
+    check_accepted(sim, flush);
+}
+
+/* ---- an append ---- */
+
+static void check_completed(struct sim *sim, int64_t offset)
+{
+    const struct sim_record *record = &sim->logs[SIM_COMPLETED].records[offset];
+    OWNED(buf_done) struct buf buf = BUF_WITH_LIMIT(1 << 20);
+    struct message_completed expected;
+    struct wire_bytes own = {record->bytes, record->size};
+    struct message message;
+    struct err err;
+    int job;
+
+    if (!decode(sim, SIM_COMPLETED, offset, &message))
+        NEVER("a completed record cannot be decoded");
+    job = sim_job_of(sim, &message.completed.id);
+    if (!job_state_final(sim->ledger.rows[job].state) || !sim->ledger.rows[job].present) {
+        sim_fail(sim, "invariant 4: job %d is told completed before its row is final", job);
+        return;
+    }
+    expected = ledger_completed(sim, job);
+    if (message_encode(MESSAGE_COMPLETED, &expected, &buf, &err) < 0)
+        NEVER("a committed row cannot be encoded");
+    if (!bytes_equal(own, (struct wire_bytes){buf.bytes, buf.size}))
+        sim_fail(
+            sim,
+            "invariant 3: a completed record of job %d (%s, %zu bytes, at %llu, %llu attempts) "
+            "differs from its row (%s, %zu bytes, at %llu, %u attempts)",
+            job, job_state_name((enum job_state)message.completed.state),
+            message.completed.output.size, (unsigned long long)message.completed.finished_us,
+            (unsigned long long)message.completed.attempts, job_state_name(expected.state),
+            expected.output.size, (unsigned long long)expected.finished_us,
+            sim->ledger.rows[job].attempt_count);
+    sim->jobs[job].completed = own;
+}
+
+static void check_attempt(struct sim *sim, int log, int64_t offset)
+{
+    const struct sim_row *row;
+    struct message message;
+    uint64_t token;
+    int job;
+
+    if (!decode(sim, log, offset, &message) || message.type != MESSAGE_ATTEMPT)
+        return;
+    token = message.attempt.token;
+    job = sim_job_of(sim, &message.attempt.job);
+    row = &sim->ledger.rows[job];
+    for (size_t i = 0; i < sim->token_count; i++) {
+        if (sim->tokens[i].token == token)
+            sim_fail(sim, "invariant 6: two Attempts share token %llx", (unsigned long long)token);
+        if (sim->tokens[i].job == job && sim->tokens[i].token < token &&
+            TOKEN_EPOCH(sim->tokens[i].token) == TOKEN_EPOCH(token) && row->present &&
+            !job_state_final(row->state) && row->fence < sim->tokens[i].token)
+            sim_fail(sim, "invariant 8: job %d gets a second Attempt before the first has ended",
+                     job);
+    }
+    if (sim->token_count < COUNT_OF(sim->tokens)) {
+        sim->tokens[sim->token_count].token = token;
+        sim->tokens[sim->token_count++].job = job;
+    }
+    if (row->present && job_state_final(row->state) &&
+        row->final_at_us < sim->ledger.epoch_at_us[TOKEN_EPOCH(token) - sim->ledger.first_epoch])
+        sim_fail(sim, "invariant 8: job %d was final before the takeover that dispatches it", job);
+}
+
+void check_append(struct sim *sim, int log, int64_t offset)
+{
+    struct message message;
+
+    if (log == SIM_COMPLETED) {
+        check_completed(sim, offset);
+    } else if (log >= SIM_DISPATCH) {
+        check_attempt(sim, log, offset);
+    } else if (log == SIM_INTAKE && decode(sim, log, offset, &message) &&
+               message.type == MESSAGE_SUBMIT) {
+        struct sim_job *job = &sim->jobs[sim_job_of(sim, &message.submit.id)];
+
+        if (job->offset < 0)
+            job->offset = offset;
+    }
+}
+
+/* ---- effects ---- */
+
+void check_verdict(struct sim *sim, int job, bool canceled)
+{
+    const struct sim_row *row = &sim->ledger.rows[job];
+
+    if (canceled && (!row->present || row->state != JOB_CANCELED))
+        sim_fail(sim, "invariant 4: job %d is told canceled, its row is %s", job,
+                 row->present ? job_state_name(row->state) : "not there");
+    if (!canceled && row->present && !job_state_final(row->state))
+        sim_fail(sim, "invariant 11: job %d is told not canceled, and is not final", job);
+}
+
+void check_final_key(struct sim *sim, int job, const struct message_completed *completed)
+{
+    const struct sim_row *row = &sim->ledger.rows[job];
+
+    if (!row->present || !job_state_final(row->state))
+        sim_fail(sim, "invariant 4: job %d has a final key before its row is final", job);
+    else if (row->state != completed->state || !bytes_equal(row->output, completed->output))
+        sim_fail(sim, "promise 2: job %d has a final key that differs from its row", job);
+}
+
+void check_status(struct sim *sim, int index)
+{
+    struct sim_job *job = &sim->jobs[index];
+    const struct sim_row *row = &sim->ledger.rows[index];
+    const struct sim_flush *newest = ledger_newest(sim);
+    bool final = job->final_key.bytes != NULL;
+
+    if (!sim->ledger.up && !final)
+        return; /* 503 */
+    if (!final && row->present)
+        final = job_state_final(row->state);
+    else if (!final && newest != NULL && !job->dead &&
+             job_id_time_ms(&job->id) * 1000 + 2 * SEC < newest->floor_us)
+        sim_fail(sim, "invariant 13: the status of accepted job %d is 404", index);
+    if (job->seen_final && !final)
+        sim_fail(sim, "invariant 13: job %d was final and is not any more", index);
+    job->seen_final = final;
+}
+
+/* ---- the end ---- */
+
+static bool job_is_done(const struct sim *sim, int index)
+{
+    const struct sim_job *job = &sim->jobs[index];
+    const struct sim_row *row = &sim->ledger.rows[index];
+
+    if (job->dead || (job->offset < 0 && !job->accepted))
+        return true;
+    return row->present && job_state_final(row->state) && job->completed.bytes != NULL;
+}
+
+bool check_is_quiet(struct sim *sim)
+{
+    const struct sim_broker *broker = &sim->brokers[sim->assigned];
+
+    if (sim->event_count % 64 != 0 && sim->quiet_us == 0)
+        return false;
+    for (int i = 0; i < sim->job_count; i++) {
+        if (!job_is_done(sim, i) || (i >= sim->options.jobs && !sim->jobs[i].accepted)) {
+            sim->quiet_us = 0;
+            return false;
+        }
+    }
+    if (broker->owner == NULL || owner_stats(broker->owner).running > 0)
+        return false;
+    if (sim->quiet_us == 0)
+        sim->quiet_us = sim->now_us;
+    return sim->now_us > sim->quiet_us + 2 * SEC;
+}
+
+static void check_keys(struct sim *sim)
+{
+    for (int i = 0; i < sim->job_count; i++) {
+        for (int j = i + 1; j < sim->job_count; j++) {
+            if (sim->jobs[i].key >= 0 && sim->jobs[i].key == sim->jobs[j].key &&
+                sim->jobs[i].accepted && sim->jobs[j].accepted)
+                sim_fail(sim, "invariant 12: jobs %d and %d have one key", i, j);
+        }
+    }
+}
+
+void check_end(struct sim *sim)
+{
+    const struct sim_broker *broker = &sim->brokers[sim->assigned];
+
+    for (int i = 0; i < sim->job_count; i++) {
+        const struct sim_job *job = &sim->jobs[i];
+        const struct sim_row *row = &sim->ledger.rows[i];
+
+        if (!job_is_done(sim, i))
+            sim_fail(sim, "invariant 2: job %d ends as %s, %s", i,
+                     row->present ? job_state_name(row->state) : "no row",
+                     job->completed.bytes != NULL ? "told" : "never told completed");
+        if (job->verdict_true && row->state != JOB_CANCELED)
+            sim_fail(sim, "invariant 11: job %d was told canceled and ends as %s", i,
+                     job_state_name(row->state));
+        if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
+            job->cancels_sent < 2)
+            sim_fail(sim, "invariant 11: job %d was told not canceled and is", i);
+    }
+    check_keys(sim);
+    if (broker->owner != NULL && !sim->failed) {
+        struct owner_stats stats = owner_stats(broker->owner);
+
+        if (stats.waiting_in_memory + stats.running + stats.delayed + stats.unpublished > 0)
+            sim_fail(sim, "invariant 16: at rest %llu wait, %llu run, %llu flushes are untold",
+                     (unsigned long long)stats.waiting_in_memory, (unsigned long long)stats.running,
+                     (unsigned long long)stats.unpublished);
+    }
+}

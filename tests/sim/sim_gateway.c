@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Clients, a gateway and Redis: submits (some with an Idempotency-Key, sent twice), cancels, status
+ * questions. 201 only after Kafka's report; a report after the 503 is followed by a Cancel.
+ */
+
+#include <string.h>
+
+#include "schema/job_id.h"
+#include "tests/sim/sim.h"
+
+#define SUBMIT_SPAN_US (9 * SEC)
+#define HTTP_TIMER_US (1500 * MS) /* with clocks 2 s apart a status may say 404 after this */
+#define PROBES 6
+
+static void client_submits(struct sim *sim, void *opaque, uint64_t number);
+
+static int job_index(const struct sim *sim, const struct sim_job *job)
+{
+    return (int)(job - sim->jobs);
+}
+
+/* ---- Redis ---- */
+
+void redis_set_final(struct sim *sim, int job, const struct message_completed *completed)
+{
+    check_final_key(sim, job, completed);
+    sim->jobs[job].final_key = sim_copy(sim, completed->output.bytes, completed->output.size);
+}
+
+void redis_flush(struct sim *sim)
+{
+    sim_trace(sim, "redis is flushed");
+    for (int i = 0; i < SIM_JOBS_MAX; i++) {
+        sim->jobs[i].final_key = (struct wire_bytes){0};
+        sim->redis_keys[i] = -1;
+    }
+}
+
+/* ---- cancels and status ---- */
+
+static void send_cancel(struct sim *sim, struct sim_job *job)
+{
+    struct message_cancel cancel = {.id = job->id,
+                                    .tenant = WIRE_TEXT_OF(job->tenant == 0 ? "t0" : "t1"),
+                                    .gateway = WIRE_TEXT_OF("g"),
+                                    .request = ++job->cancels_sent};
+
+    kafka_produce(sim, &sim->gateway_producer, SIM_INTAKE, MESSAGE_CANCEL, &cancel, NULL, NULL, 0);
+}
+
+static void client_cancels(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_job *job = opaque;
+
+    (void)number;
+    if (sim->gateway.alive)
+        send_cancel(sim, job);
+}
+
+void gateway_on_verdict(struct sim *sim, const struct message_wake *wake)
+{
+    int job = sim_job_of(sim, &wake->id);
+
+    sim_trace(sim, "verdict on job %d: %s", job, wake->canceled ? "canceled" : "not canceled");
+    check_verdict(sim, job, wake->canceled);
+    if (wake->canceled)
+        sim->jobs[job].verdict_true = true;
+    else
+        sim->jobs[job].verdict_false = true;
+}
+
+static void client_asks(struct sim *sim, void *opaque, uint64_t times)
+{
+    struct sim_job *job = opaque;
+
+    check_status(sim, job_index(sim, job));
+    if (times > 0)
+        sim_post(sim, NULL, sim_between(sim, 1 * MS, 4 * SEC), client_asks, job, times - 1);
+}
+
+/* ---- submits ---- */
+
+static void client_retries(struct sim *sim, struct sim_job *job)
+{
+    if (sim->faults_over || job->key >= 0 || sim_percent(sim, 50))
+        sim_post(sim, NULL, sim_between(sim, 100 * MS, 1 * SEC), client_submits, job, 1);
+}
+
+static void http_timer(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_job *job = opaque;
+
+    (void)sim;
+    (void)number;
+    if (!job->accepted)
+        job->refused_503 = true;
+}
+
+static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int64_t offset)
+{
+    struct sim_job *job = opaque;
+
+    if (repeat) {
+        job->accepted = true; /* the answer names the first id */
+        return;
+    }
+    if (job->refused_503) {
+        send_cancel(sim, job);
+        return;
+    }
+    job->accepted = true;
+    sim_trace(sim, "job %d is accepted at offset %lld", job_index(sim, job), (long long)offset);
+    if (!sim_guarded(sim, OWNER_GUARD_RESERVATION) && job->key >= 0)
+        sim->redis_keys[job->key] = job_index(sim, job);
+    if (sim_percent(sim, 15))
+        sim_post(sim, NULL, sim_between(sim, 0, 2 * SEC), client_cancels, job, 0);
+    if (sim_percent(sim, 5))
+        sim_post(sim, NULL, sim_between(sim, 0, 3 * SEC), client_cancels, job, 0);
+    sim_post(sim, NULL, sim_between(sim, 1 * MS, 4 * SEC), client_asks, job, 3);
+}
+
+static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
+{
+    static const uint8_t digest[32] = {1};
+    struct message_submit submit = {
+        .id = job->id,
+        .tenant = WIRE_TEXT_OF(job->tenant == 0 ? "t0" : "t1"),
+        .model = WIRE_TEXT_OF("m"),
+        .deployment = WIRE_TEXT_OF("d"),
+        .pool = WIRE_TEXT_OF(job->pool == 0 ? "p0" : "p1"),
+        .priority = job->priority,
+        .input = {(const uint8_t *)"{}", 2},
+        .input_digest = {digest, sizeof(digest)},
+        .max_attempts = 3,
+        .initial_delay_ms = 50,
+        .max_delay_ms = 400,
+        .queue_limit_ms = job->queue_limit_ms,
+        .run_limit_ms = 4000,
+        .total_limit_ms = job->total_limit_ms,
+        .gateway = WIRE_TEXT_OF("g"),
+        .received_us = sim->now_us,
+        .repeat = repeat,
+    };
+
+    kafka_produce(sim, &sim->gateway_producer, SIM_INTAKE, MESSAGE_SUBMIT, &submit, submit_reported,
+                  job, repeat);
+}
+
+static void name_job(struct sim *sim, struct sim_job *job)
+{
+    int index = job_index(sim, job);
+    uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
+
+    entropy[6] = (uint8_t)(index >> 8);
+    entropy[7] = (uint8_t)index;
+    job->id = job_id_make(SIM_SHARD, sim->now_us / 1000, entropy);
+}
+
+/* The first job of this key, as far as the gateway can know; -1: none. */
+static int key_owner(const struct sim *sim, int key)
+{
+    if (!sim_guarded(sim, OWNER_GUARD_RESERVATION))
+        return sim->redis_keys[key];
+    return sim->ledger.keys[key].present ? sim->ledger.keys[key].job : -1;
+}
+
+/* A keyed submit: reserve, or answer with the first job and see that it was produced. */
+static bool keyed_submit(struct sim *sim, struct sim_job *job)
+{
+    int first = key_owner(sim, job->key);
+
+    if (!sim->ledger.up) { /* 503: the reservation is made before anything is promised */
+        client_retries(sim, job);
+        return false;
+    }
+    if (first < 0) {
+        sim->ledger.keys[job->key].present = true;
+        sim->ledger.keys[job->key].job = job_index(sim, job);
+        return true;
+    }
+    if (!sim->ledger.rows[first].present)
+        produce_submit(sim, &sim->jobs[first], true);
+    return false;
+}
+
+static void client_submits(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_job *job = opaque;
+
+    (void)number;
+    if (job->produced)
+        return;
+    if (!sim->gateway.alive) {
+        client_retries(sim, job);
+        return;
+    }
+    name_job(sim, job);
+    if (job->key >= 0 && !keyed_submit(sim, job))
+        return;
+    job->produced = true;
+    job->produced_us = sim->now_us;
+    /* A gateway may die between its reservation and its produce. */
+    if (job->key >= 0 && sim->faults.gateway_crash && !sim->faults_over && sim_percent(sim, 20)) {
+        gateway_crash(sim);
+        return;
+    }
+    produce_submit(sim, job, false);
+    sim_post(sim, NULL, HTTP_TIMER_US, http_timer, job, 0);
+}
+
+static void gateway_restarts(struct sim *sim, void *opaque, uint64_t number)
+{
+    (void)opaque;
+    (void)number;
+    if (!sim->gateway.alive)
+        process_start(&sim->gateway);
+}
+
+void gateway_crash(struct sim *sim)
+{
+    if (!sim->gateway.alive)
+        return;
+    sim_trace(sim, "the gateway is killed");
+    process_kill(&sim->gateway);
+    kafka_producer_dies(sim, &sim->gateway_producer);
+    sim_post(sim, NULL, sim_between(sim, 50 * MS, 1 * SEC), gateway_restarts, NULL, 0);
+}
+
+static void garbage_arrives(struct sim *sim, void *opaque, uint64_t number)
+{
+    static const char garbage[] = "\x93\x01\x01 is no message";
+
+    (void)opaque;
+    (void)number;
+    kafka_produce_bytes(sim, &sim->gateway_producer, SIM_INTAKE, garbage, sizeof(garbage), NULL,
+                        NULL, 0);
+}
+
+static void make_job(struct sim *sim, int index)
+{
+    struct sim_job *job = &sim->jobs[index];
+
+    *job = (struct sim_job){
+        .pool = (int)sim_between(sim, 0, SIM_POOLS - 1) % sim->worker_count,
+        .tenant = (int)sim_between(sim, 0, 1),
+        .key = -1,
+        .priority = (uint32_t)sim_between(sim, 0, 2),
+        .offset = -1,
+        .service_us = sim_between(sim, 1 * MS, sim_percent(sim, 10) ? 3 * SEC : 300 * MS),
+        .fail_percent = sim_percent(sim, 30) ? 50 : 0,
+        .queue_limit_ms = sim_percent(sim, 10) ? sim_between(sim, 500, 3000) : 10000000,
+        .total_limit_ms = sim_percent(sim, 10) ? sim_between(sim, 500, 5000) : 0,
+        .bad_output = sim->faults.bad_rows && sim_percent(sim, 4),
+        .bad_submit = sim->faults.bad_rows && sim_percent(sim, 2),
+    };
+    if (sim_percent(sim, 1))
+        job->service_us = 60 * SEC; /* it hangs: the run limit ends it */
+    name_job(sim, job);
+}
+
+void gateway_begin(struct sim *sim)
+{
+    process_start(&sim->gateway);
+    kafka_producer_init(&sim->gateway_producer, &sim->gateway);
+    sim->faults.bad_rows = sim_percent(sim, 30);
+    sim->job_count = sim->options.jobs < SIM_JOBS_MAX - PROBES ? sim->options.jobs
+                                                               : SIM_JOBS_MAX - PROBES;
+    for (int i = 0; i < SIM_JOBS_MAX; i++)
+        sim->redis_keys[i] = -1;
+    for (int i = 0; i < sim->job_count; i++) {
+        make_job(sim, i);
+        if (i % 8 == 7) { /* the client sends the same key a second time */
+            sim->jobs[i].key = sim->jobs[i - 1].key = sim->key_count++;
+            sim->jobs[i].tenant = sim->jobs[i - 1].tenant;
+        }
+        sim_post(sim, NULL, sim_between(sim, 0, SUBMIT_SPAN_US), client_submits, &sim->jobs[i], 0);
+    }
+    if (sim->faults.bad_rows)
+        sim_post(sim, &sim->gateway, sim_between(sim, 0, SUBMIT_SPAN_US), garbage_arrives, NULL, 0);
+}
+
+/* After the faults: a few more jobs, which show that every slot still serves. */
+void gateway_probe(struct sim *sim)
+{
+    for (int i = 0; i < PROBES; i++) {
+        int index = sim->job_count++;
+
+        sim->faults.bad_rows = false;
+        make_job(sim, index);
+        sim->jobs[index].fail_percent = 0;
+        sim_post(sim, NULL, sim_between(sim, 0, 2 * SEC), client_submits, &sim->jobs[index], 0);
+    }
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Kafka as the protocol needs it: logs with offsets and append times; one producer's records reach
+ * one partition in order, or, when it dies, up to some record; reports come later, or never.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "tests/sim/sim.h"
+
+void kafka_producer_init(struct sim_producer *producer, struct process *process)
+{
+    producer->process = process;
+    for (int i = 0; i < SIM_LOGS_MAX; i++)
+        producer->pipes[i] = (struct sim_pipe){.tail = &producer->pipes[i].head};
+}
+
+bool kafka_stalled(const struct sim *sim, int log)
+{
+    return sim->logs[log].stalled_until_us > sim->now_us;
+}
+
+static int64_t log_append(struct sim *sim, int index, struct sim_record record)
+{
+    struct sim_log *log = &sim->logs[index];
+
+    if (log->count == log->room) {
+        log->room = log->room == 0 ? 64 : 2 * log->room;
+        log->records = xrealloc(log->records, log->room, sizeof(*log->records));
+    }
+    record.append_us = sim->now_us;
+    log->records[log->count++] = record;
+    return (int64_t)log->count - 1;
+}
+
+struct sim_report {
+    sim_report_fn *fn;
+    void *opaque;
+    int64_t offset;
+};
+
+static void report_arrives(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_report *report = opaque;
+
+    report->fn(sim, report->opaque, number, report->offset);
+}
+
+static void readers_wake(struct sim *sim, int log)
+{
+    if (log == SIM_INTAKE || log == SIM_OUTCOME) {
+        for (int i = 0; i < SIM_BROKERS; i++)
+            broker_wake(sim, &sim->brokers[i]);
+    }
+    for (int i = 0; i < sim->worker_count; i++) {
+        if (sim->workers[i].log == log)
+            worker_wake(sim, &sim->workers[i]);
+    }
+}
+
+static int pipe_log(const struct sim_producer *producer, const struct sim_pipe *pipe)
+{
+    return (int)(pipe - producer->pipes);
+}
+
+/* The first record of the pipe arrives; then the next one. */
+static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
+{
+    struct sim_producer *producer = opaque;
+    struct sim_pipe *pipe = &producer->pipes[log];
+    struct sim_pending *pending = pipe->head;
+    struct sim_report *report;
+    int64_t offset;
+
+    pipe->pumping = false;
+    if (pending == NULL)
+        return;
+    if (sim->logs[log].stalled_until_us > sim->now_us || pending->at_us > sim->now_us) {
+        uint64_t at = pending->at_us > sim->logs[log].stalled_until_us
+                          ? pending->at_us
+                          : sim->logs[log].stalled_until_us;
+
+        pipe->pumping = true;
+        sim_post(sim, NULL, at - sim->now_us, pipe_pump, producer, log);
+        return;
+    }
+    pipe->head = pending->next;
+    if (pipe->head == NULL)
+        pipe->tail = &pipe->head;
+    offset = log_append(sim, (int)log, pending->record);
+    check_append(sim, (int)log, offset);
+    readers_wake(sim, (int)log);
+    if (pending->report != NULL) {
+        report = sim_alloc(sim, sizeof(*report));
+        *report = (struct sim_report){pending->report, pending->opaque, offset};
+        sim_post(sim, producer->process, sim_between(sim, 50, 2 * MS), report_arrives, report,
+                 pending->number);
+    }
+    if (pipe->head != NULL) {
+        pipe->pumping = true;
+        sim_post(sim, NULL, 0, pipe_pump, producer, log);
+    }
+}
+
+void kafka_produce_bytes(struct sim *sim, struct sim_producer *producer, int log, const void *bytes,
+                         size_t size, sim_report_fn *report, void *opaque, uint64_t number)
+{
+    struct sim_pipe *pipe = &producer->pipes[log];
+    struct sim_pending *pending = sim_alloc(sim, sizeof(*pending));
+    struct wire_bytes copy = sim_copy(sim, bytes, size);
+
+    assert(pipe_log(producer, pipe) == log);
+    pending->record = (struct sim_record){.bytes = copy.bytes, .size = size};
+    pending->at_us = sim->now_us + sim_between(sim, 100, sim_percent(sim, 5) ? 300 * MS : 2 * MS);
+    if (pending->at_us < pipe->last_us)
+        pending->at_us = pipe->last_us;
+    pipe->last_us = pending->at_us;
+    pending->report = report;
+    pending->opaque = opaque;
+    pending->number = number;
+    *pipe->tail = pending;
+    pipe->tail = &pending->next;
+    if (!pipe->pumping) {
+        pipe->pumping = true;
+        sim_post(sim, NULL, pending->at_us - sim->now_us, pipe_pump, producer, (uint64_t)log);
+    }
+}
+
+void kafka_produce(struct sim *sim, struct sim_producer *producer, int log, enum message_type type,
+                   const void *fields, sim_report_fn *report, void *opaque, uint64_t number)
+{
+    OWNED(buf_done) struct buf buf = BUF_WITH_LIMIT(1 << 20);
+    struct err err;
+
+    if (message_encode(type, fields, &buf, &err) < 0) {
+        sim_fail(sim, "a %s cannot be encoded: %s", message_type_name(type), err.text);
+        return;
+    }
+    kafka_produce_bytes(sim, producer, log, buf.bytes, buf.size, report, opaque, number);
+}
+
+/* What was on its way arrives up to some record; nobody hears of it. */
+void kafka_producer_dies(struct sim *sim, struct sim_producer *producer)
+{
+    for (int i = 0; i < SIM_LOGS_MAX; i++) {
+        struct sim_pipe *pipe = &producer->pipes[i];
+        struct sim_pending **at = &pipe->head;
+
+        while (*at != NULL && sim_percent(sim, 60)) {
+            (*at)->report = NULL;
+            at = &(*at)->next;
+        }
+        *at = NULL;
+        pipe->tail = at;
+    }
+}
