@@ -11,8 +11,8 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <semaphore.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <threads.h>
 
 /* Libraries that are not instrumented: what races inside of them is not ours to judge. */
@@ -26,9 +26,11 @@ const char *__tsan_default_suppressions(void)
            "race:libgomp\n";
 }
 
+/* On the stack of the thread that starts another, until that one has taken it. */
 struct start {
     thrd_start_t function;
     void *argument;
+    sem_t taken;
 };
 
 static int result_of(int code)
@@ -49,23 +51,24 @@ static int result_of(int code)
 
 static void *start_run(void *opaque)
 {
-    struct start start = *(struct start *)opaque;
+    struct start *start = opaque;
+    thrd_start_t function = start->function;
+    void *argument = start->argument;
 
-    free(opaque);
-    return (void *)(intptr_t)start.function(start.argument);
+    (void)sem_post(&start->taken);
+    return (void *)(intptr_t)function(argument);
 }
 
 int thrd_create(thrd_t *thread, thrd_start_t function, void *argument)
 {
-    struct start *start = malloc(sizeof(*start));
+    struct start start = {.function = function, .argument = argument};
     int code;
 
-    if (start == NULL)
-        return thrd_nomem;
-    *start = (struct start){.function = function, .argument = argument};
-    code = pthread_create(thread, NULL, start_run, start);
-    if (code != 0)
-        free(start);
+    (void)sem_init(&start.taken, 0, 0);
+    code = pthread_create(thread, NULL, start_run, &start);
+    while (code == 0 && sem_wait(&start.taken) < 0)
+        continue; /* a signal came */
+    (void)sem_destroy(&start.taken);
     return result_of(code);
 }
 
