@@ -10,43 +10,38 @@
 CREATE SCHEMA headrace_v1;
 COMMENT ON SCHEMA headrace_v1 IS 'Read-only views of Headrace, version 1. Columns are only ever added.';
 
--- Names of the numbers in schema/job_states.def and schema/error_classes.def; a test compares.
-CREATE FUNCTION state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE state WHEN 1 THEN 'QUEUED' WHEN 2 THEN 'IN_PROGRESS' WHEN 3 THEN 'SUCCEEDED'
-        WHEN 4 THEN 'FAILED' WHEN 5 THEN 'EXPIRED' WHEN 6 THEN 'CANCELED' END
-$$;
+-- Names of the numbers in schema/job_states.def and schema/error_classes.def; a test compares. Bodies
+-- are expressions, bound when they are made: readers of the views may not look names up in `headrace`.
+CREATE FUNCTION state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE state WHEN 1 THEN 'QUEUED' WHEN 2 THEN 'IN_PROGRESS' WHEN 3 THEN 'SUCCEEDED'
+        WHEN 4 THEN 'FAILED' WHEN 5 THEN 'EXPIRED' WHEN 6 THEN 'CANCELED' END;
 
-CREATE FUNCTION error_class_name(class smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE class WHEN 1 THEN 'bad_input' WHEN 2 THEN 'model_error' WHEN 3 THEN 'model_unavailable'
+CREATE FUNCTION error_class_name(class smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE class WHEN 1 THEN 'bad_input' WHEN 2 THEN 'model_error' WHEN 3 THEN 'model_unavailable'
         WHEN 4 THEN 'model_timeout' WHEN 5 THEN 'model_not_ready' WHEN 6 THEN 'model_missing'
         WHEN 7 THEN 'oom' WHEN 8 THEN 'device_fault' WHEN 9 THEN 'lost_worker' WHEN 10 THEN 'expired'
-        WHEN 11 THEN 'canceled' WHEN 12 THEN 'handed_back' WHEN 13 THEN 'unstorable' END
-$$;
+        WHEN 11 THEN 'canceled' WHEN 12 THEN 'handed_back' WHEN 13 THEN 'unstorable' END;
 
-CREATE FUNCTION error_class_wire(class smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE class WHEN 1 THEN 'MODEL_INVALID_INPUT' WHEN 2 THEN 'MODEL_PREDICT_ERROR'
+CREATE FUNCTION error_class_wire(class smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE class WHEN 1 THEN 'MODEL_INVALID_INPUT' WHEN 2 THEN 'MODEL_PREDICT_ERROR'
         WHEN 3 THEN 'MODEL_UNAVAILABLE' WHEN 4 THEN 'MODEL_PREDICT_TIMEOUT' WHEN 5 THEN 'MODEL_NOT_READY'
         WHEN 6 THEN 'MODEL_DOES_NOT_EXIST' WHEN 7 THEN 'MODEL_PREDICT_ERROR' WHEN 10 THEN 'EXPIRED'
         WHEN 11 THEN 'CANCELED' WHEN 8 THEN 'INTERNAL_SERVER_ERROR' WHEN 9 THEN 'INTERNAL_SERVER_ERROR'
-        WHEN 12 THEN 'INTERNAL_SERVER_ERROR' WHEN 13 THEN 'INTERNAL_SERVER_ERROR' END
-$$;
+        WHEN 12 THEN 'INTERNAL_SERVER_ERROR' WHEN 13 THEN 'INTERNAL_SERVER_ERROR' END;
 
-CREATE FUNCTION delivery_state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE state WHEN 1 THEN 'PENDING' WHEN 2 THEN 'SUCCEEDED' WHEN 3 THEN 'FAILED'
-        WHEN 4 THEN 'CANCELED' END
-$$;
+CREATE FUNCTION delivery_state_name(state smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE state WHEN 1 THEN 'PENDING' WHEN 2 THEN 'SUCCEEDED' WHEN 3 THEN 'FAILED'
+        WHEN 4 THEN 'CANCELED' END;
 
-CREATE FUNCTION rank_name(rank smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE rank WHEN 0 THEN 'sync' ELSE (rank - 1)::text END
-$$;
+CREATE FUNCTION rank_name(rank smallint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE rank WHEN 0 THEN 'sync' ELSE (rank - 1)::text END;
 
 -- What webhook_status says: no address, or the delivery's state, or what is to be expected of it.
 CREATE FUNCTION webhook_status(url text, job_state smallint, delivery_state smallint) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-    SELECT CASE WHEN url IS NULL THEN 'NO_WEBHOOK_PROVIDED'
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN url IS NULL THEN 'NO_WEBHOOK_PROVIDED'
         WHEN delivery_state IS NOT NULL THEN delivery_state_name(delivery_state)
-        ELSE 'PENDING' END
-$$;
+        ELSE 'PENDING' END;
 
 -- Bytes as text; null when they are no UTF-8, so that one odd output cannot fail a whole query.
 CREATE FUNCTION text_of(bytes bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
