@@ -105,7 +105,7 @@ static int submit(const struct client *client, const struct predict_settings *se
     OWNED(mem_free) char *path = submit_path(settings, model);
     struct http_header key = {.name = "Idempotency-Key", .value = settings->idempotency_key};
     struct client_call call = {.method = "POST", .path = path};
-    json_t *input;
+    json_t *input = NULL;
     int status, r;
 
     r = input_load(settings->input, &input, err);

@@ -170,6 +170,8 @@ static int read_retry(struct body_reader *reader, const struct json_field *confi
         return err_set(err, ERR_MALFORMED, RETRY " is of type %s; it must be an object",
                        json_type_name(config->type));
     r = json_fast_parse(reader->inner, config->raw, config->raw_size, false, err);
+    if (r == ERR_TOO_BIG)
+        err->code = ERR_RANGE;
     if (r < 0)
         return err_wrap(err, RETRY);
     while (r == 0 && json_fast_next(reader->inner, &field)) {
@@ -278,6 +280,8 @@ int body_read_submit(struct body_reader *reader, const void *bytes, size_t size,
     struct json_field field;
     int r = json_fast_parse(reader->outer, bytes, size, padded, err);
 
+    if (r == ERR_TOO_BIG) /* too deep or too many fields: 413 would speak of bytes */
+        err->code = ERR_RANGE;
     if (r < 0)
         return err_wrap(err, "body");
     while (r == 0 && json_fast_next(reader->outer, &field))

@@ -29,7 +29,7 @@ struct config_model {
 struct config_deployment {
     char id[CONFIG_NAME_SIZE], name[CONFIG_NAME_SIZE], model[CONFIG_NAME_SIZE];
     char pool[CONFIG_NAME_SIZE], status[24];
-    uint32_t shard, slot_count;
+    uint32_t shard;
     uint64_t run_limit_ms;
 };
 

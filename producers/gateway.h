@@ -1,0 +1,242 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The gateway: HTTP in, records of `intake` out, and everything that people ask about them.
+ *
+ *   gateway_main.c     opens, runs, drains            gateway_call.c    one request: begin to
+ * answer gateway_key.c      who is asking                  gateway_watch.c   what it asks of
+ *   gateway_submit.c   accept                         gateway_reserve.c Idempotency-Key
+ *   gateway_status.c   status, result                 gateway_cancel.c  cancel
+ *   gateway_list.c     lists, queue depths            gateway_push.c    archives, deployments
+ *   gateway_models.c   models, environments           gateway_credentials.c keys, secrets
+ *   gateway_logs.c     logs of replicas
+ *   pure: gateway_route, gateway_body, gateway_config, gateway_archive
+ *
+ * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
+ * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
+ * goes on and its answer is dropped, so that no callback ever meets a call that is gone.
+ *
+ * Thread: the loop's.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "base/buf.h"
+#include "base/http_server.h"
+#include "base/rng.h"
+#include "base/trace.h"
+#include "producers/gateway_config.h"
+#include "producers/gateway_route.h"
+#include "schema/api_key.h"
+#include "schema/job_id.h"
+
+struct blob_store;
+struct body_reader;
+struct cache;
+struct cache_listener;
+struct call;
+struct cancels;
+struct json_t;
+struct keys;
+struct loop;
+struct loop_timer;
+struct metric;
+struct metrics;
+struct pg;
+struct pg_pool;
+struct pg_answer;
+struct pg_batch;
+struct queue_admin;
+struct queue_producer;
+struct queue_topic;
+struct seal_key;
+struct submits;
+struct watch;
+struct wire_decoder;
+
+#define GATEWAY_BOOT_SIZE 24
+#define GATEWAY_QUERY_TIMEOUT_MS 5000
+
+struct gateway_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+#include "producers/gateway_settings.def"
+#include "base/settings_end.def"
+};
+
+enum gateway_metric {
+#define METRICS_ENUM(name) GATEWAY_METRIC_##name,
+#include "base/metrics_rows.def"
+#include "producers/gateway_metrics.def"
+#include "base/metrics_end.def"
+    GATEWAY_METRIC_COUNT
+};
+
+struct gateway {
+    struct gateway_settings settings;
+    char boot[GATEWAY_BOOT_SIZE]; /* names our wake-up channel */
+    struct loop *loop;
+    struct http_server *server;
+    struct pg *pg_control; /* LISTEN, keys, models: never behind a slow list */
+    struct pg_pool *pg;
+    struct queue_producer *producer;
+    struct queue_topic *intake;
+    struct queue_admin *queue_admin;
+    struct cache *cache;
+    struct cache_listener *listener;
+    struct blob_store *blobs;
+    struct seal_key *seal_key; /* NULL: none was given */
+    struct metrics *metrics;
+    struct tracer *tracer;
+    struct body_reader *reader;
+    struct wire_decoder *decoder;
+    struct rng rng;
+    struct keys *keys;
+    struct watch *watch;
+    struct submits *submits;
+    struct cancels *cancels;
+    struct loop_timer *tick; /* each second */
+    LIST_HEAD(, call) calls;
+    bool draining, drained;
+    uint64_t drain_by_ms;
+};
+
+/* ---- gateway_call.c: one HTTP request ---- */
+
+struct call {
+    LIST_ENTRY(call) link;
+    struct gateway *gateway;
+    struct http_request *request;
+    struct http_target target;
+    struct route_match match;
+    char tenant[CONFIG_NAME_SIZE], key_prefix[API_KEY_PREFIX_SIZE];
+    enum api_key_role role;
+    char job[JOB_ID_TEXT_SIZE];                 /* once it is known: for headers and the log */
+    char retry_after[12], idempotent_replay[6]; /* values of headers; "": not sent */
+    struct trace_context trace, parent;
+    struct trace_span span;
+    uint64_t begun_us;
+    bool reading; /* its body is on the way: a client that leaves ends the call */
+    void (*on_body)(struct call *call); /* what goes on once… the body is here */
+    void (*on_choice)(struct call *call, const struct config_choice *choice);
+    void (*on_model)(struct call *call, const struct config_model *model);
+    char about[CONFIG_NAME_SIZE];          /* what the code of a route must not forget meanwhile */
+    void *state;                           /* of the route's own code, which frees it… */
+    void (*on_dropped)(struct call *call); /* …also when the client left while reading */
+};
+
+http_call call_begin; /* the server's handler; opaque is the gateway */
+http_render_error_call call_render_error;
+
+/* Each ends the call: *call_p becomes NULL. Bodies are JSON. */
+void call_answer(struct call **call_p, int status, struct buf *body);
+void call_answer_json(struct call **call_p, int status, struct json_t **body_p); /* takes it */
+void call_answer_text(struct call **call_p, int status, const char *type, const char *text);
+void call_answer_file(struct call **call_p, int status, int fd, uint64_t size);
+void call_fail(struct call **call_p, const struct err *err); /* status and code by err's code */
+
+/* The same with an error_code of the surface that is not the status' usual one. */
+void call_fail_as(struct call **call_p, int status, const char *error_code, const char *text);
+
+/* For pg_done_fn's: true when the answer can be used; else the call has been answered. */
+bool call_take_answer(struct call **call_p, const struct pg_answer *answer);
+
+/* Collects the body, at most limit bytes, then calls back; the call may be answered meanwhile. */
+void call_collect_body(struct call *call, size_t limit, void (*done)(struct call *call));
+
+/* Sends a batch whose answer comes with the call as opaque; when it cannot be sent the call is
+ * answered. Takes the batch. */
+void call_query(struct call *call, struct pg_batch **batch_p,
+                void (*done)(void *opaque, const struct pg_answer *answer));
+
+/* The collected body as a JSON object; an empty body counts as {}. ERR_MALFORMED else. */
+int call_read_json(struct call *call, struct json_t **ret_body, struct err *err) MUST_CHECK;
+
+/* Query field as a number within bounds, `initial` when absent. */
+int call_query_number(const struct call *call, const char *name, int64_t initial, int64_t lowest,
+                      int64_t highest, int64_t *ret_number, struct err *err) MUST_CHECK;
+
+/* The job id in the path: ERR_MALFORMED says what it must look like. Also sets call->job. */
+int call_job_id(struct call *call, struct wire_id *ret_id, struct err *err) MUST_CHECK;
+
+/* Ends every call that is left, without an answer. */
+void calls_close(struct gateway *gateway);
+
+/* ---- gateway_key.c ---- */
+
+int keys_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void keys_close(struct keys **keys_p);
+/* Fills tenant, role and prefix of the call, then goes on; or answers 401, 403, 503. */
+void keys_check(struct call *call, void (*on_known)(struct call *call));
+void keys_forget(struct keys *keys, const char *prefix);
+
+/* ---- gateway_watch.c: the snapshot of models, kept fresh; queue depths ---- */
+
+int watch_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void watch_close(struct watch **watch_p);
+void watch_tick(struct watch *watch, uint64_t now_ms);
+const struct config *watch_config(const struct watch *watch); /* NULL before the first reading */
+/* Makes a call's route a choice; a name that is not known yet is looked up in Postgres once,
+ * together with all others that wait. Answers the call itself when there is nothing to choose.
+ * What is handed over lives until the callback returns. */
+void watch_choose(struct call *call,
+                  void (*done)(struct call *call, const struct config_choice *choice));
+/* The same for routes that name a model only. */
+void watch_find_model(struct call *call,
+                      void (*done)(struct call *call, const struct config_model *model));
+/* ERR_LIMIT when the pool or the tenant has too many waiting jobs. */
+int watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
+                       struct err *err) MUST_CHECK;
+uint32_t watch_shard_count(const struct watch *watch); /* 0: not known yet */
+
+/* ---- gateway_submit.c ---- */
+
+int submits_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void submits_close(struct submits **submits_p);
+uint32_t submits_waiting(const struct submits *submits);
+bool submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
+void submit_begin(struct call *call);
+
+/* ---- the other routes ---- */
+
+void status_begin(struct call *call);
+void result_begin(struct call *call);
+
+int cancels_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void cancels_close(struct cancels **cancels_p);
+void cancels_on_wake(struct cancels *cancels, const void *bytes, size_t size);
+void cancels_look(struct cancels *cancels); /* asks Postgres for all that wait */
+void cancel_begin(struct call *call);
+
+void queue_status_begin(struct call *call);
+void requests_begin(struct call *call);
+void models_begin(struct call *call);
+void model_begin(struct call *call);
+void model_delete_begin(struct call *call);
+void deployments_begin(struct call *call);
+void deployment_begin(struct call *call);
+/* Answers with one deployment, as the route does; 201 after a push. */
+void deployment_show(struct call *call, const char *model, const char *deployment);
+void deployment_delete_begin(struct call *call);
+void deployment_logs_begin(struct call *call);
+void environments_begin(struct call *call);
+void promote_begin(struct call *call);
+void push_begin(struct call *call);
+void keys_begin(struct call *call);
+void key_create_begin(struct call *call);
+void key_delete_begin(struct call *call);
+void secrets_begin(struct call *call);
+void secret_create_begin(struct call *call);
+void secret_rotate_begin(struct call *call);
+void secret_delete_begin(struct call *call);
+
+/* gateway_main.c: why /readyz says no; NULL when it says yes. */
+const char *gateway_not_ready(const struct gateway *gateway);
+/* "https://host:port" for URLs in answers. */
+void gateway_append_base_url(const struct call *call, struct buf *to);
+
+/* gateway_openapi.c: the document, from schema/openapi.json at build time. */
+extern const char gateway_openapi_text[];

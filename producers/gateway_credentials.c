@@ -1,0 +1,400 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * API keys and webhook secrets: made here, shown once. Of a key the digest is kept; a secret must
+ * be used again to sign, so it is kept sealed with a key that the database does not have.
+ *
+ * A tenant has one secret, and for a day after a rotation two: both sign, newest first.
+ */
+
+#include <jansson.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/seal.h"
+#include "brokers/pg.h"
+#include "producers/gateway.h"
+
+#define BODY_SIZE_MAX 65536
+#define KEY_NAME_SIZE_MAX 128
+#define SECRET_PREFIX "whsec_"
+#define SECRET_TAIL_SIZE 40
+#define SECRET_HINT_SIZE 4
+#define ROTATION_S (24 * 3600)
+
+PG_STATEMENT(keys_list, "SELECT prefix, name, role, tenant, created_at, last_used_at FROM api_key "
+                        "WHERE tenant = $1 AND revoked_at IS NULL ORDER BY created_at LIMIT 10000");
+PG_STATEMENT(keys_insert, "INSERT INTO api_key (prefix, digest, tenant, name, role) "
+                          "VALUES ($1, $2, $3, $4, $5)");
+PG_STATEMENT(keys_revoke, "UPDATE api_key SET revoked_at = now() WHERE tenant = $1 AND prefix = $2 "
+                          "AND revoked_at IS NULL RETURNING prefix");
+PG_STATEMENT(keys_audit, "INSERT INTO audit (tenant, actor, action, target) "
+                         "VALUES ($1, $2, $3, $4)");
+PG_STATEMENT(secrets_list,
+             "SELECT id, name, hint, created_at, retires_at FROM webhook_secret WHERE tenant = $1 "
+             "AND deleted_at IS NULL AND (retires_at IS NULL OR retires_at > now()) "
+             "ORDER BY created_at DESC LIMIT 1000");
+PG_STATEMENT(secrets_insert_first,
+             "INSERT INTO webhook_secret (id, tenant, sealed, hint) SELECT $1, $2, $3, $4 "
+             "WHERE NOT EXISTS (SELECT 1 FROM webhook_secret WHERE tenant = $2 AND "
+             "deleted_at IS NULL AND retires_at IS NULL) RETURNING created_at");
+PG_STATEMENT(secrets_drop_old, "UPDATE webhook_secret SET deleted_at = now() WHERE tenant = $1 "
+                               "AND deleted_at IS NULL AND retires_at IS NOT NULL");
+PG_STATEMENT(secrets_retire,
+             "UPDATE webhook_secret SET retires_at = now() + make_interval(secs => $2) "
+             "WHERE tenant = $1 AND deleted_at IS NULL AND retires_at IS NULL");
+PG_STATEMENT(secrets_insert, "INSERT INTO webhook_secret (id, tenant, sealed, hint) "
+                             "VALUES ($1, $2, $3, $4) RETURNING created_at");
+PG_STATEMENT(secrets_delete, "UPDATE webhook_secret SET deleted_at = now() WHERE tenant = $1 "
+                             "AND id = $2 AND deleted_at IS NULL RETURNING id");
+/* Serializes changes of one tenant's secrets: there are never two that are not retiring. */
+PG_STATEMENT(secrets_lock, "SELECT 1 FROM tenant WHERE id = $1 FOR UPDATE");
+
+static json_t *json_time(const struct pg_answer *answer, size_t at, size_t row, size_t column)
+{
+    char text[CLOCK_TEXT_SIZE];
+
+    if (pg_is_null(answer, at, row, column))
+        return json_null();
+    clock_format_iso(pg_time_us(answer, at, row, column), text);
+    return json_string(text);
+}
+
+static void audit(struct pg_batch *batch, const struct call *call, const char *action,
+                  const char *target)
+{
+    pg_add(batch, &keys_audit);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, call->key_prefix);
+    pg_bind_c(batch, action);
+    pg_bind_c(batch, target);
+}
+
+/* ---- keys ---- */
+
+static const char *type_of_role(const char *name)
+{
+    enum api_key_role role;
+    struct err err;
+
+    return api_key_role_parse(name, &role, &err) == 0 ? api_key_role_type(role) : "";
+}
+
+static void on_keys(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *list, *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    list = json_array();
+    for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
+        json_t *key = json_pack(
+            "{s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "prefix", pg_c(answer, 0, i, 0), "name",
+            pg_c(answer, 0, i, 1), "type", type_of_role(pg_c(answer, 0, i, 2)), "tenant",
+            pg_c(answer, 0, i, 3), "team_name", pg_c(answer, 0, i, 3), "created_at",
+            json_time(answer, 0, i, 4), "last_used_at", json_time(answer, 0, i, 5));
+
+        (void)json_array_append_new(list, key);
+    }
+    body = json_pack("{s:o}", "keys", list);
+    call_answer_json(&call, 200, &body);
+}
+
+void keys_begin(struct call *call)
+{
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &keys_list);
+    pg_bind_c(batch, call->tenant);
+    call_query(call, &batch, on_keys);
+}
+
+/* A key that is being made: its text must outlive the question to Postgres. */
+struct new_key {
+    struct call *call;
+    struct api_key key;
+};
+
+static void new_key_free(struct new_key **new_p)
+{
+    struct new_key *new = *new_p;
+
+    if (new != NULL)
+        sodium_memzero(&new->key, sizeof(new->key));
+    mem_free(new_p);
+}
+
+static void on_key_made(void *opaque, const struct pg_answer *answer)
+{
+    OWNED(new_key_free) struct new_key *new = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&new->call, answer))
+        return;
+    body = json_pack("{s:s, s:s}", "api_key", new->key.text, "prefix", new->key.prefix);
+    call_answer_json(&new->call, 201, &body);
+}
+
+static int read_key_body(const json_t *body, const char **ret_name, enum api_key_role *ret_role,
+                         struct err *err)
+{
+    const json_t *name = json_object_get(body, "name");
+    const json_t *type = json_object_get(body, "type");
+
+    *ret_name = "";
+    *ret_role = API_KEY_ROLE_ADMIN;
+    if (name != NULL && !json_is_null(name)) {
+        if (!json_is_string(name) || json_string_length(name) > KEY_NAME_SIZE_MAX)
+            return err_set(err, ERR_RANGE, "name must be a string of at most %d bytes",
+                           KEY_NAME_SIZE_MAX);
+        *ret_name = json_string_value(name);
+    }
+    if (type == NULL || json_is_null(type))
+        return 0;
+    if (!json_is_string(type))
+        return err_set(err, ERR_MALFORMED, "type must be a string");
+    return api_key_type_parse(json_string_value(type), ret_role, err);
+}
+
+static void create_key(struct call *call)
+{
+    uint8_t random[API_KEY_RANDOM_SIZE];
+    enum api_key_role role = API_KEY_ROLE_ADMIN;
+    struct new_key *new;
+    struct pg_batch *batch;
+    const char *name = "";
+    json_t *body = NULL;
+    struct err err;
+    int r = call_read_json(call, &body, &err);
+
+    if (r == 0)
+        r = read_key_body(body, &name, &role, &err);
+    if (r < 0) {
+        json_decref(body);
+        call_fail(&call, &err);
+        return;
+    }
+    new = xcalloc(1, sizeof(*new));
+    new->call = call;
+    rng_secret_bytes(random, sizeof(random));
+    api_key_make(random, &new->key);
+    batch = pg_batch_new();
+    pg_add(batch, &keys_insert);
+    pg_bind_c(batch, new->key.prefix);
+    pg_bind_bytes(batch, (struct wire_bytes){new->key.digest, API_KEY_DIGEST_SIZE});
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, name);
+    pg_bind_c(batch, api_key_role_name(role));
+    audit(batch, call, "API_KEY_CREATED", new->key.prefix);
+    json_decref(body);
+    if (pg_pool_send(call->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_key_made, new, &err) <
+        0) {
+        call_fail(&call, &err);
+        new_key_free(&new);
+    }
+    pg_batch_free(&batch);
+}
+
+void key_create_begin(struct call *call)
+{
+    call_collect_body(call, BODY_SIZE_MAX, create_key);
+}
+
+static void on_key_revoked(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "client_error", "there is no key with this prefix");
+        return;
+    }
+    keys_forget(call->gateway->keys, pg_c(answer, 0, 0, 0));
+    body = json_pack("{s:s}", "prefix", pg_c(answer, 0, 0, 0));
+    call_answer_json(&call, 200, &body);
+}
+
+void key_delete_begin(struct call *call)
+{
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &keys_revoke);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, call->match.param);
+    audit(batch, call, "API_KEY_DELETED", call->match.param);
+    call_query(call, &batch, on_key_revoked);
+}
+
+/* ---- webhook secrets ---- */
+
+static void on_secrets(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *list, *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    list = json_array();
+    for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
+        json_t *secret = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o}", "id", pg_c(answer, 0, i, 0),
+                                   "name", pg_c(answer, 0, i, 1), "hint", pg_c(answer, 0, i, 2),
+                                   "state", pg_is_null(answer, 0, i, 4) ? "active" : "retiring",
+                                   "created_at", json_time(answer, 0, i, 3), "expires_at",
+                                   json_time(answer, 0, i, 4));
+
+        (void)json_array_append_new(list, secret);
+    }
+    body = json_pack("{s:o}", "webhook_secrets", list);
+    call_answer_json(&call, 200, &body);
+}
+
+void secrets_begin(struct call *call)
+{
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &secrets_list);
+    pg_bind_c(batch, call->tenant);
+    call_query(call, &batch, on_secrets);
+}
+
+struct new_secret {
+    struct call *call;
+    char id[SHORT_ID_SIZE];
+    char text[sizeof(SECRET_PREFIX) + SECRET_TAIL_SIZE];
+    size_t insert_at; /* which statement made it */
+};
+
+static void new_secret_free(struct new_secret **new_p)
+{
+    struct new_secret *new = *new_p;
+
+    if (new != NULL)
+        sodium_memzero(new->text, sizeof(new->text));
+    mem_free(new_p);
+}
+
+static void on_secret_made(void *opaque, const struct pg_answer *answer)
+{
+    OWNED(new_secret_free) struct new_secret *new = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&new->call, answer))
+        return;
+    if (pg_row_count(answer, new->insert_at) == 0) {
+        call_fail_as(&new->call, 409, "client_error",
+                     "there is a webhook secret already; rotate it instead");
+        return;
+    }
+    body = json_pack("{s:s, s:s, s:s, s:o}", "id", new->id, "secret", new->text, "state", "active",
+                     "created_at", json_time(answer, new->insert_at, 0, 0));
+    call_answer_json(&new->call, 201, &body);
+}
+
+static void secret_text(char to[sizeof(SECRET_PREFIX) + SECRET_TAIL_SIZE])
+{
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+    (void)snprintf(to, sizeof(SECRET_PREFIX) + SECRET_TAIL_SIZE, "%s", SECRET_PREFIX);
+    for (size_t i = strlen(SECRET_PREFIX); i < strlen(SECRET_PREFIX) + SECRET_TAIL_SIZE; i++)
+        to[i] = letters[randombytes_uniform(sizeof(letters) - 1)];
+    to[strlen(SECRET_PREFIX) + SECRET_TAIL_SIZE] = '\0';
+}
+
+static void bind_secret(struct pg_batch *batch, const struct new_secret *new)
+{
+    const struct call *call = new->call;
+    struct buf sealed = BUF_WITH_LIMIT(1024);
+    char context[32];
+
+    (void)snprintf(context, sizeof(context), "webhook_secret %s", new->id);
+    seal_close(call->gateway->seal_key, context, new->text, strlen(new->text), &sealed);
+    pg_bind_c(batch, new->id);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_bytes(batch, (struct wire_bytes){sealed.bytes, sealed.size});
+    pg_bind_c(batch, new->text + strlen(new->text) - SECRET_HINT_SIZE);
+    buf_done(&sealed);
+}
+
+/* rotate: with the one that there is kept for a day, if there is one. */
+static void make_secret(struct call *call, bool rotate)
+{
+    uint8_t random[SHORT_ID_RANDOM_SIZE];
+    struct new_secret *new;
+    struct pg_batch *batch;
+    struct err err;
+
+    if (call->gateway->seal_key == NULL) {
+        (void)err_set(&err, ERR_UNSUPPORTED,
+                      "this gateway has no seal-key-file: it cannot keep secrets");
+        call_fail(&call, &err);
+        return;
+    }
+    new = xcalloc(1, sizeof(*new));
+    new->call = call;
+    rng_secret_bytes(random, sizeof(random));
+    short_id_make(random, new->id);
+    secret_text(new->text);
+    batch = pg_batch_new();
+    pg_add(batch, &secrets_lock);
+    pg_bind_c(batch, call->tenant);
+    new->insert_at = 1;
+    if (rotate) {
+        pg_add(batch, &secrets_drop_old);
+        pg_bind_c(batch, call->tenant);
+        pg_add(batch, &secrets_retire);
+        pg_bind_c(batch, call->tenant);
+        pg_bind_double(batch, ROTATION_S);
+        new->insert_at = 3;
+    }
+    pg_add(batch, rotate ? &secrets_insert : &secrets_insert_first);
+    bind_secret(batch, new);
+    audit(batch, call, rotate ? "WEBHOOK_SIGNING_SECRET_ROTATED" : "WEBHOOK_SIGNING_SECRET_CREATED",
+          new->id);
+    if (pg_pool_send(call->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_secret_made, new,
+                     &err) < 0) {
+        call_fail(&call, &err);
+        new_secret_free(&new);
+    }
+    pg_batch_free(&batch);
+}
+
+void secret_create_begin(struct call *call)
+{
+    make_secret(call, false);
+}
+
+void secret_rotate_begin(struct call *call)
+{
+    make_secret(call, true);
+}
+
+static void on_secret_deleted(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "client_error", "there is no such webhook secret");
+        return;
+    }
+    body = json_pack("{s:s, s:b}", "id", pg_c(answer, 0, 0, 0), "deleted", 1);
+    call_answer_json(&call, 200, &body);
+}
+
+void secret_delete_begin(struct call *call)
+{
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &secrets_delete);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, call->match.param);
+    audit(batch, call, "WEBHOOK_SIGNING_SECRET_DELETED", call->match.param);
+    call_query(call, &batch, on_secret_deleted);
+}

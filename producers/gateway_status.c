@@ -1,0 +1,238 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Status and result of a job: Redis' final key, then Postgres, then what the id itself says.
+ *
+ * Redis only knows final jobs, and nothing of their webhooks: with one, Postgres is asked all the
+ * same while it is there. A job of another tenant is answered like one that does not exist.
+ *
+ * Result: 200 and the model's output, verbatim; 202 and the status while the job is not final; 409
+ * when it ended without a result.
+ */
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "brokers/blob.h"
+#include "brokers/cache.h"
+#include "brokers/pg.h"
+#include "producers/gateway.h"
+#include "producers/gateway_view.h"
+#include "schema/message.h"
+
+#define ANSWER_SIZE_MAX (2u << 20)
+
+PG_STATEMENT(status_find,
+             "SELECT j.state, j.model, j.deployment, coalesce(j.environment, ''), j.accepted_at, "
+             "j.state_at, j.error_class, coalesce(j.error_message, ''), j.webhook_url IS NOT NULL, "
+             "coalesce(d.state, 0), j.attempt_count FROM job j "
+             "LEFT JOIN delivery d ON d.job_id = j.id AND d.round = j.round AND d.endpoint = 'job' "
+             "WHERE j.id = $1 AND j.tenant = $2");
+PG_STATEMENT(status_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
+                           "ORDER BY epoch DESC, number DESC LIMIT 1");
+PG_STATEMENT(status_result, "SELECT r.output, coalesce(r.output_blob, '') FROM job j "
+                            "JOIN job_result r ON r.job_id = j.id AND r.round = j.round "
+                            "WHERE j.id = $1 AND j.tenant = $2");
+
+/* ---- answers ---- */
+
+static void name_model(const struct call *call, struct job_view *view, char *id, size_t id_size)
+{
+    const struct config *config = watch_config(call->gateway->watch);
+    const struct config_model *model;
+
+    if (config == NULL || view->model.size >= id_size)
+        return;
+    (void)snprintf(id, id_size, "%.*s", (int)view->model.size,
+                   view->model.size > 0 ? view->model.text : "");
+    model = config_find_model(config, call->tenant, id);
+    if (model != NULL)
+        view->model_name = WIRE_TEXT_OF(model->name);
+}
+
+static void answer_status(struct call *call, int status, struct job_view *view)
+{
+    struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
+    char id[CONFIG_NAME_SIZE];
+
+    name_model(call, view, id, sizeof(id));
+    view_append_json(view, &to);
+    call_answer(&call, status, &to);
+}
+
+static void answer_not_found(struct call *call)
+{
+    call_fail_as(&call, 404, "client_error",
+                 "there is no such request; results are kept for a limited time");
+}
+
+static void on_output_blob(void *opaque, int fd, uint64_t size, const struct err *err)
+{
+    struct call *call = opaque;
+
+    if (err->code == ERR_OK)
+        call_answer_file(&call, 200, fd, size);
+    else
+        call_fail(&call, err);
+}
+
+static void answer_output(struct call *call, struct wire_bytes output, const char *blob)
+{
+    struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
+    struct err err;
+
+    if (blob[0] != '\0') {
+        if (blob_open(call->gateway->blobs, blob, on_output_blob, call, &err) < 0)
+            call_fail(&call, &err);
+        return;
+    }
+    if (output.size > 0)
+        buf_append(&to, output.bytes, output.size);
+    else
+        buf_append_text(&to, "null");
+    call_answer(&call, 200, &to);
+}
+
+/* What the two routes say of a job: the output is for one that succeeded. */
+static void answer_view(struct call *call, struct job_view *view, struct wire_bytes output,
+                        const char *blob)
+{
+    bool result = call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL;
+    struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
+
+    if (!result) {
+        answer_status(call, 200, view);
+    } else if (!job_state_final(view->state)) {
+        mem_copy_text(call->retry_after, "1");
+        answer_status(call, 202, view);
+    } else if (view->state == JOB_SUCCEEDED) {
+        answer_output(call, output, blob);
+    } else {
+        view_append_failure(view, &to);
+        call_answer(&call, 409, &to);
+    }
+}
+
+/* ---- Postgres ---- */
+
+static void on_rows(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    struct job_view view;
+    struct wire_bytes output = {NULL, 0};
+    const char *blob = "";
+    uint64_t floor_us;
+    struct wire_id id;
+    struct err err;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (call_job_id(call, &id, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    if (pg_row_count(answer, 0) == 0) {
+        floor_us = pg_row_count(answer, 1) == 1 ? pg_time_us(answer, 1, 0, 0) : 0;
+        view = view_of_queued(&id);
+        if (view_may_be_queued(&id, floor_us, clock_wall_us()))
+            answer_view(call, &view, output, blob);
+        else
+            answer_not_found(call);
+        return;
+    }
+    view = (struct job_view){.id = id,
+                             .state = (enum job_state)pg_i64(answer, 0, 0, 0),
+                             .model = pg_text(answer, 0, 0, 1),
+                             .deployment = pg_text(answer, 0, 0, 2),
+                             .environment = pg_text(answer, 0, 0, 3),
+                             .accepted_us = pg_time_us(answer, 0, 0, 4),
+                             .state_us = pg_time_us(answer, 0, 0, 5),
+                             .error_class = (enum error_class)pg_i64(answer, 0, 0, 6),
+                             .error_message = pg_text(answer, 0, 0, 7),
+                             .has_webhook = pg_bool(answer, 0, 0, 8),
+                             .delivery = (enum view_delivery)pg_i64(answer, 0, 0, 9),
+                             .attempts = pg_u64(answer, 0, 0, 10)};
+    if (pg_row_count(answer, 2) == 1) {
+        output = pg_bytes(answer, 2, 0, 0);
+        blob = pg_c(answer, 2, 0, 1);
+    }
+    answer_view(call, &view, output, blob);
+}
+
+static void ask_postgres(struct call *call)
+{
+    struct gateway *gateway = call->gateway;
+    struct pg_batch *batch = NULL;
+    struct wire_id id;
+    struct err err;
+    int r = call_job_id(call, &id, &err);
+
+    if (r == 0 && !pg_pool_connected(gateway->pg))
+        r = err_set(&err, ERR_UNAVAILABLE, "the request cannot be looked up: Postgres is away");
+    if (r == 0) {
+        batch = pg_batch_new();
+        pg_add(batch, &status_find);
+        pg_bind_id(batch, &id);
+        pg_bind_c(batch, call->tenant);
+        pg_add(batch, &status_floor);
+        pg_bind_i16(batch, job_id_shard(&id));
+        if (call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL) {
+            pg_add(batch, &status_result);
+            pg_bind_id(batch, &id);
+            pg_bind_c(batch, call->tenant);
+        }
+        r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_rows, call, &err);
+    }
+    pg_batch_free(&batch);
+    if (r < 0)
+        call_fail(&call, &err);
+}
+
+/* ---- Redis ---- */
+
+static void on_cached(void *opaque, int code, const void *bytes, size_t size)
+{
+    struct call *call = opaque;
+    struct gateway *gateway = call->gateway;
+    struct message message;
+    struct job_view view;
+    char blob[BLOB_KEY_SIZE];
+    struct err err;
+
+    if (code != ERR_OK || message_decode(gateway->decoder, bytes, size, &message, &err) < 0 ||
+        message.type != MESSAGE_COMPLETED) {
+        ask_postgres(call);
+        return;
+    }
+    if (!wire_text_equal(message.completed.tenant, call->tenant)) {
+        answer_not_found(call);
+        return;
+    }
+    view = view_of_completed(&message.completed);
+    if (view.has_webhook && pg_pool_connected(gateway->pg) &&
+        (call->match.route == ROUTE_STATUS || call->match.route == ROUTE_STATUS_OF_MODEL)) {
+        ask_postgres(call);
+        return;
+    }
+    (void)snprintf(blob, sizeof(blob), "%.*s", (int)message.completed.output_blob.size,
+                   message.completed.output_blob.size > 0 ? message.completed.output_blob.text
+                                                          : "");
+    answer_view(call, &view, message.completed.output, blob);
+}
+
+void status_begin(struct call *call)
+{
+    struct wire_id id;
+    struct err err;
+
+    if (call_job_id(call, &id, &err) < 0)
+        call_fail(&call, &err);
+    else if (cache_get_final(call->gateway->cache, &id, on_cached, call) < 0)
+        ask_postgres(call);
+}
+
+void result_begin(struct call *call)
+{
+    status_begin(call);
+}

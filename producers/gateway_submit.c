@@ -1,0 +1,585 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Accept: from a submit's headers to its 201.
+ *
+ *   choose the deployment -> limits -> body -> check -> (Idempotency-Key: reserve) -> (large input:
+ *   blob) -> produce Submit to intake[s] -> Kafka's report -> 201
+ *
+ * Refusals come before anything is produced. From the produce on, a struct submit waits for its
+ * report; it outlives the call when the report takes longer than accept_wait: then the client has
+ * got 503, which is "not promised", not "not taken". A success reported after that is followed by a
+ * Cancel, unless the submit had an Idempotency-Key: its client will come again with the same key
+ * and must find the job alive.
+ *
+ * Crash before the report: a job may exist that nobody was promised, and an orphan blob.
+ * At shutdown: submits that wait are reported first, up to the drain's end.
+ */
+
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/loop.h"
+#include "base/metrics.h"
+#include "brokers/blob.h"
+#include "brokers/pg.h"
+#include "brokers/queue.h"
+#include "producers/gateway.h"
+#include "producers/gateway_body.h"
+#include "producers/gateway_reserve.h"
+#include "schema/job.h"
+#include "schema/message.h"
+#include "schema/topics.h"
+
+#define RECORD_SIZE_MAX (128u << 10)
+#define ANSWER_SIZE_MAX (64u << 10)
+#define SWEEP_MS 50
+
+struct submit {
+    LIST_ENTRY(submit) all_link;
+    TAILQ_ENTRY(submit) link; /* in submits->waiting, oldest first, while produced */
+    struct gateway *gateway;
+    struct call *call; /* NULL: it was answered already */
+    struct wire_id id;
+    char tenant[CONFIG_NAME_SIZE], model[CONFIG_NAME_SIZE], deployment[CONFIG_NAME_SIZE];
+    char environment[CONFIG_NAME_SIZE], pool[CONFIG_NAME_SIZE];
+    char blob[BLOB_KEY_SIZE]; /* "": the input is inline */
+    char trace[TRACE_PARENT_SIZE];
+    uint64_t run_limit_ms;
+    char *key; /* Idempotency-Key; NULL: none */
+    bool repeat;
+    uint8_t fingerprint[RESERVE_DIGEST_SIZE], input_digest[32];
+    struct buf http_body; /* what body.input points into */
+    struct submit_body body;
+    size_t size; /* counted in submits->bytes */
+    uint64_t produced_us, answer_by_ms;
+};
+
+struct submits {
+    struct gateway *gateway;
+    LIST_HEAD(, submit) all; /* from body to report */
+    TAILQ_HEAD(, submit) waiting;
+    struct loop_timer *sweep; /* runs while something waits */
+    uint32_t count;           /* of all */
+    size_t bytes;
+    double skew_s;
+    uint64_t skew_ms; /* when it was measured; 0: never */
+    EVP_MD *sha256;
+};
+
+/* ---- a submit's life ---- */
+
+static void submit_free(struct submit **submit_p)
+{
+    struct submit *submit = TAKE(*submit_p);
+    struct submits *submits = submit->gateway->submits;
+
+    LIST_REMOVE(submit, all_link);
+    submits->count--;
+    submits->bytes -= submit->size;
+    metric_set(metrics_of(submit->gateway->metrics, GATEWAY_METRIC_gateway_submits_waiting),
+               submits->count);
+    submit_body_done(&submit->body);
+    buf_done(&submit->http_body);
+    free(submit->key);
+    free(submit);
+}
+
+static void submit_fail(struct submit **submit_p, const struct err *err)
+{
+    if ((*submit_p)->call != NULL)
+        call_fail(&(*submit_p)->call, err);
+    submit_free(submit_p);
+}
+
+static void submit_dropped(struct call *call)
+{
+    submit_free((struct submit **)&call->state);
+}
+
+/* Where it goes to. */
+static void submit_address(struct submit *submit, const struct config_deployment *deployment)
+{
+    mem_copy_text(submit->deployment, deployment->id);
+    mem_copy_text(submit->pool, deployment->pool);
+    submit->run_limit_ms = deployment->run_limit_ms;
+}
+
+static void submit_new(struct call *call, const struct config_choice *choice)
+{
+    struct gateway *gateway = call->gateway;
+    struct submit *submit = xcalloc(1, sizeof(*submit));
+
+    submit->gateway = gateway;
+    submit->call = call;
+    mem_copy_text(submit->tenant, call->tenant);
+    mem_copy_text(submit->model, choice->model->id);
+    mem_copy_text(submit->environment, choice->environment);
+    submit_address(submit, choice->deployment);
+    trace_context_format(&call->trace, submit->trace);
+    LIST_INSERT_HEAD(&gateway->submits->all, submit, all_link);
+    gateway->submits->count++;
+    call->state = submit;
+    call->on_dropped = submit_dropped;
+}
+
+/* ---- the answer ---- */
+
+void gateway_append_base_url(const struct call *call, struct buf *to)
+{
+    const struct gateway_settings *settings = &call->gateway->settings;
+    const char *host = http_request_header(call->request, "Host");
+
+    if (settings->public_url[0] != '\0') {
+        size_t size = strlen(settings->public_url);
+
+        while (size > 0 && settings->public_url[size - 1] == '/')
+            size--;
+        buf_append(to, settings->public_url, size);
+        return;
+    }
+    buf_append_text(to, settings->tls_cert[0] != '\0' ? "https://" : "http://");
+    buf_append_text(to, host == NULL ? "localhost" : host);
+}
+
+static void answer_url(struct buf *to, const char *name, const struct buf *base, const char *id,
+                       const char *suffix)
+{
+    struct buf url = BUF_WITH_LIMIT(4096);
+
+    buf_append(&url, base->bytes, base->size);
+    buf_printf(&url, "/async_request/%s%s", id, suffix);
+    buf_printf(to, ",\"%s\":", name);
+    json_append_string(to, (const char *)url.bytes, url.size);
+    buf_done(&url);
+}
+
+/* Ends the call with 201; the submit stays the caller's. */
+static void submit_answer(struct submit *submit, bool replayed)
+{
+    struct call *call = submit->call;
+    struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
+    OWNED(buf_done) struct buf base = BUF_WITH_LIMIT(2048);
+    const char *const values[] = {submit->model, submit->deployment, submit->environment};
+
+    job_id_format(&submit->id, call->job);
+    if (replayed)
+        mem_copy_text(call->idempotent_replay, "true");
+    gateway_append_base_url(call, &base);
+    buf_printf(&to, "{\"request_id\":\"%s\"", call->job);
+    answer_url(&to, "status_url", &base, call->job, "");
+    answer_url(&to, "result_url", &base, call->job, "/result");
+    answer_url(&to, "cancel_url", &base, call->job, "");
+    if (submit->body.warnings.size > 0) {
+        buf_append_text(&to, ",\"warnings\":[");
+        buf_append(&to, submit->body.warnings.bytes, submit->body.warnings.size);
+        buf_append_byte(&to, ']');
+    }
+    buf_append_byte(&to, '}');
+    metric_add(
+        metrics_series(submit->gateway->metrics, GATEWAY_METRIC_gateway_submits_total, values), 1);
+    call_answer(&submit->call, 201, &to);
+}
+
+/* ---- produce and report ---- */
+
+static void cancel_late(struct submit *submit)
+{
+    const struct message_cancel cancel = {.id = submit->id, .tenant = WIRE_TEXT_OF(submit->tenant)};
+    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(1024);
+    struct gateway *gateway = submit->gateway;
+    struct queue_message message;
+    char id[JOB_ID_TEXT_SIZE];
+    struct err err;
+    int r = message_encode(MESSAGE_CANCEL, &cancel, &record, &err);
+
+    message = (struct queue_message){.topic = gateway->intake,
+                                     .partition = job_id_shard(&submit->id),
+                                     .bytes = record.bytes,
+                                     .size = record.size};
+    if (r == 0)
+        r = queue_produce(gateway->producer, &message, &err);
+    job_id_format(&submit->id, id);
+    if (r < 0)
+        log_warn("late_submit_not_canceled", LOG_STR("job", id), LOG_ERR(&err));
+    else
+        log_info("late_submit_canceled", LOG_STR("job", id), LOG_STR("tenant", submit->tenant));
+    metric_add(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_submits_canceled_total), 1);
+}
+
+static void note_clock(struct submits *submits, const struct submit *submit, uint64_t append_us)
+{
+    uint64_t now_us = clock_wall_us();
+
+    /* The append happened between produce and now: only what lies outside of that is skew. */
+    if (append_us < submit->produced_us)
+        submits->skew_s = (double)(submit->produced_us - append_us) / 1e6;
+    else if (append_us > now_us)
+        submits->skew_s = -((double)(append_us - now_us) / 1e6);
+    else
+        submits->skew_s = 0;
+    submits->skew_ms = loop_now_ms(submits->gateway->loop);
+    metric_set(metrics_of(submits->gateway->metrics, GATEWAY_METRIC_gateway_clock_skew_seconds),
+               submits->skew_s);
+    metric_observe(metrics_of(submits->gateway->metrics, GATEWAY_METRIC_gateway_accept_seconds),
+                   now_us > submit->produced_us ? (double)(now_us - submit->produced_us) / 1e6 : 0);
+}
+
+static void on_report(void *opaque, uint64_t tag, const struct queue_report *report)
+{
+    struct submit *submit = opaque;
+    struct submits *submits = submit->gateway->submits;
+    struct err err;
+
+    (void)tag;
+    TAILQ_REMOVE(&submits->waiting, submit, link);
+    if (report->code == ERR_OK && report->append_us > 0)
+        note_clock(submits, submit, report->append_us);
+    if (report->code == ERR_OK && submit->call != NULL) {
+        submit_answer(submit, submit->repeat);
+    } else if (report->code == ERR_OK) {
+        if (submit->key == NULL)
+            cancel_late(submit);
+    } else if (submit->call != NULL) {
+        (void)err_set(&err, ERR_UNAVAILABLE,
+                      "Kafka did not take the request (%s); it is not promised to run",
+                      report->why);
+        call_fail(&submit->call, &err);
+    }
+    submit_free(&submit);
+}
+
+static struct message_submit submit_message(const struct submit *submit)
+{
+    const struct submit_body *body = &submit->body;
+    bool is_inline = submit->blob[0] == '\0';
+
+    return (struct message_submit){
+        .id = submit->id,
+        .tenant = WIRE_TEXT_OF(submit->tenant),
+        .model = WIRE_TEXT_OF(submit->model),
+        .deployment = WIRE_TEXT_OF(submit->deployment),
+        .environment = WIRE_TEXT_OF(submit->environment),
+        .pool = WIRE_TEXT_OF(submit->pool),
+        .priority = body->priority,
+        .input = {is_inline ? (const uint8_t *)body->input : NULL,
+                  is_inline ? body->input_size : 0},
+        .input_blob = WIRE_TEXT_OF(submit->blob),
+        .input_size = body->input_size,
+        .input_digest = {submit->input_digest, sizeof(submit->input_digest)},
+        .max_attempts = body->max_attempts,
+        .initial_delay_ms = body->initial_delay_ms,
+        .max_delay_ms = body->max_delay_ms,
+        .queue_limit_ms = 1000ull * body->queue_limit_s,
+        .run_limit_ms = submit->run_limit_ms,
+        .webhook_url = body->webhook_url == NULL ? (struct wire_text){NULL, 0}
+                                                 : WIRE_TEXT_OF(body->webhook_url),
+        .idempotency_key = submit->key == NULL ? (struct wire_text){NULL, 0}
+                                               : WIRE_TEXT_OF(submit->key),
+        .repeat = submit->repeat,
+        .gateway = WIRE_TEXT_OF(submit->gateway->boot),
+        .trace = WIRE_TEXT_OF(submit->trace),
+        .received_us = submit->call->begun_us,
+        .key_prefix = WIRE_TEXT_OF(submit->call->key_prefix),
+    };
+}
+
+static void submit_produce(struct submit *submit)
+{
+    struct gateway *gateway = submit->gateway;
+    struct submits *submits = gateway->submits;
+    const struct message_submit fields = submit_message(submit);
+    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(RECORD_SIZE_MAX);
+    struct queue_message message;
+    struct err err;
+    int r = message_encode(MESSAGE_SUBMIT, &fields, &record, &err);
+
+    message = (struct queue_message){.topic = gateway->intake,
+                                     .partition = job_id_shard(&submit->id),
+                                     .bytes = record.bytes,
+                                     .size = record.size,
+                                     .trace = submit->trace,
+                                     .done = on_report,
+                                     .opaque = submit};
+    if (r == 0)
+        r = queue_produce(gateway->producer, &message, &err);
+    if (r < 0) {
+        submit_fail(&submit, &err);
+        return;
+    }
+    submit->produced_us = clock_wall_us();
+    submit->answer_by_ms = loop_now_ms(gateway->loop) + gateway->settings.accept_wait_ms;
+    TAILQ_INSERT_TAIL(&submits->waiting, submit, link);
+    if (!loop_timer_is_running(submits->sweep))
+        loop_timer_start(submits->sweep, SWEEP_MS, SWEEP_MS);
+    /* From here on only what a late report needs is kept. */
+    buf_done(&submit->http_body);
+    submit->body.input = NULL;
+}
+
+/* ---- the input: inline or claim check ---- */
+
+static void on_blob(void *opaque, const struct err *err)
+{
+    struct submit *submit = opaque;
+
+    if (err->code != ERR_OK)
+        submit_fail(&submit, err);
+    else
+        submit_produce(submit);
+}
+
+static void submit_store_input(struct submit *submit)
+{
+    struct submits *submits = submit->gateway->submits;
+    const struct submit_body *body = &submit->body;
+    struct buf input = BUF_WITH_LIMIT(body->input_size);
+    struct err err;
+    int done = EVP_Digest(body->input, body->input_size, submit->input_digest, NULL,
+                          submits->sha256, NULL);
+
+    assert(done == 1);
+    if (body->input_size <= JOB_INPUT_INLINE_MAX) {
+        submit_produce(submit);
+        return;
+    }
+    blob_key_input(&submit->id, submit->blob);
+    buf_append(&input, body->input, body->input_size);
+    if (blob_put(submit->gateway->blobs, submit->blob, &input, on_blob, submit, &err) < 0)
+        submit_fail(&submit, &err);
+}
+
+/* ---- Idempotency-Key ---- */
+
+/* The first Submit went to the deployment that its reservation names; so does its repeat, unless
+ * that one is gone: then nobody but the newly chosen one could run it. */
+static void submit_repeat(struct submit *submit, const struct wire_id *id, const char *deployment)
+{
+    const struct config *config = watch_config(submit->gateway->watch);
+    const struct config_model *model = config_find_model(config, submit->tenant, submit->model);
+    const struct config_deployment *first = model == NULL
+                                                ? NULL
+                                                : config_find_deployment(config, model, deployment);
+
+    submit->id = *id;
+    submit->repeat = true;
+    if (first != NULL)
+        submit_address(submit, first);
+    submit_store_input(submit);
+}
+
+static void on_reserved(void *opaque, const struct pg_answer *answer)
+{
+    struct submit *submit = opaque;
+    struct reserve_row row;
+    const char *deployment = "";
+    struct err err;
+
+    if (!call_take_answer(&submit->call, answer)) {
+        submit_free(&submit);
+        return;
+    }
+    if (reserve_read(answer, &row, &deployment, &err) < 0) {
+        submit_fail(&submit, &err);
+        return;
+    }
+    switch (reserve_decide(&submit->id, submit->fingerprint, &row)) {
+    case RESERVE_NEW:
+        submit_store_input(submit);
+        break;
+    case RESERVE_REPEAT:
+        submit_repeat(submit, &row.job, deployment);
+        break;
+    case RESERVE_ANSWER:
+        submit->id = row.job;
+        submit_answer(submit, true);
+        submit_free(&submit);
+        break;
+    case RESERVE_MISMATCH:
+        (void)err_set(&err, ERR_MISMATCH,
+                      "Idempotency-Key '%.60s' was used for a request with another body or target",
+                      submit->key);
+        submit_fail(&submit, &err);
+        break;
+    }
+}
+
+static void submit_reserve(struct submit *submit)
+{
+    struct gateway *gateway = submit->gateway;
+    struct reserve reserve = {.tenant = submit->tenant,
+                              .key = submit->key,
+                              .deployment = submit->deployment,
+                              .job = submit->id,
+                              .lifetime_ms = gateway->settings.keyed_lifetime_ms};
+    struct err err;
+
+    reserve_fingerprint(submit->model, submit->environment, submit->deployment,
+                        (struct wire_bytes){submit->http_body.bytes, submit->http_body.size},
+                        submit->fingerprint);
+    memcpy(reserve.fingerprint, submit->fingerprint, sizeof(reserve.fingerprint));
+    if (reserve_send(gateway->pg, &reserve, on_reserved, submit, &err) < 0)
+        submit_fail(&submit, &err);
+}
+
+/* ---- the body ---- */
+
+static int submit_check_room(struct submits *submits, size_t size, struct err *err)
+{
+    const struct gateway_settings *settings = &submits->gateway->settings;
+
+    if (submits->count > (uint64_t)settings->submits_max)
+        return err_set(err, ERR_FULL, "%u submits wait for Kafka (submits-max)", submits->count);
+    if (submits->bytes + size > settings->submits_bytes_max_size)
+        return err_set(err, ERR_FULL, "%zu bytes of submits wait for Kafka (submits-bytes-max)",
+                       submits->bytes);
+    return 0;
+}
+
+static void on_submit_body(struct call *call)
+{
+    struct submit *submit = call->state;
+    struct gateway *gateway = call->gateway;
+    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    uint32_t shard = job_id_shard(&submit->id);
+    struct err err;
+    int r;
+
+    buf_move(&submit->http_body, http_request_body(call->request));
+    r = submit_check_room(gateway->submits, submit->http_body.size, &err);
+    if (r == 0)
+        r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
+                             gateway->settings.loopback_webhooks, &submit->body, &err);
+    if (r < 0) {
+        submit_fail(&submit, &err);
+        return;
+    }
+    submit->size = submit->http_body.size;
+    gateway->submits->bytes += submit->size;
+    rng_secret_bytes(entropy, sizeof(entropy));
+    submit->id = job_id_make(shard, clock_wall_ms(), entropy);
+    job_id_format(&submit->id, call->job);
+    if (submit->key != NULL)
+        submit_reserve(submit);
+    else
+        submit_store_input(submit);
+}
+
+static int submit_read_key(struct submit *submit, struct err *err)
+{
+    const char *key = http_request_header(submit->call->request, "Idempotency-Key");
+    int r;
+
+    if (key == NULL)
+        return 0;
+    r = reserve_key_check(key, err);
+    if (r == 0)
+        submit->key = xstrdup(key);
+    return r;
+}
+
+static void on_choice(struct call *call, const struct config_choice *choice)
+{
+    struct gateway *gateway = call->gateway;
+    uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
+    struct submit *submit;
+    struct err err;
+    int r = watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool, &err);
+
+    if (r == 0)
+        r = submit_check_room(gateway->submits, 0, &err);
+    if (r < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    submit_new(call, choice);
+    submit = call->state;
+    submit->id = job_id_make(choice->deployment->shard, 0,
+                             entropy); /* keeps the shard till later */
+    r = submit_read_key(submit, &err);
+    if (r < 0)
+        submit_fail(&submit, &err);
+    else
+        call_collect_body(call, gateway->settings.body_max_size, on_submit_body);
+}
+
+void submit_begin(struct call *call)
+{
+    watch_choose(call, on_choice);
+}
+
+/* ---- all of them ---- */
+
+/* The oldest are in front and all wait equally long. */
+static void on_sweep(void *opaque)
+{
+    struct submits *submits = opaque;
+    uint64_t now_ms = loop_now_ms(submits->gateway->loop);
+    struct submit *submit;
+    struct err err;
+
+    TAILQ_FOREACH(submit, &submits->waiting, link)
+    {
+        if (submit->answer_by_ms > now_ms)
+            break;
+        if (submit->call == NULL)
+            continue;
+        (void)err_set(&err, ERR_UNAVAILABLE,
+                      "Kafka did not confirm the request within %llu ms; it is not promised to run",
+                      (unsigned long long)submits->gateway->settings.accept_wait_ms);
+        metric_add(
+            metrics_of(submits->gateway->metrics, GATEWAY_METRIC_gateway_submits_unpromised_total),
+            1);
+        call_fail(&submit->call, &err);
+    }
+    if (TAILQ_EMPTY(&submits->waiting))
+        loop_timer_stop(submits->sweep);
+}
+
+int submits_open(struct gateway *gateway, struct err *err)
+{
+    struct submits *submits = xcalloc(1, sizeof(*submits));
+
+    gateway->submits = submits;
+    submits->gateway = gateway;
+    LIST_INIT(&submits->all);
+    TAILQ_INIT(&submits->waiting);
+    submits->sweep = loop_timer_new(gateway->loop, on_sweep, submits);
+    submits->sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    if (submits->sha256 == NULL)
+        return err_set(err, ERR_DEPENDENCY, "OpenSSL has no SHA-256");
+    gateway->intake = queue_producer_topic(gateway->producer, topic_name(TOPIC_INTAKE));
+    return 0;
+}
+
+void submits_close(struct submits **submits_p)
+{
+    struct submits *submits = *submits_p; /* submit_free() still looks at it */
+    struct submit *submit;
+
+    if (submits == NULL)
+        return;
+    while ((submit = LIST_FIRST(&submits->all)) != NULL)
+        submit_free(&submit);
+    loop_timer_free(&submits->sweep);
+    EVP_MD_free(submits->sha256);
+    mem_free(submits_p);
+}
+
+uint32_t submits_waiting(const struct submits *submits)
+{
+    return submits->count;
+}
+
+bool submits_clock_is_good(const struct submits *submits, double *ret_skew_s)
+{
+    double limit_s = (double)submits->gateway->settings.clock_skew_max_ms / 1000;
+
+    *ret_skew_s = submits->skew_s;
+    return submits->skew_s <= limit_s && submits->skew_s >= -limit_s;
+}

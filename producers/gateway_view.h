@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * A job as its client sees it: states and error codes in the wire's words, as JSON; and what an id
+ * that nothing is known of means. Pure.
+ *
+ * Thread: any.   Tests: tests/unit/test_gateway_view.c
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/wire.h"
+#include "schema/job.h"
+
+struct message_completed;
+
+/* States of a delivery as SQL has them; 0: there is none (yet). */
+enum view_delivery {
+    VIEW_DELIVERY_NONE,
+    VIEW_DELIVERY_PENDING,
+    VIEW_DELIVERY_SUCCEEDED,
+    VIEW_DELIVERY_FAILED,
+    VIEW_DELIVERY_CANCELED,
+};
+
+struct job_view { /* texts are borrowed */
+    struct wire_id id;
+    enum job_state state;
+    struct wire_text model, model_name, deployment, environment, error_message;
+    uint64_t accepted_us, state_us;
+    enum error_class error_class;
+    bool has_webhook;
+    enum view_delivery delivery;
+    uint64_t attempts;
+};
+
+/* As a `completed` record tells it; a webhook counts as on its way. */
+struct job_view view_of_completed(const struct message_completed *completed);
+
+/* A job that the ledger does not know yet. */
+struct job_view view_of_queued(const struct wire_id *id);
+
+const char *view_status(const struct job_view *view);         /* "WEBHOOK_FAILED" too */
+const char *view_webhook_status(const struct job_view *view); /* static storage, both */
+
+/* Appends the object of SURFACE 1.3, with model_name, environment and attempts besides. */
+void view_append_json(const struct job_view *view, struct buf *to);
+
+/* For a job that will have no result: the answer to those who ask for it. */
+void view_append_failure(const struct job_view *view, struct buf *to);
+
+/* Whether an id that is in no store may still be on its way to the ledger: it is newer than what
+ * its shard's owner has read and written (floor_us; 0: nothing was written yet), give or take what
+ * clocks may differ. */
+bool view_may_be_queued(const struct wire_id *id, uint64_t floor_us, uint64_t now_us);

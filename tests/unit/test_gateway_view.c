@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: states, deliveries and errors in the words that clients know, and no 404 for an id that may
+ * still be on its way. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#include "producers/gateway_view.h"
+#include "schema/job_id.h"
+#include "schema/message.h"
+
+static void test_words(void **state)
+{
+    static const struct {
+        enum job_state state;
+        bool has_webhook;
+        enum view_delivery delivery;
+        const char *status, *webhook;
+    } rows[] = {
+        {JOB_QUEUED, false, VIEW_DELIVERY_NONE, "QUEUED", "NO_WEBHOOK_PROVIDED"},
+        {JOB_IN_PROGRESS, true, VIEW_DELIVERY_NONE, "IN_PROGRESS", "PENDING"},
+        {JOB_SUCCEEDED, true, VIEW_DELIVERY_NONE, "SUCCEEDED", "PENDING"},
+        {JOB_SUCCEEDED, true, VIEW_DELIVERY_PENDING, "SUCCEEDED", "PENDING"},
+        {JOB_SUCCEEDED, true, VIEW_DELIVERY_SUCCEEDED, "SUCCEEDED", "SUCCEEDED"},
+        {JOB_SUCCEEDED, true, VIEW_DELIVERY_FAILED, "WEBHOOK_FAILED", "FAILED"},
+        {JOB_FAILED, true, VIEW_DELIVERY_FAILED, "FAILED", "FAILED"},
+        {JOB_CANCELED, true, VIEW_DELIVERY_CANCELED, "CANCELED", "CANCELED"},
+        {JOB_EXPIRED, false, VIEW_DELIVERY_NONE, "EXPIRED", "NO_WEBHOOK_PROVIDED"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        const struct job_view view = {.state = rows[i].state,
+                                      .has_webhook = rows[i].has_webhook,
+                                      .delivery = rows[i].delivery};
+
+        assert_string_equal(view_status(&view), rows[i].status);
+        assert_string_equal(view_webhook_status(&view), rows[i].webhook);
+    }
+}
+
+static void test_json(void **state)
+{
+    struct buf to = BUF_WITH_LIMIT(4096);
+    struct message_completed completed = {
+        .id = {{0x01, 0x9b, 0, 0, 0, 0, 0x70, 0, 0x80}},
+        .state = JOB_FAILED,
+        .error_class = ERROR_CLASS_BAD_INPUT,
+        .error_message = WIRE_TEXT_OF("no \"text\""),
+        .model = WIRE_TEXT_OF("m1"),
+        .deployment = WIRE_TEXT_OF("d1"),
+        .accepted_us = 1700000000000000,
+        .finished_us = 1700000000250000,
+        .attempts = 1,
+    };
+    struct job_view view = view_of_completed(&completed);
+
+    (void)state;
+    view_append_json(&view, &to);
+    assert_string_equal(
+        buf_text(&to),
+        "{\"request_id\":\"019b0000-0000-7000-8000-000000000000\",\"model_id\":\"m1\","
+        "\"model_name\":\"\",\"deployment_id\":\"d1\",\"environment\":\"\",\"status\":\"FAILED\","
+        "\"webhook_status\":\"NO_WEBHOOK_PROVIDED\","
+        "\"created_at\":\"2023-11-14T22:13:20.000000+00:00\","
+        "\"status_at\":\"2023-11-14T22:13:20.250000+00:00\",\"attempts\":1,"
+        "\"errors\":[{\"code\":\"MODEL_INVALID_INPUT\",\"message\":\"no \\\"text\\\"\"}]}");
+    buf_clear(&to);
+    view_append_failure(&view, &to);
+    assert_non_null(strstr(buf_text(&to), "\"error_code\":\"application_error\""));
+    assert_non_null(strstr(buf_text(&to), "\"detail\":\"no \\\"text\\\"\""));
+    buf_clear(&to);
+    view = view_of_queued(&completed.id);
+    view_append_json(&view, &to);
+    assert_non_null(strstr(buf_text(&to), "\"status\":\"QUEUED\""));
+    assert_non_null(strstr(buf_text(&to), "\"errors\":[]"));
+    buf_done(&to);
+}
+
+static void test_unknown_ids(void **state)
+{
+#define NOW_MS 1700000000000ull
+    static const struct {
+        const char *what;
+        uint64_t id_ms, floor_ms;
+        bool want;
+    } rows[] = {
+        {"newer than the floor", NOW_MS, NOW_MS - 1000, true},
+        {"as old as the floor", NOW_MS - 1000, NOW_MS - 1000, true},
+        {"older by what clocks may differ", NOW_MS - 3000, NOW_MS - 1000, true},
+        {"older by more", NOW_MS - 3001, NOW_MS - 1000, false},
+        {"from the future, a little", NOW_MS + 3000, NOW_MS - 1000, true},
+        {"from the future, much", NOW_MS + 60000, NOW_MS - 1000, false},
+        {"nothing was written yet", NOW_MS - 60000, 0, true},
+        {"nothing was written yet, and older than Kafka keeps", 1000, 0, false},
+    };
+    const uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct wire_id id = job_id_make(0, rows[i].id_ms, entropy);
+
+        if (view_may_be_queued(&id, rows[i].floor_ms * 1000, NOW_MS * 1000) != rows[i].want)
+            fail_msg("%s", rows[i].what);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_words),
+        cmocka_unit_test(test_json),
+        cmocka_unit_test(test_unknown_ids),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
