@@ -27,6 +27,12 @@ static void emit_error(struct engine *engine, uint64_t req_id, enum engine_error
     engine->sink.emit(engine->sink.opaque, &event);
 }
 
+/* A byte makes one id at most, and a text is cut at the model's length. */
+static uint32_t id_room(size_t text_size, uint32_t limit)
+{
+    return text_size + 2 < limit ? (uint32_t)text_size + 2 : limit;
+}
+
 /* The user's texts as ids. What is wrong with them is the user's fault. */
 static int tokenize(struct engine *engine, const struct encoder_input *input,
                     struct encoder_req **ret_req, struct err *err)
@@ -35,20 +41,17 @@ static int tokenize(struct engine *engine, const struct encoder_input *input,
     OWNED(encoder_req_free) struct encoder_req *req = NULL;
     size_t room = 0, text_size = 0;
 
-    /* Each code point makes one id at most, and each text is cut at the model's length. */
     for (uint32_t i = 0; i < input->text_count; i++) {
         (void)encoder_input_text(input, i, &text_size);
-        room += text_size + 2 < limit ? text_size + 2 : limit;
+        room += id_room(text_size, limit);
     }
     req = encoder_req_new(input->text_count, room);
     for (uint32_t i = 0; i < input->text_count; i++) {
         const char *text = encoder_input_text(input, i, &text_size);
         const uint32_t first = req->offsets[i];
-        const size_t left = room - first;
 
         req->offsets[i + 1] = first + wordpiece_encode(engine->pieces, text, text_size,
-                                                       req->ids + first,
-                                                       left < limit ? (uint32_t)left : limit,
+                                                       req->ids + first, id_room(text_size, limit),
                                                        &req->truncated[i]);
         if (req->truncated[i] && !input->truncate)
             return err_set(err, ERR_TOO_BIG,

@@ -10,6 +10,7 @@
  * than the CPU is refused: this plugin has no other, and answering slower than asked would hide it.
  */
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,7 @@
 
 #define SETTINGS_SIZE_MAX 65536u
 #define SCORE_EXACT 100u
+#define THREAD_COUNT_DEFAULT_MAX 64u
 
 /* Multiplications and additions a second and thread that a default batch reckons with, and how
  * long it may take: a fraction of a lease, for the host serves its socket between batches. */
@@ -142,16 +144,26 @@ static uint32_t default_batch_tokens(const struct encoder_config *config, uint32
     return tokens < ENCODER_BATCH_TOKEN_MAX / 4 ? (uint32_t)tokens : ENCODER_BATCH_TOKEN_MAX / 4;
 }
 
+/* The CPUs that this process may run on: a container's share, not the machine's number. */
+static uint32_t default_threads(void)
+{
+    cpu_set_t cpus;
+    int count;
+
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) < 0)
+        return 1;
+    count = CPU_COUNT(&cpus);
+    return count > (int)THREAD_COUNT_DEFAULT_MAX ? THREAD_COUNT_DEFAULT_MAX : (uint32_t)count;
+}
+
 static int set_limits(struct engine *engine, const struct engine_load *load,
                       uint32_t *ret_thread_count, struct err *err)
 {
-    const long online = sysconf(_SC_NPROCESSORS_ONLN);
-    const uint32_t cpus = online < 1 ? 1 : online > 64 ? 64 : (uint32_t)online;
     uint32_t thread_count = 0;
     int r;
 
-    r = set_limit("thread_count", load->thread_count, cpus, TEAM_MEMBER_COUNT_MAX, &thread_count,
-                  err);
+    r = set_limit("thread_count", load->thread_count, default_threads(), TEAM_MEMBER_COUNT_MAX,
+                  &thread_count, err);
     if (r == 0)
         r = set_limit("req_count_max", load->req_count_max, ENCODER_REQ_COUNT_DEFAULT,
                       ENCODER_REQ_COUNT_MAX, &engine->req_count_max, err);
