@@ -167,37 +167,38 @@ void calls_close(struct gateway *gateway);
 
 /* ---- gateway_key.c ---- */
 
-int keys_open(struct gateway *gateway, struct err *err) MUST_CHECK;
-void keys_close(struct keys **keys_p);
+int gateway_keys_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_keys_close(struct keys **keys_p);
 /* Fills tenant, role and prefix of the call, then goes on; or answers 401, 403, 503. */
-void keys_check(struct call *call, void (*on_known)(struct call *call));
-void keys_forget(struct keys *keys, const char *prefix);
+void gateway_keys_check(struct call *call, void (*on_known)(struct call *call));
+void gateway_keys_forget(struct keys *keys, const char *prefix);
 
 /* ---- gateway_watch.c: the snapshot of models, kept fresh; queue depths ---- */
 
-int watch_open(struct gateway *gateway, struct err *err) MUST_CHECK;
-void watch_close(struct watch **watch_p);
-void watch_tick(struct watch *watch, uint64_t now_ms);
-const struct config *watch_config(const struct watch *watch); /* NULL before the first reading */
+int gateway_watch_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_watch_close(struct watch **watch_p);
+void gateway_watch_tick(struct watch *watch, uint64_t now_ms);
+const struct config *
+gateway_watch_config(const struct watch *watch); /* NULL before the first reading */
 /* Makes a call's route a choice; a name that is not known yet is looked up in Postgres once,
  * together with all others that wait. Answers the call itself when there is nothing to choose.
  * What is handed over lives until the callback returns. */
-void watch_choose(struct call *call,
-                  void (*done)(struct call *call, const struct config_choice *choice));
+void gateway_watch_choose(struct call *call,
+                          void (*done)(struct call *call, const struct config_choice *choice));
 /* The same for routes that name a model only. */
-void watch_find_model(struct call *call,
-                      void (*done)(struct call *call, const struct config_model *model));
+void gateway_watch_find_model(struct call *call,
+                              void (*done)(struct call *call, const struct config_model *model));
 /* ERR_LIMIT when the pool or the tenant has too many waiting jobs. */
-int watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
-                       struct err *err) MUST_CHECK;
-uint32_t watch_shard_count(const struct watch *watch); /* 0: not known yet */
+int gateway_watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
+                               struct err *err) MUST_CHECK;
+uint32_t gateway_watch_shard_count(const struct watch *watch); /* 0: not known yet */
 
 /* ---- gateway_submit.c ---- */
 
-int submits_open(struct gateway *gateway, struct err *err) MUST_CHECK;
-void submits_close(struct submits **submits_p);
-uint32_t submits_waiting(const struct submits *submits);
-bool submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
+int gateway_submits_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_submits_close(struct submits **submits_p);
+uint32_t gateway_submits_waiting(const struct submits *submits);
+bool gateway_submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
 void submit_begin(struct call *call);
 
 /* ---- the other routes ---- */
@@ -205,10 +206,10 @@ void submit_begin(struct call *call);
 void status_begin(struct call *call);
 void result_begin(struct call *call);
 
-int cancels_open(struct gateway *gateway, struct err *err) MUST_CHECK;
-void cancels_close(struct cancels **cancels_p);
-void cancels_on_wake(struct cancels *cancels, const void *bytes, size_t size);
-void cancels_look(struct cancels *cancels); /* asks Postgres for all that wait */
+int gateway_cancels_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_cancels_close(struct cancels **cancels_p);
+void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t size);
+void gateway_cancels_look(struct cancels *cancels); /* asks Postgres for all that wait */
 void cancel_begin(struct call *call);
 
 void queue_status_begin(struct call *call);

@@ -24,13 +24,13 @@ struct looker {
     size_t path_count;
 };
 
-void archive_facts_done(struct archive_facts *facts)
+void gateway_archive_facts_done(struct archive_facts *facts)
 {
     mem_free(&facts->config_json);
     mem_free(&facts->headrace_json);
 }
 
-void archive_plan_done(struct archive_plan *plan)
+void gateway_archive_plan_done(struct archive_plan *plan)
 {
     mem_free(&plan->settings);
 }
@@ -44,7 +44,7 @@ static void looker_done(struct looker *looker)
     free(looker->paths);
 }
 
-int archive_path_check(const char *path, struct err *err)
+int gateway_archive_path_check(const char *path, struct err *err)
 {
     size_t size = strlen(path);
     int depth = 0;
@@ -177,7 +177,7 @@ static int look_at_entry(struct looker *looker, struct archive_entry *entry, str
         return 0; /* what `tar c .` begins with */
     if (strncmp(path, "./", 2) == 0)
         path += 2;
-    r = archive_path_check(path, err);
+    r = gateway_archive_path_check(path, err);
     if (r < 0)
         return r;
     if (archive_entry_hardlink(entry) != NULL || archive_entry_symlink(entry) != NULL ||
@@ -210,10 +210,10 @@ static int check_repeats(struct looker *looker, struct err *err)
     return 0;
 }
 
-int archive_look(const char *path, uint64_t content_size_max, struct archive_facts *ret_facts,
-                 struct err *err)
+int gateway_archive_look(const char *path, uint64_t content_size_max,
+                         struct archive_facts *ret_facts, struct err *err)
 {
-    OWNED(archive_facts_done) struct archive_facts facts = {.file_count = 0};
+    OWNED(gateway_archive_facts_done) struct archive_facts facts = {.file_count = 0};
     OWNED(looker_done)
     struct looker looker = {.facts = &facts, .content_size_max = content_size_max};
     struct archive_entry *entry;
@@ -362,9 +362,11 @@ static int check_encoder(const struct archive_facts *facts, struct err *err)
     return 0;
 }
 
-int archive_plan(const struct archive_facts *facts, struct archive_plan *ret_plan, struct err *err)
+int gateway_archive_plan(const struct archive_facts *facts, struct archive_plan *ret_plan,
+                         struct err *err)
 {
-    OWNED(archive_plan_done) struct archive_plan plan = {.device = "cpu", .replica_count = 1};
+    OWNED(gateway_archive_plan_done)
+    struct archive_plan plan = {.device = "cpu", .replica_count = 1};
     int r = 0;
 
     plan.settings = xstrdup("{}");

@@ -13,8 +13,8 @@
  *
  *     {"engine": "sim", "device": "cpu", "slots": 4, "replicas": 1, "settings": {…}}
  *
- * archive_look() blocks and belongs on a thread of the pool; archive_plan() is pure.
- * Thread: any.   Tests: tests/unit/test_gateway_archive.c
+ * gateway_archive_look() blocks and belongs on a thread of the pool; gateway_archive_plan() is
+ * pure. Thread: any.   Tests: tests/unit/test_gateway_archive.c
  */
 
 #include <stdbool.h>
@@ -37,22 +37,22 @@ struct archive_facts {
     char *config_json, *headrace_json; /* at the top; NULL: there is none */
     bool has_tokenizer;                /* vocab.txt or tokenizer.json at the top */
 };
-void archive_facts_done(struct archive_facts *facts);
+void gateway_archive_facts_done(struct archive_facts *facts);
 
 /* ERR_MALFORMED, ERR_TOO_BIG or ERR_UNSUPPORTED name the file that is refused, and why. */
-int archive_look(const char *path, uint64_t content_size_max, struct archive_facts *ret_facts,
-                 struct err *err) MUST_CHECK;
+int gateway_archive_look(const char *path, uint64_t content_size_max,
+                         struct archive_facts *ret_facts, struct err *err) MUST_CHECK;
 
 /* ERR_MALFORMED unless the path may be unpacked below a directory. For tests, too. */
-int archive_path_check(const char *path, struct err *err) MUST_CHECK;
+int gateway_archive_path_check(const char *path, struct err *err) MUST_CHECK;
 
 struct archive_plan {
     char engine[ARCHIVE_ENGINE_SIZE], device[ARCHIVE_DEVICE_SIZE];
     uint32_t slot_count, replica_count;
     char *settings; /* a JSON object, the engine's own */
 };
-void archive_plan_done(struct archive_plan *plan);
+void gateway_archive_plan_done(struct archive_plan *plan);
 
 /* What will run it. ERR_UNSUPPORTED says what was looked for and is missing. */
-int archive_plan(const struct archive_facts *facts, struct archive_plan *ret_plan,
-                 struct err *err) MUST_CHECK;
+int gateway_archive_plan(const struct archive_facts *facts, struct archive_plan *ret_plan,
+                         struct err *err) MUST_CHECK;

@@ -354,7 +354,7 @@ void call_begin(struct http_request *request, void *opaque)
              route_access(call->match.route) == ROUTE_ACCESS_PUBLIC)
         call_dispatch(call);
     else
-        keys_check(call, call_dispatch);
+        gateway_keys_check(call, call_dispatch);
 }
 
 /* ---- what routes have in common ---- */

@@ -95,7 +95,7 @@ static void cancel_finish(struct cancel *cancel, enum job_state state)
 
 /* ---- verdicts ---- */
 
-void cancels_on_wake(struct cancels *cancels, const void *bytes, size_t size)
+void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t size)
 {
     struct message message;
     struct cancel *cancel, *next;
@@ -133,7 +133,7 @@ static void on_look(void *opaque, const struct pg_answer *answer)
     }
 }
 
-void cancels_look(struct cancels *cancels)
+void gateway_cancels_look(struct cancels *cancels)
 {
     struct gateway *gateway = cancels->gateway;
     struct pg_batch *batch;
@@ -172,7 +172,7 @@ static void on_timer(void *opaque)
     if (cancels->count == 0)
         loop_timer_stop(cancels->look);
     else
-        cancels_look(cancels);
+        gateway_cancels_look(cancels);
 }
 
 /* ---- the request ---- */
@@ -277,7 +277,7 @@ static void on_found(void *opaque, const struct pg_answer *answer)
 void cancel_begin(struct call *call)
 {
     struct gateway *gateway = call->gateway;
-    uint32_t shards = watch_shard_count(gateway->watch);
+    uint32_t shards = gateway_watch_shard_count(gateway->watch);
     struct pg_batch *batch;
     struct wire_id id;
     struct err err;
@@ -307,7 +307,7 @@ void cancel_begin(struct call *call)
         call_fail(&call, &err);
 }
 
-int cancels_open(struct gateway *gateway, struct err *err)
+int gateway_cancels_open(struct gateway *gateway, struct err *err)
 {
     struct cancels *cancels = xcalloc(1, sizeof(*cancels));
 
@@ -319,7 +319,7 @@ int cancels_open(struct gateway *gateway, struct err *err)
     return 0;
 }
 
-void cancels_close(struct cancels **cancels_p)
+void gateway_cancels_close(struct cancels **cancels_p)
 {
     struct cancels *cancels = TAKE(*cancels_p);
     struct cancel *cancel;

@@ -22,12 +22,12 @@ struct config {
     bool sealed;
 };
 
-struct config *config_new(void)
+struct config *gateway_config_new(void)
 {
     return xcalloc(1, sizeof(struct config));
 }
 
-void config_free(struct config **config_p)
+void gateway_config_free(struct config **config_p)
 {
     struct config *config = TAKE(*config_p);
 
@@ -48,19 +48,20 @@ static void *grown(void *array, size_t count, size_t item_size)
     return full ? xrealloc(array, count == 0 ? 1 : 2 * count, item_size) : array;
 }
 
-void config_add_model(struct config *config, const struct config_model *model)
+void gateway_config_add_model(struct config *config, const struct config_model *model)
 {
     config->models = grown(config->models, config->model_count, sizeof(*model));
     config->models[config->model_count++] = *model;
 }
 
-void config_add_deployment(struct config *config, const struct config_deployment *deployment)
+void gateway_config_add_deployment(struct config *config,
+                                   const struct config_deployment *deployment)
 {
     config->deployments = grown(config->deployments, config->deployment_count, sizeof(*deployment));
     config->deployments[config->deployment_count++] = *deployment;
 }
 
-void config_add_target(struct config *config, const struct config_target *target)
+void gateway_config_add_target(struct config *config, const struct config_target *target)
 {
     config->targets = grown(config->targets, config->target_count, sizeof(*target));
     config->targets[config->target_count++] = *target;
@@ -127,7 +128,7 @@ static void link_parts(struct config *config)
     }
 }
 
-void config_seal(struct config *config)
+void gateway_config_seal(struct config *config)
 {
     assert(!config->sealed);
     sort(config->models, config->model_count, sizeof(config->models[0]), compare_models);
@@ -148,13 +149,13 @@ void config_seal(struct config *config)
     config->sealed = true;
 }
 
-size_t config_model_count(const struct config *config)
+size_t gateway_config_model_count(const struct config *config)
 {
     return config->model_count;
 }
 
-const struct config_model *config_find_model(const struct config *config, const char *tenant,
-                                             const char *id_or_name)
+const struct config_model *gateway_config_find_model(const struct config *config,
+                                                     const char *tenant, const char *id_or_name)
 {
     const struct config_ref want = {tenant, id_or_name, NULL};
     const struct config_ref *ref;
@@ -166,9 +167,9 @@ const struct config_model *config_find_model(const struct config *config, const 
     return ref == NULL ? NULL : ref->model;
 }
 
-const struct config_deployment *config_find_deployment(const struct config *config,
-                                                       const struct config_model *model,
-                                                       const char *id_or_name)
+const struct config_deployment *gateway_config_find_deployment(const struct config *config,
+                                                               const struct config_model *model,
+                                                               const char *id_or_name)
 {
     const struct config_deployment *deployments = config->deployments + model->first_deployment;
     const struct config_deployment *by_name = NULL;
@@ -195,7 +196,7 @@ static const struct config_model *find_split(const struct config *config, const 
             continue;
         memcpy(id, label, at);
         id[at] = '\0';
-        model = config_find_model(config, tenant, id);
+        model = gateway_config_find_model(config, tenant, id);
         if (model != NULL) {
             *ret_environment = label + at + 1;
             return model;
@@ -227,8 +228,8 @@ static int choose_of_environment(const struct config *config, const char *name, 
             targets[i].weight == 0)
             continue;
         if (random < targets[i].weight) {
-            choice->deployment = config_find_deployment(config, choice->model,
-                                                        targets[i].deployment);
+            choice->deployment = gateway_config_find_deployment(config, choice->model,
+                                                                targets[i].deployment);
             break;
         }
         random -= targets[i].weight;
@@ -258,20 +259,22 @@ static int check_status(const struct config_choice *choice, struct err *err)
     return 0;
 }
 
-int config_choose(const struct config *config, const char *tenant, const struct route_match *match,
-                  uint64_t random, struct config_choice *ret_choice, struct err *err)
+int gateway_config_choose(const struct config *config, const char *tenant,
+                          const struct route_match *match, uint64_t random,
+                          struct config_choice *ret_choice, struct err *err)
 {
     struct config_choice choice = {.environment = ""};
     const char *environment = match->target_name;
     int r = 0;
 
-    choice.model = config_find_model(config, tenant, match->model);
+    choice.model = gateway_config_find_model(config, tenant, match->model);
     if (choice.model == NULL && match->from_host && match->target == ROUTE_TARGET_NONE)
         choice.model = find_split(config, tenant, match->model, &environment);
     if (choice.model == NULL)
         return err_set(err, ERR_NOT_FOUND, "there is no model '%.80s'", match->model);
     if (match->target == ROUTE_TARGET_DEPLOYMENT) {
-        choice.deployment = config_find_deployment(config, choice.model, match->target_name);
+        choice.deployment = gateway_config_find_deployment(config, choice.model,
+                                                           match->target_name);
         if (choice.deployment == NULL)
             return err_set(err, ERR_NOT_FOUND, "model '%s' has no deployment '%.80s'",
                            choice.model->name, match->target_name);

@@ -4,7 +4,8 @@
 /*
  * What the gateway knows of models: an immutable snapshot, built from rows, asked by every request.
  *
- *     config_new -> config_add_…  (in any order) -> config_seal -> config_choose…
+ *     gateway_config_new -> config_add_…  (in any order) -> gateway_config_seal ->
+ * gateway_config_choose…
  *
  * Pure: no I/O, no clock.   Thread: the loop's.   Tests: tests/unit/test_gateway_config.c
  */
@@ -22,7 +23,7 @@ struct config;
 
 struct config_model {
     char id[CONFIG_NAME_SIZE], name[CONFIG_NAME_SIZE], tenant[CONFIG_NAME_SIZE];
-    size_t first_deployment, deployment_count; /* filled by config_seal() */
+    size_t first_deployment, deployment_count; /* filled by gateway_config_seal() */
     size_t first_target, target_count;
 };
 
@@ -39,21 +40,22 @@ struct config_target {
     uint32_t weight;
 };
 
-struct config *config_new(void);
-void config_free(struct config **config_p);
-void config_add_model(struct config *config, const struct config_model *model);
-void config_add_deployment(struct config *config, const struct config_deployment *deployment);
-void config_add_target(struct config *config, const struct config_target *target);
-void config_seal(struct config *config);
-size_t config_model_count(const struct config *config);
+struct config *gateway_config_new(void);
+void gateway_config_free(struct config **config_p);
+void gateway_config_add_model(struct config *config, const struct config_model *model);
+void gateway_config_add_deployment(struct config *config,
+                                   const struct config_deployment *deployment);
+void gateway_config_add_target(struct config *config, const struct config_target *target);
+void gateway_config_seal(struct config *config);
+size_t gateway_config_model_count(const struct config *config);
 
 /* By id or name; NULL: this tenant has no such model. */
-const struct config_model *config_find_model(const struct config *config, const char *tenant,
-                                             const char *id_or_name);
+const struct config_model *gateway_config_find_model(const struct config *config,
+                                                     const char *tenant, const char *id_or_name);
 /* By id or name within the model. */
-const struct config_deployment *config_find_deployment(const struct config *config,
-                                                       const struct config_model *model,
-                                                       const char *id_or_name);
+const struct config_deployment *gateway_config_find_deployment(const struct config *config,
+                                                               const struct config_model *model,
+                                                               const char *id_or_name);
 
 struct config_choice {
     const struct config_model *model;
@@ -64,5 +66,6 @@ struct config_choice {
 /* Whom a request goes to; of an environment's deployments one by weight, chosen by `random`.
  * ERR_NOT_FOUND: no such model, environment or deployment, or it is deactivated. ERR_UNAVAILABLE:
  * it exists and cannot take requests yet, or failed to start. The text says which. */
-int config_choose(const struct config *config, const char *tenant, const struct route_match *match,
-                  uint64_t random, struct config_choice *ret_choice, struct err *err) MUST_CHECK;
+int gateway_config_choose(const struct config *config, const char *tenant,
+                          const struct route_match *match, uint64_t random,
+                          struct config_choice *ret_choice, struct err *err) MUST_CHECK;

@@ -214,7 +214,7 @@ static void on_key_revoked(void *opaque, const struct pg_answer *answer)
         call_fail_as(&call, 404, "client_error", "there is no key with this prefix");
         return;
     }
-    keys_forget(call->gateway->keys, pg_c(answer, 0, 0, 0));
+    gateway_keys_forget(call->gateway->keys, pg_c(answer, 0, 0, 0));
     body = json_pack("{s:s}", "prefix", pg_c(answer, 0, 0, 0));
     call_answer_json(&call, 200, &body);
 }

@@ -63,7 +63,7 @@ struct keys {
     uint32_t waiting_count;
 };
 
-int keys_open(struct gateway *gateway, struct err *err)
+int gateway_keys_open(struct gateway *gateway, struct err *err)
 {
     (void)err;
     gateway->keys = xcalloc(1, sizeof(*gateway->keys));
@@ -83,7 +83,7 @@ static void question_free(struct key_question *question)
     free(question);
 }
 
-void keys_close(struct keys **keys_p)
+void gateway_keys_close(struct keys **keys_p)
 {
     struct keys *keys = TAKE(*keys_p);
     struct key_question *question;
@@ -111,7 +111,7 @@ static struct key_slot *slot_find(struct key_slot *table, const char *prefix)
     return strcmp(slot->prefix, prefix) == 0 ? slot : NULL;
 }
 
-void keys_forget(struct keys *keys, const char *prefix)
+void gateway_keys_forget(struct keys *keys, const char *prefix)
 {
     struct key_slot *slots[] = {slot_find(keys->good, prefix), slot_find(keys->unknown, prefix)};
 
@@ -159,7 +159,7 @@ static void remember(struct keys *keys, const char *prefix, const struct pg_answ
     struct wire_bytes digest;
     struct err err;
 
-    keys_forget(keys, prefix);
+    gateway_keys_forget(keys, prefix);
     *slot = (struct key_slot){.asked_ms = loop_now_ms(keys->gateway->loop)};
     if (known) {
         digest = pg_bytes(answer, 0, 0, 0);
@@ -272,7 +272,7 @@ static int ask(struct keys *keys, struct call *call, const struct api_key *key,
     return 0;
 }
 
-void keys_check(struct call *call, void (*on_known)(struct call *call))
+void gateway_keys_check(struct call *call, void (*on_known)(struct call *call))
 {
     struct keys *keys = call->gateway->keys;
     const char *text = api_key_of_header(http_request_header(call->request, "Authorization"));

@@ -76,7 +76,7 @@ static struct job_view view_of_row(const struct pg_answer *answer, size_t i)
 static void on_requests(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
-    const struct config *config = watch_config(call->gateway->watch);
+    const struct config *config = gateway_watch_config(call->gateway->watch);
     struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
     char last[JOB_ID_TEXT_SIZE] = "";
     int64_t limit = PAGE_DEFAULT;
@@ -93,8 +93,8 @@ static void on_requests(void *opaque, const struct pg_answer *answer)
         struct job_view view = view_of_row(answer, i);
         const struct config_model *model = config == NULL
                                                ? NULL
-                                               : config_find_model(config, call->tenant,
-                                                                   pg_c(answer, 0, i, 2));
+                                               : gateway_config_find_model(config, call->tenant,
+                                                                           pg_c(answer, 0, i, 2));
 
         if (model != NULL)
             view.model_name = WIRE_TEXT_OF(model->name);
@@ -140,7 +140,7 @@ static int filter_read(const struct call *call, struct filter *filter, struct er
         r = err_set(err, ERR_MALFORMED, "cursor is '%.60s'; it must be one from next_cursor",
                     cursor);
     if (r == 0 && since != NULL)
-        r = time_parse(since, &filter->since_us, err);
+        r = gateway_time_parse(since, &filter->since_us, err);
     if (r == 0 && since != NULL) /* an id's time is its gateway's clock: a minute is plenty */
         filter->from = job_id_make(
             0, filter->since_us / 1000 < MINUTE_MS ? 0 : filter->since_us / 1000 - MINUTE_MS,
@@ -151,7 +151,7 @@ static int filter_read(const struct call *call, struct filter *filter, struct er
 void requests_begin(struct call *call)
 {
     struct gateway *gateway = call->gateway;
-    const struct config *config = watch_config(gateway->watch);
+    const struct config *config = gateway_watch_config(gateway->watch);
     struct filter filter = {.has_state = false};
     const struct config_model *model;
     struct pg_batch *batch;
@@ -164,7 +164,7 @@ void requests_begin(struct call *call)
     }
     model = filter.model == NULL || config == NULL
                 ? NULL
-                : config_find_model(config, call->tenant, filter.model);
+                : gateway_config_find_model(config, call->tenant, filter.model);
     batch = pg_batch_new();
     pg_add(batch, &list_requests);
     pg_bind_c(batch, call->tenant);
@@ -227,5 +227,5 @@ static void on_choice(struct call *call, const struct config_choice *choice)
 
 void queue_status_begin(struct call *call)
 {
-    watch_choose(call, on_choice);
+    gateway_watch_choose(call, on_choice);
 }

@@ -262,5 +262,5 @@ void deployment_logs_begin(struct call *call)
     if (call_query_number(call, "limit", LINES_DEFAULT, 1, LINES_MAX, &limit, &err) < 0)
         call_fail(&call, &err);
     else
-        watch_find_model(call, ask_replicas);
+        gateway_watch_find_model(call, ask_replicas);
 }

@@ -68,11 +68,11 @@ const char *gateway_not_ready(const struct gateway *gateway)
 
     if (gateway->draining)
         return "draining";
-    if (watch_config(gateway->watch) == NULL)
+    if (gateway_watch_config(gateway->watch) == NULL)
         return "no models are known yet: Postgres was not reached";
-    if (watch_shard_count(gateway->watch) == 0)
+    if (gateway_watch_shard_count(gateway->watch) == 0)
         return "Kafka has no topic 'intake' yet, or was not reached";
-    if (!submits_clock_is_good(gateway->submits, &skew_s))
+    if (!gateway_submits_clock_is_good(gateway->submits, &skew_s))
         return "our clock and Kafka's differ by more than clock-skew-max";
     return NULL;
 }
@@ -83,7 +83,7 @@ static void on_tick(void *opaque)
 {
     struct gateway *gateway = opaque;
 
-    watch_tick(gateway->watch, loop_now_ms(gateway->loop));
+    gateway_watch_tick(gateway->watch, loop_now_ms(gateway->loop));
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
@@ -96,12 +96,12 @@ static void on_tick(void *opaque)
 
 static void on_wake(void *opaque, const void *bytes, size_t size)
 {
-    cancels_on_wake(((struct gateway *)opaque)->cancels, bytes, size);
+    gateway_cancels_on_wake(((struct gateway *)opaque)->cancels, bytes, size);
 }
 
 static void on_subscribed(void *opaque)
 {
-    cancels_look(((struct gateway *)opaque)->cancels);
+    gateway_cancels_look(((struct gateway *)opaque)->cancels);
 }
 
 /* ---- drain ---- */
@@ -117,7 +117,8 @@ static void on_drain_step(void *opaque)
     uint32_t unreported = queue_producer_unreported(gateway->producer);
     bool late = loop_now_ms(gateway->loop) >= gateway->drain_by_ms;
 
-    if (!late && (!gateway->drained || unreported > 0 || submits_waiting(gateway->submits) > 0))
+    if (!late &&
+        (!gateway->drained || unreported > 0 || gateway_submits_waiting(gateway->submits) > 0))
         return;
     log_info("drained", LOG_BOOL("in_time", !late), LOG_U64("unreported", unreported));
     loop_timer_stop(gateway->tick);
@@ -139,7 +140,7 @@ static void on_signal(void *opaque)
     }
     gateway->draining = true;
     gateway->drain_by_ms = loop_now_ms(gateway->loop) + gateway->settings.drain_ms;
-    log_info("draining", LOG_U64("submits", submits_waiting(gateway->submits)));
+    log_info("draining", LOG_U64("submits", gateway_submits_waiting(gateway->submits)));
     loop_timer_free(&gateway->tick);
     gateway->tick = loop_timer_new(gateway->loop, on_drain_step, gateway);
     loop_timer_start(gateway->tick, DRAIN_STEP_MS, DRAIN_STEP_MS);
@@ -259,8 +260,9 @@ static int open_server(struct gateway *gateway, struct err *err)
 static int gateway_open(struct gateway *gateway, struct err *err)
 {
     static int (*const opens[])(struct gateway * gateway, struct err * err) = {
-        open_inside, open_postgres, open_kafka,   open_redis,   open_blobs,
-        keys_open,   watch_open,    submits_open, cancels_open, open_server,
+        open_inside,          open_postgres,     open_kafka,         open_redis,
+        open_blobs,           gateway_keys_open, gateway_watch_open, gateway_submits_open,
+        gateway_cancels_open, open_server,
     };
     uint64_t seed;
     int r = loop_open(&gateway->loop, err);
@@ -296,11 +298,11 @@ static void gateway_close(struct gateway *gateway)
     queue_producer_close(&gateway->producer);
     queue_admin_close(&gateway->queue_admin);
     blob_store_close(&gateway->blobs);
-    cancels_close(&gateway->cancels);
+    gateway_cancels_close(&gateway->cancels);
     if (gateway->submits != NULL)
-        submits_close(&gateway->submits);
-    watch_close(&gateway->watch);
-    keys_close(&gateway->keys);
+        gateway_submits_close(&gateway->submits);
+    gateway_watch_close(&gateway->watch);
+    gateway_keys_close(&gateway->keys);
     if (gateway->loop != NULL)
         calls_close(gateway);
     tracer_close(&gateway->tracer);

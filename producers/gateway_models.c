@@ -155,7 +155,7 @@ static void show_model(struct call *call, const struct config_model *model)
 
 void model_begin(struct call *call)
 {
-    watch_find_model(call, show_model);
+    gateway_watch_find_model(call, show_model);
 }
 
 static void on_model_forgotten(void *opaque, const struct pg_answer *answer)
@@ -186,7 +186,7 @@ static void forget_model(struct call *call, const struct config_model *model)
 
 void model_delete_begin(struct call *call)
 {
-    watch_find_model(call, forget_model);
+    gateway_watch_find_model(call, forget_model);
 }
 
 /* ---- deployments ---- */
@@ -248,7 +248,7 @@ static void list_deployments(struct call *call, const struct config_model *model
 
 void deployments_begin(struct call *call)
 {
-    watch_find_model(call, list_deployments);
+    gateway_watch_find_model(call, list_deployments);
 }
 
 static void answer_no_deployment(struct call *call)
@@ -292,7 +292,7 @@ static void show_deployment(struct call *call, const struct config_model *model)
 
 void deployment_begin(struct call *call)
 {
-    watch_find_model(call, show_deployment);
+    gateway_watch_find_model(call, show_deployment);
 }
 
 static void on_deployment_forgotten(void *opaque, const struct pg_answer *answer)
@@ -332,7 +332,7 @@ static void forget_deployment(struct call *call, const struct config_model *mode
 
 void deployment_delete_begin(struct call *call)
 {
-    watch_find_model(call, forget_deployment);
+    gateway_watch_find_model(call, forget_deployment);
 }
 
 /* ---- environments ---- */
@@ -377,7 +377,7 @@ static void list_environments(struct call *call, const struct config_model *mode
 
 void environments_begin(struct call *call)
 {
-    watch_find_model(call, list_environments);
+    gateway_watch_find_model(call, list_environments);
 }
 
 static void on_promoted(void *opaque, const struct pg_answer *answer)
@@ -429,7 +429,7 @@ static void promote(struct call *call, const struct config_model *model)
 
 static void promote_with_body(struct call *call)
 {
-    watch_find_model(call, promote);
+    gateway_watch_find_model(call, promote);
 }
 
 void promote_begin(struct call *call)

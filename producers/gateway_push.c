@@ -61,8 +61,8 @@ static void push_free(struct push **push_p)
         return;
     blob_upload_free(&push->upload);
     buf_done(&push->part);
-    archive_facts_done(&push->facts);
-    archive_plan_done(&push->plan);
+    gateway_archive_facts_done(&push->facts);
+    gateway_archive_plan_done(&push->plan);
     free(push);
 }
 
@@ -95,7 +95,7 @@ static void on_created(void *opaque, const struct pg_answer *answer)
 static void bind_create(struct pg_batch *batch, const struct push *push)
 {
     const struct call *call = push->call;
-    uint32_t shards = watch_shard_count(push->gateway->watch);
+    uint32_t shards = gateway_watch_shard_count(push->gateway->watch);
     uint8_t random[SHORT_ID_RANDOM_SIZE];
     char model_id[SHORT_ID_SIZE], id[SHORT_ID_SIZE];
     bool has_files = push->blob[0] != '\0';
@@ -131,7 +131,7 @@ static void push_create_rows(struct push *push)
     struct err err;
     int r;
 
-    if (watch_shard_count(push->gateway->watch) == 0) {
+    if (gateway_watch_shard_count(push->gateway->watch) == 0) {
         (void)err_set(&err, ERR_UNAVAILABLE, "Kafka was not reached yet: no home for a deployment");
         push_fail(push, &err);
         return;
@@ -161,10 +161,11 @@ static void look(uv_work_t *work)
 {
     struct push *push = (struct push *)work;
     uint64_t size_max = push->gateway->settings.unpacked_max_size;
-    int r = archive_look(blob_upload_path(push->upload), size_max, &push->facts, &push->err);
+    int r = gateway_archive_look(blob_upload_path(push->upload), size_max, &push->facts,
+                                 &push->err);
 
     if (r == 0)
-        r = archive_plan(&push->facts, &push->plan, &push->err);
+        r = gateway_archive_plan(&push->facts, &push->plan, &push->err);
     push->err.code = r;
 }
 
@@ -351,7 +352,7 @@ static void on_json(struct call *call)
     int r;
 
     push->facts.headrace_json = xstrdup(buf_text(body));
-    r = archive_plan(&push->facts, &push->plan, &err);
+    r = gateway_archive_plan(&push->facts, &push->plan, &err);
     if (r == ERR_UNSUPPORTED)
         err.code = ERR_MISMATCH;
     if (r < 0)

@@ -39,14 +39,14 @@ PG_STATEMENT(status_result, "SELECT r.output, coalesce(r.output_blob, '') FROM j
 
 static void name_model(const struct call *call, struct job_view *view, char *id, size_t id_size)
 {
-    const struct config *config = watch_config(call->gateway->watch);
+    const struct config *config = gateway_watch_config(call->gateway->watch);
     const struct config_model *model;
 
     if (config == NULL || view->model.size >= id_size)
         return;
     (void)snprintf(id, id_size, "%.*s", (int)view->model.size,
                    view->model.size > 0 ? view->model.text : "");
-    model = config_find_model(config, call->tenant, id);
+    model = gateway_config_find_model(config, call->tenant, id);
     if (model != NULL)
         view->model_name = WIRE_TEXT_OF(model->name);
 }

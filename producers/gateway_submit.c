@@ -360,11 +360,12 @@ static void submit_store_input(struct submit *submit)
  * that one is gone: then nobody but the newly chosen one could run it. */
 static void submit_repeat(struct submit *submit, const struct wire_id *id, const char *deployment)
 {
-    const struct config *config = watch_config(submit->gateway->watch);
-    const struct config_model *model = config_find_model(config, submit->tenant, submit->model);
-    const struct config_deployment *first = model == NULL
-                                                ? NULL
-                                                : config_find_deployment(config, model, deployment);
+    const struct config *config = gateway_watch_config(submit->gateway->watch);
+    const struct config_model *model = gateway_config_find_model(config, submit->tenant,
+                                                                 submit->model);
+    const struct config_deployment *first = model == NULL ? NULL
+                                                          : gateway_config_find_deployment(
+                                                                config, model, deployment);
 
     submit->id = *id;
     submit->repeat = true;
@@ -489,7 +490,8 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
     struct submit *submit;
     struct err err;
-    int r = watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool, &err);
+    int r = gateway_watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool,
+                                       &err);
 
     if (r == 0)
         r = submit_check_room(gateway->submits, 0, &err);
@@ -510,7 +512,7 @@ static void on_choice(struct call *call, const struct config_choice *choice)
 
 void submit_begin(struct call *call)
 {
-    watch_choose(call, on_choice);
+    gateway_watch_choose(call, on_choice);
 }
 
 /* ---- all of them ---- */
@@ -541,7 +543,7 @@ static void on_sweep(void *opaque)
         loop_timer_stop(submits->sweep);
 }
 
-int submits_open(struct gateway *gateway, struct err *err)
+int gateway_submits_open(struct gateway *gateway, struct err *err)
 {
     struct submits *submits = xcalloc(1, sizeof(*submits));
 
@@ -557,7 +559,7 @@ int submits_open(struct gateway *gateway, struct err *err)
     return 0;
 }
 
-void submits_close(struct submits **submits_p)
+void gateway_submits_close(struct submits **submits_p)
 {
     struct submits *submits = *submits_p; /* submit_free() still looks at it */
     struct submit *submit;
@@ -571,12 +573,12 @@ void submits_close(struct submits **submits_p)
     mem_free(submits_p);
 }
 
-uint32_t submits_waiting(const struct submits *submits)
+uint32_t gateway_submits_waiting(const struct submits *submits)
 {
     return submits->count;
 }
 
-bool submits_clock_is_good(const struct submits *submits, double *ret_skew_s)
+bool gateway_submits_clock_is_good(const struct submits *submits, double *ret_skew_s)
 {
     double limit_s = (double)submits->gateway->settings.clock_skew_max_ms / 1000;
 

@@ -94,7 +94,7 @@ static bool take_offset(const char **at, int64_t *ret_minutes)
     return true;
 }
 
-int time_parse(const char *text, uint64_t *ret_us, struct err *err)
+int gateway_time_parse(const char *text, uint64_t *ret_us, struct err *err)
 {
     const char *at = text;
     int64_t days = 0, fraction_us = 0, offset_minutes = 0, seconds;

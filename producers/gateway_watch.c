@@ -78,7 +78,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
         mem_copy_text(model.id, pg_c(answer, 0, i, 0));
         mem_copy_text(model.name, pg_c(answer, 0, i, 1));
         mem_copy_text(model.tenant, pg_c(answer, 0, i, 2));
-        config_add_model(config, &model);
+        gateway_config_add_model(config, &model);
     }
     for (size_t i = 0; i < pg_row_count(answer, 1); i++) {
         struct config_deployment deployment = {
@@ -91,7 +91,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
         mem_copy_text(deployment.model, pg_c(answer, 1, i, 2));
         mem_copy_text(deployment.pool, pg_c(answer, 1, i, 3));
         mem_copy_text(deployment.status, pg_c(answer, 1, i, 4));
-        config_add_deployment(config, &deployment);
+        gateway_config_add_deployment(config, &deployment);
     }
     for (size_t i = 0; i < pg_row_count(answer, 2); i++) {
         struct config_target target = {.weight = (uint32_t)pg_u64(answer, 2, i, 3)};
@@ -99,7 +99,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
         mem_copy_text(target.model, pg_c(answer, 2, i, 0));
         mem_copy_text(target.environment, pg_c(answer, 2, i, 1));
         mem_copy_text(target.deployment, pg_c(answer, 2, i, 2));
-        config_add_target(config, &target);
+        gateway_config_add_target(config, &target);
     }
 }
 
@@ -118,10 +118,10 @@ static void on_config(void *opaque, const struct pg_answer *answer)
                               &outcome),
                1);
     if (fresh) {
-        config_free(&watch->config);
-        watch->config = config_new();
+        gateway_config_free(&watch->config);
+        watch->config = gateway_config_new();
         copy_rows(watch->config, answer);
-        config_seal(watch->config);
+        gateway_config_seal(watch->config);
     } else {
         log_warn("config_not_read", LOG_ERR(&answer->err));
     }
@@ -177,7 +177,7 @@ static void on_notify(void *opaque, const char *payload)
     struct watch *watch = opaque;
 
     if (payload != NULL && strncmp(payload, "api_key ", 8) == 0) {
-        keys_forget(watch->gateway->keys, payload + 8);
+        gateway_keys_forget(watch->gateway->keys, payload + 8);
         return;
     }
     if (payload != NULL &&
@@ -228,10 +228,10 @@ static void call_choose(struct call *call, bool may_ask)
     if (watch->config == NULL) {
         r = err_set(&err, ERR_UNAVAILABLE, "no model is known yet: Postgres was not reached");
     } else if (call->on_choice != NULL) {
-        r = config_choose(watch->config, call->tenant, &call->match, rng_next(&call->gateway->rng),
-                          &choice, &err);
+        r = gateway_config_choose(watch->config, call->tenant, &call->match,
+                                  rng_next(&call->gateway->rng), &choice, &err);
     } else {
-        choice.model = config_find_model(watch->config, call->tenant, call->match.model);
+        choice.model = gateway_config_find_model(watch->config, call->tenant, call->match.model);
         r = choice.model != NULL
                 ? 0
                 : err_set(&err, ERR_NOT_FOUND, "there is no model '%.80s'", call->match.model);
@@ -246,23 +246,23 @@ static void call_choose(struct call *call, bool may_ask)
         fail_to_choose(call, err.code == ERR_NOT_FOUND ? &ask_err : &err);
 }
 
-void watch_choose(struct call *call,
-                  void (*done)(struct call *call, const struct config_choice *choice))
+void gateway_watch_choose(struct call *call,
+                          void (*done)(struct call *call, const struct config_choice *choice))
 {
     call->on_choice = done;
     call->on_model = NULL;
     call_choose(call, true);
 }
 
-void watch_find_model(struct call *call,
-                      void (*done)(struct call *call, const struct config_model *model))
+void gateway_watch_find_model(struct call *call,
+                              void (*done)(struct call *call, const struct config_model *model))
 {
     call->on_model = done;
     call->on_choice = NULL;
     call_choose(call, true);
 }
 
-const struct config *watch_config(const struct watch *watch)
+const struct config *gateway_watch_config(const struct watch *watch)
 {
     return watch->config;
 }
@@ -333,8 +333,8 @@ static bool is_full(const full_name *names, size_t count, const char *name)
     return false;
 }
 
-int watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
-                       struct err *err)
+int gateway_watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
+                               struct err *err)
 {
     const struct gateway_settings *settings = &watch->gateway->settings;
 
@@ -348,14 +348,14 @@ int watch_check_limits(const struct watch *watch, const char *tenant, const char
     return 0;
 }
 
-uint32_t watch_shard_count(const struct watch *watch)
+uint32_t gateway_watch_shard_count(const struct watch *watch)
 {
     return watch->shard_count;
 }
 
 /* ---- opening, closing, time ---- */
 
-void watch_tick(struct watch *watch, uint64_t now_ms)
+void gateway_watch_tick(struct watch *watch, uint64_t now_ms)
 {
     struct gateway *gateway = watch->gateway;
     uint64_t shards_gap_ms = watch->shard_count == 0 ? 0 : SHARDS_GAP_MS;
@@ -376,7 +376,7 @@ void watch_tick(struct watch *watch, uint64_t now_ms)
     }
 }
 
-int watch_open(struct gateway *gateway, struct err *err)
+int gateway_watch_open(struct gateway *gateway, struct err *err)
 {
     struct watch *watch = xcalloc(1, sizeof(*watch));
 
@@ -400,7 +400,7 @@ static void waiters_free(struct waiters *waiters)
     }
 }
 
-void watch_close(struct watch **watch_p)
+void gateway_watch_close(struct watch **watch_p)
 {
     struct watch *watch = TAKE(*watch_p);
 
@@ -409,7 +409,7 @@ void watch_close(struct watch **watch_p)
     loop_timer_free(&watch->gap);
     waiters_free(&watch->waiting);
     waiters_free(&watch->reading);
-    config_free(&watch->config);
+    gateway_config_free(&watch->config);
     free(watch->full_pools);
     free(watch->full_tenants);
     free(watch);

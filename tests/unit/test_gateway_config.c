@@ -34,10 +34,10 @@ static const char *const models[][3] = {
 
 static int world_open(void **state)
 {
-    struct config *config = config_new();
+    struct config *config = gateway_config_new();
 
     for (size_t i = 0; i < COUNT_OF(targets); i++)
-        config_add_target(config, &targets[i]);
+        gateway_config_add_target(config, &targets[i]);
     for (size_t i = 0; i < COUNT_OF(deployments); i++) {
         struct config_deployment deployment = {.shard = 0};
 
@@ -45,7 +45,7 @@ static int world_open(void **state)
         mem_copy_text(deployment.name, deployments[i][1]);
         mem_copy_text(deployment.model, deployments[i][2]);
         mem_copy_text(deployment.status, deployments[i][3]);
-        config_add_deployment(config, &deployment);
+        gateway_config_add_deployment(config, &deployment);
     }
     for (size_t i = 0; i < COUNT_OF(models); i++) {
         struct config_model model = {.target_count = 0};
@@ -53,16 +53,16 @@ static int world_open(void **state)
         mem_copy_text(model.id, models[i][0]);
         mem_copy_text(model.name, models[i][1]);
         mem_copy_text(model.tenant, models[i][2]);
-        config_add_model(config, &model);
+        gateway_config_add_model(config, &model);
     }
-    config_seal(config);
+    gateway_config_seal(config);
     *state = config;
     return 0;
 }
 
 static int world_close(void **state)
 {
-    config_free((struct config **)state);
+    gateway_config_free((struct config **)state);
     return 0;
 }
 
@@ -121,7 +121,8 @@ static void test_choose(void **state)
                                           .from_host = rows[i].from_host};
         struct config_choice choice;
         struct err err = {0};
-        int r = config_choose(*state, rows[i].tenant, &match, rows[i].random, &choice, &err);
+        int r = gateway_config_choose(*state, rows[i].tenant, &match, rows[i].random, &choice,
+                                      &err);
 
         if (r != rows[i].code)
             fail_msg("%s: %d %s", rows[i].what, r, err.text);
@@ -136,14 +137,14 @@ static void test_choose(void **state)
 
 static void test_empty(void **state)
 {
-    struct config *config = config_new();
+    struct config *config = gateway_config_new();
 
     (void)state;
-    config_seal(config);
-    assert_null(config_find_model(config, "a", "m1"));
-    assert_int_equal(config_model_count(config), 0);
-    config_free(&config);
-    config_free(&config);
+    gateway_config_seal(config);
+    assert_null(gateway_config_find_model(config, "a", "m1"));
+    assert_int_equal(gateway_config_model_count(config), 0);
+    gateway_config_free(&config);
+    gateway_config_free(&config);
 }
 
 int main(void)

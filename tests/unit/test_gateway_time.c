@@ -35,7 +35,7 @@ static void test_good(void **state)
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         uint64_t us = 0;
 
-        if (time_parse(rows[i].text, &us, &err) < 0 || us != rows[i].want_us)
+        if (gateway_time_parse(rows[i].text, &us, &err) < 0 || us != rows[i].want_us)
             fail_msg("%s: %llu", rows[i].text, (unsigned long long)us);
     }
 }
@@ -64,7 +64,7 @@ static void test_bad(void **state)
 
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        if (time_parse(rows[i], &us, &err) != ERR_MALFORMED)
+        if (gateway_time_parse(rows[i], &us, &err) != ERR_MALFORMED)
             fail_msg("%s", rows[i]);
     }
 }
