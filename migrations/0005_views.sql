@@ -41,7 +41,7 @@ CREATE FUNCTION webhook_status(url text, job_state smallint, delivery_state smal
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     RETURN CASE WHEN url IS NULL THEN 'NO_WEBHOOK_PROVIDED'
         WHEN delivery_state IS NOT NULL THEN delivery_state_name(delivery_state)
-        ELSE 'PENDING' END;
+        WHEN job_state = 6 THEN 'CANCELED' ELSE 'PENDING' END;
 
 -- Bytes as text; null when they are no UTF-8, so that one odd output cannot fail a whole query.
 CREATE FUNCTION text_of(bytes bytea) RETURNS text LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
@@ -123,7 +123,7 @@ COMMENT ON COLUMN headrace_v1.jobs.max_attempts IS 'Attempts that the request al
 COMMENT ON COLUMN headrace_v1.jobs.retry_at IS 'A waiting retry is not tried before.';
 COMMENT ON COLUMN headrace_v1.jobs.round IS '1, and one more at each replay.';
 COMMENT ON COLUMN headrace_v1.jobs.error_code IS 'Code that clients see; of the last failed attempt while it is not final.';
-COMMENT ON COLUMN headrace_v1.jobs.error_class IS 'Class that decided what followed: see docs/errors.md.';
+COMMENT ON COLUMN headrace_v1.jobs.error_class IS 'Class that decided what followed: bad_input, model_error, oom, lost_worker …';
 COMMENT ON COLUMN headrace_v1.jobs.error_message IS 'What the model or the platform said.';
 COMMENT ON COLUMN headrace_v1.jobs.input_size IS 'Bytes of the input.';
 COMMENT ON COLUMN headrace_v1.jobs.input_digest IS 'SHA-256 of the input, in hex.';

@@ -202,6 +202,34 @@ static void test_everything_has_a_comment(void **state)
     pg_session_close(&session);
 }
 
+/* docs/sql.md says of each view and column what its comment says. */
+static void test_the_guide_is_not_stale(void **state)
+{
+    struct pg_session *session = looker_open();
+    OWNED(mem_free) char *guide = file_read("../docs/sql.md");
+    struct pg_answer answer;
+    struct err err = {0};
+
+    (void)state;
+    if (pg_session_query(
+            session,
+            "SELECT '| `' || a.attname || '` | ' || format_type(a.atttypid, a.atttypmod) || ' | ' "
+            "|| replace(col_description(c.oid, a.attnum), '|', '\\|') || ' |' FROM pg_class c "
+            "JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 WHERE "
+            "c.relnamespace = 'headrace_v1'::regnamespace AND c.relkind = 'v' UNION ALL "
+            "SELECT '### ' || relname || E'\n\n' || obj_description(oid, 'pg_class') FROM "
+            "pg_class WHERE relnamespace = 'headrace_v1'::regnamespace AND relkind = 'v'",
+            &answer, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(pg_row_count(&answer, 0) > 100);
+    for (size_t i = 0; i < pg_row_count(&answer, 0); i++) {
+        if (strstr(guide, pg_c(&answer, 0, i, 0)) == NULL)
+            fail_msg("docs/sql.md lacks: %s", pg_c(&answer, 0, i, 0));
+    }
+    pg_answer_done(&answer);
+    pg_session_close(&session);
+}
+
 /* A job as views show it. */
 #define JOB(n, state, error_class, webhook, delivery_state)                                        \
     "INSERT INTO job (id, accepted_at, received_at, start_deadline_at, state_at, seq, "            \
@@ -222,12 +250,13 @@ static void test_status_as_clients_see_it(void **state)
     (void)state;
     looker_script(session, "TRUNCATE job, delivery;" JOB(1, 1, 0, "NULL", 0) JOB(2, 3, 0, "'u'", 0)
                                JOB(3, 3, 0, "'u'", 1) JOB(4, 3, 0, "'u'", 2) JOB(5, 3, 0, "'u'", 3)
-                                   JOB(6, 4, 2, "'u'", 3));
+                                   JOB(6, 4, 2, "'u'", 3) JOB(7, 6, 11, "'u'", 0));
     looker_expect(session,
                   "SELECT string_agg(concat_ws(':', status, webhook_status, error_code), ' ' "
                   "ORDER BY id) FROM headrace_v1.jobs",
                   "QUEUED:NO_WEBHOOK_PROVIDED SUCCEEDED:PENDING SUCCEEDED:PENDING "
-                  "SUCCEEDED:SUCCEEDED WEBHOOK_FAILED:FAILED FAILED:FAILED:MODEL_PREDICT_ERROR");
+                  "SUCCEEDED:SUCCEEDED WEBHOOK_FAILED:FAILED FAILED:FAILED:MODEL_PREDICT_ERROR "
+                  "CANCELED:CANCELED:CANCELED");
     looker_expect(session, "SELECT trace_id FROM headrace_v1.jobs LIMIT 1",
                   "0af7651916cd43dd8448eb211c80319c");
     pg_session_close(&session);
@@ -274,6 +303,7 @@ int main(void)
         cmocka_unit_test(test_schema_files_equal_the_migrations),
         cmocka_unit_test_setup(test_names_equal_the_tables, setup_migrated),
         cmocka_unit_test_setup(test_everything_has_a_comment, setup_migrated),
+        cmocka_unit_test_setup(test_the_guide_is_not_stale, setup_migrated),
         cmocka_unit_test_setup(test_status_as_clients_see_it, setup_migrated),
         cmocka_unit_test_setup(test_the_reader_reads_views_only, setup_migrated),
     };
