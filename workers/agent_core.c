@@ -37,6 +37,8 @@ struct replica {
     bool wanted, running;
     uint32_t shard, restart_count, failures; /* failures in a row, for the back-off */
     uint64_t boot, start_ms, ready_ms, kill_ms;
+    const char *state; /* as it was last told; NULL: never */
+    char reason[AGENT_REASON_SIZE];
 };
 
 struct archive {
@@ -96,11 +98,14 @@ static struct agent_todo *todo_of(struct agent_core *core, enum agent_todo_type 
     return todo;
 }
 
-static void tell_replica(struct agent_core *core, const struct replica *replica, const char *state,
+static void tell_replica(struct agent_core *core, struct replica *replica, const char *state,
                          const char *reason)
 {
     struct agent_todo *todo = todo_of(core, AGENT_TODO_REPLICA, replica);
 
+    replica->state = state;
+    if (reason != replica->reason)
+        mem_copy_text(replica->reason, reason);
     mem_copy_text(todo->state, state);
     mem_copy_text(todo->reason, reason);
 }
@@ -493,6 +498,20 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
         replica_end_ready(core, replica, why);
 }
 
+void agent_core_tell_again(struct agent_core *core)
+{
+    struct replica *replica;
+
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        if (replica->state == NULL)
+            continue;
+        tell_replica(core, replica, replica->state, replica->reason);
+        if (replica->phase == PHASE_FAILED)
+            tell_deployment(core, replica->deployment_id, "DEPLOY_FAILED", replica->reason);
+    }
+}
+
 void agent_core_drain(struct agent_core *core)
 {
     struct replica *replica, *next;
@@ -521,7 +540,7 @@ void agent_core_tick(struct agent_core *core, uint64_t now_ms)
         if (replica->phase != PHASE_WAITING || replica->start_ms > now_ms)
             continue;
         if (deployment_find(core, replica->deployment_id) == NULL)
-            replica->start_ms = NEVER_MS;
+            replica->start_ms = now_ms + core->options.restart_ms_max; /* not read yet */
         else
             replica_prepare(core, replica);
     }

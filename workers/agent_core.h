@@ -35,6 +35,7 @@
 #define AGENT_REPLICAS_MAX 64 /* of one deployment on this machine */
 #define AGENT_NAME_SIZE 65
 #define AGENT_DIGEST_SIZE 65 /* hex */
+#define AGENT_BLOB_SIZE 160
 #define AGENT_REASON_SIZE 512
 
 struct agent_core;
@@ -52,6 +53,7 @@ struct agent_deployment {
     char id[AGENT_NAME_SIZE], model[AGENT_NAME_SIZE], pool[AGENT_NAME_SIZE];
     char engine[AGENT_NAME_SIZE], device[AGENT_NAME_SIZE];
     char digest[AGENT_DIGEST_SIZE]; /* of its archive; "": it has none */
+    char blob[AGENT_BLOB_SIZE];     /* where that is */
     char *config;                   /* JSON; the core takes it (heap) */
     uint32_t shard, slot_count, replicas_wanted;
     bool was_active; /* it has been ACTIVE once: failures are not final */
@@ -87,6 +89,9 @@ void agent_core_on_started(struct agent_core *core, const char *worker, bool sta
 void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot);
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
                          const char *why);
+
+/* Some writes were lost: asks for all of them again. */
+void agent_core_tell_again(struct agent_core *core);
 
 /* SIGTERM: stop all workers, then EXIT. */
 void agent_core_drain(struct agent_core *core);

@@ -19,9 +19,11 @@
 #define NEVER_US UINT64_MAX
 #define WORKER_RESTART_US_MIN 50000u /* before a host is started again; doubled each time … */
 #define WORKER_RESTART_US_MAX 5000000u
+#define WORKER_LEAVE_EXTRA_US 10000000u /* after the drain, for Kafka to take the last reports */
 #define WORKER_EXIT_DRAINED 0
 #define WORKER_EXIT_LOAD 2
 #define WORKER_EXIT_DEVICE 3
+#define WORKER_EXIT_UNHEARD 3
 
 const struct worker_options worker_options_default = {
     .slot_count = 1,
@@ -71,7 +73,7 @@ struct worker_core {
     struct held *held;
     struct held_list waiting;
     uint64_t epoch, granted, received, told_granted, position;
-    uint64_t beat_us, beat_due_us, scan_due_us, drain_until_us;
+    uint64_t beat_us, beat_due_us, scan_due_us, drain_until_us, leave_until_us;
     bool knows_position, asked_hello, said_hello, asked_bye, said_bye, asked_exit;
     bool leaving, killing;
     int exit_code;
@@ -465,6 +467,19 @@ static void leave_step(struct worker_core *core)
     todo->exit.why = core->why;
 }
 
+/* Nobody takes our last words: the agent's Gone, or a lease that lapses, says as much. */
+static void leave_unheard(struct worker_core *core)
+{
+    struct worker_todo *todo;
+
+    if (core->asked_exit)
+        return;
+    core->asked_exit = true;
+    todo = todo_add(core, WORKER_TODO_EXIT, 0);
+    todo->exit.code = WORKER_EXIT_UNHEARD;
+    todo->exit.why = "Kafka did not take the last reports in time";
+}
+
 static void leave(struct worker_core *core, int exit_code, const char *why)
 {
     struct held *held, *next;
@@ -475,6 +490,8 @@ static void leave(struct worker_core *core, int exit_code, const char *why)
         mem_copy_text(core->why, why);
         core->drain_until_us = core->now_us + core->options.drain_us;
         core->beat_due_us = core->now_us;
+        core->leave_until_us = core->drain_until_us + 2 * core->options.cancel_grace_us +
+                               WORKER_LEAVE_EXTRA_US;
         due_at(&core->scan_due_us, core->drain_until_us);
     }
     HASH_ITER(hh, core->held, held, next)
@@ -721,6 +738,10 @@ static void scan(struct worker_core *core)
     }
     if (!core->leaving)
         return;
+    if (core->leave_until_us <= core->now_us)
+        leave_unheard(core);
+    else
+        due_at(&core->scan_due_us, core->leave_until_us);
     if (core->drain_until_us > core->now_us) {
         due_at(&core->scan_due_us, core->drain_until_us);
     } else if (core->host == HOST_DRAINING && !core->killing) {

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The agent program behind its pure core: what its files share.
+ *
+ *   agent_main.c     settings, lock, start, the loop, pages, the end
+ *   agent_act.c      the to-dos of the core; archives on libuv's threads
+ *   agent_sql.c      deployments in, replicas and statuses out
+ *   agent_process.c  one worker process: its command line, log file, status lines
+ *
+ * Thread: the loop's; agent_unpack() alone runs on a thread of libuv's pool.
+ */
+
+#include <sys/queue.h>
+
+#include "base/loop.h"
+#include "base/metrics.h"
+#include "brokers/blob.h"
+#include "brokers/pg.h"
+#include "brokers/queue.h"
+#include "workers/agent_core.h"
+#include "workers/child.h"
+
+struct http_server;
+
+struct agent_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+#include "workers/agent_settings.def"
+#include "base/settings_end.def"
+};
+
+#define AGENT_LINE_SIZE 8192
+
+/* A worker process of ours, from its start or adoption to its end. */
+struct agent_process {
+    LIST_ENTRY(agent_process) link;
+    struct agent *agent;
+    char worker[AGENT_NAME_SIZE];
+    char *log_path;
+    struct child *child;
+    int pipe_fd; /* its status lines; -1: none, it was adopted */
+    struct loop_watch *watch;
+    size_t line_size;
+    char line[AGENT_LINE_SIZE];
+    char reason[AGENT_REASON_SIZE]; /* what it said when it left; "": nothing */
+};
+
+struct agent {
+    struct agent_settings settings;
+    struct loop *loop;
+    struct agent_core *core;
+    struct pg *pg;
+    struct blob_store *blobs;
+    struct queue_producer *producer;
+    struct queue_topic *outcome;
+    struct metrics *metrics;
+    struct metrics_pages pages;
+    struct http_server *server;
+    struct loop_timer *poll_timer, *tick_timer, *second_timer, *end_timer;
+    LIST_HEAD(, agent_process) processes;
+    char host[256];
+    char *cache, *logs, *lock_path;
+    int lock_fd;
+    uint32_t gone_unreported, fetching;
+    uint32_t seconds;
+    uint64_t starts_told, crashes_told;
+    bool adopted, reading, read_again, writes_lost, has_read, exiting;
+    int exit_code;
+};
+
+/* ---- agent_main.c ---- */
+void agent_tick(struct agent *agent);
+void agent_end(struct agent *agent, int exit_code);
+
+/* ---- agent_act.c ---- */
+void agent_act(struct agent *agent);
+
+/* ---- agent_sql.c ---- */
+int agent_sql_open(struct agent *agent, struct err *err) MUST_CHECK;
+void agent_sql_read(struct agent *agent); /* deployments; the first time also what runs already */
+void agent_sql_claim(struct agent *agent, const struct agent_todo *todo);
+void agent_sql_replica(struct agent *agent, const struct agent_todo *todo);
+void agent_sql_deployment(struct agent *agent, const struct agent_todo *todo);
+void agent_sql_seen(struct agent *agent);
+
+/* ---- agent_process.c ---- */
+int agent_process_start(struct agent *agent, const struct agent_todo *todo,
+                        struct err *err) MUST_CHECK;
+struct agent_process *agent_process_find(struct agent *agent, const char *worker);
+
+/* The worker of that row, if it lives and was started with our addresses. */
+bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid);
+void agent_process_kill_stray(struct agent *agent, const char *worker, pid_t pid);
+void agent_process_free(struct agent_process **process_p);
+char *agent_process_log_path(const struct agent *agent, const char *worker);
+void agent_process_rotate_logs(struct agent *agent);
