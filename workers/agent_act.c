@@ -173,9 +173,6 @@ static void act_one(struct agent *agent, const struct agent_todo *todo)
     case AGENT_TODO_REPLICA:
         agent_sql_replica(agent, todo);
         return;
-    case AGENT_TODO_DEPLOYMENT:
-        agent_sql_deployment(agent, todo);
-        return;
     case AGENT_TODO_GONE:
         act_gone(agent, todo);
         return;

@@ -110,16 +110,6 @@ static void tell_replica(struct agent_core *core, struct replica *replica, const
     mem_copy_text(todo->reason, reason);
 }
 
-static void tell_deployment(struct agent_core *core, const char *id, const char *status,
-                            const char *reason)
-{
-    struct agent_todo *todo = todo_add(core, AGENT_TODO_DEPLOYMENT);
-
-    mem_copy_text(todo->deployment_id, id);
-    mem_copy_text(todo->status, status);
-    mem_copy_text(todo->reason, reason);
-}
-
 /* ---- finding ---- */
 
 static struct agent_deployment *deployment_find(struct agent_core *core, const char *id)
@@ -205,8 +195,6 @@ static void replica_start(struct agent_core *core, struct replica *replica,
     todo->deployment = deployment;
     todo->folder = folder;
     tell_replica(core, replica, "LOADING", "");
-    if (!deployment->was_active)
-        tell_deployment(core, deployment->id, "LOADING_MODEL", "");
 }
 
 /* Starts it, or asks for its archive first. */
@@ -235,7 +223,8 @@ static void replica_prepare(struct agent_core *core, struct replica *replica)
     todo_add(core, AGENT_TODO_FETCH)->deployment = deployment;
 }
 
-static void replica_back_off(struct agent_core *core, struct replica *replica)
+/* It will be started again: only a failure for good is FAILED, for that ends its deployment. */
+static void replica_back_off(struct agent_core *core, struct replica *replica, const char *why)
 {
     uint64_t wait_ms = core->options.restart_ms_min;
 
@@ -247,6 +236,7 @@ static void replica_back_off(struct agent_core *core, struct replica *replica)
     replica->start_ms = core->now_ms + (wait_ms < core->options.restart_ms_max
                                             ? wait_ms
                                             : core->options.restart_ms_max);
+    tell_replica(core, replica, "STARTING", why);
 }
 
 /* ---- stopping ---- */
@@ -311,10 +301,8 @@ static void deployment_want(struct agent_core *core, struct agent_deployment *de
         }
         replica->wanted = true;
     }
-    if (!deployment->is_active && deployment_has_ready(core, deployment->id)) {
-        deployment->was_active = deployment->is_active = true;
-        tell_deployment(core, deployment->id, "ACTIVE", "");
-    }
+    if (deployment_has_ready(core, deployment->id))
+        deployment->was_active = true;
 }
 
 void agent_core_on_deployments(struct agent_core *core, struct agent_deployment *deployments,
@@ -358,10 +346,13 @@ void agent_core_on_claimed(struct agent_core *core, const char *worker, bool our
 
     if (replica == NULL || replica->phase != PHASE_CLAIMING)
         return;
-    if (!ours || !replica->wanted)
-        replica_forget(core, replica); /* asked for again when the deployments are read again */
-    else
+    if (ours && replica->wanted) {
         replica_prepare(core, replica);
+    } else { /* another agent's: asked for again when the deployments are read again */
+        if (ours)
+            tell_replica(core, replica, "STOPPED", "");
+        replica_forget(core, replica);
+    }
     exit_when_empty(core);
 }
 
@@ -369,7 +360,6 @@ static void deployment_fail(struct agent_core *core, const char *id, const char 
 {
     struct replica *replica, *next;
 
-    tell_deployment(core, id, "DEPLOY_FAILED", reason);
     for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
         next = TAILQ_NEXT(replica, link);
         if (strcmp(replica->deployment_id, id) != 0)
@@ -409,8 +399,7 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
         } else if (final && !deployment->was_active) {
             deployment_fail(core, deployment->id, why);
         } else {
-            tell_replica(core, replica, "FAILED", why);
-            replica_back_off(core, replica);
+            replica_back_off(core, replica, why);
         }
     }
 }
@@ -423,10 +412,8 @@ void agent_core_on_started(struct agent_core *core, const char *worker, bool sta
     if (replica == NULL || replica->phase != PHASE_STARTING)
         return;
     replica->running = started;
-    if (!started) {
-        tell_replica(core, replica, "FAILED", why);
-        replica_back_off(core, replica);
-    }
+    if (!started)
+        replica_back_off(core, replica, why);
     if (!replica->wanted)
         replica_stop(core, replica);
     exit_when_empty(core);
@@ -446,22 +433,8 @@ void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t b
     replica->ready_ms = core->now_ms;
     tell_replica(core, replica, "READY", "");
     deployment = deployment_find(core, replica->deployment_id);
-    if (deployment == NULL)
-        return;
-    if (!deployment->is_active)
-        tell_deployment(core, deployment->id, "ACTIVE", "");
-    deployment->was_active = deployment->is_active = true;
-}
-
-static void replica_end_ready(struct agent_core *core, const struct replica *replica,
-                              const char *why)
-{
-    struct agent_deployment *deployment = deployment_find(core, replica->deployment_id);
-
-    if (deployment == NULL || deployment_has_ready(core, deployment->id) || !deployment->is_active)
-        return;
-    deployment->is_active = false;
-    tell_deployment(core, deployment->id, "UNHEALTHY", why);
+    if (deployment != NULL)
+        deployment->was_active = true;
 }
 
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
@@ -492,10 +465,7 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
     }
     if (was_ready && core->now_ms - replica->ready_ms >= core->options.steady_ms)
         replica->failures = 0;
-    tell_replica(core, replica, "FAILED", why);
-    replica_back_off(core, replica);
-    if (was_ready)
-        replica_end_ready(core, replica, why);
+    replica_back_off(core, replica, why);
 }
 
 void agent_core_tell_again(struct agent_core *core)
@@ -504,11 +474,8 @@ void agent_core_tell_again(struct agent_core *core)
 
     TAILQ_FOREACH(replica, &core->replicas, link)
     {
-        if (replica->state == NULL)
-            continue;
-        tell_replica(core, replica, replica->state, replica->reason);
-        if (replica->phase == PHASE_FAILED)
-            tell_deployment(core, replica->deployment_id, "DEPLOY_FAILED", replica->reason);
+        if (replica->state != NULL)
+            tell_replica(core, replica, replica->state, replica->reason);
     }
 }
 

@@ -13,9 +13,10 @@
  * - A worker is named <deployment>-<n>, n below replicas_wanted; its row in `replica` is claimed
  *   first, so that several agents share the deployments: who has the row runs the worker.
  * - Its end is told to its owner at once (GONE), so that no lease has to lapse.
- * - A load that fails before the deployment was ever ACTIVE is final: DEPLOY_FAILED, with the
- *   worker's reason. Later failures are tried again, with back-off; with none READY it is
- *   UNHEALTHY.
+ * - Only workers are told of; what their states make of the deployment's is decided in SQL.
+ * - A load that fails before the deployment was ever ACTIVE is final: FAILED, with the worker's
+ *   reason, which makes the deployment DEPLOY_FAILED. All other failures are tried again, with
+ *   back-off; such a worker is STARTING.
  * - Workers that run when the agent starts are adopted when they are READY, and ended otherwise: a
  *   worker that is loading has no jobs.
  *
@@ -57,7 +58,6 @@ struct agent_deployment {
     char *config;                   /* JSON; the core takes it (heap) */
     uint32_t shard, slot_count, replicas_wanted;
     bool was_active; /* it has been ACTIVE once: failures are not final */
-    bool is_active;  /* it is now, in SQL */
 };
 
 struct agent_core *agent_core_new(const struct agent_options *options);
@@ -99,15 +99,14 @@ void agent_core_drain(struct agent_core *core);
 /* ---- to-dos ---- */
 
 enum agent_todo_type {
-    AGENT_TODO_CLAIM,      /* make or take the worker's row; answer agent_core_on_claimed() */
-    AGENT_TODO_FETCH,      /* unpack the archive; answer agent_core_on_fetched() */
-    AGENT_TODO_START,      /* start the process; answer agent_core_on_started() */
-    AGENT_TODO_STOP,       /* SIGTERM */
-    AGENT_TODO_KILL,       /* SIGKILL */
-    AGENT_TODO_REPLICA,    /* write the worker's state */
-    AGENT_TODO_DEPLOYMENT, /* write the deployment's status */
-    AGENT_TODO_GONE,       /* tell the owner: this boot has ended */
-    AGENT_TODO_EXIT,       /* nothing runs any more */
+    AGENT_TODO_CLAIM,   /* make or take the worker's row; answer agent_core_on_claimed() */
+    AGENT_TODO_FETCH,   /* unpack the archive; answer agent_core_on_fetched() */
+    AGENT_TODO_START,   /* start the process; answer agent_core_on_started() */
+    AGENT_TODO_STOP,    /* SIGTERM */
+    AGENT_TODO_KILL,    /* SIGKILL */
+    AGENT_TODO_REPLICA, /* write the worker's state */
+    AGENT_TODO_GONE,    /* tell the owner: this boot has ended */
+    AGENT_TODO_EXIT,    /* nothing runs any more */
 };
 
 /* Pointers stay valid until the next event. */
@@ -116,8 +115,7 @@ struct agent_todo {
     const struct agent_deployment *deployment; /* CLAIM, FETCH, START */
     char worker[AGENT_NAME_SIZE];
     const char *folder; /* START */
-    char state[12];     /* REPLICA: as in replica_state_check; DEPLOYMENT: see status */
-    char status[16];    /* DEPLOYMENT */
+    char state[12];     /* REPLICA: as in replica_state_check */
     char deployment_id[AGENT_NAME_SIZE];
     char reason[AGENT_REASON_SIZE];
     uint64_t boot;

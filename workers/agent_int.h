@@ -6,7 +6,7 @@
  *
  *   agent_main.c     settings, lock, start, the loop, pages, the end
  *   agent_act.c      the to-dos of the core; archives on libuv's threads
- *   agent_sql.c      deployments in, replicas and statuses out
+ *   agent_sql.c      deployments in, replicas out
  *   agent_process.c  one worker process: its command line, log file, status lines
  *
  * Thread: the loop's; agent_unpack() alone runs on a thread of libuv's pool.
@@ -82,7 +82,6 @@ int agent_sql_open(struct agent *agent, struct err *err) MUST_CHECK;
 void agent_sql_read(struct agent *agent); /* deployments; the first time also what runs already */
 void agent_sql_claim(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_replica(struct agent *agent, const struct agent_todo *todo);
-void agent_sql_deployment(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_seen(struct agent *agent);
 
 /* ---- agent_process.c ---- */

@@ -15,12 +15,12 @@
 
 #define SQL_TIMEOUT_MS 10000
 
-/* Deployments that should run, and how far they have come. */
+/* Deployments that should run. */
 PG_STATEMENT(agent_deployments,
              "SELECT d.id, m.name, d.pool, d.engine, d.device, encode(d.archive_digest, 'hex'), "
              "a.blob, d.config::text, d.shard::bigint, d.slot_count::bigint, "
              "d.replicas_wanted::bigint, d.status IN ('ACTIVE', 'UNHEALTHY', 'UPDATING', "
-             "'SCALED_TO_ZERO', 'WAKING_UP'), d.status = 'ACTIVE' "
+             "'SCALED_TO_ZERO', 'WAKING_UP') "
              "FROM deployment d JOIN model m ON m.id = d.model_id "
              "LEFT JOIN archive a ON a.digest = d.archive_digest "
              "WHERE d.deleted_at IS NULL AND m.deleted_at IS NULL AND d.status IN ('DEPLOYING', "
@@ -54,33 +54,6 @@ PG_STATEMENT(agent_replica,
 PG_STATEMENT(agent_seen,
              "UPDATE replica SET seen_at = now() WHERE host = $1 AND state <> 'STOPPED'");
 
-PG_STATEMENT(agent_status,
-             "UPDATE deployment SET status = $2, status_reason = nullif($3, ''), status_at = now() "
-             "WHERE id = $1 AND deleted_at IS NULL AND status = ANY (CASE $2 "
-             "WHEN 'LOADING_MODEL' THEN ARRAY['DEPLOYING', 'WAKING_UP'] "
-             "WHEN 'DEPLOY_FAILED' THEN ARRAY['DEPLOYING', 'LOADING_MODEL'] "
-             "WHEN 'UNHEALTHY' THEN ARRAY['ACTIVE'] "
-             "ELSE ARRAY['DEPLOYING', 'LOADING_MODEL', 'UNHEALTHY', 'UPDATING', 'SCALED_TO_ZERO', "
-             "'WAKING_UP'] END)");
-
-/* Environments that wait for a deployment to be ACTIVE point at it now, with all their weight. */
-PG_STATEMENT(agent_promote,
-             "WITH due AS (SELECT DISTINCT ON (model_id, promote_to) id, model_id, "
-             "promote_to AS environment FROM deployment WHERE promote_to IS NOT NULL "
-             "AND status = 'ACTIVE' AND deleted_at IS NULL "
-             "ORDER BY model_id, promote_to, number DESC), "
-             "done AS (UPDATE deployment d SET promote_to = NULL FROM due "
-             "WHERE d.model_id = due.model_id AND d.promote_to = due.environment "
-             "AND d.status = 'ACTIVE'), "
-             "made AS (INSERT INTO environment (model_id, name) "
-             "SELECT model_id, environment FROM due ON CONFLICT DO NOTHING), "
-             "left_over AS (DELETE FROM environment_target t USING due "
-             "WHERE t.model_id = due.model_id AND t.environment = due.environment "
-             "AND t.deployment_id <> due.id) "
-             "INSERT INTO environment_target (model_id, environment, deployment_id, weight) "
-             "SELECT model_id, environment, id, 100 FROM due "
-             "ON CONFLICT (model_id, environment, deployment_id) DO UPDATE SET weight = 100");
-
 /* ---- reading ---- */
 
 static void deployment_fill(struct agent_deployment *deployment, const struct pg_answer *answer,
@@ -91,7 +64,6 @@ static void deployment_fill(struct agent_deployment *deployment, const struct pg
         .slot_count = (uint32_t)pg_u64(answer, 0, row, 9),
         .replicas_wanted = (uint32_t)pg_u64(answer, 0, row, 10),
         .was_active = pg_bool(answer, 0, row, 11),
-        .is_active = pg_bool(answer, 0, row, 12),
         .config = xstrdup(pg_c(answer, 0, row, 7)),
     };
     mem_copy_text(deployment->id, pg_c(answer, 0, row, 0));
@@ -181,9 +153,7 @@ void agent_sql_read(struct agent *agent)
     }
     batch = pg_batch_new();
     pg_add(batch, agent->adopted ? &agent_deployments : &agent_running);
-    if (agent->adopted)
-        pg_add(batch, &agent_promote);
-    else
+    if (!agent->adopted)
         pg_bind_c(batch, agent->host);
     agent->reading = true;
     if (pg_send(agent->pg, &batch, SQL_TIMEOUT_MS, agent->adopted ? on_deployments : on_running,
@@ -292,20 +262,6 @@ void agent_sql_replica(struct agent *agent, const struct agent_todo *todo)
     pg_bind_i32(batch, process == NULL ? 0 : child_pid(process->child));
     pg_bind_i32(batch, todo->restart_count);
     pg_bind_c(batch, agent->host);
-    sql_write(agent, batch);
-}
-
-void agent_sql_deployment(struct agent *agent, const struct agent_todo *todo)
-{
-    struct pg_batch *batch = pg_batch_new();
-
-    log_info("deployment_status", LOG_STR("deployment", todo->deployment_id),
-             LOG_STR("status", todo->status), LOG_STR("reason", todo->reason));
-    pg_add(batch, &agent_status);
-    pg_bind_c(batch, todo->deployment_id);
-    pg_bind_c(batch, todo->status);
-    pg_bind_c(batch, todo->reason);
-    pg_add(batch, &agent_promote);
     sql_write(agent, batch);
 }
 
