@@ -856,6 +856,52 @@ static void test_close_cuts_what_is_open(void **state)
     client_close(&half);
 }
 
+static int world_open_small(void **state)
+{
+    (void)state;
+    return world_open_with(&(struct http_server_options){.connection_count_max = 2});
+}
+
+static int world_open_narrow(void **state)
+{
+    (void)state;
+    return world_open_with(&(struct http_server_options){.connection_count_max_per_address = 2});
+}
+
+static void test_connections_past_the_limit_wait(void **state)
+{
+    struct client clients[3];
+
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        client_open(&clients[i]);
+        client_send(&clients[i], GET("/hello"));
+    }
+    client_expect(&clients[0], "\r\n\r\nhi");
+    client_expect(&clients[1], "\r\n\r\nhi");
+    turns(50);
+    assert_int_equal(clients[2].in.size, 0);
+    assert_int_equal(http_server_counts(world.server).connections, 2);
+    client_close(&clients[0]);
+    client_expect(&clients[2], "\r\n\r\nhi");
+    client_close(&clients[1]);
+    client_close(&clients[2]);
+}
+
+static void test_one_address_cannot_take_all(void **state)
+{
+    struct client clients[3];
+
+    (void)state;
+    for (int i = 0; i < 3; i++)
+        client_open(&clients[i]);
+    client_expect_end(&clients[2]);
+    client_send(&clients[0], GET("/hello"));
+    client_expect(&clients[0], "\r\n\r\nhi");
+    for (int i = 0; i < 3; i++)
+        client_close(&clients[i]);
+}
+
 static void test_open_names_what_is_wrong(void **state)
 {
     struct http_server_options options = {.address = "nowhere"};
@@ -908,6 +954,10 @@ int main(void)
         IN_HASTY_WORLD(test_waiting_is_not_slow),
         IN_WORLD(test_drain_waits_for_answers),
         IN_WORLD(test_close_cuts_what_is_open),
+        cmocka_unit_test_setup_teardown(test_connections_past_the_limit_wait, world_open_small,
+                                        world_close),
+        cmocka_unit_test_setup_teardown(test_one_address_cannot_take_all, world_open_narrow,
+                                        world_close),
         IN_WORLD(test_open_names_what_is_wrong),
     };
 
