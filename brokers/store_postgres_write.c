@@ -14,7 +14,9 @@
  *
  * Numbers from the wire are cut to their column's range, and texts of workers are made valid UTF-8
  * without NUL: a strange error message must not cost a job its result. Other texts are stored as
- * they are or refused (SQLSTATE 22), and then the halving finds their job.
+ * they are or refused (SQLSTATE 22), and then the halving finds their job. When it comes back as
+ * failed by error class unstorable, its texts are made storable too, and what has no storable form
+ * is left out: so it has a row, and its client an answer.
  */
 
 #include <string.h>
@@ -202,12 +204,31 @@ static void bind_worker_text(struct store *store, struct pg_batch *batch, struct
 #define BIND_TIME(value) BIND_EACH(PG_TIME, pg_bind_time(batch, (value)))
 #define BIND_TEXT(value) BIND_EACH(PG_TEXT, pg_bind_text(batch, (value)))
 
-/* What never changes: $1 to $29 of flush_insert. */
-static void bind_spec(struct pg_batch *batch, const struct selection *selection)
+static bool unstorable(const struct flush_job *job)
 {
+    return job->error_class == ERROR_CLASS_UNSTORABLE;
+}
+
+static void bind_spec_text(struct store *store, struct pg_batch *batch, const struct flush_job *job,
+                           struct wire_text text)
+{
+    if (unstorable(job))
+        bind_worker_text(store, batch, text);
+    else
+        pg_bind_text(batch, text);
+}
+#define BIND_SPEC_TEXT(value) BIND_EACH(PG_TEXT, bind_spec_text(store, batch, job, (value)))
+
+/* What never changes: $1 to $29 of flush_insert. */
+static void bind_spec(struct store *store, struct pg_batch *batch,
+                      const struct selection *selection)
+{
+    static const uint8_t zeros[32];
+    const struct wire_bytes no_digest = {zeros, sizeof(zeros)};
+
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
     BIND_TIME(job->spec->accepted_us);
-    BIND_TIME(submit->received_us);
+    BIND_TIME(unstorable(job) ? job->spec->accepted_us : submit->received_us);
     BIND_TIME(job->spec->start_deadline_us);
     BIND_TIME(job->spec->total_deadline_us);
     BIND_I64(job->spec->seq);
@@ -222,18 +243,18 @@ static void bind_spec(struct pg_batch *batch, const struct selection *selection)
     BIND_I16(job->spec->rank);
     BIND_I16(submit->max_attempts);
     BIND_EACH(PG_BOOL, pg_bind_bool(batch, submit->sync));
-    BIND_TEXT(submit->tenant);
-    BIND_TEXT(submit->model);
-    BIND_TEXT(submit->deployment);
-    BIND_TEXT(submit->environment);
-    BIND_TEXT(submit->pool);
-    BIND_EACH(PG_BYTES, pg_bind_bytes(batch, submit->input_digest));
-    BIND_TEXT(submit->input_blob);
-    BIND_TEXT(submit->webhook_url);
-    BIND_TEXT(submit->idempotency_key);
-    BIND_TEXT(submit->gateway);
-    BIND_TEXT(submit->trace);
-    BIND_TEXT(submit->key_prefix);
+    BIND_SPEC_TEXT(submit->tenant);
+    BIND_SPEC_TEXT(submit->model);
+    BIND_SPEC_TEXT(submit->deployment);
+    BIND_SPEC_TEXT(submit->environment);
+    BIND_SPEC_TEXT(submit->pool);
+    BIND_EACH(PG_BYTES, pg_bind_bytes(batch, unstorable(job) ? no_digest : submit->input_digest));
+    BIND_SPEC_TEXT(submit->input_blob);
+    BIND_SPEC_TEXT(submit->webhook_url);
+    BIND_SPEC_TEXT(submit->idempotency_key);
+    BIND_SPEC_TEXT(submit->gateway);
+    BIND_SPEC_TEXT(submit->trace);
+    BIND_SPEC_TEXT(submit->key_prefix);
 }
 
 /* What a flush changes: from `state` to `error_message`, in the order of both statements. */
@@ -295,7 +316,7 @@ static void write_inserts(struct store *store, uint32_t shard, const struct sele
                           struct pg_batch *batch)
 {
     pg_add(batch, &flush_insert);
-    bind_spec(batch, selection);
+    bind_spec(store, batch, selection);
     bind_state(store, batch, selection);
     pg_bind_i16(batch, (int64_t)shard);
     bind_results(batch, selection);

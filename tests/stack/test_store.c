@@ -575,7 +575,14 @@ static void test_halving_finds_the_row(void **state)
         expect(world, "SELECT count(*)::text FROM job", "0");
         bad->submit.model = good;
     }
+    /* As its owner sends it again: failed, and stored. */
+    specs[5]->submit.model = T("\xff NUL \0");
+    specs[5]->submit.received_us = INT64_MAX / 2;
+    specs[5]->submit.input_digest.size = 5;
+    jobs[5].state = JOB_FAILED;
+    jobs[5].error_class = ERROR_CLASS_UNSTORABLE;
     flush_now(world, 1, jobs, COUNT);
+    expect(world, "SELECT model FROM job WHERE state = 4", "? NUL ?");
     assert_int_equal(world->verdict, FLUSH_COMMITTED);
     expect(world, "SELECT count(*)::text FROM job", "37");
     for (size_t i = 0; i < COUNT; i++)
