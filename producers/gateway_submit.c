@@ -121,7 +121,8 @@ static void submit_new(struct call *call, const struct config_choice *choice)
     mem_copy_text(submit->model, choice->model->id);
     mem_copy_text(submit->environment, choice->environment);
     submit_address(submit, choice->deployment);
-    trace_context_format(&call->trace, submit->trace);
+    if (trace_context_is_set(&call->trace))
+        trace_context_format(&call->trace, submit->trace);
     LIST_INSERT_HEAD(&gateway->submits->all, submit, all_link);
     gateway->submits->count++;
     call->state = submit;
@@ -402,6 +403,7 @@ static void on_reserved(void *opaque, const struct pg_answer *answer)
         submit_free(&submit);
         break;
     case RESERVE_MISMATCH:
+        submit->call->job[0] = '\0'; /* no job has this id */
         (void)err_set(&err, ERR_MISMATCH,
                       "Idempotency-Key '%.60s' was used for a request with another body or target",
                       submit->key);
