@@ -316,6 +316,45 @@ static void test_more_than_its_credit(void **state)
     assert_int_equal(talk_close(&talk), 3);
 }
 
+/* ---- the encoder, a real model of random weights ---- */
+
+static void test_encoder_answers_through_the_host(void **state)
+{
+    const struct frame_load load = {.engine = WIRE_TEXT_OF("encoder"),
+                                    .dir = WIRE_TEXT_OF("tests/data/encoder/tiny"),
+                                    .model = WIRE_TEXT_OF("tiny"),
+                                    .thread_count = 2};
+    struct talk talk;
+    struct frame frame;
+
+    (void)state;
+    talk_open(&talk);
+    talk_want(&talk, FRAME_HELLO, &frame);
+    talk_send(&talk, FRAME_LOAD, &load);
+    do {
+        assert_true(talk_next(&talk, &frame));
+    } while (frame.type == FRAME_EVT && frame.evt.kind == FRAME_EVT_LOADING);
+    assert_int_equal(frame.type, FRAME_READY);
+    assert_int_equal(frame.ready.token_count_max, 48);
+    talk_req(&talk, 1, 1, "{\"input\":[\"water\",\"wheel\"]}");
+    talk_req(&talk, 2, 1, "{\"input\":5}");
+    for (int left = 2; left > 0;) {
+        talk_want(&talk, FRAME_EVT, &frame);
+        if (frame.evt.kind == FRAME_EVT_OUTPUT) {
+            assert_int_equal(frame.evt.id, 1);
+            assert_non_null(
+                memmem(frame.evt.data.bytes, frame.evt.data.size, "\"embedding\":[", 13));
+            left--;
+        } else if (frame.evt.kind == FRAME_EVT_ERROR) {
+            assert_int_equal(frame.evt.id, 2);
+            assert_int_equal(frame.evt.error_class, ERROR_CLASS_BAD_INPUT);
+            left--;
+        }
+    }
+    talk_send(&talk, FRAME_BYE, &(struct frame_bye){0});
+    assert_int_equal(talk_close(&talk), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -329,6 +368,7 @@ int main(void)
         cmocka_unit_test(test_lost_device),
         cmocka_unit_test(test_failed_loads),
         cmocka_unit_test(test_more_than_its_credit),
+        cmocka_unit_test(test_encoder_answers_through_the_host),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
