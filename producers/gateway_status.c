@@ -94,14 +94,18 @@ static void answer_output(struct call *call, struct wire_bytes output, const cha
     call_answer(&call, 200, &to);
 }
 
+static bool wants_result(const struct call *call)
+{
+    return call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL;
+}
+
 /* What the two routes say of a job: the output is for one that succeeded. */
 static void answer_view(struct call *call, struct job_view *view, struct wire_bytes output,
                         const char *blob)
 {
-    bool result = call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL;
     struct buf to = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
 
-    if (!result) {
+    if (!wants_result(call)) {
         answer_status(call, 200, view);
     } else if (!job_state_final(view->state)) {
         mem_copy_text(call->retry_after, "1");
@@ -153,7 +157,7 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
                              .has_webhook = pg_bool(answer, 0, 0, 8),
                              .delivery = (enum view_delivery)pg_i64(answer, 0, 0, 9),
                              .attempts = pg_u64(answer, 0, 0, 10)};
-    if (pg_row_count(answer, 2) == 1) {
+    if (wants_result(call) && pg_row_count(answer, 2) == 1) {
         output = pg_bytes(answer, 2, 0, 0);
         blob = pg_c(answer, 2, 0, 1);
     }
@@ -177,7 +181,7 @@ static void ask_postgres(struct call *call)
         pg_bind_c(batch, call->tenant);
         pg_add(batch, &status_floor);
         pg_bind_i16(batch, job_id_shard(&id));
-        if (call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL) {
+        if (wants_result(call)) {
             pg_add(batch, &status_result);
             pg_bind_id(batch, &id);
             pg_bind_c(batch, call->tenant);
