@@ -39,7 +39,7 @@ PENDING, SUCCEEDED, FAILED, CANCELED = "1", "2", "3", "4"
 
 def test_delivered_with_both_signatures(world):
     stack, receiver = world
-    secret = stack.http("POST", "/v1/webhook_secrets").json["secret"]
+    secret = stack.http("POST", "/v1/webhook_secrets/rotate").json["secret"]
     job = stack.submit("echo", {"say": "hello"}, webhook_endpoint=receiver.url("/signed"))
     wait_state(stack, job, SUCCEEDED)
     (post,) = receiver.at("/signed")
