@@ -154,7 +154,7 @@ struct job *job_add_row(struct owner *owner, struct ledger_row *row)
     job->user_failures = row->user_failures;
     job->oom_failures = row->oom_failures;
     job->lost_failures = row->lost_failures;
-    job->alone = row->oom_failures > 0;
+    job->alone = row->oom_failures > 0 || row->lost_failures >= JOB_LOST_ATTEMPTS_SHARED;
     job->due_us = row->due_us;
     job->started = row->user_failures + row->oom_failures + row->lost_failures > 0;
     job_count(owner, job, 1);
@@ -397,6 +397,7 @@ static void job_charge(struct owner *owner, struct job *job, enum error_class cl
             job_retry(owner, job, 0);
         return;
     case ERROR_BUDGET_LOST:
+        job->alone = job->alone || job->lost_failures + 1 >= JOB_LOST_ATTEMPTS_SHARED;
         if (++job->lost_failures >= JOB_LOST_ATTEMPTS_MAX)
             job_fail(owner, job);
         else

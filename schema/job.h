@@ -60,6 +60,7 @@ enum job_rank {
 #define JOB_PRIORITY_MAX 2
 #define JOB_OOM_ATTEMPTS_MAX 3
 #define JOB_LOST_ATTEMPTS_MAX 5
+#define JOB_LOST_ATTEMPTS_SHARED 2 /* lost so often, it runs alone: is it the one that kills? */
 
 bool job_state_known(uint64_t number);
 bool job_state_final(enum job_state state);

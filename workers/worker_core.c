@@ -81,6 +81,8 @@ struct worker_core {
 
     enum host_state host;
     uint64_t host_granted, host_sent, host_start_us;
+    uint32_t alone_count; /* waiting for the whole host, or having it */
+    bool alone_runs;
     uint32_t load_failures;
 
     struct worker_todo *todos;
@@ -148,7 +150,8 @@ static void credit_update(struct worker_core *core)
 {
     uint64_t granted = core->received + slots_free(core), wait_us;
 
-    if (core->leaving || core->host != HOST_READY || granted <= core->granted)
+    if (core->leaving || core->host != HOST_READY || core->alone_count > 0 ||
+        granted <= core->granted)
         return;
     core->granted = granted;
     wait_us = core->told_granted > core->received + core->options.slot_count / 2
@@ -176,6 +179,12 @@ static void held_move(struct worker_core *core, struct held *held, enum place pl
         TAILQ_INSERT_TAIL(&core->waiting, held, link);
     core->stats.in_host -= held->place == PLACE_HOST;
     core->stats.in_host += place == PLACE_HOST;
+    if (held->alone) {
+        core->alone_count -= held->place == PLACE_HOST || held->place == PLACE_WAITING;
+        core->alone_count += place == PLACE_HOST || place == PLACE_WAITING;
+        if (held->place == PLACE_HOST || place == PLACE_HOST)
+            core->alone_runs = place == PLACE_HOST;
+    }
     if (held->place != PLACE_NONE && place == PLACE_NONE) {
         core->stats.slots_busy -= held->slot_count;
         credit_update(core);
@@ -326,7 +335,7 @@ void worker_core_on_attempt(struct worker_core *core, const struct message_attem
     }
     core->stats.slots_busy += held->slot_count;
     due_at(&core->scan_due_us, held->deadline_us);
-    if (core->host != HOST_READY)
+    if (core->host != HOST_READY || held->alone || core->alone_count > 0)
         due_at(&core->scan_due_us, core->now_us + core->options.host_wait_us);
     if (held->blob.size == 0) {
         held_move(core, held, PLACE_WAITING);
@@ -383,6 +392,8 @@ static void run_what_waits(struct worker_core *core)
            (held = TAILQ_FIRST(&core->waiting)) != NULL) {
         if (held->deadline_us <= core->now_us)
             held_end(core, held, ERROR_CLASS_EXPIRED, "the total deadline has passed");
+        else if (core->alone_runs || (held->alone && core->stats.in_host > 0))
+            break;
         else
             held_run(core, held);
     }
@@ -707,10 +718,10 @@ static void scan_waiting_one(struct worker_core *core, struct held *held)
         return;
     }
     due_at(&core->scan_due_us, held->deadline_us);
-    if (core->host == HOST_READY)
+    if (core->host == HOST_READY && (core->alone_count == 0 || held->alone))
         return;
     if (patience_us <= core->now_us)
-        held_end(core, held, ERROR_CLASS_HANDED_BACK, "the engine is not ready");
+        held_end(core, held, ERROR_CLASS_HANDED_BACK, "the engine is not ready for it");
     else
         due_at(&core->scan_due_us, patience_us);
 }
@@ -727,6 +738,7 @@ static void scan(struct worker_core *core)
         else if (held->place != PLACE_NONE)
             scan_waiting_one(core, held);
     }
+    run_what_waits(core);
     if (core->host == HOST_NONE && !core->leaving) {
         if (core->host_start_us <= core->now_us) {
             core->host = HOST_LOADING;

@@ -19,6 +19,9 @@
  *   after a grace the host is killed. Its other jobs are handed back then: they did nothing.
  * - The host's own death is LOST_WORKER for every job in it: one of them may be poison. A device
  *   fault is DEVICE_FAULT for them, and the worker leaves.
+ * - An attempt that is to run alone (after oom, or lost twice) has the whole host: it starts when
+ *   nothing is in it, and nothing starts beside it. So poison ends by itself, and what it had
+ *   taken along does not. Nothing is granted meanwhile; what comes waits host_wait at most.
  * - Started is told only of attempts that run longer than started_delay: a shorter one costs its
  *   owner one record, not two; its start is in its Finished.
  *
