@@ -29,6 +29,7 @@ const struct owner_options owner_options_default = {
     .run_grace_us = 30000000,
     .ageing_percent = 5,
     .ageing_after_us = 30000000,
+    .flush_jobs = FLUSH_JOBS_MAX,
     .seed = 1,
 };
 

@@ -44,6 +44,7 @@ struct owner_options {
     uint64_t run_grace_us;    /* a run that its worker did not end is ended this late; 30 s */
     uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5 */
     uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
+    uint32_t flush_jobs;      /* rows of one flush; FLUSH_JOBS_MAX */
     uint64_t seed;            /* jitter of retries */
     unsigned removed_guards;  /* tests only: bits of owner_guard.h; 0 in production */
 };

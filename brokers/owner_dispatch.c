@@ -5,7 +5,8 @@
  * job and the workers take turns.
  *
  * Nothing is dispatched while the ledger lags: an Attempt may go out ahead of its row only as long
- * as the oldest unwritten change is young and small (PROTOCOL 21).
+ * as the oldest unwritten change is young and small (PROTOCOL 21). A pool whose jobs fail faster
+ * than they come back is held up too, because jobs between two attempts cannot leave memory.
  */
 
 #include <stdlib.h>

@@ -232,8 +232,8 @@ static void compose(struct owner *owner)
     size_t limit = owner->urgent_count + owner->lazy_count;
     struct flush_batch *batch;
 
-    if (limit > FLUSH_JOBS_MAX)
-        limit = FLUSH_JOBS_MAX;
+    if (limit > owner->options.flush_jobs)
+        limit = owner->options.flush_jobs;
     batch = batch_new(limit);
     compose_jobs(owner, batch, limit);
     pin_trim(&owner->intake);

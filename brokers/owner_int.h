@@ -120,7 +120,7 @@ struct pool {
     bool busy; /* something waits and somebody may take it */
     uint64_t running[JOB_RANK_COUNT];
     uint64_t waiting[JOB_RANK_COUNT];
-    uint64_t retrying; /* waiting jobs with attempts behind them: they cannot leave memory */
+    uint64_t retrying; /* jobs between two attempts: they cannot leave memory */
     uint32_t workers;
     size_t lane_count;
 };

@@ -49,7 +49,7 @@ static void job_count(struct owner *owner, const struct job *job, int sign)
         lane->pool->waiting[rank] += one;
         owner->stats.waiting_in_memory += one;
         owner->stats.waiting_bytes += size;
-        if (job->attempt_count > 0)
+        if (job->attempt_count > 0 && job->place != JOB_WAITING)
             lane->pool->retrying += one;
     }
     if (job->place == JOB_DELAYED)

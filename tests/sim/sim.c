@@ -149,7 +149,9 @@ static void sim_choose_owner_options(struct sim *sim)
     options->removed_guards = sim->options.removed_guards;
     options->lease_us = 2 * SEC;
     options->run_grace_us = 3 * SEC;
-    options->row_delay_us = sim_percent(&*sim, 50) ? 100 * MS : 5 * MS;
+    options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
+    if (sim_percent(sim, 30))
+        options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);
     if (sim_percent(sim, 50)) { /* a window that spills */
         options->window_jobs = (uint32_t)sim_between(sim, 3, 12);
         options->load_jobs = (uint32_t)sim_between(sim, 1, 4);

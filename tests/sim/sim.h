@@ -179,6 +179,7 @@ struct sim_held {
     struct wire_id job;
     enum { HELD_WAITING, HELD_RUNNING, HELD_UNREPORTED } state;
     uint32_t number;
+    uint64_t boot; /* that it was sent to */
     bool alone;
 };
 
@@ -203,7 +204,7 @@ struct sim_job {
     bool produced, accepted, refused_503, bad_output, bad_submit, dead;
     int64_t offset; /* in intake, first copy; -1: none */
     uint64_t service_us;
-    unsigned fail_percent;
+    unsigned fail_percent, copies; /* of its Submit in intake */
     uint64_t queue_limit_ms, total_limit_ms;
     uint32_t cancels_sent;
     bool verdict_true, verdict_false, seen_final;
@@ -221,7 +222,8 @@ struct sim_options {
 
 struct sim_faults {
     bool broker_crash, broker_pause, two_owners, worker_crash, worker_pause, worker_false_gone;
-    bool kafka_stall, ledger_down, ledger_cut, ledger_slow, ledger_left_open, redis_flush;
+    bool kafka_stall, kafka_duplicate, ledger_down, ledger_cut, ledger_slow, ledger_left_open,
+        redis_flush;
     bool gateway_crash, bad_rows;
 };
 
@@ -333,6 +335,7 @@ void faults_stop(struct sim *sim);
 /* sim_check.c */
 void check_commit(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before);
 void check_append(struct sim *sim, int log, int64_t offset);
+void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held);
 void check_verdict(struct sim *sim, int job, bool canceled);
 void check_final_key(struct sim *sim, int job, const struct message_completed *completed);
 void check_status(struct sim *sim, int job);

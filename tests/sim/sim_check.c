@@ -5,6 +5,7 @@
  * commit, at an append, at an effect outside; the end is looked at when all has come to rest.
  */
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/assert.h"
@@ -47,6 +48,14 @@ static void check_numbers(struct sim *sim, const struct sim_flush *flush)
                  (unsigned long long)flush->number, flush->epoch, (unsigned long long)before);
 }
 
+static bool output_is_of(const struct sim_row *row, uint64_t token)
+{
+    char text[64];
+    int size = snprintf(text, sizeof(text), "result of %llx", (unsigned long long)token);
+
+    return row->output.size == (size_t)size && memcmp(row->output.bytes, text, (size_t)size) == 0;
+}
+
 static void check_rows(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before)
 {
     for (size_t i = 0; i < flush->change_count; i++) {
@@ -63,6 +72,9 @@ static void check_rows(struct sim *sim, const struct sim_flush *flush, const str
         if (change->final_token != 0 && change->final_token <= old->fence)
             sim_fail(sim, "invariant 6: job %d is made final by a token that had ended",
                      change->job);
+        if (change->final_token != 0 && now->state == JOB_SUCCEEDED &&
+            !output_is_of(now, change->final_token))
+            sim_fail(sim, "invariant 6: job %d has the result of another attempt", change->job);
         if (!sim->worker_faulted && now->lost_failures > 0)
             sim_fail(sim, "invariant 10: job %d is charged for a lost worker; none was",
                      change->job);
@@ -99,9 +111,12 @@ static void check_outcome_record(struct sim *sim, const struct sim_flush *flush,
         return;
     job = sim_job_of(sim, &message.finished.job);
     row = &sim->ledger.rows[job];
-    /* What an earlier owner's attempt brought may be given up: the job runs again. */
+    /* What an earlier owner's attempt brought may be given up, and what a job brings that was
+     * ended before, for a reason that is still to be written: the next owner ends it again. */
     if (sim->jobs[job].dead || message.finished.token != sim->jobs[job].token_max ||
-        TOKEN_EPOCH(message.finished.token) != flush->epoch)
+        TOKEN_EPOCH(message.finished.token) != flush->epoch || sim->worker_faulted ||
+        sim->jobs[job].cancels_sent > 0 || sim->jobs[job].total_limit_ms > 0 ||
+        sim->jobs[job].service_us > 3 * SEC)
         return;
     if (!row->present || (!job_state_final(row->state) && row->fence < message.finished.token))
         sim_fail(sim, "invariant 7: the outcome floor passes the end of job %d at %lld", job,
@@ -210,7 +225,8 @@ static void check_attempt(struct sim *sim, int log, int64_t offset)
         sim->tokens[sim->token_count].token = token;
         sim->tokens[sim->token_count++].job = job;
     }
-    if (row->present && job_state_final(row->state) &&
+    /* An unmarked second copy of a Submit may run for nothing; its result is not taken. */
+    if (row->present && job_state_final(row->state) && sim->jobs[job].copies == 1 &&
         row->final_at_us < sim->ledger.epoch_at_us[TOKEN_EPOCH(token) - sim->ledger.first_epoch])
         sim_fail(sim, "invariant 8: job %d was final before the takeover that dispatches it", job);
 }
@@ -227,12 +243,29 @@ void check_append(struct sim *sim, int log, int64_t offset)
                message.type == MESSAGE_SUBMIT) {
         struct sim_job *job = &sim->jobs[sim_job_of(sim, &message.submit.id)];
 
+        job->copies++;
         if (job->offset < 0)
             job->offset = offset;
     }
 }
 
 /* ---- effects ---- */
+
+/* A run begins: it was sent to this very boot, and, as long as nobody is mistaken about who lives,
+ * the job runs nowhere else. */
+void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held)
+{
+    uint64_t running = 0;
+
+    for (size_t i = 0; i < worker->held_count; i++)
+        running += worker->held[i].state == HELD_RUNNING;
+    if (running > worker->slots)
+        sim_fail(sim, "invariant 9: %s runs %llu jobs in %llu slots", worker->name,
+                 (unsigned long long)running, (unsigned long long)worker->slots);
+    if (held->boot != worker->boot)
+        sim_fail(sim, "invariant 9: boot %llu of %s runs what was sent to boot %llu",
+                 (unsigned long long)worker->boot, worker->name, (unsigned long long)held->boot);
+}
 
 void check_verdict(struct sim *sim, int job, bool canceled)
 {

@@ -155,7 +155,7 @@ static void fault_kafka_stall(struct sim *sim, void *opaque, uint64_t number)
     sim_trace(sim, "log %d stands still for %llu ms", log,
               (unsigned long long)((until_us - sim->now_us) / MS));
     for (int i = 0; i < SIM_LOGS_MAX; i++) {
-        if (i == log || log == SIM_LOGS_MAX)
+        if ((i == log || log == SIM_LOGS_MAX) && sim->logs[i].stalled_until_us < until_us)
             sim->logs[i].stalled_until_us = until_us;
     }
     fault_again(sim, fault_kafka_stall, 3 * SEC);
@@ -231,6 +231,7 @@ void faults_plan(struct sim *sim)
     plan(sim, &faults->worker_pause, fault_worker_pause);
     plan(sim, &faults->worker_false_gone, fault_false_gone);
     plan(sim, &faults->kafka_stall, fault_kafka_stall);
+    plan(sim, &faults->kafka_duplicate, NULL);
     plan(sim, &faults->ledger_down, fault_ledger_down);
     plan(sim, &faults->ledger_cut, fault_ledger_cut);
     plan(sim, &faults->ledger_slow, NULL);
@@ -243,6 +244,7 @@ void faults_stop(struct sim *sim)
 {
     sim_trace(sim, "no more faults");
     sim->faults_over = true;
+    sim->faults.kafka_duplicate = false;
     for (int i = 0; i < SIM_LOGS_MAX; i++)
         sim->logs[i].stalled_until_us = 0;
     for (int i = 0; i < SIM_BROKERS; i++) {

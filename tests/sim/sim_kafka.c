@@ -11,6 +11,8 @@
 #include "base/assert.h"
 #include "tests/sim/sim.h"
 
+#define STALL_CHECK_US (20 * MS)
+
 void kafka_producer_init(struct sim_producer *producer, struct process *process)
 {
     producer->process = process;
@@ -66,6 +68,35 @@ static int pipe_log(const struct sim_producer *producer, const struct sim_pipe *
     return (int)(pipe - producer->pipes);
 }
 
+struct duplicate {
+    int log;
+    struct sim_record record;
+};
+
+static void duplicate_arrives(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct duplicate *duplicate = opaque;
+
+    (void)number;
+    if (kafka_stalled(sim, duplicate->log))
+        return;
+    check_append(sim, duplicate->log, log_append(sim, duplicate->log, duplicate->record));
+    readers_wake(sim, duplicate->log);
+}
+
+/* A second copy of a record, as a producer without idempotence leaves one. Of a Submit it may come
+ * late; of what a worker says at once, since heartbeats are ordered by their place. */
+static void duplicate_soon(struct sim *sim, int log, const struct sim_record *record)
+{
+    struct duplicate *duplicate = sim_alloc(sim, sizeof(*duplicate));
+
+    *duplicate = (struct duplicate){log, *record};
+    if (log == SIM_OUTCOME)
+        duplicate_arrives(sim, duplicate, 0);
+    else
+        sim_post(sim, NULL, sim_between(sim, 0, 3 * SEC), duplicate_arrives, duplicate, 0);
+}
+
 /* The first record of the pipe arrives; then the next one. */
 static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
 {
@@ -78,13 +109,12 @@ static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
     pipe->pumping = false;
     if (pending == NULL)
         return;
-    if (sim->logs[log].stalled_until_us > sim->now_us || pending->at_us > sim->now_us) {
-        uint64_t at = pending->at_us > sim->logs[log].stalled_until_us
-                          ? pending->at_us
-                          : sim->logs[log].stalled_until_us;
+    if (kafka_stalled(sim, (int)log) || pending->at_us > sim->now_us) {
+        uint64_t wait_us = pending->at_us > sim->now_us ? pending->at_us - sim->now_us : 0;
 
         pipe->pumping = true;
-        sim_post(sim, NULL, at - sim->now_us, pipe_pump, producer, log);
+        sim_post(sim, NULL, wait_us > STALL_CHECK_US ? wait_us : STALL_CHECK_US, pipe_pump,
+                 producer, log);
         return;
     }
     pipe->head = pending->next;
@@ -93,6 +123,8 @@ static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
     offset = log_append(sim, (int)log, pending->record);
     check_append(sim, (int)log, offset);
     readers_wake(sim, (int)log);
+    if (sim->faults.kafka_duplicate && log <= SIM_OUTCOME && sim_percent(sim, 3))
+        duplicate_soon(sim, (int)log, &pending->record);
     if (pending->report != NULL) {
         report = sim_alloc(sim, sizeof(*report));
         *report = (struct sim_report){pending->report, pending->opaque, offset};

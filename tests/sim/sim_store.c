@@ -102,16 +102,18 @@ static struct sim_flush *flush_find(const struct sim *sim, uint32_t epoch, uint6
 
 /* ---- one transaction ---- */
 
+/* INSERT … ON CONFLICT DO NOTHING, or UPDATE … WHERE the state is not final AND fence < token. */
 static bool change_applies(const struct sim *sim, const struct sim_change *change)
 {
     const struct sim_row *row = &sim->ledger.rows[change->job];
 
+    if (!sim_guarded(sim, OWNER_GUARD_FENCE_SQL))
+        return true;
     if (change->action == FLUSH_INSERT)
         return !row->present;
     if (!row->present || job_state_final(row->state))
-        return !sim_guarded(sim, OWNER_GUARD_FENCE_SQL) && row->present;
-    return change->final_token == 0 || row->fence < change->final_token ||
-           !sim_guarded(sim, OWNER_GUARD_FENCE_SQL);
+        return false;
+    return change->final_token == 0 || row->fence < change->final_token;
 }
 
 static void change_apply(struct sim *sim, struct sim_flush *flush, size_t index)

@@ -142,6 +142,7 @@ static void run_starts(struct sim *sim, struct sim_worker *worker, struct sim_he
                                       .number = held->number};
 
     held->state = HELD_RUNNING;
+    check_run(sim, worker, held);
     kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_STARTED, &started, NULL, NULL, 0);
     sim_post(sim, &worker->process, job->service_us, run_ends, worker, held->token);
 }
@@ -169,6 +170,7 @@ static void read_attempt(struct sim *sim, struct sim_worker *worker,
                               .job = attempt->job,
                               .state = HELD_WAITING,
                               .number = (uint32_t)attempt->number,
+                              .boot = attempt->boot,
                               .alone = attempt->alone};
 }
 
