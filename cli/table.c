@@ -29,11 +29,11 @@ static const json_t *value_at(const json_t *row, const char *key)
     return NULL;
 }
 
-/* What a person reads: text without quotes, nothing for null. The caller frees. */
+/* What a person reads: text without quotes, a dash for nothing. The caller frees. */
 static char *value_text(const json_t *value)
 {
     if (value == NULL || json_is_null(value))
-        return xstrdup("");
+        return xstrdup("-");
     if (json_is_string(value))
         return xstrdup(json_string_value(value));
     return json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
