@@ -72,7 +72,7 @@ static void want(struct world *world, uint32_t replicas, const char *digest, boo
                                           .pool = "d",
                                           .engine = "sim",
                                           .device = "cpu",
-                                          .config = strdup("{}"),
+                                          .config = xstrdup("{}"),
                                           .shard = 1,
                                           .slot_count = 1,
                                           .replicas_wanted = replicas,
