@@ -18,7 +18,7 @@
 #include "producers/gateway.h"
 
 #define BODY_SIZE_MAX 65536
-#define KEY_NAME_SIZE_MAX 128
+#define KEY_NAME_LENGTH_MAX 64 /* characters */
 #define SECRET_PREFIX "whsec_"
 #define SECRET_TAIL_SIZE 40
 #define SECRET_HINT_SIZE 4
@@ -138,6 +138,15 @@ static void on_key_made(void *opaque, const struct pg_answer *answer)
     call_answer_json(&new->call, 201, &body);
 }
 
+static size_t count_characters(const char *text)
+{
+    size_t count = 0;
+
+    for (; *text != '\0'; text++)
+        count += ((unsigned char)*text & 0xc0) != 0x80;
+    return count;
+}
+
 static int read_key_body(const json_t *body, const char **ret_name, enum api_key_role *ret_role,
                          struct err *err)
 {
@@ -147,9 +156,10 @@ static int read_key_body(const json_t *body, const char **ret_name, enum api_key
     *ret_name = "";
     *ret_role = API_KEY_ROLE_ADMIN;
     if (name != NULL && !json_is_null(name)) {
-        if (!json_is_string(name) || json_string_length(name) > KEY_NAME_SIZE_MAX)
-            return err_set(err, ERR_RANGE, "name must be a string of at most %d bytes",
-                           KEY_NAME_SIZE_MAX);
+        if (!json_is_string(name) ||
+            count_characters(json_string_value(name)) > KEY_NAME_LENGTH_MAX)
+            return err_set(err, ERR_RANGE, "name must be a string of at most %d characters",
+                           KEY_NAME_LENGTH_MAX);
         *ret_name = json_string_value(name);
     }
     if (type == NULL || json_is_null(type))
