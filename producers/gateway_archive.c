@@ -167,12 +167,12 @@ static int look_at_file(struct looker *looker, const char *path, uint64_t size, 
 
 static int look_at_entry(struct looker *looker, struct archive_entry *entry, struct err *err)
 {
-    const char *path = archive_entry_pathname(entry);
+    const char *path = archive_entry_pathname_utf8(entry); /* whatever the locale */
     bool is_file = archive_entry_filetype(entry) == AE_IFREG;
     int r;
 
     if (path == NULL)
-        return err_set(err, ERR_MALFORMED, "a path in the archive cannot be read");
+        return err_set(err, ERR_MALFORMED, "a path in the archive is not UTF-8");
     if (strcmp(path, ".") == 0 || strcmp(path, "./") == 0)
         return 0; /* what `tar c .` begins with */
     if (strncmp(path, "./", 2) == 0)

@@ -134,6 +134,10 @@ static int filter_read(const struct call *call, struct filter *filter, struct er
     filter->has_cursor = cursor != NULL;
     filter->model = http_target_query(target, "model");
     filter->environment = http_target_query(target, "environment");
+    if (r == 0 && filter->model != NULL)
+        r = name_check("model", filter->model, err);
+    if (r == 0 && filter->environment != NULL)
+        r = name_check("environment", filter->environment, err);
     if (r == 0 && status != NULL)
         r = read_status(status, &filter->state, &filter->undelivered, err);
     if (r == 0 && cursor != NULL && job_id_parse(cursor, &filter->before, err) < 0)

@@ -121,14 +121,17 @@ static void allow_add(struct route_match *match, const char *method)
                    method);
 }
 
-static enum route find_in_table(const char *method, struct path *path, struct route_match *match)
+/* Patterns of plain words, or those with parameters. */
+static enum route find_among(bool plain, const char *method, struct path *path,
+                             struct route_match *match)
 {
     enum route found = ROUTE_NONE;
 
     for (enum route route = ROUTE_WRONG_METHOD + 1; route < ROUTE_COUNT; route++) {
         struct route_match tried = {0};
 
-        if (!matches(routes[route].pattern, path, &tried))
+        if ((strchr(routes[route].pattern, '{') == NULL) != plain ||
+            !matches(routes[route].pattern, path, &tried))
             continue;
         if (strcmp(method, routes[route].method) != 0) {
             allow_add(match, routes[route].method);
@@ -142,6 +145,14 @@ static enum route find_in_table(const char *method, struct path *path, struct ro
         return route;
     }
     return found;
+}
+
+/* A path that is spelled out in the table is no parameter of another one. */
+static enum route find_in_table(const char *method, struct path *path, struct route_match *match)
+{
+    enum route found = find_among(true, method, path, match);
+
+    return found != ROUTE_NONE ? found : find_among(false, method, path, match);
 }
 
 void route_find(const char *method, const char *host, const char *base_domain,

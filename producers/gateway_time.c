@@ -54,7 +54,7 @@ static bool take_day(const char **at, int64_t *ret_days)
 {
     int year, month, day;
 
-    if (!take_number(at, 4, 1970, 2999, &year) || !take_char(at, "-") ||
+    if (!take_number(at, 4, 1, 9999, &year) || !take_char(at, "-") ||
         !take_number(at, 2, 1, 12, &month) || !take_char(at, "-") ||
         !take_number(at, 2, 1, days_in_month(year, month), &day))
         return false;
@@ -107,9 +107,9 @@ int gateway_time_parse(const char *text, uint64_t *ret_us, struct err *err)
              take_number(&at, 2, 0, 60, &second) && take_fraction(&at, &fraction_us) &&
              take_offset(&at, &offset_minutes);
     seconds = days * 86400 + hour * 3600 + minute * 60 + second - offset_minutes * 60;
-    if (!ok || *at != '\0' || seconds < 0)
+    if (!ok || *at != '\0')
         return err_set(err, ERR_MALFORMED,
                        "time is '%.40s'; it must be like 2026-01-31 or 2026-01-31T12:34:56Z", text);
-    *ret_us = (uint64_t)(seconds * 1000000 + fraction_us);
+    *ret_us = seconds < 0 ? 0 : (uint64_t)(seconds * 1000000 + fraction_us);
     return 0;
 }

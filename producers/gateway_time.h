@@ -12,5 +12,5 @@
 
 #include "base/err.h"
 
-/* Microseconds since 1970; years 1970 to 2999. ERR_MALFORMED says what it must look like. */
+/* Microseconds since 1970; 0 for what lies before. ERR_MALFORMED says what it must look like. */
 int gateway_time_parse(const char *text, uint64_t *ret_us, struct err *err) MUST_CHECK;

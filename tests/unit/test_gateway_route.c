@@ -113,6 +113,10 @@ static void test_allow(void **state)
     target_split("/async_request/x", target);
     route_find("PATCH", NULL, "", target, &match);
     assert_string_equal(match.allow, "GET, DELETE");
+    target_split("/v1/webhook_secrets/rotate", target);
+    route_find("DELETE", NULL, "", target, &match);
+    assert_int_equal(match.route, ROUTE_WRONG_METHOD);
+    assert_string_equal(match.allow, "POST");
     target_split("/production/async_predict", target);
     route_find("POST", "model-abc.x", "", target, &match);
     assert_int_equal(match.route, ROUTE_NONE);
