@@ -256,8 +256,10 @@ def test_accepted_jobs_survive_the_death_of_everything(new_stack):
     and of all servers between the 201 and the run; started again, all finish."""
     stack = new_stack().start()
     stack.push_sim("sim", slots=4, service_ms=5)
+    workers = stack.pids("worker")  # they outlive their agent, and are then nobody's children
     stack.kill_service("agent")
-    stack.kill("worker")
+    for pid in workers:
+        os.kill(pid, signal.SIGKILL)
     ids = [stack.submit("sim", {"n": n}) for n in range(50)]
     in_kafka = b"".join(record.value for record in stack.consume("intake"))
     assert all(bytes.fromhex(one.replace("-", "")) in in_kafka for one in ids)
