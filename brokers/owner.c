@@ -240,6 +240,7 @@ void owner_on_intake(struct owner *owner, int64_t offset, uint64_t append_us, co
 
 void owner_on_intake_end(struct owner *owner, uint64_t now_wall_us)
 {
+    owner->intake_at_end = true;
     if (now_wall_us > owner->intake.append_us)
         owner->intake.append_us = now_wall_us;
 }
@@ -325,6 +326,7 @@ void owner_on_outcome(struct owner *owner, int64_t offset, const void *bytes, si
 
 void owner_on_outcome_end(struct owner *owner, uint64_t now_mono_us)
 {
+    owner->outcome_at_end = true;
     owner->outcome_end_us = now_mono_us;
 }
 

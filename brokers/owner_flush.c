@@ -413,6 +413,7 @@ static void refuse_submit(struct owner *owner, struct flush_batch *batch, size_t
     owner->unflushed_bytes -= job_spec_size(node->spec) +
                               (item.finish != NULL ? item.finish->size : 0);
     verdict_tell(owner, &item.verdicts, false);
+    evidence_ask_again(owner, &item.job->spec->submit.id);
     item.job->in_flush = false;
     cancel_postpone_all(owner, item.job);
     job_remove(owner, item.job);

@@ -251,6 +251,8 @@ struct owner {
     uint32_t shard, epoch, token_count;
     enum owner_phase phase;
     bool draining, paused, intake_was_read;
+    bool intake_at_end,
+        outcome_at_end;       /* read to an end after the takeover; offsets may have gaps */
     uint64_t now_us, wall_us; /* monotonic, and Kafka's append time */
     uint64_t leases_us;       /* monotonic: when leases were last aged */
     uint64_t outcome_end_us;  /* monotonic: when outcome was last read to its end */

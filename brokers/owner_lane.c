@@ -141,7 +141,8 @@ void lane_spill(struct owner *owner, struct lane *lane, int64_t cursor)
     if (lane->spilled)
         return;
     lane->spilled = true;
-    lane->cursor = cursor;
+    if (cursor > lane->cursor) /* after a takeover intake repeats what a LOAD has passed */
+        lane->cursor = cursor;
     TAILQ_INSERT_TAIL(&owner->spilled, lane, spilled_link);
 }
 

@@ -185,7 +185,7 @@ void evidence_resolve(struct owner *owner, struct job *job)
 
 static bool intake_is_read(const struct owner *owner)
 {
-    return owner->intake.next >= owner->ends.intake_end;
+    return owner->intake_at_end || owner->intake.next >= owner->ends.intake_end;
 }
 
 static void lookup_send(struct owner *owner)
@@ -315,7 +315,8 @@ static void evidence_give_up_rest(struct owner *owner)
 
 void takeover_step(struct owner *owner)
 {
-    if (owner->phase == OWNER_OUTCOME && owner->outcome.next >= owner->ends.outcome_end)
+    if (owner->phase == OWNER_OUTCOME &&
+        (owner->outcome_at_end || owner->outcome.next >= owner->ends.outcome_end))
         owner->phase = OWNER_LOOKUP;
     if (owner->phase == OWNER_OUTCOME)
         return;
