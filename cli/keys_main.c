@@ -38,7 +38,7 @@ static int keys_ls(const struct client *client, const void *values, char **opera
         {"TENANT", "tenant", false, true},          {"CREATED", "created_at", false, true},
         {"LAST USED", "last_used_at", false, true},
     };
-    static const struct list_view view = {"keys ls", "/v1/api_keys", "api_keys",
+    static const struct list_view view = {"keys ls", "/v1/api_keys", "keys",
                                           "no keys", columns,        COUNT_OF(columns)};
     const struct keys_settings *settings = values;
 

@@ -128,11 +128,45 @@ static int deployments_rm(const struct client *client, const void *values, char 
     return deployment_do(client, values, operands, operand_count, "deployments rm", "DELETE");
 }
 
+#define PROMOTE_SETTINGS                                                                           \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(environment, "production", "environment to point at the deployment")
+
+struct promote_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    PROMOTE_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting promote_rows[] = {
+#define SETTINGS_ROWS struct promote_settings
+#include "base/settings_rows.def"
+    PROMOTE_SETTINGS
+#include "base/settings_end.def"
+};
+
+static int deployments_promote(const struct client *client, const void *values, char **operands,
+                               int operand_count)
+{
+    const struct promote_settings *settings = values;
+    OWNED(client_json_free) json_t *body = NULL;
+    OWNED(mem_free) char *path = NULL;
+
+    if (!verb_operands("a model and a deployment", operand_count, 2, 2))
+        return CLI_EXIT_USAGE;
+    path = path_make("/v1/models/%/environments/%/promote", operands[0], settings->environment);
+    body = json_pack("{s:s}", "deployment_id", operands[1]);
+    return show_run(client, "deployments promote", "POST", path, body, settings->json);
+}
+
 int deployments_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
         {"ls", "MODEL", "Lists the deployments of a model.", PLAIN_ACTION, deployments_ls},
         {"show", "MODEL DEPLOYMENT", "Shows one deployment.", PLAIN_ACTION, deployments_show},
+        {"promote", "MODEL DEPLOYMENT", "Points an environment at a deployment.", promote_rows,
+         COUNT_OF(promote_rows), sizeof(struct promote_settings), deployments_promote},
         {"rm", "MODEL DEPLOYMENT", "Stops and deletes a deployment.", PLAIN_ACTION, deployments_rm},
     };
     static const struct verb verb = {"deployments", "Immutable versions of a model.", actions,

@@ -24,6 +24,9 @@ int push_main(int argc, char **argv);
     VERB_COMMON_SETTINGS                                                                           \
     SETTING_STRING(name, "", "name of the model; empty: the directory's")                          \
     SETTING_STRING(deployment_name, "", "name of this deployment; empty: deployment-N")            \
+    SETTING_STRING(environment, "",                                                                \
+                   "environment to point at it once it is ready; empty: production if it is the "  \
+                   "first of its model, else none")                                                \
     SETTING_BOOL(no_wait, false, "do not wait until the deployment is ready")                      \
     SETTING_DURATION(timeout, "10m", "1s", "24h", "how long to wait until it is ready")
 
@@ -72,7 +75,11 @@ static int upload_archive(const struct client *client, const struct push_setting
                           const char *name, const struct push_archive *archive, json_t **ret_answer,
                           struct err *err)
 {
-    OWNED(mem_free) char *path = path_make("/v1/models/%/deployments", name);
+    OWNED(mem_free)
+    char *path = *settings->environment != '\0'
+                     ? path_make("/v1/models/%/deployments?environment=%", name,
+                                 settings->environment)
+                     : path_make("/v1/models/%/deployments", name);
     OWNED(mem_free) char *digest = xasprintf("sha-256=%s", archive->digest);
     struct upload upload = {archive->size, isatty(STDERR_FILENO) == 1, 101};
     const struct http_header headers[] = {

@@ -281,8 +281,9 @@ class Stack:
 
     def cli(self, *words, input=None, check=True, timeout=120):
         """A user verb against this stack, as a second shell would run it."""
-        done = subprocess.run([BINARY, *map(str, words), "--url", self.url("gateway"), "--api-key", self.key],
-                              input=input, capture_output=True, timeout=timeout, text=True)
+        key = [] if "--api-key" in words else ["--api-key", self.key]
+        done = subprocess.run([BINARY, *map(str, words), "--url", self.url("gateway"), *key], input=input,
+                              capture_output=True, timeout=timeout, text=True)
         assert not check or done.returncode == 0, f"headrace {words}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
