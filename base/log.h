@@ -106,6 +106,10 @@ struct log_field {
     ((struct log_field){.name = (field), .type = LOG_FIELD_DOUBLE, .value.real = (number)})
 #define LOG_BOOL(field, fact)                                                                      \
     ((struct log_field){.name = (field), .type = LOG_FIELD_BOOL, .value.yes = (fact)})
+/* The trace id of a traceparent as messages carry it; nothing when there is none. */
+#define LOG_TRACE(parent, parent_size)                                                             \
+    LOG_TEXT((parent_size) >= 55 ? "trace" : NULL, (parent_size) >= 55 ? (parent) + 3 : "",        \
+             (parent_size) >= 55 ? (size_t)32 : (size_t)0)
 #define LOG_HEX(field, at, at_size)                                                                \
     ((struct log_field){                                                                           \
         .name = (field), .type = LOG_FIELD_HEX, .size = (at_size), .value.bytes = (at)})

@@ -112,6 +112,21 @@ int trace_context_parse(const char *text, struct trace_context *ret_context, str
     return 0;
 }
 
+struct trace_context trace_context_read(const char *text, size_t size)
+{
+    struct trace_context context = {.sampled = false};
+    char copy[TRACE_PARENT_SIZE + 16]; /* a later version may be longer */
+    struct err err;
+
+    if (size == 0 || size >= sizeof(copy))
+        return context;
+    memcpy(copy, text, size);
+    copy[size] = '\0';
+    if (trace_context_parse(copy, &context, &err) < 0)
+        return (struct trace_context){.sampled = false};
+    return context;
+}
+
 void trace_context_format(const struct trace_context *context, char to[TRACE_PARENT_SIZE])
 {
     char trace_id[33], span_id[17];
@@ -136,6 +151,24 @@ struct trace_context trace_context_child(const struct trace_context *parent)
     struct trace_context context = *parent;
 
     rng_secret_bytes(context.span_id, sizeof(context.span_id));
+    return context;
+}
+
+/* FNV-1a over the parent's span id and the name, its bits mixed once more at the end. */
+struct trace_context trace_context_derive(const struct trace_context *parent, const void *name,
+                                          size_t size)
+{
+    const uint8_t *bytes = name;
+    struct trace_context context = *parent;
+    uint64_t hash = 0xcbf29ce484222325u;
+
+    for (size_t i = 0; i < sizeof(parent->span_id); i++)
+        hash = (hash ^ parent->span_id[i]) * 0x100000001b3u;
+    for (size_t i = 0; i < size; i++)
+        hash = (hash ^ bytes[i]) * 0x100000001b3u;
+    hash = (hash ^ hash >> 30) * 0xbf58476d1ce4e5b9u;
+    hash = (hash ^ hash >> 27) | 1; /* all zero means no span */
+    memcpy(context.span_id, &hash, sizeof(context.span_id));
     return context;
 }
 
@@ -367,6 +400,11 @@ void tracer_close(struct tracer **tracer_p)
     free(tracer->service_version);
     free(tracer->service_instance);
     free(tracer);
+}
+
+bool tracer_is_on(const struct tracer *tracer)
+{
+    return tracer->client != NULL;
 }
 
 void tracer_flush(struct tracer *tracer, uint32_t timeout_ms, void (*on_flushed)(void *opaque),

@@ -38,9 +38,17 @@ int trace_context_parse(const char *text, struct trace_context *ret_context,
                         struct err *err) MUST_CHECK;
 void trace_context_format(const struct trace_context *context, char to[TRACE_PARENT_SIZE]);
 
+/* The same for a text that came with a message: unset when it is none. */
+struct trace_context trace_context_read(const char *text, size_t size);
+
 /* A new trace, or a new span id inside `parent` (same trace, same sampled flag). */
 struct trace_context trace_context_new(bool sampled);
 struct trace_context trace_context_child(const struct trace_context *parent);
+
+/* A span id inside `parent` that is made of the parent and `name` alone: who finds the same work
+ * again, in another process too, calls its span the same. */
+struct trace_context trace_context_derive(const struct trace_context *parent, const void *name,
+                                          size_t size);
 
 struct tracer_options {
     const char *endpoint; /* "http://127.0.0.1:4318"; NULL or "": nothing is recorded */
@@ -52,6 +60,9 @@ struct tracer_options {
 
 int tracer_open(struct loop *loop, const struct tracer_options *options, struct tracer **ret_tracer,
                 struct err *err) MUST_CHECK;
+
+/* False: there is no endpoint, and nothing is worth preparing for it. */
+bool tracer_is_on(const struct tracer *tracer);
 
 /* Posts what is waiting and calls on_flushed when that is over, or after timeout_ms. */
 void tracer_flush(struct tracer *tracer, uint32_t timeout_ms, void (*on_flushed)(void *opaque),

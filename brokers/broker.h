@@ -10,6 +10,7 @@
  *   broker_publish.c   a committed flush becomes known: Redis, wake-ups, `completed`
  *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
  *   broker_watch.c     /metrics, /healthz, /readyz
+ *   broker_trace.c     spans of jobs and of their waiting
  *
  * One thread, one loop; nothing here locks.
  */
@@ -19,6 +20,7 @@
 #include <sys/queue.h>
 
 #include "base/buf.h"
+#include "base/trace.h"
 #include "brokers/cache.h"
 #include "brokers/owner.h"
 #include "brokers/queue.h"
@@ -135,6 +137,17 @@ void shard_take(struct shard *shard);
 int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
 void watch_close(struct broker *broker);
 
+/* ---- Spans (broker_trace.c) */
+
+int broker_trace_open(struct broker *broker, struct err *err) MUST_CHECK;
+void broker_trace_flush(struct broker *broker, void (*done)(void *opaque));
+
+/* Records how long the attempt waited, and makes its worker's run a child of the job: the message's
+ * trace then points into `trace`. */
+void broker_trace_attempt(struct broker *broker, const struct owner_todo *todo,
+                          struct message_attempt *attempt, char trace[TRACE_PARENT_SIZE]);
+void broker_trace_final(struct broker *broker, const struct message_completed *completed);
+
 /* ---- The program */
 
 enum broker_phase {
@@ -173,6 +186,7 @@ struct broker {
     struct http_server *http;
     char not_ready[ERR_TEXT_SIZE + 64]; /* what /readyz says */
     struct metrics *metrics;
+    struct tracer *tracer;
     struct metric *flush_seconds, *flush_jobs;
     struct queue_producer_counts counted_queue;
     uint64_t counted_redis_failures;

@@ -264,11 +264,16 @@ static void topics_start(void *opaque)
 
 /* ---- Stopping */
 
-static void on_left(void *opaque)
+static void on_spans_flushed(void *opaque)
 {
     struct broker *broker = opaque;
 
     loop_stop(broker->loop);
+}
+
+static void on_left(void *opaque)
+{
+    broker_trace_flush(opaque, on_spans_flushed);
 }
 
 void broker_stop(struct broker *broker, int exit_code)
@@ -335,6 +340,8 @@ static int parts_open(struct broker *broker, struct err *err)
     int r = watch_open(broker, err);
 
     if (r == 0)
+        r = broker_trace_open(broker, err);
+    if (r == 0)
         r = queue_admin_open(broker->loop, &queue, &broker->admin, err);
     if (r == 0)
         r = queue_producer_open(broker->loop, &producer, &broker->producer, err);
@@ -366,6 +373,7 @@ static void parts_close(struct broker *broker)
     queue_consumer_close(&broker->consumer);
     queue_producer_close(&broker->producer);
     queue_admin_close(&broker->admin);
+    tracer_close(&broker->tracer);
     watch_close(broker);
     shards_forget(broker);
     buf_done(&broker->scratch);

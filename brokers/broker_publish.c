@@ -157,7 +157,7 @@ static void final_log(struct shard *shard, const struct message_completed *compl
     job_id_format(&completed->id, id);
     log_debug("job_published", LOG_STR("job", id), LOG_U64("round", completed->round),
               LOG_TEXT("tenant", completed->tenant.text, completed->tenant.size),
-              LOG_TEXT("trace", completed->trace.text, completed->trace.size),
+              LOG_TRACE(completed->trace.text, completed->trace.size),
               LOG_U64("state", completed->state), LOG_U64("attempts", completed->attempts),
               LOG_U64("shard", shard->number));
 }
@@ -199,8 +199,10 @@ void publication_add(struct shard *shard, uint64_t flush_number, const struct le
     publication->finals = finals;
     publication->final_count = publication->unsent_count = (uint32_t)final_count;
     TAILQ_INSERT_TAIL(&shard->publications->head, publication, next);
-    for (size_t i = 0; i < final_count; i++)
+    for (size_t i = 0; i < final_count; i++) {
         final_log(shard, &finals[i].completed);
+        broker_trace_final(shard->broker, &finals[i].completed);
+    }
     if (final_count == 0) {
         owner_on_published(shard->owner, flush_number);
         publication_drop(publication);

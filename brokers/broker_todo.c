@@ -21,6 +21,7 @@
 #include "base/loop.h"
 #include "base/metrics.h"
 #include "brokers/broker.h"
+#include "schema/job_id.h"
 #include "schema/topics.h"
 
 /* ---- Records to workers */
@@ -60,24 +61,28 @@ static int dispatch_produce(struct shard *shard, struct wire_text pool, enum mes
 
 static void carry_out_attempt(struct shard *shard, const struct owner_todo *todo)
 {
-    char trace[64];
+    struct message_attempt attempt = todo->attempt.message;
+    char trace[TRACE_PARENT_SIZE], header[64];
     struct queue_message message = {
         .partition = todo->attempt.partition,
-        .trace = trace,
+        .trace = header,
         .done = on_attempt_reported,
         .opaque = shard_ref(shard),
-        .tag = todo->attempt.message.token,
+        .tag = attempt.token,
     };
-    struct wire_text parent = todo->attempt.message.trace;
+    char job[JOB_ID_TEXT_SIZE];
     struct err err;
 
-    (void)snprintf(trace, sizeof(trace), "%.*s", (int)parent.size, parent.text);
-    if (dispatch_produce(shard, todo->attempt.pool, MESSAGE_ATTEMPT, &todo->attempt.message,
-                         &message, &err) == 0)
+    broker_trace_attempt(shard->broker, todo, &attempt, trace);
+    (void)snprintf(header, sizeof(header), "%.*s", (int)attempt.trace.size, attempt.trace.text);
+    if (dispatch_produce(shard, todo->attempt.pool, MESSAGE_ATTEMPT, &attempt, &message, &err) == 0)
         return;
-    log_warn("attempt_not_sent", LOG_U64("shard", shard->number),
-             LOG_U64("token", todo->attempt.message.token), LOG_ERR(&err));
-    owner_on_attempt_reported(shard->owner, todo->attempt.message.token, -1);
+    job_id_format(&attempt.job, job);
+    log_warn("attempt_not_sent", LOG_STR("job", job), LOG_U64("attempt", attempt.number),
+             LOG_TEXT("tenant", attempt.tenant.text, attempt.tenant.size),
+             LOG_TRACE(attempt.trace.text, attempt.trace.size), LOG_U64("shard", shard->number),
+             LOG_U64("token", attempt.token), LOG_ERR(&err));
+    owner_on_attempt_reported(shard->owner, attempt.token, -1);
     shard_unref(&shard);
 }
 

@@ -70,6 +70,7 @@ static void attempt_fill(struct owner *owner, struct job *job, struct owner_todo
 static void attempt_send(struct owner *owner, struct job *job, struct worker *worker)
 {
     struct sent *sent = xcalloc(1, sizeof(*sent));
+    uint64_t from_us = job->due_us > job->state_us ? job->due_us : job->state_us;
     struct todo_node *node;
 
     job_start(owner, job, worker, TOKEN_MAKE(owner->epoch, ++owner->token_count));
@@ -85,6 +86,8 @@ static void attempt_send(struct owner *owner, struct job *job, struct worker *wo
     node->spec = job_spec_ref(job->spec);
     node->worker = worker_ref(worker);
     attempt_fill(owner, job, &node->todo);
+    node->todo.attempt.round = job->spec->round;
+    node->todo.attempt.waited_from_us = from_us;
 
     if (worker->ready) { /* the next one's turn */
         TAILQ_REMOVE(&worker->pool->ready, worker, ready_link);

@@ -182,7 +182,7 @@ static int open_inside(struct gateway *gateway, struct err *err)
         .service_name = "headrace-gateway",
         .service_version = HEADRACE_VERSION,
         .service_instance = gateway->boot,
-        .sample_share = 1,
+        .sample_share = (double)settings->otlp_sample_percent / 100,
     };
     int r = metrics_open(&metrics, &gateway->metrics, err);
 

@@ -67,7 +67,7 @@ bool job_state_final(enum job_state state);
 const char *job_state_name(enum job_state state); /* "IN_PROGRESS"; static storage */
 
 bool error_class_known(uint64_t number);
-const char *error_class_name(enum error_class class); /* "bad_input"; static storage */
+const char *error_class_name(enum error_class class); /* "BAD_INPUT"; static storage */
 const char *error_class_wire(enum error_class class); /* "MODEL_INVALID_INPUT" */
 int error_class_http(enum error_class class);
 enum error_budget error_class_budget(enum error_class class);

@@ -222,7 +222,12 @@ static int agent_open_queue(struct agent *agent, struct err *err)
 static int agent_open_pages(struct agent *agent, struct err *err)
 {
     const struct metrics_options options = {
-        .prefix = "headrace_", .rows = agent_metric_rows, .row_count = COUNT_OF(agent_metric_rows)};
+        .prefix = "headrace_",
+        .prefix_again = agent->settings.metrics_prefix[0] != '\0' ? agent->settings.metrics_prefix
+                                                                  : NULL,
+        .rows = agent_metric_rows,
+        .row_count = COUNT_OF(agent_metric_rows),
+    };
     int r = metrics_open(&options, &agent->metrics, err);
 
     if (r < 0)

@@ -26,7 +26,7 @@
 #include "workers/agent_int.h"
 
 #define BINARY "/proc/self/exe"
-#define ARGS_MAX 32
+#define ARGS_MAX 40
 #define ENV_MAX 512
 #define CMDLINE_SIZE 16384
 
@@ -148,6 +148,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command,
                 xasprintf("--heartbeat=%llums", (unsigned long long)settings->heartbeat_ms));
     command_add(command, xasprintf("--log-level=%s", settings->log_level));
+    command_add(command, xasprintf("--otlp-endpoint=%s", settings->otlp_endpoint));
+    command_add(command, xasprintf("--metrics-prefix=%s", settings->metrics_prefix));
     command_add(command, xasprintf("--listen=%s", settings->listen));
     command_add(command, xstrdup("--port=0"));
     command_add(command, xasprintf("--pool=%s", deployment->pool));

@@ -16,7 +16,10 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "base/settings.h"
+#include "base/trace.h"
 #include "workers/webhook_intake.h"
+
+#define TRACE_FLUSH_MS 1000
 
 int webhook_main(int argc, char **argv);
 
@@ -45,6 +48,7 @@ struct webhook {
     struct webhook_settings settings;
     struct loop *loop;
     struct metrics *metrics;
+    struct tracer *tracer;
     struct metrics_pages pages;
     struct http_server *server; /* of the pages */
     struct pg *pg;
@@ -54,7 +58,7 @@ struct webhook {
     struct webhook_sender *sender;
     struct webhook_intake *intake;
     struct loop_timer *drain_limit;
-    bool draining;
+    bool draining, drained;
     int exit_code;
 };
 
@@ -112,12 +116,23 @@ static const char *not_ready(void *opaque)
 
 /* ---- life ---- */
 
+static void on_spans_flushed(void *opaque)
+{
+    struct webhook *webhook = opaque;
+
+    loop_stop(webhook->loop);
+}
+
 static void on_drained(void *opaque)
 {
     struct webhook *webhook = opaque;
 
+    if (webhook->drained) /* the limit and the sender may both say so */
+        return;
+    webhook->drained = true;
     log_info("drained", LOG_U64("left", webhook_sender_count(webhook->sender)));
-    loop_stop(webhook->loop);
+    loop_timer_stop(webhook->drain_limit);
+    tracer_flush(webhook->tracer, TRACE_FLUSH_MS, on_spans_flushed, webhook);
 }
 
 static void on_left(void *opaque)
@@ -167,6 +182,7 @@ static int sender_open(struct webhook *webhook, struct err *err)
         .secrets = webhook->secrets,
         .blobs = webhook->blobs,
         .metrics = webhook->metrics,
+        .tracer = webhook->tracer,
         .in_memory_max = (uint32_t)settings->in_memory,
         .connections_max = (uint32_t)settings->connections,
         .connections_per_host_max = (uint32_t)settings->connections_per_host,
@@ -205,11 +221,27 @@ static int intake_open(struct webhook *webhook, struct err *err)
     return webhook_intake_open(webhook->loop, &options, &webhook->intake, err);
 }
 
+static int spans_open(struct webhook *webhook, struct err *err)
+{
+    const struct tracer_options options = {
+        .endpoint = webhook->settings.otlp_endpoint,
+        .service_name = "headrace-webhook",
+        .service_version = HEADRACE_VERSION,
+        .service_instance = webhook->settings.instance,
+    };
+
+    return tracer_open(webhook->loop, &options, &webhook->tracer, err);
+}
+
 static int pages_open(struct webhook *webhook, struct err *err)
 {
     const struct metrics_options metrics = {
-        .prefix = "headrace_", .rows = metric_rows, .row_count = COUNT_OF(metric_rows)};
-
+        .prefix = "headrace_",
+        .prefix_again = *webhook->settings.metrics_prefix != '\0' ? webhook->settings.metrics_prefix
+                                                                  : NULL,
+        .rows = metric_rows,
+        .row_count = COUNT_OF(metric_rows),
+    };
     int r = metrics_open(&metrics, &webhook->metrics, err);
 
     if (r < 0)
@@ -230,6 +262,8 @@ static int parts_open(struct webhook *webhook, struct err *err)
         r = loop_on_signals(webhook->loop, on_sigterm, NULL, webhook, err);
     if (r == 0)
         r = pages_open(webhook, err);
+    if (r == 0)
+        r = spans_open(webhook, err);
     if (r == 0)
         r = stores_open(webhook, err);
     if (r == 0)
@@ -253,6 +287,7 @@ static void parts_close(struct webhook *webhook)
     seal_key_close(&webhook->key);
     blob_store_close(&webhook->blobs);
     http_server_close(&webhook->server);
+    tracer_close(&webhook->tracer);
     metrics_close(&webhook->metrics);
     loop_timer_free(&webhook->drain_limit);
     loop_close(&webhook->loop);

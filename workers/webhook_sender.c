@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/loop.h"
 #include "base/rng.h"
+#include "base/trace.h"
 #include "schema/job_id.h"
 #include "workers/webhook_body.h"
 
@@ -42,6 +43,7 @@ struct webhook_sender {
 struct flight {
     struct webhook_sender *sender;
     struct webhook_delivery *delivery;
+    struct trace_span span; /* of the POST */
 };
 
 static void results_write(struct webhook_sender *sender);
@@ -188,6 +190,41 @@ static void keep_answer(struct webhook_delivery *delivery, struct buf *body)
     delivery->answer[size] = '\0';
 }
 
+/* The span of one POST, a child of what asked for the job; returns the context that the receiver
+ * gets: unset when there is none. */
+static struct trace_context span_start(struct flight *flight, struct wire_text trace)
+{
+    struct tracer *tracer = flight->sender->options.tracer;
+    const struct webhook_delivery *delivery = flight->delivery;
+    struct trace_context parent = trace_context_read(trace.text, trace.size);
+    struct trace_context own = parent;
+    char id[JOB_ID_TEXT_SIZE];
+
+    if (trace_context_is_set(&parent))
+        own = tracer_begin(tracer, &parent);
+    trace_start(tracer, &flight->span, "deliver", TRACE_KIND_CLIENT, &own, &parent,
+                delivery->started_us);
+    if (!flight->span.live)
+        return own;
+    job_id_format(&delivery->key.job, id);
+    trace_set_text(&flight->span, "headrace.job", id);
+    trace_set_text(&flight->span, "headrace.tenant", delivery->tenant);
+    trace_set_number(&flight->span, "headrace.try", delivery->try_count + 1);
+    return own;
+}
+
+static void span_end(struct flight *flight)
+{
+    const struct webhook_delivery *delivery = flight->delivery;
+
+    if (delivery->http_status != 0)
+        trace_set_number(&flight->span, "http.response.status_code", delivery->http_status);
+    if (delivery->error[0] != '\0')
+        trace_set_text(&flight->span, "error.message", delivery->error);
+    trace_end(flight->sender->options.tracer, &flight->span, delivery->error[0] != '\0',
+              delivery->started_us + delivery->took_us);
+}
+
 static void on_posted(const struct http_result *result, void *opaque)
 {
     struct flight *flight = opaque;
@@ -196,7 +233,6 @@ static void on_posted(const struct http_result *result, void *opaque)
     bool blocked = result->outcome == HTTP_OUTCOME_BLOCKED;
     uint64_t wait_ms = 0;
 
-    free(flight);
     delivery->http_status = result->outcome == HTTP_OUTCOME_ANSWERED ||
                                     result->outcome == HTTP_OUTCOME_BODY_TOO_BIG
                                 ? result->status
@@ -210,6 +246,8 @@ static void on_posted(const struct http_result *result, void *opaque)
         mem_copy_text(delivery->error, result->error);
     else if (delivery->http_status >= 300)
         (void)snprintf(delivery->error, sizeof(delivery->error), "HTTP %d", delivery->http_status);
+    span_end(flight);
+    free(flight);
     if (delivery->http_status != 0) {
         keep_answer(delivery, result->body);
         wait_ms = retry_after_ms(result);
@@ -234,7 +272,7 @@ static void try_failed(struct webhook_sender *sender, struct webhook_delivery *d
 struct post_headers {
     struct http_header list[HEADERS_MAX];
     size_t count;
-    char timestamp[24], trace[64], id[JOB_ID_TEXT_SIZE];
+    char timestamp[24], trace[TRACE_PARENT_SIZE], id[JOB_ID_TEXT_SIZE];
     struct buf baseten, standard;
 };
 
@@ -251,7 +289,7 @@ static void headers_done(struct post_headers *headers)
 }
 
 static void headers_fill(struct post_headers *headers, const struct webhook_delivery *delivery,
-                         const struct webhook_secrets *secrets, struct wire_text trace)
+                         const struct webhook_secrets *secrets, const struct trace_context *trace)
 {
     uint64_t now_s = clock_wall_ms() / 1000;
     const struct webhook_message message = {
@@ -267,8 +305,8 @@ static void headers_fill(struct post_headers *headers, const struct webhook_deli
     headers_add(headers, "X-BASETEN-REQUEST-ID", headers->id);
     headers_add(headers, "webhook-id", delivery->webhook_id);
     headers_add(headers, "webhook-timestamp", headers->timestamp);
-    if (trace.size > 0 && trace.size < sizeof(headers->trace)) {
-        memcpy(headers->trace, trace.text, trace.size);
+    if (trace_context_is_set(trace)) {
+        trace_context_format(trace, headers->trace);
         headers_add(headers, "traceparent", headers->trace);
     }
     if (secrets->count == 0)
@@ -300,13 +338,15 @@ static int post(struct webhook_sender *sender, struct webhook_delivery *delivery
         .on_done = on_posted,
         .opaque = flight,
     };
+    struct trace_context context;
     int r;
 
     *flight = (struct flight){.sender = sender, .delivery = delivery};
-    headers_fill(&headers, delivery, secrets, trace);
+    delivery->started_us = clock_wall_us();
+    context = span_start(flight, trace);
+    headers_fill(&headers, delivery, secrets, &context);
     send.headers = headers.list;
     send.header_count = headers.count;
-    delivery->started_us = clock_wall_us();
     r = http_client_send(sender->client, &send, NULL, err);
     if (r < 0)
         free(flight);

@@ -25,6 +25,7 @@
 #include "workers/webhook_store.h"
 
 struct loop;
+struct tracer;
 struct webhook_sender;
 
 enum webhook_metric {
@@ -40,6 +41,7 @@ struct webhook_sender_options {
     struct webhook_secret_cache *secrets;
     struct blob_store *blobs; /* NULL: results in blobs cannot be delivered */
     struct metrics *metrics;
+    struct tracer *tracer;
     struct webhook_allow allow;
     uint32_t in_memory_max;
     uint32_t connections_max, connections_per_host_max;

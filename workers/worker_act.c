@@ -144,7 +144,7 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
         .alone = todo->run.alone,
         .job = todo->run.job,
         .number = todo->run.number,
-        .trace = todo->run.trace,
+        .trace = worker_trace_begin(worker, todo),
     };
 
     if (input != NULL)
@@ -185,6 +185,7 @@ static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
 {
     struct worker *worker = opaque;
 
+    worker_trace_end(worker, token, result);
     worker_tick(worker);
     worker_core_on_host_final(worker->core, token, granted, result);
     worker_act(worker);
@@ -203,6 +204,7 @@ static void host_on_gone(void *opaque, enum error_class class, bool final, const
 
     if (class != ERROR_CLASS_NONE)
         log_error("host_gone", LOG_STR("class", error_class_name(class)), LOG_STR("error", why));
+    worker_trace_end_all(worker, class == ERROR_CLASS_NONE ? ERROR_CLASS_HANDED_BACK : class);
     worker_tick(worker);
     worker_core_on_host_gone(worker->core, class, final, why);
     worker_act(worker);

@@ -8,6 +8,7 @@
  *   worker_queue.c   Kafka: its dispatch partition in, messages to outcome out
  *   worker_act.c     the to-dos of the core: host, blobs, messages
  *   worker_pages.c   /metrics, /healthz, /readyz
+ *   worker_trace.c   spans of runs
  *
  * Every callback of the loop follows one pattern: worker_tick(), one event of the core,
  * worker_act(). Once a turn worker_tick() and worker_act() run in any case.
@@ -25,6 +26,8 @@
 #include "workers/worker_host.h"
 
 struct http_server;
+struct run;
+struct tracer;
 
 struct worker_settings {
 #define SETTINGS_FIELDS
@@ -78,6 +81,9 @@ struct worker {
     struct blob_store *blobs;
     struct input *inputs;
 
+    struct tracer *tracer;
+    struct run *runs; /* spans that are open, by token */
+
     struct http_server *pages;
     struct frame_stats engine_stats;
     struct {
@@ -113,3 +119,14 @@ struct worker_host *worker_host_open(struct worker *worker);
 
 /* ---- worker_pages.c ---- */
 int worker_pages_open(struct worker *worker, struct err *err) MUST_CHECK;
+
+/* ---- worker_trace.c ---- */
+int worker_trace_open(struct worker *worker, struct err *err) MUST_CHECK;
+void worker_trace_close(struct worker *worker);
+void worker_trace_flush(struct worker *worker, void (*done)(void *opaque));
+
+/* Begins the span of WORKER_TODO_RUN; what it returns is for the host, valid until the next call
+ * that begins or ends one. */
+struct wire_text worker_trace_begin(struct worker *worker, const struct worker_todo *todo);
+void worker_trace_end(struct worker *worker, uint64_t token, const struct worker_result *result);
+void worker_trace_end_all(struct worker *worker, enum error_class class);

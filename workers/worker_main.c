@@ -57,13 +57,20 @@ void worker_tick(struct worker *worker)
     worker_core_tick(worker->core, clock_mono_us(), clock_wall_us());
 }
 
+static void worker_on_spans_flushed(void *opaque)
+{
+    struct worker *worker = opaque;
+
+    loop_stop(worker->loop);
+}
+
 void worker_leave(struct worker *worker, int exit_code)
 {
     if (worker->exiting)
         return;
     worker->exiting = true;
     worker->exit_code = exit_code;
-    loop_stop(worker->loop);
+    worker_trace_flush(worker, worker_on_spans_flushed);
 }
 
 void worker_say(struct worker *worker, json_t *line)
@@ -199,6 +206,8 @@ static int worker_open(struct worker *worker, struct err *err)
     if (r == 0 && worker->settings.blobs[0] != '\0')
         r = blob_store_open(worker->loop, worker->settings.blobs, &worker->blobs, err);
     if (r == 0)
+        r = worker_trace_open(worker, err);
+    if (r == 0)
         r = worker_queue_open(worker, err);
     if (r == 0)
         r = worker_pages_open(worker, err);
@@ -217,6 +226,7 @@ static void worker_close(struct worker *worker)
     loop_timer_free(&worker->tick_timer);
     loop_timer_free(&worker->lock_timer);
     worker_host_free(&worker->host);
+    worker_trace_close(worker);
     http_server_close(&worker->pages);
     if (worker->loop != NULL)
         worker_queue_close(worker);

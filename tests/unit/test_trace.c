@@ -159,6 +159,16 @@ static void test_traceparent(void **state)
     assert_true(context.sampled);
     trace_context_format(&context, text);
     assert_string_equal(text, GOOD);
+    assert_memory_equal(trace_context_read(GOOD "?", 55).span_id, context.span_id, 8);
+    assert_false(trace_context_is_set(&(struct trace_context){.sampled = true}));
+    child = trace_context_read(GOOD, 54);
+    assert_false(trace_context_is_set(&child) || child.sampled);
+    child = trace_context_derive(&context, "job", 3);
+    assert_memory_equal(child.trace_id, context.trace_id, 16);
+    assert_memory_not_equal(child.span_id, context.span_id, 8);
+    assert_memory_equal(trace_context_derive(&context, "job", 3).span_id, child.span_id, 8);
+    assert_memory_not_equal(trace_context_derive(&context, "jobs", 4).span_id, child.span_id, 8);
+    assert_memory_not_equal(trace_context_derive(&child, "job", 3).span_id, child.span_id, 8);
     child = trace_context_child(&context);
     assert_memory_equal(child.trace_id, context.trace_id, 16);
     assert_memory_not_equal(child.span_id, context.span_id, 8);
