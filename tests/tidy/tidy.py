@@ -312,7 +312,7 @@ CONTRACTS = {
     "workers/engine.h": "the ABI of plugins; each of workers/engines/ carries it out",
 }
 
-PATHS = re.compile(r"""(?<![\w.$}/-])/(?:work|tmp/hr|root|home/\w+|Users/\w+)(?=[/\s'"`]|$)""")
+PATHS = re.compile(r"""(?<![\w.$}/-])/(?:root|home/\w+|Users/\w+|mnt/\w+)(?=[/\s'"`]|$)""")
 
 
 @gate
