@@ -128,12 +128,13 @@ static uint64_t room_of(uint64_t limit, uint64_t used)
     return limit > used ? limit - used : 0;
 }
 
+/* The new job is counted already, on both sides. */
 bool lane_admits(const struct owner *owner, const struct lane *lane)
 {
     uint64_t jobs = room_of(owner->options.window_jobs, owner->stats.waiting_in_memory);
     uint64_t bytes = room_of(owner->options.window_bytes, owner->stats.waiting_bytes);
 
-    return !lane->spilled && lane->waiting < jobs && lane->waiting_bytes < bytes;
+    return !lane->spilled && lane->waiting <= jobs && lane->waiting_bytes <= bytes;
 }
 
 void lane_spill(struct owner *owner, struct lane *lane, int64_t cursor)

@@ -90,9 +90,14 @@ static enum error_class run_result(struct sim *sim, const struct sim_job *job, b
         ERROR_CLASS_OOM,         ERROR_CLASS_DEVICE_FAULT,
     };
 
+    enum error_class class;
+
     if (alone || !sim_percent(sim, job->fail_percent))
         return ERROR_CLASS_NONE;
-    return classes[sim_between(sim, 0, COUNT_OF(classes) - 1)];
+    class = classes[sim_between(sim, 0, COUNT_OF(classes) - 1)];
+    if (class == ERROR_CLASS_DEVICE_FAULT)
+        sim->worker_faulted = true; /* it pays from the same budget */
+    return class;
 }
 
 static void worker_finish(struct sim *sim, struct sim_worker *worker, struct sim_held *held,

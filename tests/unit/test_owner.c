@@ -1,221 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/*
- * Goal: the owner's decisions, one rule a test, told as a conversation: records and answers in,
- * to-dos out. Whole worlds with faults are in tests/sim.
- * Method: a script of events against one owner of shard 3, epoch 7; time stands still unless a test
- * moves it.
- */
+/* Goal: the owner's rules about jobs and flushes, one a test: what runs ahead of its row, what a
+ * failure costs, what is refused, when it stops. Whole worlds with faults are in tests/sim. */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "brokers/owner.h"
-#include "schema/job_id.h"
-
-#define SHARD 3
-#define EPOCH 7
-#define START_US 1000000000ull
-
-struct talk {
-    struct owner *owner;
-    uint64_t now_us;
-    int64_t intake, outcome; /* next offsets */
-    struct buf buf;
-    struct owner_todo todo;
-};
-
-static void talk_begin_with(struct talk *talk, struct owner_options options,
-                            struct ledger_takeover takeover, struct owner_ends ends)
-{
-    *talk = (struct talk){.now_us = START_US};
-    takeover.shard = SHARD;
-    takeover.epoch = EPOCH;
-    talk->intake = takeover.intake_floor < 0 ? 0 : takeover.intake_floor;
-    talk->outcome = takeover.outcome_floor < 0 ? 0 : takeover.outcome_floor;
-    talk->buf = BUF_WITH_LIMIT(1 << 20);
-    talk->owner = owner_new(&options, &takeover, ends, talk->now_us, talk->now_us);
-}
-
-static void talk_begin(struct talk *talk)
-{
-    talk_begin_with(talk, owner_options_default,
-                    (struct ledger_takeover){.intake_floor = -1, .outcome_floor = -1},
-                    (struct owner_ends){0});
-}
-
-static void talk_end(struct talk *talk)
-{
-    owner_free(&talk->owner);
-    buf_done(&talk->buf);
-}
-
-/* Time passes in steps of 10 ms, with outcome read to its end all along. */
-static void pass_ms(struct talk *talk, uint64_t ms)
-{
-    for (uint64_t i = 0; i < ms; i += 10) {
-        talk->now_us += 10000;
-        owner_on_outcome_end(talk->owner, talk->now_us);
-        owner_tick(talk->owner, talk->now_us, talk->now_us);
-    }
-}
-
-static struct wire_id job_named(uint8_t n)
-{
-    uint8_t entropy[JOB_ID_RANDOM_SIZE] = {n, n, n, n, n, n, n, n};
-
-    return job_id_make(SHARD, START_US / 1000, entropy);
-}
-
-static struct message_submit submit_of(uint8_t n)
-{
-    static const uint8_t digest[32] = {1};
-
-    return (struct message_submit){
-        .id = job_named(n),
-        .tenant = WIRE_TEXT_OF("t1"),
-        .model = WIRE_TEXT_OF("m"),
-        .deployment = WIRE_TEXT_OF("d"),
-        .pool = WIRE_TEXT_OF("p"),
-        .input = {(const uint8_t *)"{}", 2},
-        .input_digest = {digest, sizeof(digest)},
-        .max_attempts = 3,
-        .initial_delay_ms = 1000,
-        .max_delay_ms = 5000,
-        .queue_limit_ms = 600000,
-        .run_limit_ms = 60000,
-        .gateway = WIRE_TEXT_OF("gw"),
-        .received_us = START_US,
-    };
-}
-
-static void say_intake(struct talk *talk, enum message_type type, const void *fields)
-{
-    struct err err;
-
-    buf_clear(&talk->buf);
-    assert_int_equal(message_encode(type, fields, &talk->buf, &err), 0);
-    owner_on_intake(talk->owner, talk->intake++, talk->now_us, talk->buf.bytes, talk->buf.size);
-}
-
-static void say_outcome(struct talk *talk, enum message_type type, const void *fields)
-{
-    struct err err;
-
-    buf_clear(&talk->buf);
-    assert_int_equal(message_encode(type, fields, &talk->buf, &err), 0);
-    owner_on_outcome(talk->owner, talk->outcome++, talk->buf.bytes, talk->buf.size);
-}
-
-static void say_submit(struct talk *talk, uint8_t n)
-{
-    struct message_submit submit = submit_of(n);
-
-    say_intake(talk, MESSAGE_SUBMIT, &submit);
-}
-
-__attribute__((unused)) static void say_cancel(struct talk *talk, uint8_t n)
-{
-    struct message_cancel cancel = {.id = job_named(n),
-                                    .tenant = WIRE_TEXT_OF("t1"),
-                                    .gateway = WIRE_TEXT_OF("gw"),
-                                    .request = 5};
-
-    say_intake(talk, MESSAGE_CANCEL, &cancel);
-}
-
-struct held {
-    uint64_t token;
-    struct wire_id job;
-};
-
-static void say_heartbeat(struct talk *talk, const char *worker, uint64_t granted,
-                          uint64_t received, uint64_t position, const struct held *held,
-                          size_t held_count)
-{
-    uint64_t tokens[8];
-    uint8_t jobs[8 * WIRE_ID_SIZE];
-    struct message_heartbeat beat = {.worker = WIRE_TEXT_OF(worker),
-                                     .boot = 1,
-                                     .pool = WIRE_TEXT_OF("p"),
-                                     .slots = 4,
-                                     .granted = granted,
-                                     .received = received,
-                                     .position = position,
-                                     .tokens = {tokens, held_count},
-                                     .jobs = {jobs, held_count * WIRE_ID_SIZE}};
-
-    for (size_t i = 0; i < held_count; i++) {
-        tokens[i] = held[i].token;
-        memcpy(jobs + i * WIRE_ID_SIZE, &held[i].job, WIRE_ID_SIZE);
-    }
-    say_outcome(talk, MESSAGE_HEARTBEAT, &beat);
-}
-
-static void say_finished(struct talk *talk, uint8_t n, uint64_t token, enum error_class class)
-{
-    struct message_finished finished = {
-        .job = job_named(n),
-        .token = token,
-        .worker = WIRE_TEXT_OF("w1"),
-        .boot = 1,
-        .error_class = class,
-        .output = {(const uint8_t *)"42", class == ERROR_CLASS_NONE ? 2 : 0},
-        .output_size = 2,
-        .started_us = talk->now_us,
-        .finished_us = talk->now_us,
-    };
-
-    say_outcome(talk, MESSAGE_FINISHED, &finished);
-}
-
-static void want(struct talk *talk, enum owner_todo_type type)
-{
-    assert_true(owner_next_todo(talk->owner, &talk->todo));
-    assert_int_equal(talk->todo.type, type);
-}
-
-static void want_nothing(struct talk *talk)
-{
-    if (owner_next_todo(talk->owner, &talk->todo))
-        fail_msg("a to-do of type %d is left", talk->todo.type);
-}
-
-/* Commits the flush that was asked for; which of its rows were applied: bits. */
-static void commit(struct talk *talk, const struct flush *flush, unsigned applied_bits)
-{
-    bool applied[8];
-    struct flush_result result = {
-        .verdict = FLUSH_COMMITTED, .number = flush->number, .applied = applied};
-
-    for (size_t i = 0; i < COUNT_OF(applied); i++)
-        applied[i] = (applied_bits >> i & 1) != 0;
-    owner_on_flush(talk->owner, &result);
-}
-
-static void want_flush(struct talk *talk, size_t job_count)
-{
-    want(talk, OWNER_TODO_FLUSH);
-    assert_int_equal(talk->todo.flush->job_count, job_count);
-}
-
-/* Submits job n, with w1 at hand, and returns the token of its attempt. */
-static uint64_t run_one(struct talk *talk, uint8_t n)
-{
-    uint64_t token;
-
-    say_submit(talk, n);
-    want(talk, OWNER_TODO_ATTEMPT);
-    token = talk->todo.attempt.message.token;
-    owner_on_attempt_reported(talk->owner, token, n);
-    return token;
-}
+#include "tests/unit/owner_talk.h"
 
 static void test_a_job_is_dispatched_ahead_and_written_once(void **state)
 {
@@ -254,10 +42,373 @@ static void test_a_job_is_dispatched_ahead_and_written_once(void **state)
     talk_end(&talk);
 }
 
+static void test_a_long_job_gets_its_row_after_the_row_delay(void **state)
+{
+    struct flush_job row;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    pass_ms(&talk, 90);
+    want_nothing(&talk);
+    pass_ms(&talk, 20);
+    row = commit_one(&talk);
+    assert_int_equal(row.action, FLUSH_INSERT);
+    assert_int_equal(row.state, JOB_IN_PROGRESS);
+    assert_int_equal(row.token, token);
+    say_finished(&talk, 1, token, ERROR_CLASS_NONE);
+    row = commit_one(&talk);
+    assert_int_equal(row.action, FLUSH_UPDATE);
+    assert_int_equal(row.state, JOB_SUCCEEDED);
+    assert_int_equal(row.fence, token);
+    want(&talk, OWNER_TODO_PUBLISH);
+    talk_end(&talk);
+}
+
+static void test_a_retry_waits_for_the_flush_and_its_delay(void **state)
+{
+    struct flush_job row;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_MODEL_ERROR);
+    want_flush(&talk, 1);
+    row = talk.todo.flush->jobs[0];
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.user_failures, 1);
+    assert_int_equal(row.fence, token);
+    assert_true(row.due_us >= START_US + 500000 && row.due_us <= START_US + 1000000);
+    pass_ms(&talk, 2000); /* longer than any delay: the flush is what it waits for */
+    want(&talk, OWNER_TODO_INTAKE_PAUSE);
+    want_nothing(&talk);
+    owner_on_flush(talk.owner, &(struct flush_result){.verdict = FLUSH_COMMITTED,
+                                                      .number = 1,
+                                                      .applied = (const bool[]){true}});
+    want(&talk, OWNER_TODO_ATTEMPT);
+    assert_int_equal(talk.todo.attempt.message.number, 2);
+    assert_true(talk.todo.attempt.message.token > token);
+    talk_end(&talk);
+}
+
+static void test_budgets_end_a_job(void **state)
+{
+    static const struct {
+        enum error_class class;
+        int tries;
+        enum error_class why;
+    } rows[] = {
+        {ERROR_CLASS_BAD_INPUT, 1, ERROR_CLASS_BAD_INPUT},
+        {ERROR_CLASS_MODEL_ERROR, 3, ERROR_CLASS_MODEL_ERROR},
+        {ERROR_CLASS_OOM, JOB_OOM_ATTEMPTS_MAX, ERROR_CLASS_OOM},
+        {ERROR_CLASS_LOST_WORKER, JOB_LOST_ATTEMPTS_MAX, ERROR_CLASS_LOST_WORKER},
+        {ERROR_CLASS_DEVICE_FAULT, JOB_LOST_ATTEMPTS_MAX, ERROR_CLASS_DEVICE_FAULT},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct flush_job row = {0};
+        struct talk talk;
+
+        talk_begin(&talk);
+        say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+        say_submit(&talk, 1);
+        for (int n = 1; n <= rows[i].tries; n++) {
+            want(&talk, OWNER_TODO_ATTEMPT);
+            if (rows[i].class == ERROR_CLASS_OOM)
+                assert_int_equal(talk.todo.attempt.message.alone, n > 1);
+            say_finished(&talk, 1, talk.todo.attempt.message.token, rows[i].class);
+            row = commit_one(&talk);
+            if (n < rows[i].tries) {
+                assert_int_equal(row.state, JOB_QUEUED);
+                pass_until(&talk, row.due_us);
+            }
+        }
+        assert_int_equal(row.state, JOB_FAILED);
+        assert_int_equal(row.error_class, rows[i].why);
+        assert_int_equal(row.attempt_count, rows[i].tries);
+        want(&talk, OWNER_TODO_PUBLISH);
+        talk_end(&talk);
+    }
+}
+
+static void test_what_is_handed_back_costs_nothing(void **state)
+{
+    struct flush_job row;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_HANDED_BACK);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.user_failures + row.oom_failures + row.lost_failures, 0);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    talk_end(&talk);
+}
+
+static void test_a_token_that_is_over_changes_nothing(void **state)
+{
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_HANDED_BACK);
+    (void)commit_one(&talk);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    say_finished(&talk, 1, token, ERROR_CLASS_NONE);
+    want_nothing(&talk);
+    assert_int_equal(owner_stats(talk.owner).fenced, 1);
+    talk_end(&talk);
+}
+
+static void test_a_repeated_submit_is_inserted_before_it_runs(void **state)
+{
+    struct message_submit submit = submit_of(1);
+    struct talk talk;
+
+    (void)state;
+    for (unsigned applied = 0; applied < 2; applied++) {
+        talk_begin(&talk);
+        say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+        submit.repeat = true;
+        say_intake(&talk, MESSAGE_SUBMIT, &submit);
+        want_flush(&talk, 1);
+        assert_int_equal(talk.todo.flush->jobs[0].state, JOB_QUEUED);
+        want_nothing(&talk);
+        commit(&talk, talk.todo.flush, applied);
+        if (applied)
+            want(&talk, OWNER_TODO_ATTEMPT);
+        want_nothing(&talk);
+        assert_int_equal(owner_stats(talk.owner).duplicate_records, 1 - applied);
+        talk_end(&talk);
+    }
+}
+
+static void test_a_second_submit_of_one_id_is_dropped(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    say_submit(&talk, 1);
+    assert_int_equal(owner_stats(talk.owner).duplicate_records, 1);
+    assert_int_equal(owner_stats(talk.owner).waiting_in_memory, 1);
+    talk_end(&talk);
+}
+
+static void test_garbage_is_kept_aside_before_the_floor_passes(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    owner_on_intake(talk.owner, talk.intake++, talk.now_us, "\xc1oops", 5);
+    want(&talk, OWNER_TODO_DEAD);
+    assert_int_equal(talk.todo.dead.offset, 0);
+    assert_memory_equal(talk.todo.dead.bytes, "\xc1oops", 5);
+    assert_non_null(talk.todo.dead.why);
+    want_nothing(&talk);
+    pass_ms(&talk, 1000);
+    want_flush(&talk, 0);
+    assert_int_equal(talk.todo.flush->intake_floor, 1);
+    talk_end(&talk);
+}
+
+static void test_another_shards_job_is_kept_aside(void **state)
+{
+    struct message_submit submit = submit_of(1);
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    submit.id = job_id_make(SHARD + 1, START_US / 1000, (const uint8_t[8]){1});
+    say_intake(&talk, MESSAGE_SUBMIT, &submit);
+    want(&talk, OWNER_TODO_DEAD);
+    talk_end(&talk);
+}
+
+static void test_a_newer_version_stops_the_shard(void **state)
+{
+    static const uint8_t newer[] = {0x93, 99, 1, 0x80};
+    struct talk talk;
+
+    (void)state;
+    for (int topic = 0; topic < 2; topic++) {
+        talk_begin(&talk);
+        if (topic == 0)
+            owner_on_intake(talk.owner, 0, talk.now_us, newer, sizeof(newer));
+        else
+            owner_on_outcome(talk.owner, 0, newer, sizeof(newer));
+        want(&talk, OWNER_TODO_STOP);
+        assert_int_equal(talk.todo.stop.code, ERR_UNSUPPORTED);
+        say_submit(&talk, 1);
+        want_nothing(&talk);
+        talk_end(&talk);
+    }
+}
+
+static void test_a_stale_owner_stops(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    say_cancel(&talk, 1);
+    want_flush(&talk, 1);
+    owner_on_flush(talk.owner, &(struct flush_result){.verdict = FLUSH_STALE, .number = 1});
+    want(&talk, OWNER_TODO_STOP);
+    assert_int_equal(talk.todo.stop.code, ERR_STALE);
+    want_nothing(&talk);
+    talk_end(&talk);
+}
+
+static void test_an_unwritten_flush_is_sent_again(void **state)
+{
+    const struct flush *flush;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    say_cancel(&talk, 1);
+    want_flush(&talk, 1);
+    flush = talk.todo.flush;
+    owner_on_flush(talk.owner, &(struct flush_result){.verdict = FLUSH_RETRY, .number = 1});
+    want(&talk, OWNER_TODO_FLUSH);
+    assert_ptr_equal(talk.todo.flush, flush);
+    assert_int_equal(flush->number, 1);
+    talk_end(&talk);
+}
+
+static void test_a_refused_row_fails_its_job_in_the_same_flush(void **state)
+{
+    struct flush_result refused = {.verdict = FLUSH_REFUSED,
+                                   .number = 1,
+                                   .refused_index = 0,
+                                   .refused_why = "invalid byte sequence"};
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_NONE);
+    want_flush(&talk, 1);
+    owner_on_flush(talk.owner, &refused);
+    want_flush(&talk, 1);
+    assert_int_equal(talk.todo.flush->number, 1);
+    assert_int_equal(talk.todo.flush->jobs[0].state, JOB_FAILED);
+    assert_int_equal(talk.todo.flush->jobs[0].error_class, ERROR_CLASS_UNSTORABLE);
+    assert_int_equal(talk.todo.flush->jobs[0].output.size, 0);
+    assert_int_equal(talk.todo.flush->jobs[0].fence, token);
+
+    owner_on_flush(talk.owner, &refused); /* then it is the Submit that cannot be stored */
+    want(&talk, OWNER_TODO_DEAD);
+    assert_int_equal(talk.todo.dead.offset, 0);
+    want_flush(&talk, 0);
+    assert_int_equal(talk.todo.flush->intake_floor, 1);
+    talk_end(&talk);
+}
+
+static void test_nothing_runs_far_ahead_of_the_ledger(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 9, 0, 0, NULL, 0);
+    (void)run_one(&talk, 1);
+    pass_ms(&talk, 110);
+    want_flush(&talk, 1); /* and no answer comes */
+    say_submit(&talk, 2);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    pass_ms(&talk, 1000);
+    want(&talk, OWNER_TODO_INTAKE_PAUSE);
+    say_submit(&talk, 3);
+    want_nothing(&talk);
+    commit(&talk, &(struct flush){.number = 1}, 1);
+    want_flush(&talk, 1);
+    commit(&talk, talk.todo.flush, 1);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want(&talk, OWNER_TODO_INTAKE_RESUME);
+    talk_end(&talk);
+}
+
+static void test_a_start_deadline_expires_a_waiting_job(void **state)
+{
+    struct message_submit submit = submit_of(1);
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    submit.queue_limit_ms = 300;
+    say_intake(&talk, MESSAGE_SUBMIT, &submit);
+    want_nothing(&talk);
+    pass_ms(&talk, 200);
+    (void)commit_one(&talk);
+    pass_ms(&talk, 120);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_EXPIRED);
+    assert_int_equal(row.error_class, ERROR_CLASS_EXPIRED);
+    want(&talk, OWNER_TODO_PUBLISH);
+    talk_end(&talk);
+}
+
+static void test_drain_writes_and_tells_all_that_is_known(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    owner_drain(talk.owner);
+    assert_false(owner_drained(talk.owner));
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    want_flush(&talk, 1);
+    want_nothing(&talk); /* no dispatch any more */
+    commit(&talk, &(struct flush){.number = 1}, 1);
+    want_nothing(&talk);
+    assert_true(owner_drained(talk.owner));
+    talk_end(&talk);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_job_is_dispatched_ahead_and_written_once),
+        cmocka_unit_test(test_a_long_job_gets_its_row_after_the_row_delay),
+        cmocka_unit_test(test_a_retry_waits_for_the_flush_and_its_delay),
+        cmocka_unit_test(test_budgets_end_a_job),
+        cmocka_unit_test(test_what_is_handed_back_costs_nothing),
+        cmocka_unit_test(test_a_token_that_is_over_changes_nothing),
+        cmocka_unit_test(test_a_repeated_submit_is_inserted_before_it_runs),
+        cmocka_unit_test(test_a_second_submit_of_one_id_is_dropped),
+        cmocka_unit_test(test_garbage_is_kept_aside_before_the_floor_passes),
+        cmocka_unit_test(test_another_shards_job_is_kept_aside),
+        cmocka_unit_test(test_a_newer_version_stops_the_shard),
+        cmocka_unit_test(test_a_stale_owner_stops),
+        cmocka_unit_test(test_an_unwritten_flush_is_sent_again),
+        cmocka_unit_test(test_a_refused_row_fails_its_job_in_the_same_flush),
+        cmocka_unit_test(test_nothing_runs_far_ahead_of_the_ledger),
+        cmocka_unit_test(test_a_start_deadline_expires_a_waiting_job),
+        cmocka_unit_test(test_drain_writes_and_tells_all_that_is_known),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

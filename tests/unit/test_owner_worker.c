@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: the owner's rules about workers: credit, leases, deaths, lost Attempts, run limits. */
+
+#include "tests/unit/owner_talk.h"
+
+static void test_credit_is_cumulative_and_never_passed(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    for (uint8_t n = 1; n <= 5; n++)
+        say_submit(&talk, n);
+    want_nothing(&talk);
+    say_heartbeat(&talk, "w1", 2, 0, 0, NULL, 0);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want_nothing(&talk);
+    say_heartbeat(&talk, "w1", 2, 0, 0, NULL, 0); /* said twice: nothing new */
+    want_nothing(&talk);
+    say_heartbeat(&talk, "w1", 3, 0, 0, NULL, 0);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want_nothing(&talk);
+    talk_end(&talk);
+}
+
+static void test_a_run_that_nobody_ends_is_ended(void **state)
+{
+    struct held held = {.job = job_named(1)};
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    held.token = run_one(&talk, 1);
+    pass_ms(&talk, 110);
+    (void)commit_one(&talk);
+    for (int i = 0; i < 91; i++) {
+        say_heartbeat(&talk, "w1", 1, 1, 2, &held, 1);
+        pass_ms(&talk, 1000);
+        while (owner_next_todo(talk.owner, &talk.todo)) {
+            if (talk.todo.type != OWNER_TODO_FLUSH)
+                continue;
+            if (talk.todo.flush->job_count > 0) {
+                assert_int_equal(talk.todo.flush->jobs[0].error_class, ERROR_CLASS_MODEL_TIMEOUT);
+                talk_end(&talk);
+                return;
+            }
+            commit(&talk, talk.todo.flush, 0);
+        }
+    }
+    fail_msg("the run limit and its grace have passed");
+}
+
+static void test_a_lease_lapses_only_while_outcome_is_read(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    (void)run_one(&talk, 1);
+    pass_ms(&talk, 110);
+    (void)commit_one(&talk);
+    for (int i = 0; i < 1000; i++) { /* 10 s without the end of outcome */
+        talk.now_us += 10000;
+        owner_tick(talk.owner, talk.now_us, talk.now_us);
+    }
+    assert_int_equal(owner_stats(talk.owner).lost, 0);
+    pass_ms(&talk, 4100);
+    assert_int_equal(owner_stats(talk.owner).lost, 1);
+    assert_int_equal(owner_stats(talk.owner).workers, 0);
+    talk_end(&talk);
+}
+
+static void test_a_gap_in_our_own_loop_restarts_the_leases(void **state)
+{
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    want_nothing(&talk);
+    pass_ms(&talk, 3900);
+    talk.now_us += 600000;
+    owner_tick(talk.owner, talk.now_us, talk.now_us);
+    pass_ms(&talk, 3900);
+    assert_int_equal(owner_stats(talk.owner).workers, 1);
+    pass_ms(&talk, 200);
+    assert_int_equal(owner_stats(talk.owner).workers, 0);
+    talk_end(&talk);
+}
+
+static void test_a_mass_lapse_is_our_own_fault_once(void **state)
+{
+    static const char *const names[] = {"w1", "w2", "w3", "w4"};
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        say_heartbeat(&talk, names[i], 1, 0, 0, NULL, 0);
+    want_nothing(&talk);
+    pass_ms(&talk, 4100);
+    assert_int_equal(owner_stats(talk.owner).workers, 4);
+    pass_ms(&talk, 4100);
+    assert_int_equal(owner_stats(talk.owner).workers, 0);
+    talk_end(&talk);
+}
+
+static void test_a_dead_worker_costs_the_lost_budget(void **state)
+{
+    struct message_gone gone = {.worker = WIRE_TEXT_OF("w1"), .boot = 1};
+    struct held held = {.job = job_named(1)};
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    held.token = run_one(&talk, 1);
+    say_heartbeat(&talk, "w1", 1, 1, 2, &held, 1);
+    say_outcome(&talk, MESSAGE_GONE, &gone);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.lost_failures, 1);
+    assert_int_equal(owner_stats(talk.owner).workers, 0);
+    say_heartbeat(&talk, "w1", 9, 1, 2, NULL, 0); /* was still under way */
+    assert_int_equal(owner_stats(talk.owner).workers, 0);
+    talk_end(&talk);
+}
+
+static void test_an_attempt_that_was_read_and_is_not_held_is_lost(void **state)
+{
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 2, 0, 0, NULL, 0);
+    (void)run_one(&talk, 1); /* reported at offset 1 */
+    say_heartbeat(&talk, "w1", 2, 0, 1, NULL, 0);
+    want_nothing(&talk);
+    say_heartbeat(&talk, "w1", 2, 0, 2, NULL, 0);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.lost_failures, 0);
+    want(&talk, OWNER_TODO_REVOKE);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    talk_end(&talk);
+}
+
+static void test_a_failed_produce_is_an_attempt_handed_back(void **state)
+{
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 2, 0, 0, NULL, 0);
+    say_submit(&talk, 1);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    token = talk.todo.attempt.message.token;
+    owner_on_attempt_reported(talk.owner, token, -1);
+    assert_int_equal(commit_one(&talk).fence, token);
+    want(&talk, OWNER_TODO_REVOKE);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    talk_end(&talk);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_credit_is_cumulative_and_never_passed),
+        cmocka_unit_test(test_a_run_that_nobody_ends_is_ended),
+        cmocka_unit_test(test_a_lease_lapses_only_while_outcome_is_read),
+        cmocka_unit_test(test_a_gap_in_our_own_loop_restarts_the_leases),
+        cmocka_unit_test(test_a_mass_lapse_is_our_own_fault_once),
+        cmocka_unit_test(test_a_dead_worker_costs_the_lost_budget),
+        cmocka_unit_test(test_an_attempt_that_was_read_and_is_not_held_is_lost),
+        cmocka_unit_test(test_a_failed_produce_is_an_attempt_handed_back),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
