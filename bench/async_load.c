@@ -52,7 +52,7 @@ struct job {
 struct load;
 
 struct connection {
-    SLIST_ENTRY(connection) next; /* while it is free */
+    TAILQ_ENTRY(connection) next; /* while it is free */
     struct load *load;
     int fd;
     struct loop_watch *watch;
@@ -69,7 +69,7 @@ struct load {
     uint64_t job_count, rate;
     uint32_t connection_count;
     struct connection connections[CONNECTIONS_MAX];
-    SLIST_HEAD(, connection) idle;
+    TAILQ_HEAD(, connection) idle;
     struct job *jobs; /* open addressing by id */
     size_t job_room;
     uint64_t begin_us, sent, accepted, refused, delivered, duplicates, last_change_us, end_us;
@@ -182,7 +182,7 @@ static void connection_free(struct connection *connection)
     if (load->rate == 0 && load->sent < load->job_count)
         connection_send(connection, clock_mono_us());
     else
-        SLIST_INSERT_HEAD(&load->idle, connection, next);
+        TAILQ_INSERT_TAIL(&load->idle, connection, next);
 }
 
 static void on_connection(void *opaque, unsigned events)
@@ -195,8 +195,14 @@ static void on_connection(void *opaque, unsigned events)
     (void)events;
     if (got < 0 && errno == EAGAIN)
         return;
+    if (got <= 0 && !connection->busy) { /* it was idle for long: the others do */
+        TAILQ_REMOVE(&connection->load->idle, connection, next);
+        loop_watch_free(&connection->watch);
+        (void)close(connection->fd);
+        return;
+    }
     if (got <= 0)
-        die("the gateway closed a connection");
+        die("the gateway closed a connection with a request in it");
     connection->answer_size += (size_t)got;
     if (!answer_is_whole(connection, &body))
         return;
@@ -222,7 +228,7 @@ static void connection_open(struct load *load, struct connection *connection,
                        &err) < 0)
         die(err.text);
     loop_watch_set(connection->watch, LOOP_READABLE);
-    SLIST_INSERT_HEAD(&load->idle, connection, next);
+    TAILQ_INSERT_TAIL(&load->idle, connection, next);
 }
 
 /* ---- Time */
@@ -236,10 +242,10 @@ static void on_timer(void *opaque)
     while (load->rate != 0 && load->sent < load->job_count) {
         uint64_t due_us = load->begin_us + load->sent * 1000000 / load->rate;
 
-        connection = SLIST_FIRST(&load->idle);
+        connection = TAILQ_FIRST(&load->idle);
         if (due_us > now_us || connection == NULL)
             break;
-        SLIST_REMOVE_HEAD(&load->idle, next);
+        TAILQ_REMOVE(&load->idle, connection, next);
         connection_send(connection, due_us);
     }
     if (now_us - load->last_change_us > QUIET_US)
@@ -253,8 +259,8 @@ static void load_begin(struct load *load)
     load->begin_us = load->last_change_us = clock_mono_us();
     loop_timer_start(load->timer, 0, 1);
     while (load->rate == 0 && load->sent < load->job_count &&
-           (connection = SLIST_FIRST(&load->idle)) != NULL) {
-        SLIST_REMOVE_HEAD(&load->idle, next);
+           (connection = TAILQ_FIRST(&load->idle)) != NULL) {
+        TAILQ_REMOVE(&load->idle, connection, next);
         connection_send(connection, clock_mono_us());
     }
 }
@@ -407,6 +413,7 @@ int main(int argc, char **argv)
         die("bad arguments");
     address.sin_port = htons((uint16_t)strtoul(argv[2], NULL, 10));
     request_make(load, argv, strtoul(argv[10], NULL, 10));
+    TAILQ_INIT(&load->idle);
     load->job_room = (size_t)load->job_count * 2 + 64;
     load->jobs = xcalloc(load->job_room, sizeof(*load->jobs));
     load->decoder = wire_decoder_new();

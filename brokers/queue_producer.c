@@ -5,9 +5,10 @@
  *
  * Happy path: queue_produce() copies the record into the lane of its partition. At the end of the
  * loop's turn each lane hands its records to librdkafka when nothing of it is under way (group
- * commit: an idle lane waits for nobody, a busy one gathers while the previous request is out), or
- * when enough wait, or for long enough. librdkafka sends them as one request, and its delivery
- * reports come back through the pump; the last report of a lane lets its next group go.
+ * commit: an idle lane waits for nobody, a busy one gathers while the previous request is out and
+ * keeps a gap), or when enough wait, or for long enough. librdkafka sends them as one request, and
+ * its delivery reports come back through the pump; the last report of a lane lets its next group
+ * go.
  *
  * Failures:
  * - Kafka is away: records stay in lanes and in librdkafka, without a time limit (a limit would
@@ -35,7 +36,9 @@
 #define RECORD_COUNT_MAX_DEFAULT 50000
 #define RECORD_SIZE_MAX_DEFAULT (64u << 20)
 #define GROUP_COUNT_DEFAULT 256
-#define GROUP_WAIT_US_DEFAULT 2000
+#define GROUP_WAIT_US_DEFAULT 5000
+#define GROUP_GAP_US_DEFAULT 3000
+#define GROUP_BUSY_COUNT 4 /* a lane whose last group had so many has a gap between groups */
 #define PARTITION_MAX 4096
 #define TRACE_SIZE 56
 #define RETIRE_POLLS_MAX 100 /* of 10 ms, for the reports of purged records */
@@ -60,7 +63,8 @@ struct lane {
     uint32_t partition;
     struct record_list records;
     uint32_t waiting_count, under_way_count;
-    uint64_t waiting_since_us;
+    uint32_t group_count; /* records of the last group */
+    uint64_t waiting_since_us, sent_us;
 };
 TAILQ_HEAD(lane_list, lane);
 
@@ -254,13 +258,15 @@ static int record_hand_over(struct lane *lane, struct record *record)
     return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
-static void lane_hand_over(struct queue_producer *producer, struct lane *lane)
+static void lane_hand_over(struct queue_producer *producer, struct lane *lane, uint64_t now_us)
 {
     struct record_list group = TAILQ_HEAD_INITIALIZER(group);
     struct record *record;
 
     producer->counts.groups++;
     TAILQ_REMOVE(&producer->waiting, lane, next);
+    lane->group_count = lane->waiting_count;
+    lane->sent_us = now_us;
     lane->waiting_count = 0;
     TAILQ_CONCAT(&group, &lane->records, next);
     while ((record = TAILQ_FIRST(&group)) != NULL) {
@@ -279,18 +285,26 @@ static void lane_hand_over(struct queue_producer *producer, struct lane *lane)
     }
 }
 
-static bool lane_is_due(const struct queue_producer *producer, const struct lane *lane,
-                        uint64_t now_us)
+/* When the lane may hand over: at once when it was idle. A busy one keeps a gap between its groups,
+ * because each request costs Kafka as much as dozens of records do. */
+static uint64_t lane_due_us(const struct queue_producer *producer, const struct lane *lane)
 {
-    return lane->under_way_count == 0 || lane->waiting_count >= producer->options.group_count ||
-           now_us - lane->waiting_since_us >= producer->options.group_wait_us;
+    const struct queue_producer_options *options = &producer->options;
+    uint64_t latest_us = lane->waiting_since_us + options->group_wait_us;
+    uint64_t gap_us = lane->group_count >= GROUP_BUSY_COUNT ? options->group_gap_us : 0;
+
+    if (lane->waiting_count >= options->group_count)
+        return 0;
+    if (lane->under_way_count > 0)
+        return latest_us;
+    return lane->sent_us + gap_us < latest_us ? lane->sent_us + gap_us : latest_us;
 }
 
 static void producer_turn(void *opaque)
 {
     struct queue_producer *producer = opaque;
     struct lane *lane, *following, *last = TAILQ_LAST(&producer->waiting, lane_list);
-    uint64_t now_us, wait_us = UINT64_MAX;
+    uint64_t now_us, due_us, wait_us = UINT64_MAX;
 
     if (last == NULL)
         return;
@@ -298,13 +312,11 @@ static void producer_turn(void *opaque)
     now_us = clock_mono_us();
     for (lane = TAILQ_FIRST(&producer->waiting); lane != NULL; lane = following) {
         following = lane == last ? NULL : TAILQ_NEXT(lane, next);
-        if (lane_is_due(producer, lane, now_us)) {
-            lane_hand_over(producer, lane);
-        } else {
-            uint64_t due_us = lane->waiting_since_us + producer->options.group_wait_us - now_us;
-
-            wait_us = due_us < wait_us ? due_us : wait_us;
-        }
+        due_us = lane_due_us(producer, lane);
+        if (due_us <= now_us)
+            lane_hand_over(producer, lane, now_us);
+        else if (due_us - now_us < wait_us)
+            wait_us = due_us - now_us;
     }
     if (wait_us != UINT64_MAX && !loop_timer_is_running(producer->timer))
         loop_timer_start(producer->timer, (wait_us + 999) / 1000, 0);
@@ -331,6 +343,8 @@ static void options_copy(struct queue_producer *producer,
         own->group_count = GROUP_COUNT_DEFAULT;
     if (own->group_wait_us == 0)
         own->group_wait_us = GROUP_WAIT_US_DEFAULT;
+    if (own->group_gap_us == 0)
+        own->group_gap_us = GROUP_GAP_US_DEFAULT;
     if (options->queue.bootstrap != NULL)
         own->queue.bootstrap = producer->bootstrap = xstrdup(options->queue.bootstrap);
     if (options->queue.client_id != NULL)
