@@ -16,7 +16,7 @@
  * Shutdown: the host ends when its socket closes, and is killed by the kernel when the worker dies,
  * so that it never outlives the worker, not even hanging in an engine.
  *
- * Thread: one.   Tests: tests/unit/test_sim_engine.c, test_worker_host.c
+ * Thread: one.   Tests: tests/unit/test_host_c.c, test_worker_main.c
  */
 
 #include "base/err.h"

@@ -12,7 +12,7 @@
  * Failures: a host that cannot be started, breaks the protocol or is killed ends in on_gone with a
  * class: LOST_WORKER, unless it said another one in its BYE.
  * Shutdown: worker_host_free() kills what still runs.
- * Thread: the loop's.   Tests: tests/unit/test_worker_host.c
+ * Thread: the loop's.   Tests: tests/unit/test_worker_main.c
  */
 
 #include "schema/job.h"
