@@ -84,7 +84,8 @@ static int pack_folder(struct packer *packer, const char *path, struct err *err)
 static int pack_entry(struct packer *packer, const char *path, struct err *err)
 {
     OWNED(mem_free) char *full = xasprintf("%s/%s", packer->folder, path);
-    OWNED(close_fd) int fd = open(full, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    /* O_NONBLOCK: to open a pipe waits for its writer. It means nothing to a file. */
+    OWNED(close_fd) int fd = open(full, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     struct stat info;
     int r;
 

@@ -54,7 +54,7 @@ static int teardown(void **state)
 {
     struct place *place = *state;
     static const char *const names[] = {"config.json", "1_Pooling/config.json", ".hidden", "link",
-                                        "1_Pooling"};
+                                        "pipe", "1_Pooling"};
 
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         OWNED(mem_free) char *path = xasprintf("%s/%s", place->folder, names[i]);
@@ -119,12 +119,26 @@ static void test_links_are_refused_by_name(void **state)
     assert_int_equal(push_archive_make("/nonexistent", &made, &err), ERR_USAGE);
 }
 
+/* A pipe without a writer would hold up whoever opens it. */
+static void test_pipes_are_refused_and_not_waited_for(void **state)
+{
+    const struct place *place = *state;
+    OWNED(mem_free) char *pipe = xasprintf("%s/pipe", place->folder);
+    struct push_archive made;
+    struct err err;
+
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    assert_int_equal(push_archive_make(place->folder, &made, &err), ERR_USAGE);
+    assert_non_null(strstr(err.text, "/pipe"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_same_files_same_digest, setup, teardown),
         cmocka_unit_test_setup_teardown(test_archive_holds_the_files, setup, teardown),
         cmocka_unit_test_setup_teardown(test_links_are_refused_by_name, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_pipes_are_refused_and_not_waited_for, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
