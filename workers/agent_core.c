@@ -572,3 +572,23 @@ struct agent_stats agent_core_stats(const struct agent_core *core)
     }
     return stats;
 }
+
+bool agent_core_deployment_stats(const struct agent_core *core, size_t index,
+                                 struct agent_deployment_stats *ret_stats)
+{
+    const struct replica *replica;
+
+    if (index >= core->deployment_count)
+        return false;
+    *ret_stats = (struct agent_deployment_stats){.id = core->deployments[index].id,
+                                                 .model = core->deployments[index].model};
+    TAILQ_FOREACH(replica, &core->replicas, link)
+    {
+        if (strcmp(replica->deployment_id, ret_stats->id) != 0)
+            continue;
+        ret_stats->ready += replica->phase == PHASE_READY;
+        ret_stats->starting += replica->phase <= PHASE_STARTING;
+        ret_stats->restart_count += replica->restart_count;
+    }
+    return true;
+}

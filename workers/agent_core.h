@@ -132,3 +132,11 @@ struct agent_stats {
     uint64_t starts, crashes;
 };
 struct agent_stats agent_core_stats(const struct agent_core *core);
+
+/* One deployment after the other; index from 0. False: there is none of that index. */
+struct agent_deployment_stats {
+    const char *id, *model;
+    uint32_t ready, starting, restart_count;
+};
+bool agent_core_deployment_stats(const struct agent_core *core, size_t index,
+                                 struct agent_deployment_stats *ret_stats);

@@ -4,7 +4,8 @@
 /*
  * The agent program behind its pure core: what its files share.
  *
- *   agent_main.c     settings, lock, start, the loop, pages, the end
+ *   agent_main.c     settings, lock, start, the loop, the end
+ *   agent_pages.c    /metrics, /healthz, /readyz
  *   agent_act.c      the to-dos of the core; archives on libuv's threads
  *   agent_sql.c      deployments in, replicas out
  *   agent_process.c  one worker process: its command line, log file, status lines
@@ -66,6 +67,8 @@ struct agent {
     uint32_t gone_unreported, fetching;
     uint32_t seconds;
     uint64_t starts_told, crashes_told;
+    struct agent_series *series; /* agent_pages.c */
+    size_t series_count;
     bool adopted, reading, read_again, writes_lost, has_read, exiting;
     int exit_code;
 };
@@ -73,6 +76,11 @@ struct agent {
 /* ---- agent_main.c ---- */
 void agent_tick(struct agent *agent);
 void agent_end(struct agent *agent, int exit_code);
+
+/* ---- agent_pages.c ---- */
+int agent_pages_open(struct agent *agent, struct err *err) MUST_CHECK;
+void agent_pages_close(struct agent *agent);
+void agent_pages_count(struct agent *agent); /* once a second */
 
 /* ---- agent_act.c ---- */
 void agent_act(struct agent *agent);

@@ -54,21 +54,6 @@ static const struct settings_program agent_program = {
     .row_count = COUNT_OF(agent_rows),
 };
 
-enum agent_metric {
-#define METRICS_ENUM(name) AGENT_METRIC_##name,
-#include "base/metrics_rows.def"
-#include "workers/agent_metrics.def"
-#include "base/metrics_end.def"
-    AGENT_METRIC_COUNT
-};
-
-static const struct metric_row agent_metric_rows[] = {
-#define METRICS_ROWS
-#include "base/metrics_rows.def"
-#include "workers/agent_metrics.def"
-#include "base/metrics_end.def"
-};
-
 /* ---- the loop ---- */
 
 void agent_tick(struct agent *agent)
@@ -84,40 +69,16 @@ static void agent_on_tick(void *opaque)
     agent_act(agent);
 }
 
-static void agent_count(struct agent *agent)
-{
-    const struct agent_stats stats = agent_core_stats(agent->core);
-
-    metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_deployments), stats.deployments);
-    metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers), stats.workers);
-    metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers_ready), stats.ready);
-    metric_add(metrics_of(agent->metrics, AGENT_METRIC_agent_worker_starts_total),
-               (double)(stats.starts - agent->starts_told));
-    metric_add(metrics_of(agent->metrics, AGENT_METRIC_agent_worker_crashes_total),
-               (double)(stats.crashes - agent->crashes_told));
-    agent->starts_told = stats.starts;
-    agent->crashes_told = stats.crashes;
-}
-
 static void agent_on_second(void *opaque)
 {
     struct agent *agent = opaque;
 
     agent_sql_read(agent);
-    agent_count(agent);
+    agent_pages_count(agent);
     if (++agent->seconds % AGENT_SEEN_SECONDS != 0)
         return;
     agent_sql_seen(agent);
     agent_process_rotate_logs(agent);
-}
-
-static const char *agent_not_ready(void *opaque)
-{
-    const struct agent *agent = opaque;
-
-    if (!pg_connected(agent->pg))
-        return "Postgres cannot be reached";
-    return agent->has_read ? NULL : "the deployments are not read yet";
 }
 
 /* ---- the end ---- */
@@ -219,24 +180,6 @@ static int agent_open_queue(struct agent *agent, struct err *err)
     return r;
 }
 
-static int agent_open_pages(struct agent *agent, struct err *err)
-{
-    const struct metrics_options options = {
-        .prefix = "headrace_",
-        .prefix_again = agent->settings.metrics_prefix[0] != '\0' ? agent->settings.metrics_prefix
-                                                                  : NULL,
-        .rows = agent_metric_rows,
-        .row_count = COUNT_OF(agent_metric_rows),
-    };
-    int r = metrics_open(&options, &agent->metrics, err);
-
-    if (r < 0)
-        return r;
-    agent->pages = (struct metrics_pages){agent->metrics, agent_not_ready, agent};
-    return metrics_serve(agent->loop, agent->settings.listen, (uint16_t)agent->settings.port,
-                         &agent->pages, &agent->server, err);
-}
-
 static int agent_open(struct agent *agent, struct err *err)
 {
     int r = loop_open(&agent->loop, err);
@@ -252,7 +195,7 @@ static int agent_open(struct agent *agent, struct err *err)
     if (r == 0)
         r = agent_open_queue(agent, err);
     if (r == 0)
-        r = agent_open_pages(agent, err);
+        r = agent_pages_open(agent, err);
     if (r == 0)
         r = agent_sql_open(agent, err);
     if (r < 0)
@@ -274,8 +217,7 @@ static void agent_close(struct agent *agent)
     loop_timer_free(&agent->second_timer);
     loop_timer_free(&agent->end_timer);
     pg_close(&agent->pg);
-    http_server_close(&agent->server);
-    metrics_close(&agent->metrics);
+    agent_pages_close(agent);
     queue_producer_close(&agent->producer);
     blob_store_close(&agent->blobs);
     if (agent->loop != NULL)

@@ -305,6 +305,7 @@ static void act_store(struct worker *worker, const struct message_finished *fini
 
 static void act_finished(struct worker *worker, const struct message_finished *finished)
 {
+    worker_pages_count_finished(worker, finished);
     if (finished->output.size > JOB_OUTPUT_INLINE_MAX) {
         act_store(worker, finished);
         return;

@@ -25,7 +25,7 @@
 #include "workers/worker_core.h"
 #include "workers/worker_host.h"
 
-struct http_server;
+struct worker_pages;
 struct run;
 struct tracer;
 
@@ -84,7 +84,7 @@ struct worker {
     struct tracer *tracer;
     struct run *runs; /* spans that are open, by token */
 
-    struct http_server *pages;
+    struct worker_pages *pages;
     struct frame_stats engine_stats;
     struct {
         char engine[64], task[24], detail[512];
@@ -119,6 +119,9 @@ struct worker_host *worker_host_open(struct worker *worker);
 
 /* ---- worker_pages.c ---- */
 int worker_pages_open(struct worker *worker, struct err *err) MUST_CHECK;
+void worker_pages_close(struct worker *worker);
+uint16_t worker_pages_port(const struct worker *worker);
+void worker_pages_count_finished(struct worker *worker, const struct message_finished *finished);
 
 /* ---- worker_trace.c ---- */
 int worker_trace_open(struct worker *worker, struct err *err) MUST_CHECK;

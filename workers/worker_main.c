@@ -24,7 +24,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "base/http_server.h"
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/settings.h"
@@ -227,7 +226,8 @@ static void worker_close(struct worker *worker)
     loop_timer_free(&worker->lock_timer);
     worker_host_free(&worker->host);
     worker_trace_close(worker);
-    http_server_close(&worker->pages);
+    if (worker->loop != NULL)
+        worker_pages_close(worker);
     if (worker->loop != NULL)
         worker_queue_close(worker);
     blob_store_close(&worker->blobs);
@@ -266,7 +266,7 @@ static int worker_run(struct worker *worker)
                  LOG_STR("pool", worker->options.pool), LOG_U64("shard", worker->options.shard),
                  LOG_STR("engine", worker->settings.engine),
                  LOG_U64("slots", worker->options.slot_count),
-                 LOG_U64("port", http_server_port(worker->pages)));
+                 LOG_U64("port", worker_pages_port(worker)));
         loop_run(worker->loop);
     }
     worker_close(worker);

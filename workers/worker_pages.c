@@ -1,100 +1,150 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * /healthz: the loop turns. /readyz: the model is loaded and the owner knows of us. /metrics: what
- * the core and the engine count, in Prometheus' text form; all of it is counted elsewhere already,
- * so a page is a table of where to read.
+ * /metrics, /healthz and /readyz of a worker. What the core and the engine count is copied into the
+ * metrics once a second; only the histograms are fed as attempts end.
  */
 
-#include <string.h>
-
 #include "base/http_server.h"
+#include "base/metrics.h"
 #include "workers/worker_int.h"
 
-#define PAGE_SIZE_MAX (64u << 10)
+#define PAGES_COUNT_MS 1000
 
-struct page_row {
-    const char *name, *type, *help;
-    uint64_t value;
+enum worker_metric {
+#define METRICS_ENUM(name) WORKER_METRIC_##name,
+#include "base/metrics_rows.def"
+#include "workers/worker_metrics.def"
+#include "base/metrics_end.def"
+    WORKER_METRIC_COUNT
 };
 
-static void page_rows(struct buf *page, const struct page_row *rows, size_t row_count)
+static const struct metric_row worker_metric_rows[] = {
+#define METRICS_ROWS
+#include "base/metrics_rows.def"
+#include "workers/worker_metrics.def"
+#include "base/metrics_end.def"
+};
+
+struct worker_pages {
+    struct worker *worker;
+    struct metrics *metrics;
+    struct metrics_pages answers;
+    struct http_server *server;
+    struct loop_timer *timer;
+    struct metric *run_seconds[2]; /* success, error */
+    uint64_t told[WORKER_METRIC_COUNT];
+};
+
+static void count(struct worker_pages *pages, enum worker_metric which, uint64_t value)
 {
-    for (size_t i = 0; i < row_count; i++)
-        buf_printf(page, "# HELP headrace_%s %s\n# TYPE headrace_%s %s\nheadrace_%s %llu\n",
-                   rows[i].name, rows[i].help, rows[i].name, rows[i].type, rows[i].name,
-                   (unsigned long long)rows[i].value);
+    struct metric *metric = metrics_of(pages->metrics, which);
+
+    if (worker_metric_rows[which].type == METRIC_TYPE_COUNTER)
+        metric_add(metric, (double)(value - pages->told[which]));
+    else
+        metric_set(metric, (double)value);
+    pages->told[which] = value;
 }
 
-static void page_metrics(struct worker *worker, struct buf *page)
+static void pages_on_second(void *opaque)
 {
+    struct worker_pages *pages = opaque;
+    const struct worker *worker = pages->worker;
     const struct worker_stats core = worker_core_stats(worker->core);
-    const struct queue_producer_counts kafka = queue_producer_counts(worker->producer);
     const struct frame_stats *engine = &worker->engine_stats;
-    const struct page_row rows[] = {
-        {"worker_attempts_total", "counter", "attempts read for this boot", core.attempts},
-        {"worker_skipped_total", "counter", "records for other boots or older owners",
-         core.skipped},
-        {"worker_unreadable_total", "counter", "records that could not be decoded",
-         worker->unreadable_records},
-        {"worker_revoked_total", "counter", "attempts that their owner ended", core.revoked},
-        {"worker_succeeded_total", "counter", "attempts with an output", core.succeeded},
-        {"worker_failed_total", "counter", "attempts that ended with an error", core.failed},
-        {"worker_handed_back_total", "counter", "attempts that were not run", core.handed_back},
-        {"worker_host_starts_total", "counter", "engine hosts started", core.host_starts},
-        {"worker_slots", "gauge", "jobs that may run at once", worker->options.slot_count},
-        {"worker_slots_busy", "gauge", "slots in use", core.slots_busy},
-        {"worker_held", "gauge", "attempts held, unreported ones too", core.held},
-        {"worker_granted_total", "counter", "credit given so far", core.granted},
-        {"worker_unreported", "gauge", "records that Kafka has not taken yet", kafka.unreported},
-        {"engine_queue", "gauge", "requests waiting in the engine", engine->queue_req_count},
-        {"engine_running", "gauge", "requests running in the engine", engine->running_req_count},
-        {"engine_steps_total", "counter", "batches or iterations", engine->step_count},
-        {"engine_batched_total", "counter", "requests in those", engine->step_req_count},
-        {"engine_tokens_total", "counter", "tokens computed", engine->step_token_count},
-        {"engine_padding_total", "counter", "tokens computed only to fill a shape",
-         engine->step_pad_count},
-        {"engine_busy_microseconds_total", "counter", "time spent in steps", engine->step_busy_us},
-        {"engine_oom_total", "counter", "requests that ran out of memory", engine->oom_count},
-        {"engine_host_bytes", "gauge", "main memory of the engine", engine->host_size},
-        {"engine_device_bytes", "gauge", "device memory of the engine", engine->dev_size},
-    };
 
-    page_rows(page, rows, COUNT_OF(rows));
+    count(pages, WORKER_METRIC_worker_attempts_total, core.attempts);
+    count(pages, WORKER_METRIC_worker_skipped_total, core.skipped);
+    count(pages, WORKER_METRIC_worker_unreadable_total, worker->unreadable_records);
+    count(pages, WORKER_METRIC_worker_revoked_total, core.revoked);
+    count(pages, WORKER_METRIC_worker_succeeded_total, core.succeeded);
+    count(pages, WORKER_METRIC_worker_failed_total, core.failed);
+    count(pages, WORKER_METRIC_worker_handed_back_total, core.handed_back);
+    count(pages, WORKER_METRIC_worker_host_starts_total, core.host_starts);
+    count(pages, WORKER_METRIC_worker_granted_total, core.granted);
+    count(pages, WORKER_METRIC_worker_slots, worker->options.slot_count);
+    count(pages, WORKER_METRIC_worker_slots_busy, core.slots_busy);
+    count(pages, WORKER_METRIC_worker_held, core.held);
+    count(pages, WORKER_METRIC_worker_unreported, queue_producer_unreported(worker->producer));
+    count(pages, WORKER_METRIC_engine_queue, engine->queue_req_count);
+    count(pages, WORKER_METRIC_engine_running, engine->running_req_count);
+    count(pages, WORKER_METRIC_engine_host_bytes, engine->host_size);
+    count(pages, WORKER_METRIC_engine_device_bytes, engine->dev_size);
+    count(pages, WORKER_METRIC_engine_steps, engine->step_count);
+    count(pages, WORKER_METRIC_engine_batched, engine->step_req_count);
+    count(pages, WORKER_METRIC_engine_tokens, engine->step_token_count);
+    count(pages, WORKER_METRIC_engine_padding_tokens, engine->step_pad_count);
+    metric_set(metrics_of(pages->metrics, WORKER_METRIC_engine_busy_seconds),
+               (double)engine->step_busy_us / 1e6);
+    count(pages, WORKER_METRIC_engine_oom, engine->oom_count);
 }
 
-static void page_on_request(struct http_request *request, void *opaque)
+void worker_pages_count_finished(struct worker *worker, const struct message_finished *finished)
 {
-    static const struct http_header plain[] = {{"Content-Type", "text/plain; version=0.0.4"}};
-    const char *target = http_request_target(request);
-    struct worker *worker = opaque;
-    const struct worker_stats core = worker_core_stats(worker->core);
-    bool ready = core.host_ready && core.said_hello && !core.draining;
-    OWNED(buf_done) struct buf page = BUF_WITH_LIMIT(PAGE_SIZE_MAX);
-    int status = 200;
+    struct worker_pages *pages = worker->pages;
 
-    if (strcmp(target, "/metrics") == 0) {
-        page_metrics(worker, &page);
-    } else if (strcmp(target, "/healthz") == 0) {
-        buf_append_text(&page, "ok\n");
-    } else if (strcmp(target, "/readyz") == 0) {
-        status = ready ? 200 : 503;
-        buf_append_text(&page, ready              ? "ready\n"
-                               : core.draining    ? "draining\n"
-                               : !core.host_ready ? "the model is not loaded\n"
-                                                  : "Kafka has not answered yet\n");
-    } else {
-        status = 404;
-        buf_append_text(&page, "there are /metrics, /healthz and /readyz\n");
-    }
-    http_request_answer_buf(&request, status, plain, COUNT_OF(plain), &page);
+    if (finished->started_us == 0 || finished->error_class == ERROR_CLASS_HANDED_BACK)
+        return;
+    metric_observe(pages->run_seconds[finished->error_class != 0],
+                   (double)(finished->finished_us - finished->started_us) / 1e6);
+    if (finished->batch_count > 0)
+        metric_observe(metrics_of(pages->metrics, WORKER_METRIC_worker_batch_jobs),
+                       (double)finished->batch_count);
+}
+
+static const char *pages_not_ready(void *opaque)
+{
+    const struct worker_stats core = worker_core_stats(((const struct worker *)opaque)->core);
+
+    if (core.draining)
+        return "draining";
+    if (!core.host_ready)
+        return "the model is not loaded";
+    return core.said_hello ? NULL : "Kafka has not answered yet";
 }
 
 int worker_pages_open(struct worker *worker, struct err *err)
 {
-    const struct http_server_options options = {.address = worker->settings.listen,
-                                                .port = (uint16_t)worker->settings.port,
-                                                .connection_count_max = 64};
+    const struct metrics_options options = {
+        .prefix = "headrace_",
+        .prefix_again = worker->settings.metrics_prefix[0] != '\0' ? worker->settings.metrics_prefix
+                                                                   : NULL,
+        .rows = worker_metric_rows,
+        .row_count = COUNT_OF(worker_metric_rows),
+    };
+    struct worker_pages *pages = xcalloc(1, sizeof(*pages));
+    int r;
 
-    return http_server_open(worker->loop, &options, page_on_request, worker, &worker->pages, err);
+    worker->pages = pages;
+    pages->worker = worker;
+    r = metrics_open(&options, &pages->metrics, err);
+    if (r < 0)
+        return r;
+    pages->run_seconds[0] = metrics_series(pages->metrics, WORKER_METRIC_worker_run_seconds,
+                                           (const char *const[]){"success"});
+    pages->run_seconds[1] = metrics_series(pages->metrics, WORKER_METRIC_worker_run_seconds,
+                                           (const char *const[]){"error"});
+    pages->answers = (struct metrics_pages){pages->metrics, pages_not_ready, worker};
+    pages->timer = loop_timer_new(worker->loop, pages_on_second, pages);
+    loop_timer_start(pages->timer, PAGES_COUNT_MS, PAGES_COUNT_MS);
+    return metrics_serve(worker->loop, worker->settings.listen, (uint16_t)worker->settings.port,
+                         &pages->answers, &pages->server, err);
+}
+
+void worker_pages_close(struct worker *worker)
+{
+    struct worker_pages *pages = TAKE(worker->pages);
+
+    if (pages == NULL)
+        return;
+    loop_timer_free(&pages->timer);
+    http_server_close(&pages->server);
+    metrics_close(&pages->metrics);
+    mem_free(&pages);
+}
+
+uint16_t worker_pages_port(const struct worker *worker)
+{
+    return http_server_port(worker->pages->server);
 }
