@@ -250,6 +250,8 @@ static int open_server(struct gateway *gateway, struct err *err)
         .tls_cert_path = settings->tls_cert[0] != '\0' ? settings->tls_cert : NULL,
         .tls_key_path = settings->tls_key[0] != '\0' ? settings->tls_key : NULL,
         .connection_count_max = (uint32_t)settings->connections_max,
+        .header_timeout_ms = (uint32_t)settings->header_timeout_ms,
+        .body_timeout_ms = (uint32_t)settings->body_timeout_ms,
         .server_name = "headrace",
         .render_error = call_render_error,
     };
