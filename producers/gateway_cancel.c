@@ -29,10 +29,10 @@
 #define LOOK_MS 250
 #define WAITING_MAX 10000
 
-PG_STATEMENT(cancel_find, "SELECT state FROM job WHERE id = $1 AND tenant = $2");
+PG_STATEMENT(cancel_find, "SELECT state, tenant FROM job WHERE id = $1");
 PG_STATEMENT(cancel_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
                            "ORDER BY epoch DESC, number DESC LIMIT 1");
-PG_STATEMENT(cancel_look, "SELECT id, state FROM job WHERE id = ANY($1) AND state >= 3");
+PG_STATEMENT(cancel_look, "SELECT id, state, tenant FROM job WHERE id = ANY($1)");
 
 struct cancel {
     TAILQ_ENTRY(cancel) link;
@@ -62,6 +62,11 @@ static void cancel_answer(struct call *call, bool canceled, const char *why)
     json_append_string(&to, why, strlen(why));
     buf_append_byte(&to, '}');
     call_answer(&call, 200, &to);
+}
+
+static void answer_not_found(struct call *call)
+{
+    call_fail_as(&call, 404, "client_error", "there is no such request");
 }
 
 static void answer_final(struct call *call, enum job_state state)
@@ -116,6 +121,18 @@ void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t 
     }
 }
 
+/* What its row says. It may turn out to be somebody else's, when it was not in the ledger at first.
+ */
+static void cancel_see(struct cancel *cancel, enum job_state state, const char *tenant)
+{
+    if (strcmp(tenant, cancel->call->tenant) != 0) {
+        answer_not_found(TAKE(cancel->call));
+        cancel_settle(cancel);
+    } else if (job_state_final(state)) {
+        cancel_finish(cancel, state);
+    }
+}
+
 static void on_look(void *opaque, const struct pg_answer *answer)
 {
     struct cancels *cancels = opaque;
@@ -128,7 +145,7 @@ static void on_look(void *opaque, const struct pg_answer *answer)
         for (cancel = TAILQ_FIRST(&cancels->waiting); cancel != NULL; cancel = next) {
             next = TAILQ_NEXT(cancel, link);
             if (cancel->call != NULL && job_id_equal(&cancel->id, &id))
-                cancel_finish(cancel, (enum job_state)pg_i64(answer, 0, i, 1));
+                cancel_see(cancel, (enum job_state)pg_i64(answer, 0, i, 1), pg_c(answer, 0, i, 2));
         }
     }
 }
@@ -258,20 +275,22 @@ static void on_found(void *opaque, const struct pg_answer *answer)
         cancel_send(call, &id);
         return;
     }
-    if (pg_row_count(answer, 0) == 1) {
+    if (pg_row_count(answer, 0) == 1 && strcmp(pg_c(answer, 0, 0, 1), call->tenant) != 0) {
+        answer_not_found(call);
+    } else if (pg_row_count(answer, 0) == 1) {
         state = (enum job_state)pg_i64(answer, 0, 0, 0);
         if (job_state_final(state))
             answer_final(call, state);
         else
             cancel_send(call, &id);
-        return;
+    } else {
+        if (pg_row_count(answer, 1) == 1)
+            floor_us = pg_time_us(answer, 1, 0, 0);
+        if (view_may_be_queued(&id, floor_us, clock_wall_us()))
+            cancel_send(call, &id);
+        else
+            answer_not_found(call);
     }
-    if (pg_row_count(answer, 1) == 1)
-        floor_us = pg_time_us(answer, 1, 0, 0);
-    if (view_may_be_queued(&id, floor_us, clock_wall_us()))
-        cancel_send(call, &id);
-    else
-        call_fail_as(&call, 404, "client_error", "there is no such request");
 }
 
 void cancel_begin(struct call *call)
@@ -288,7 +307,7 @@ void cancel_begin(struct call *call)
         return;
     }
     if (shards > 0 && job_id_shard(&id) >= shards) {
-        call_fail_as(&call, 404, "client_error", "there is no such request");
+        answer_not_found(call);
         return;
     }
     if (!pg_pool_connected(gateway->pg)) {
@@ -298,7 +317,6 @@ void cancel_begin(struct call *call)
     batch = pg_batch_new();
     pg_add(batch, &cancel_find);
     pg_bind_id(batch, &id);
-    pg_bind_c(batch, call->tenant);
     pg_add(batch, &cancel_floor);
     pg_bind_i16(batch, job_id_shard(&id));
     r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_found, call, &err);

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: /openapi.json is true: every answer of the running gateway is one that it documents.
+
+Method: schemathesis makes requests from the document, good and bad ones, and checks each answer's
+status, type and shape against it. Not pushes: each would start workers (tests/stack/test_api.py).
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+EXAMPLES = os.environ.get("HEADRACE_TEST_EXAMPLES", "5")
+
+
+def test_document_and_gateway_agree(stack):
+    stack.push_sim("sim")
+    document = stack.data_dir / "openapi.json"
+    served = stack.http("GET", "/openapi.json", key=None)
+    tree = pathlib.Path(__file__).resolve().parents[2] / "schema" / "openapi.json"
+    assert served.json == json.loads(tree.read_text())
+    document.write_bytes(served.body)
+    done = subprocess.run(
+        [pathlib.Path(sys.executable).parent / "schemathesis", "run", document, "--url",
+         stack.url("gateway"), "-H", f"Authorization: Bearer {stack.key}", "--seed", "1", "--workers", "1",
+         "--max-examples", EXAMPLES, "--phases", "examples,coverage,fuzzing", "--no-color",
+         "--generation-database", "none", "--request-timeout", "20", "--exclude-operation-id", "push"],
+        cwd=stack.data_dir, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert stack.wait_final(stack.submit("sim", {}))["status"] == "SUCCEEDED"
