@@ -283,7 +283,6 @@ static struct message_submit submit_message(const struct submit *submit)
         .idempotency_key = submit->key == NULL ? (struct wire_text){NULL, 0}
                                                : WIRE_TEXT_OF(submit->key),
         .repeat = submit->repeat,
-        .gateway = WIRE_TEXT_OF(submit->gateway->boot),
         .trace = WIRE_TEXT_OF(submit->trace),
         .received_us = submit->call->begun_us,
         .key_prefix = WIRE_TEXT_OF(submit->call->key_prefix),
