@@ -15,6 +15,8 @@
 #include "workers/agent_int.h"
 #include "workers/agent_unpack.h"
 
+#define SWEEP_MS 600000
+
 /* ---- archives ---- */
 
 struct fetch {
@@ -93,6 +95,52 @@ static void act_fetch(struct agent *agent, const struct agent_todo *todo)
              0)
         return;
     fetch_end(fetch);
+}
+
+/* ---- models that nobody needs any more ---- */
+
+struct sweep {
+    uv_work_t work; /* first, so that libuv's pointer is ours */
+    struct agent *agent;
+};
+
+/* thread: libuv's pool   locks: none; it touches only folders that nobody uses */
+static void sweep_remove(uv_work_t *work)
+{
+    agent_sweep_remove(((struct sweep *)work)->agent->cache);
+}
+
+static void sweep_on_done(uv_work_t *work, int status)
+{
+    struct sweep *sweep = (struct sweep *)work;
+
+    (void)status;
+    sweep->agent->fetching--;
+    free(sweep);
+}
+
+void agent_sweep(struct agent *agent, const struct agent_deployment *deployments,
+                 size_t deployment_count)
+{
+    OWNED(mem_free) const char **digests = xcalloc(deployment_count + 1, sizeof(*digests));
+    uint64_t now_ms = loop_now_ms(agent->loop);
+    struct sweep *sweep;
+    size_t count;
+
+    if (now_ms < agent->sweep_ms)
+        return;
+    for (size_t i = 0; i < deployment_count; i++)
+        digests[i] = deployments[i].digest;
+    count = agent_sweep_mark(agent->cache, digests, deployment_count, agent->sweep_ms == 0);
+    agent->sweep_ms = now_ms + SWEEP_MS;
+    if (count == 0)
+        return;
+    log_info("models_swept", LOG_U64("count", count));
+    sweep = xcalloc(1, sizeof(*sweep));
+    sweep->agent = agent;
+    agent->fetching++;
+    if (uv_queue_work(loop_uv(agent->loop), &sweep->work, sweep_remove, sweep_on_done) < 0)
+        sweep_on_done(&sweep->work, 0);
 }
 
 /* ---- the end of a worker ---- */

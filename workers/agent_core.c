@@ -305,6 +305,25 @@ static void deployment_want(struct agent_core *core, struct agent_deployment *de
         deployment->was_active = true;
 }
 
+/* What no deployment names may be gone from the cache when one does again. */
+static void archives_forget(struct agent_core *core)
+{
+    struct archive *archive, *next;
+
+    for (archive = TAILQ_FIRST(&core->archives); archive != NULL; archive = next) {
+        bool named = archive->folder == NULL; /* being fetched */
+
+        next = TAILQ_NEXT(archive, link);
+        for (size_t i = 0; !named && i < core->deployment_count; i++)
+            named = strcmp(core->deployments[i].digest, archive->digest) == 0;
+        if (named)
+            continue;
+        TAILQ_REMOVE(&core->archives, archive, link);
+        free(archive->folder);
+        free(archive);
+    }
+}
+
 void agent_core_on_deployments(struct agent_core *core, struct agent_deployment *deployments,
                                size_t deployment_count)
 {
@@ -315,6 +334,7 @@ void agent_core_on_deployments(struct agent_core *core, struct agent_deployment 
     core->deployment_count = deployment_count;
     if (core->draining)
         return;
+    archives_forget(core);
     TAILQ_FOREACH(replica, &core->replicas, link) replica->wanted = false;
     for (size_t i = 0; i < deployment_count; i++)
         deployment_want(core, &core->deployments[i]);

@@ -65,6 +65,7 @@ struct agent {
     char *cache, *logs, *lock_path;
     int lock_fd;
     uint32_t gone_unreported, fetching;
+    uint64_t sweep_ms; /* when the next sweep is due; 0: there was none yet */
     uint32_t seconds;
     uint64_t starts_told, crashes_told;
     struct agent_series *series; /* agent_pages.c */
@@ -84,6 +85,10 @@ void agent_pages_count(struct agent *agent); /* once a second */
 
 /* ---- agent_act.c ---- */
 void agent_act(struct agent *agent);
+
+/* Removes unpacked models that none of these deployments needs; now and then. */
+void agent_sweep(struct agent *agent, const struct agent_deployment *deployments,
+                 size_t deployment_count);
 
 /* ---- agent_sql.c ---- */
 int agent_sql_open(struct agent *agent, struct err *err) MUST_CHECK;

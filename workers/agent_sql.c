@@ -91,6 +91,7 @@ static void on_deployments(void *opaque, const struct pg_answer *answer)
         deployment_fill(&deployments[i], answer, i);
     agent->has_read = true;
     agent_tick(agent);
+    agent_sweep(agent, deployments, count);
     agent_core_on_deployments(agent->core, deployments, count);
     free(deployments);
     if (agent->writes_lost) {

@@ -4,6 +4,7 @@
 
 #include <archive.h>
 #include <archive_entry.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -16,6 +17,7 @@
 
 #define UNPACK_READ_SIZE (256u << 10)
 #define UNPACK_DIGEST_SIZE 32
+#define SWEEP_PREFIX ".sweep."
 
 struct unpack {
     int fd, folder_fd;
@@ -292,4 +294,63 @@ int agent_remove_tree(const char *path, struct err *err)
     if (nftw(path, tree_remove_one, 32, FTW_DEPTH | FTW_PHYS) < 0 && errno != ENOENT)
         return err_set_errno(err, ERR_IO, "remove %s", path);
     return 0;
+}
+
+/* ---- sweeping ---- */
+
+static bool is_kept(const char *name, const char *const *digests, size_t digest_count)
+{
+    for (size_t i = 0; i < digest_count; i++) {
+        if (strcmp(name, digests[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* True for folders that we made: a digest, or what an unpacking has left behind. */
+static bool is_ours(const char *name, bool all)
+{
+    bool hidden = name[0] == '.' && strcmp(name, ".") != 0 && strcmp(name, "..") != 0;
+
+    return strspn(name, "0123456789abcdef") == 2 * UNPACK_DIGEST_SIZE || (hidden && all);
+}
+
+size_t agent_sweep_mark(const char *cache, const char *const *digests, size_t digest_count,
+                        bool all)
+{
+    DIR *folder = opendir(cache);
+    struct dirent *entry;
+    size_t count = 0;
+
+    if (folder == NULL)
+        return 0;
+    while ((entry = readdir(folder)) != NULL) {
+        OWNED(mem_free) char *from = xasprintf("%s/%s", cache, entry->d_name);
+        OWNED(mem_free) char *to = xasprintf("%s/" SWEEP_PREFIX "%s", cache, entry->d_name);
+
+        if (strncmp(entry->d_name, SWEEP_PREFIX, strlen(SWEEP_PREFIX)) == 0)
+            count++;
+        else if (is_ours(entry->d_name, all) && !is_kept(entry->d_name, digests, digest_count) &&
+                 rename(from, to) == 0)
+            count++;
+    }
+    (void)closedir(folder);
+    return count;
+}
+
+void agent_sweep_remove(const char *cache)
+{
+    DIR *folder = opendir(cache);
+    struct dirent *entry;
+    struct err ignored; /* what cannot be removed now is tried again with the next sweep */
+
+    if (folder == NULL)
+        return;
+    while ((entry = readdir(folder)) != NULL) {
+        OWNED(mem_free) char *path = xasprintf("%s/%s", cache, entry->d_name);
+
+        if (strncmp(entry->d_name, SWEEP_PREFIX, strlen(SWEEP_PREFIX)) == 0)
+            (void)!agent_remove_tree(path, &ignored);
+    }
+    (void)closedir(folder);
 }

@@ -30,5 +30,12 @@ int agent_unpack(int fd, const char *digest, const char *cache, uint64_t content
 /* The folder of a digest that is unpacked already; NULL: it is not. The caller's to free. */
 char *agent_unpacked(const char *cache, const char *digest);
 
+/* Moves models that no digest of the list needs out of the way (quick, so that nobody starts with
+ * one that is being removed), for agent_sweep_remove() to remove. `all`: also what an unpacking
+ * that was cut short has left; only before the first one. Returns how many there are to remove. */
+size_t agent_sweep_mark(const char *cache, const char *const *digests, size_t digest_count,
+                        bool all);
+void agent_sweep_remove(const char *cache); /* blocks */
+
 /* Removes a folder and all that is in it; links are not followed. */
 int agent_remove_tree(const char *path, struct err *err) MUST_CHECK;

@@ -7,7 +7,7 @@
  * (a build tree). A plugin of another ABI is refused by name. A plugin that was opened stays open:
  * libraries that it brings along (OpenMP, CUDA) do not survive dlclose(3).
  *
- * Thread: any.   Tests: tests/unit/test_host_c.c
+ * Thread: any.   Tests: tests/unit/test_sim_engine.c, test_host_c.c
  */
 
 #include "base/err.h"

@@ -212,12 +212,36 @@ static void test_wrong_digest_and_damage(void **state)
                      ERR_RANGE);
 }
 
+static void test_sweep(void **state)
+{
+    static const char digit[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde";
+    struct world *world = *state;
+    OWNED(mem_free) char *kept = xasprintf("%s/%s1", world->cache, digit);
+    OWNED(mem_free) char *old = xasprintf("%s/%s2", world->cache, digit);
+    OWNED(mem_free) char *half = xasprintf("%s/.0123456789abcdef.XYZXYZ", world->cache);
+    OWNED(mem_free) char *foreign = xasprintf("%s/notes", world->cache);
+    const char *const digests[] = {strrchr(kept, '/') + 1};
+
+    assert_int_equal(
+        mkdir(kept, 0755) + mkdir(old, 0755) + mkdir(half, 0755) + mkdir(foreign, 0755), 0);
+    assert_int_equal(agent_sweep_mark(world->cache, digests, 1, false), 1);
+    assert_int_equal(access(old, F_OK), -1); /* out of the way at once */
+    assert_int_equal(entries_of(world->cache), 4);
+    agent_sweep_remove(world->cache);
+    assert_int_equal(entries_of(world->cache), 3);
+    assert_int_equal(agent_sweep_mark(world->cache, digests, 1, true), 1);
+    agent_sweep_remove(world->cache);
+    assert_int_equal(access(kept, F_OK) + access(foreign, F_OK), 0);
+    assert_int_equal(entries_of(world->cache), 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_good_archive, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_bad_archives, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_wrong_digest_and_damage, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_sweep, world_open, world_close),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

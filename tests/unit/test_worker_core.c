@@ -573,6 +573,21 @@ static void test_drain_has_an_end(void **state)
     worker_core_free(&world.core);
 }
 
+static void test_drain_while_loading(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open(&world, 1);
+    worker_core_drain(world.core);
+    SAYS(&world, "host-drain");
+    world_tick(&world, 2000000); /* it is deep in its load and does not listen */
+    SAYS(&world, "host-kill");
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "killed");
+    SAYS(&world, "exit0"); /* nobody knows of it, so there is nothing to say */
+    worker_core_free(&world.core);
+}
+
 static void test_second_signal_is_haste(void **state)
 {
     struct world world;
@@ -631,6 +646,7 @@ int main(void)
         cmocka_unit_test(test_input_by_blob_key),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_drain_has_an_end),
+        cmocka_unit_test(test_drain_while_loading),
         cmocka_unit_test(test_second_signal_is_haste),
         cmocka_unit_test(test_short_jobs_are_cheap),
     };

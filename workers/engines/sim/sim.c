@@ -12,7 +12,7 @@
  *
  * Output: {"output": <input or echo>, "sim": {"attempt": n, "batch": n, "service_us": n}}
  *
- * Thread: the host's.   Tests: tests/unit/test_host_c.c
+ * Thread: the host's.   Tests: tests/unit/test_sim_engine.c, test_host_c.c
  */
 
 #include <math.h>

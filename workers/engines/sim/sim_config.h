@@ -9,7 +9,7 @@
  * Orders, the member `sim` of the input: the rows of sim_orders[] there.
  * Both refuse what they do not know, naming it.
  *
- * Thread: any.   Tests: tests/unit/test_host_c.c
+ * Thread: any.   Tests: tests/unit/test_sim_engine.c, test_host_c.c
  */
 
 #include <stdbool.h>

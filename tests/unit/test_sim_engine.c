@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: the simulated engine keeps the engines' contract and its own settings: times, batches,
+ * lanes, capacity, deadlines, failure rate. Method: the real plugin, driven on a made-up clock. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "workers/host_plugin.h"
+
+#define REQS_MAX 4096
+
+struct world {
+    const struct engine_api *api;
+    struct engine *engine;
+    struct engine_info info;
+    uint64_t now_us, wake_us, next_id;
+    uint64_t began_us[REQS_MAX], took_us[REQS_MAX];
+    int error[REQS_MAX]; /* -1: not ended, 0: output, else 1 + enum engine_error */
+    uint32_t batch[REQS_MAX];
+    uint32_t ended;
+};
+
+static void on_event(void *opaque, const struct engine_event *event)
+{
+    struct world *world = opaque;
+
+    if (event->type == ENGINE_EVENT_ACCEPTED)
+        return;
+    assert_int_equal(world->error[event->req_id], -1); /* one final event a request */
+    world->error[event->req_id] = event->type == ENGINE_EVENT_OUTPUT ? 0 : 1 + (int)event->error;
+    world->took_us[event->req_id] = world->now_us - world->began_us[event->req_id];
+    world->batch[event->req_id] = event->batch_req_count;
+    world->ended++;
+}
+
+static int world_load(struct world *world, const char *settings, uint32_t req_count_max,
+                      struct err *err)
+{
+    struct engine_load load = {.dir = "",
+                               .model = "m",
+                               .device = "cpu",
+                               .req_count_max = req_count_max,
+                               .settings_json = settings,
+                               .sink = {.emit = on_event, .opaque = world}};
+    int r;
+
+    *world = (struct world){.now_us = 1000000, .next_id = 1};
+    for (size_t i = 0; i < REQS_MAX; i++)
+        world->error[i] = -1;
+    r = host_plugin_open(NULL, "sim", &world->api, err);
+    return r < 0 ? r : world->api->load(&load, &world->engine, &world->info, err);
+}
+
+static uint64_t submit(struct world *world, const char *input, bool alone, uint64_t deadline_us)
+{
+    const struct engine_req req = {.id = world->next_id,
+                                   .input = input,
+                                   .input_size = strlen(input),
+                                   .alone = alone,
+                                   .number = 1,
+                                   .deadline_us = deadline_us};
+    struct err err;
+
+    world->began_us[req.id] = world->now_us;
+    assert_int_equal(world->api->submit(world->engine, &req, world->now_us, &err), 0);
+    return world->next_id++;
+}
+
+static void step(struct world *world)
+{
+    struct err err;
+
+    assert_int_equal(world->api->step(world->engine, world->now_us, &world->wake_us, &err), 0);
+}
+
+/* Follows the engine's wishes until it has none. */
+static void run(struct world *world)
+{
+    step(world);
+    while (world->wake_us != ENGINE_NEVER_US) {
+        assert_true(world->wake_us > world->now_us);
+        world->now_us = world->wake_us;
+        step(world);
+    }
+}
+
+static double mean_of(const struct world *world)
+{
+    double sum = 0;
+
+    for (uint64_t id = 1; id < world->next_id; id++)
+        sum += (double)world->took_us[id];
+    return sum / (double)(world->next_id - 1);
+}
+
+static void test_means(void **state)
+{
+    static const struct {
+        const char *settings;
+        double lowest_us, highest_us;
+    } rows[] = {
+        {"{\"service_ms\":10}", 10000, 10000},
+        {"{\"service_ms\":10,\"dist\":\"exponential\"}", 9300, 10700},
+        {"{\"service_ms\":10,\"dist\":\"lognormal\",\"sigma\":0.5}", 9500, 10500},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct world world;
+        struct err err;
+
+        assert_int_equal(world_load(&world, rows[i].settings, 3000, &err), 0);
+        assert_int_equal(world.info.req_count_max, 3000);
+        for (int n = 0; n < 3000; n++)
+            (void)submit(&world, "{}", false, 0);
+        run(&world);
+        assert_int_equal(world.ended, 3000);
+        assert_true(mean_of(&world) >= rows[i].lowest_us);
+        assert_true(mean_of(&world) <= rows[i].highest_us);
+        world.api->unload(&world.engine);
+    }
+}
+
+static void test_zero_time_ends_in_one_step(void **state)
+{
+    struct world world;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(world_load(&world, NULL, 100, &err), 0);
+    for (int n = 0; n < 100; n++)
+        (void)submit(&world, "{}", false, 0);
+    step(&world);
+    assert_int_equal(world.ended, 100);
+    assert_true(world.wake_us == ENGINE_NEVER_US);
+    world.api->unload(&world.engine);
+}
+
+static void test_lanes_and_batches(void **state)
+{
+    struct engine_stats stats;
+    struct world world;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(world_load(&world, "{\"service_ms\":10,\"lanes\":2,\"batch\":3}", 64, &err),
+                     0);
+    for (int n = 0; n < 12; n++)
+        (void)submit(&world, "{}", n == 4, 0); /* the fifth wants to be alone */
+    step(&world);
+    world.api->stats(world.engine, &stats);
+    assert_int_equal(stats.running_req_count, 4); /* 3, and 1 that stops before the fifth */
+    assert_int_equal(stats.queue_req_count, 8);
+    run(&world);
+    assert_int_equal(world.batch[1], 3);
+    assert_int_equal(world.batch[4], 1);
+    assert_int_equal(world.batch[5], 1);
+    assert_int_equal(world.batch[6], 3);
+    assert_int_equal(world.took_us[12], 30000); /* two lanes, five batches, 10 ms each */
+    world.api->unload(&world.engine);
+}
+
+static void test_capacity_deadline_cancel(void **state)
+{
+    const struct engine_req more = {.id = 9, .input = "{}", .input_size = 2};
+    struct world world;
+    uint64_t first, late, canceled;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(world_load(&world, "{\"service_ms\":10,\"lanes\":1}", 3, &err), 0);
+    first = submit(&world, "{}", false, 0);
+    late = submit(&world, "{}", false, world.now_us + 5000);
+    canceled = submit(&world, "{}", false, 0);
+    assert_int_equal(world.api->submit(world.engine, &more, world.now_us, &err), ERR_FULL);
+    assert_int_equal(world.api->cancel(world.engine, canceled, &err), 0);
+    assert_int_equal(world.api->cancel(world.engine, 77, &err), 0); /* unknown: no failure */
+    run(&world);
+    assert_int_equal(world.error[first], 0);
+    assert_int_equal(world.error[late], 1 + ENGINE_ERROR_EXPIRED);
+    assert_int_equal(world.error[canceled], 1 + ENGINE_ERROR_CANCELED);
+    world.api->unload(&world.engine);
+    assert_null(world.engine);
+}
+
+static void test_failure_rate(void **state)
+{
+    struct world world;
+    uint32_t failed = 0;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(world_load(&world, "{\"failure_rate\":0.2,\"failure\":\"oom\"}", 3000, &err),
+                     0);
+    for (int n = 0; n < 3000; n++)
+        (void)submit(&world, "{}", false, 0);
+    run(&world);
+    for (uint64_t id = 1; id < world.next_id; id++)
+        failed += world.error[id] == 1 + ENGINE_ERROR_OOM;
+    assert_in_range(failed, 500, 700);
+    world.api->unload(&world.engine);
+}
+
+static void test_plugins_that_cannot_be_had(void **state)
+{
+    static const struct {
+        const char *folder, *name;
+        int want;
+        const char *holds;
+    } rows[] = {
+        {NULL, "", ERR_RANGE, "1 to 64"},
+        {NULL, "../sim", ERR_RANGE, "'../sim'"},
+        {"/no/such/folder", "sim", ERR_NOT_FOUND, "/no/such/folder/sim.so"},
+    };
+    const struct engine_api *api;
+    struct err err;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        assert_int_equal(host_plugin_open(rows[i].folder, rows[i].name, &api, &err), rows[i].want);
+        assert_non_null(strstr(err.text, rows[i].holds));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_means),
+        cmocka_unit_test(test_zero_time_ends_in_one_step),
+        cmocka_unit_test(test_lanes_and_batches),
+        cmocka_unit_test(test_capacity_deadline_cancel),
+        cmocka_unit_test(test_failure_rate),
+        cmocka_unit_test(test_plugins_that_cannot_be_had),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
