@@ -11,6 +11,7 @@
  *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
  *   broker_watch.c     /metrics, /healthz, /readyz
  *   broker_trace.c     spans of jobs and of their waiting
+ *   broker_public.c    metrics under the names that users know
  *
  * One thread, one loop; nothing here locks.
  */
@@ -31,6 +32,7 @@ struct loop;
 struct loop_timer;
 struct loop_turn;
 struct metrics;
+struct model_names;
 struct pg;
 
 #define BROKER_SHARDS_MAX 1024
@@ -148,6 +150,20 @@ void broker_trace_attempt(struct broker *broker, const struct owner_todo *todo,
                           struct message_attempt *attempt, char trace[TRACE_PARENT_SIZE]);
 void broker_trace_final(struct broker *broker, const struct message_completed *completed);
 
+/* ---- Public metrics (broker_public.c) */
+
+/* The labels and the series that were used last. */
+struct public_memo {
+    char model[65], deployment[65], environment[65];
+    int status;
+    unsigned version; /* of the names of models */
+    struct metric *series[3];
+};
+
+void broker_public_open(struct broker *broker);
+void broker_public_attempt(struct broker *broker, const struct owner_todo *todo, uint64_t now_us);
+void broker_public_final(struct broker *broker, const struct message_completed *completed);
+
 /* ---- The program */
 
 enum broker_phase {
@@ -187,6 +203,8 @@ struct broker {
     char not_ready[ERR_TEXT_SIZE + 64]; /* what /readyz says */
     struct metrics *metrics;
     struct tracer *tracer;
+    struct model_names *names;
+    struct public_memo memo_attempt, memo_final;
     struct metric *flush_seconds, *flush_jobs;
     struct queue_producer_counts counted_queue;
     uint64_t counted_redis_failures;

@@ -28,6 +28,7 @@
 #include "base/rng.h"
 #include "base/settings.h"
 #include "brokers/broker.h"
+#include "brokers/model_names.h"
 #include "schema/topics.h"
 
 #define SCRATCH_SIZE_MAX (2u << 20)
@@ -353,6 +354,7 @@ static int parts_open(struct broker *broker, struct err *err)
         r = ledger_open(broker, err);
     if (r < 0)
         return r;
+    broker_public_open(broker);
     broker->completed = queue_producer_topic(broker->producer, topic_name(TOPIC_COMPLETED));
     broker->intake_dead = queue_producer_topic(broker->producer, topic_name(TOPIC_INTAKE_DEAD));
     broker->turn = loop_turn_new(broker->loop, on_turn, broker);
@@ -369,6 +371,7 @@ static void parts_close(struct broker *broker)
     loop_timer_free(&broker->start_timer);
     loop_timer_free(&broker->drain_timer);
     ledger_close(broker);
+    model_names_free(&broker->names);
     cache_close(&broker->cache);
     queue_consumer_close(&broker->consumer);
     queue_producer_close(&broker->producer);

@@ -73,6 +73,7 @@ static void carry_out_attempt(struct shard *shard, const struct owner_todo *todo
     char job[JOB_ID_TEXT_SIZE];
     struct err err;
 
+    broker_public_attempt(shard->broker, todo, clock_wall_us());
     broker_trace_attempt(shard->broker, todo, &attempt, trace);
     (void)snprintf(header, sizeof(header), "%.*s", (int)attempt.trace.size, attempt.trace.text);
     if (dispatch_produce(shard, todo->attempt.pool, MESSAGE_ATTEMPT, &attempt, &message, &err) == 0)

@@ -116,7 +116,7 @@ void broker_trace_final(struct broker *broker, const struct message_completed *c
     set_text(&span, "headrace.deployment", completed->deployment);
     trace_set_text(&span, "headrace.state", job_state_name(state));
     trace_set_number(&span, "headrace.attempts", (int64_t)completed->attempts);
-    if (completed->error_class != 0)
+    if (state != JOB_SUCCEEDED && error_class_known(completed->error_class))
         trace_set_text(&span, "error.type",
                        error_class_name((enum error_class)completed->error_class));
     trace_end(broker->tracer, &span, state == JOB_FAILED || state == JOB_EXPIRED,

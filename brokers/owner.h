@@ -129,6 +129,7 @@ struct owner_todo {
             struct message_attempt message;
             struct wire_text pool;
             uint32_t partition;
+            struct wire_text environment;
             uint32_t round;
             uint64_t waited_from_us; /* wall clock: accepted, or free for its next try */
         } attempt;

@@ -86,6 +86,7 @@ static void attempt_send(struct owner *owner, struct job *job, struct worker *wo
     node->spec = job_spec_ref(job->spec);
     node->worker = worker_ref(worker);
     attempt_fill(owner, job, &node->todo);
+    node->todo.attempt.environment = job->spec->submit.environment;
     node->todo.attempt.round = job->spec->round;
     node->todo.attempt.waited_from_us = from_us;
 

@@ -106,6 +106,13 @@ struct gateway {
 
 /* ---- gateway_call.c: one HTTP request ---- */
 
+/* What the public metrics say about a request to a model; model_id "": it is none. */
+struct call_public {
+    char model_id[CONFIG_NAME_SIZE], model_name[CONFIG_NAME_SIZE];
+    char deployment[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
+    size_t body_size;
+};
+
 struct call {
     LIST_ENTRY(call) link;
     struct gateway *gateway;
@@ -118,6 +125,7 @@ struct call {
     char retry_after[12], idempotent_replay[6]; /* values of headers; "": not sent */
     struct trace_context trace, parent;
     struct trace_span span;
+    struct call_public public;
     uint64_t begun_us;
     bool reading; /* its body is on the way: a client that leaves ends the call */
     void (*on_body)(struct call *call); /* what goes on once… the body is here */
@@ -200,6 +208,13 @@ void gateway_submits_close(struct submits **submits_p);
 uint32_t gateway_submits_waiting(const struct submits *submits);
 bool gateway_submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
 void submit_begin(struct call *call);
+
+/* ---- gateway_public.c: metrics under the names that users know ---- */
+
+void public_target(struct call *call, const struct config_choice *choice);
+void public_account(struct call *call, int status, double seconds);
+void public_depths_ask(struct pg_batch *batch); /* adds one statement… */
+void public_depths_take(struct gateway *gateway, const struct pg_answer *answer, size_t at);
 
 /* ---- the other routes ---- */
 

@@ -107,6 +107,7 @@ static void call_account(struct call *call, int status)
 
     metric_add(status_series(call, status), 1);
     metric_observe(took_series(call), seconds);
+    public_account(call, status, seconds);
     trace_set_number(&call->span, "http.response.status_code", status);
     if (call->job[0] != '\0')
         trace_set_text(&call->span, "headrace.job", call->job);

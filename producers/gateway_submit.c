@@ -453,6 +453,7 @@ static void on_submit_body(struct call *call)
     int r;
 
     buf_move(&submit->http_body, http_request_body(call->request));
+    call->public.body_size = submit->http_body.size;
     r = submit_check_room(gateway->submits, submit->http_body.size, &err);
     if (r == 0)
         r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
@@ -491,9 +492,10 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
     struct submit *submit;
     struct err err;
-    int r = gateway_watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool,
-                                       &err);
+    int r;
 
+    public_target(call, choice);
+    r = gateway_watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool, &err);
     if (r == 0)
         r = submit_check_room(gateway->submits, 0, &err);
     if (r < 0) {

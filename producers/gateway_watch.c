@@ -289,6 +289,7 @@ static void on_depth(void *opaque, const struct pg_answer *answer)
                  */
     copy_full(answer, 0, &watch->full_pools, &watch->full_pool_count);
     copy_full(answer, 1, &watch->full_tenants, &watch->full_tenant_count);
+    public_depths_take(watch->gateway, answer, 2);
 }
 
 static void ask_depth(struct watch *watch)
@@ -304,6 +305,7 @@ static void ask_depth(struct watch *watch)
     pg_bind_i64(batch, gateway->settings.pool_waiting_max);
     pg_add(batch, &watch_full_tenants);
     pg_bind_i64(batch, gateway->settings.tenant_waiting_max);
+    public_depths_ask(batch);
     watch->is_asking_depth = pg_pool_send(gateway->pg, &batch, READ_TIMEOUT_MS, on_depth, watch,
                                           &err) == 0;
     pg_batch_free(&batch);

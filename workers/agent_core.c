@@ -600,11 +600,10 @@ bool agent_core_deployment_stats(const struct agent_core *core, size_t index,
 
     if (index >= core->deployment_count)
         return false;
-    *ret_stats = (struct agent_deployment_stats){.id = core->deployments[index].id,
-                                                 .model = core->deployments[index].model};
+    *ret_stats = (struct agent_deployment_stats){.deployment = &core->deployments[index]};
     TAILQ_FOREACH(replica, &core->replicas, link)
     {
-        if (strcmp(replica->deployment_id, ret_stats->id) != 0)
+        if (strcmp(replica->deployment_id, ret_stats->deployment->id) != 0)
             continue;
         ret_stats->ready += replica->phase == PHASE_READY;
         ret_stats->starting += replica->phase <= PHASE_STARTING;

@@ -53,6 +53,7 @@ extern const struct agent_options agent_options_default;
 struct agent_deployment {
     char id[AGENT_NAME_SIZE], model[AGENT_NAME_SIZE], pool[AGENT_NAME_SIZE];
     char engine[AGENT_NAME_SIZE], device[AGENT_NAME_SIZE];
+    char model_id[AGENT_NAME_SIZE], environment[AGENT_NAME_SIZE]; /* labels; may be "" */
     char digest[AGENT_DIGEST_SIZE]; /* of its archive; "": it has none */
     char blob[AGENT_BLOB_SIZE];     /* where that is */
     char *config;                   /* JSON; the core takes it (heap) */
@@ -135,7 +136,7 @@ struct agent_stats agent_core_stats(const struct agent_core *core);
 
 /* One deployment after the other; index from 0. False: there is none of that index. */
 struct agent_deployment_stats {
-    const char *id, *model;
+    const struct agent_deployment *deployment; /* valid until the next event */
     uint32_t ready, starting, restart_count;
 };
 bool agent_core_deployment_stats(const struct agent_core *core, size_t index,

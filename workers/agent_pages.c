@@ -25,49 +25,74 @@ static const struct metric_row agent_metric_rows[] = {
 #include "base/metrics_end.def"
 };
 
-static const enum agent_metric of_deployments[] = {
-    AGENT_METRIC_replicas_active, AGENT_METRIC_replicas_starting, AGENT_METRIC_replica_restarts};
+enum { LABEL_COUNT = 5 };
 
+/* A deployment's series, by their labels. */
 struct agent_series {
-    char model[AGENT_NAME_SIZE], deployment[AGENT_NAME_SIZE];
+    char model_id[AGENT_NAME_SIZE], model[AGENT_NAME_SIZE];
+    char deployment[AGENT_NAME_SIZE], environment[AGENT_NAME_SIZE];
+    uint32_t restarts_told;
     bool seen;
 };
 
+static void series_labels(const struct agent_series *series, const char *labels[LABEL_COUNT])
+{
+    labels[0] = series->model_id;
+    labels[1] = series->model;
+    labels[2] = series->deployment;
+    labels[3] = series->environment;
+    labels[4] = "stable";
+}
+
+/* In another environment it is another series. */
 static struct agent_series *series_get(struct agent *agent,
-                                       const struct agent_deployment_stats *stats)
+                                       const struct agent_deployment *deployment)
 {
     struct agent_series *series;
 
     for (size_t i = 0; i < agent->series_count; i++) {
-        if (strcmp(agent->series[i].deployment, stats->id) == 0)
-            return &agent->series[i];
+        series = &agent->series[i];
+        if (strcmp(series->deployment, deployment->id) == 0 &&
+            strcmp(series->environment, deployment->environment) == 0)
+            return series;
     }
     agent->series = xrealloc(agent->series, agent->series_count + 1, sizeof(*agent->series));
     series = &agent->series[agent->series_count++];
     *series = (struct agent_series){.seen = true};
-    mem_copy_text(series->model, stats->model);
-    mem_copy_text(series->deployment, stats->id);
+    mem_copy_text(series->model_id, deployment->model_id);
+    mem_copy_text(series->model, deployment->model);
+    mem_copy_text(series->deployment, deployment->id);
+    mem_copy_text(series->environment, deployment->environment);
     return series;
 }
 
 static void deployment_count(struct agent *agent, const struct agent_deployment_stats *stats)
 {
-    const uint32_t values[] = {stats->ready, stats->starting, stats->restart_count};
-    struct agent_series *series = series_get(agent, stats);
-    const char *const labels[] = {series->model, series->deployment};
+    struct agent_series *series = series_get(agent, stats->deployment);
+    const char *labels[LABEL_COUNT];
+    uint32_t restarts = stats->restart_count;
 
+    series_labels(series, labels);
     series->seen = true;
-    for (size_t i = 0; i < COUNT_OF(of_deployments); i++)
-        metric_set(metrics_series(agent->metrics, of_deployments[i], labels), values[i]);
+    metric_set(metrics_series(agent->metrics, AGENT_METRIC_replicas_active, labels), stats->ready);
+    metric_set(metrics_series(agent->metrics, AGENT_METRIC_replicas_starting, labels),
+               stats->starting);
+    /* The sum falls when a replica is given up: what was counted stays. */
+    metric_add(metrics_series(agent->metrics, AGENT_METRIC_container_restarts_total, labels),
+               restarts > series->restarts_told ? restarts - series->restarts_told : 0);
+    series->restarts_told = restarts;
 }
 
 static void series_forget(struct agent *agent, size_t index)
 {
-    const struct agent_series *series = &agent->series[index];
-    const char *const labels[] = {series->model, series->deployment};
+    static const enum agent_metric rows[] = {AGENT_METRIC_replicas_active,
+                                             AGENT_METRIC_replicas_starting,
+                                             AGENT_METRIC_container_restarts_total};
+    const char *labels[LABEL_COUNT];
 
-    for (size_t i = 0; i < COUNT_OF(of_deployments); i++)
-        metrics_forget(agent->metrics, of_deployments[i], labels);
+    series_labels(&agent->series[index], labels);
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        metrics_forget(agent->metrics, rows[i], labels);
     agent->series[index] = agent->series[--agent->series_count];
 }
 

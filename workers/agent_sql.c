@@ -20,7 +20,8 @@ PG_STATEMENT(agent_deployments,
              "SELECT d.id, m.name, d.pool, d.engine, d.device, encode(d.archive_digest, 'hex'), "
              "a.blob, d.config::text, d.shard::bigint, d.slot_count::bigint, "
              "d.replicas_wanted::bigint, d.status IN ('ACTIVE', 'UNHEALTHY', 'UPDATING', "
-             "'SCALED_TO_ZERO', 'WAKING_UP') "
+             "'SCALED_TO_ZERO', 'WAKING_UP'), d.model_id, coalesce((SELECT min(t.environment) "
+             "FROM environment_target t WHERE t.deployment_id = d.id), '') "
              "FROM deployment d JOIN model m ON m.id = d.model_id "
              "LEFT JOIN archive a ON a.digest = d.archive_digest "
              "WHERE d.deleted_at IS NULL AND m.deleted_at IS NULL AND d.status IN ('DEPLOYING', "
@@ -73,6 +74,8 @@ static void deployment_fill(struct agent_deployment *deployment, const struct pg
     mem_copy_text(deployment->device, pg_c(answer, 0, row, 4));
     mem_copy_text(deployment->digest, pg_c(answer, 0, row, 5));
     mem_copy_text(deployment->blob, pg_c(answer, 0, row, 6));
+    mem_copy_text(deployment->model_id, pg_c(answer, 0, row, 12));
+    mem_copy_text(deployment->environment, pg_c(answer, 0, row, 13));
 }
 
 static void on_deployments(void *opaque, const struct pg_answer *answer)

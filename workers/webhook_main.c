@@ -17,6 +17,7 @@
 #include "base/loop.h"
 #include "base/settings.h"
 #include "base/trace.h"
+#include "brokers/model_names.h"
 #include "workers/webhook_intake.h"
 
 #define TRACE_FLUSH_MS 1000
@@ -49,6 +50,7 @@ struct webhook {
     struct loop *loop;
     struct metrics *metrics;
     struct tracer *tracer;
+    struct model_names *names;
     struct metrics_pages pages;
     struct http_server *server; /* of the pages */
     struct pg *pg;
@@ -101,6 +103,7 @@ static void on_config(void *opaque, const char *payload)
 
     (void)payload;
     webhook_secret_cache_clear(webhook->secrets);
+    model_names_read(webhook->names);
 }
 
 static const char *not_ready(void *opaque)
@@ -170,6 +173,7 @@ static int stores_open(struct webhook *webhook, struct err *err)
     if (r < 0)
         return r;
     webhook->secrets = webhook_secret_cache_new(webhook->pg, webhook->key);
+    webhook->names = model_names_new(webhook->pg);
     pg_listen(webhook->pg, "headrace_config", on_config, webhook);
     return 0;
 }
@@ -183,6 +187,7 @@ static int sender_open(struct webhook *webhook, struct err *err)
         .blobs = webhook->blobs,
         .metrics = webhook->metrics,
         .tracer = webhook->tracer,
+        .names = webhook->names,
         .in_memory_max = (uint32_t)settings->in_memory,
         .connections_max = (uint32_t)settings->connections,
         .connections_per_host_max = (uint32_t)settings->connections_per_host,
@@ -284,6 +289,7 @@ static void parts_close(struct webhook *webhook)
     webhook_intake_close(&webhook->intake);
     webhook_sender_free(&webhook->sender);
     webhook_secret_cache_free(&webhook->secrets);
+    model_names_free(&webhook->names);
     seal_key_close(&webhook->key);
     blob_store_close(&webhook->blobs);
     http_server_close(&webhook->server);

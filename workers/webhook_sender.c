@@ -12,6 +12,7 @@
 #include "base/loop.h"
 #include "base/rng.h"
 #include "base/trace.h"
+#include "brokers/model_names.h"
 #include "schema/job_id.h"
 #include "workers/webhook_body.h"
 
@@ -44,6 +45,7 @@ struct flight {
     struct webhook_sender *sender;
     struct webhook_delivery *delivery;
     struct trace_span span; /* of the POST */
+    struct metric *latency;
 };
 
 static void results_write(struct webhook_sender *sender);
@@ -246,6 +248,7 @@ static void on_posted(const struct http_result *result, void *opaque)
         mem_copy_text(delivery->error, result->error);
     else if (delivery->http_status >= 300)
         (void)snprintf(delivery->error, sizeof(delivery->error), "HTTP %d", delivery->http_status);
+    metric_observe(flight->latency, (double)result->took_us / 1e6);
     span_end(flight);
     free(flight);
     if (delivery->http_status != 0) {
@@ -317,9 +320,27 @@ static void headers_fill(struct post_headers *headers, const struct webhook_deli
     headers_add(headers, "webhook-signature", buf_text(&headers->standard));
 }
 
+/* The metrics that users know by name. */
+static void post_count(struct flight *flight, const struct message_completed *completed)
+{
+    struct webhook_sender_options *options = &flight->sender->options;
+    OWNED(mem_free) char *deployment = wire_text_dup(completed->deployment);
+    OWNED(mem_free) char *environment = wire_text_dup(completed->environment);
+    const char *model = flight->delivery->model;
+    const char *name = model_names_find(options->names, WIRE_TEXT_OF(model));
+    const char *const values[] = {model, name != NULL ? name : model, deployment, environment,
+                                  "stable"};
+
+    metric_add(
+        metrics_series(options->metrics, WEBHOOK_METRIC_async_webhook_requests_total, values), 1);
+    flight->latency = metrics_series(options->metrics, WEBHOOK_METRIC_async_webhook_latency_seconds,
+                                     values);
+}
+
 /* Signs and sends; the body is ready. */
 static int post(struct webhook_sender *sender, struct webhook_delivery *delivery,
-                const struct webhook_secrets *secrets, struct wire_text trace, struct err *err)
+                const struct webhook_secrets *secrets, const struct message_completed *completed,
+                struct err *err)
 {
     OWNED(headers_done)
     struct post_headers headers = {
@@ -343,7 +364,8 @@ static int post(struct webhook_sender *sender, struct webhook_delivery *delivery
 
     *flight = (struct flight){.sender = sender, .delivery = delivery};
     delivery->started_us = clock_wall_us();
-    context = span_start(flight, trace);
+    context = span_start(flight, completed->trace);
+    post_count(flight, completed);
     headers_fill(&headers, delivery, secrets, &context);
     send.headers = headers.list;
     send.header_count = headers.count;
@@ -378,7 +400,7 @@ static void begin(struct webhook_sender *sender, struct webhook_delivery *delive
                                output.size > 0 ? output : message.completed.output, &delivery->body,
                                &err);
     if (r == 0)
-        r = post(sender, delivery, secrets, message.completed.trace, &err);
+        r = post(sender, delivery, secrets, &message.completed, &err);
     if (r < 0)
         try_failed(sender, delivery, &err);
 }

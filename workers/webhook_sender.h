@@ -25,6 +25,7 @@
 #include "workers/webhook_store.h"
 
 struct loop;
+struct model_names;
 struct tracer;
 struct webhook_sender;
 
@@ -42,6 +43,7 @@ struct webhook_sender_options {
     struct blob_store *blobs; /* NULL: results in blobs cannot be delivered */
     struct metrics *metrics;
     struct tracer *tracer;
+    struct model_names *names;
     struct webhook_allow allow;
     uint32_t in_memory_max;
     uint32_t connections_max, connections_per_host_max;

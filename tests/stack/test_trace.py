@@ -121,6 +121,34 @@ def test_unsampled_traces_are_handed_on_in_silence(world):
     assert all(span.attributes.get("headrace.job") for span in collector.spans)
 
 
+def test_lines_carry_job_tenant_and_trace(world):
+    stack, collector, receiver = world
+    trace_id, _, parent = new_parent()
+    request_id = stack.submit("echo", {"sim": {"fail": "bad_input"}},
+                              headers={"traceparent": parent},
+                              webhook_endpoint=receiver.url("/logged"))
+    stack.wait_final(request_id)
+    wait_until("the delivery", lambda: receiver.at("/logged"))
+
+    def lines():
+        found = {}
+        for path in [*stack.data_dir.glob("logs/*.log"), *stack.data_dir.glob("agent/logs/*.log")]:
+            for line in path.read_text(errors="replace").splitlines():
+                if request_id in line and line.startswith("{"):
+                    line = json.loads(line)
+                    found.setdefault((line["program"], line["event"]), []).append(line)
+        return found
+
+    wanted = {("gateway", "request"), ("broker", "job_published"), ("worker", "attempt_failed"),
+              ("webhook", "try_ended")}
+    wait_until(f"lines {wanted}", lambda: wanted <= lines().keys())
+    for key in wanted:
+        line = [line for line in lines()[key] if line.get("route", "SUBMIT") == "SUBMIT"][0]
+        assert (line["job"], line["tenant"], line["trace"]) == (request_id, "default", trace_id), line
+        if key[1] == "attempt_failed":
+            assert line["attempt"] == 1 and line["class"] == "BAD_INPUT"
+
+
 def pages(stack):
     """The text of /metrics by program; workers tell their port in their logs."""
     urls = {name: stack.url(name) for name in ("gateway", "broker", "agent", "webhook")}
@@ -145,6 +173,58 @@ def samples(page, name):
         if match:
             found.append((dict(re.findall(r'(\w+)="([^"]*)"', match[1] or "")), float(match[2])))
     return found
+
+
+def test_every_page_pleases_promtool(world):
+    stack, _, _ = world
+    found = pages(stack)
+    assert found.keys() == {"gateway", "broker", "agent", "webhook", "worker"}
+    for name, page in found.items():
+        done = subprocess.run(["promtool", "check", "metrics"], input=page.encode(),
+                              capture_output=True, timeout=60)
+        assert done.returncode == 0, f"{name}: {done.stdout.decode()}{done.stderr.decode()}"
+        ours = set(re.findall(r"^# TYPE headrace_(\S+)", page, re.M))
+        again = set(re.findall(r"^# TYPE baseten_(\S+)", page, re.M))
+        assert ours and ours == again, name
+
+
+def test_public_names(world):
+    """Each request is counted once: by the gateway that refused it, or by the broker at its end."""
+    stack, _, receiver = world
+
+    def counts():
+        total = {}
+        for page in (found := pages(stack))["gateway"], found["broker"]:
+            for labels, value in samples(page, "baseten_inference_requests_total"):
+                assert labels["model_id"] == "echo" and labels["environment"] == "production"
+                assert labels["model_name"] == "echo" and labels["deployment_id"] == "echo"
+                assert labels["rollout_phase"] == "stable" and labels["is_async"] == "true"
+                code = labels["status_code"]
+                total[code] = total.get(code, 0) + value
+        return total
+
+    before = counts()
+    stack.wait_final(stack.submit("echo", {"a": 1}, webhook_endpoint=receiver.url("/counted")))
+    wait_until("the delivery", lambda: receiver.at("/counted"))
+    stack.wait_final(stack.submit("echo", {"sim": {"fail": "bad_input"}}))
+    assert stack.http("POST", "/model/echo/production/async_predict", {}).status == 400
+    after = counts()
+    assert {code: after[code] - before.get(code, 0) for code in after
+            if after[code] != before.get(code, 0)} == {"200": 1, "400": 1, "422": 1}
+
+    found = pages(stack)
+    for page, name in (("broker", "end_to_end_response_time_seconds"),
+                       ("broker", "response_size_bytes"), ("broker", "time_in_async_queue_seconds"),
+                       ("gateway", "request_size_bytes"),
+                       ("webhook", "async_webhook_latency_seconds")):
+        rows = samples(found[page], f"headrace_{name}_count")
+        assert rows and sum(value for _, value in rows) >= 1, name
+        assert all(labels["model_id"] == "echo" for labels, _ in rows), name
+    assert samples(found["agent"], "headrace_replicas_active")[0][1] == 1
+    assert samples(found["agent"], "headrace_replicas_starting")[0][1] == 0
+    assert samples(found["agent"], "headrace_container_restarts_total")[0][1] == 0
+    assert sum(value for _, value in samples(found["gateway"], "headrace_async_queue_size")) == 0
+    assert sum(v for _, v in samples(found["webhook"], "headrace_async_webhook_requests_total")) >= 1
 
 
 def test_without_an_endpoint_nothing_is_made(new_stack):

@@ -53,8 +53,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
     struct place *place = *state;
-    static const char *const names[] = {"config.json", "1_Pooling/config.json", ".hidden", "link",
-                                        "pipe", "1_Pooling"};
+    static const char *const names[] = {
+        "config.json", "1_Pooling/config.json", ".hidden", "link", "pipe", "1_Pooling"};
 
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         OWNED(mem_free) char *path = xasprintf("%s/%s", place->folder, names[i]);
