@@ -29,10 +29,13 @@
 #define TAIL_SIZE (1u << 20)
 #define REPLICAS_MAX 32
 #define PATH_SIZE 1024
+#define CURSOR_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:,-"
 
-PG_STATEMENT(logs_replicas, "SELECT r.worker, coalesce(r.log_path, ''), r.host FROM replica r "
-                            "JOIN deployment d ON d.id = r.deployment_id WHERE d.model_id = $1 "
-                            "AND (d.id = $2 OR d.name = $2) ORDER BY r.started_at DESC LIMIT 32");
+PG_STATEMENT(logs_replicas,
+             "SELECT coalesce(r.worker, ''), coalesce(r.log_path, ''), coalesce(r.host, '') "
+             "FROM deployment d LEFT JOIN replica r ON r.deployment_id = d.id "
+             "WHERE d.model_id = $1 AND (d.id = $2 OR d.name = $2) AND d.deleted_at IS NULL "
+             "ORDER BY r.started_at DESC LIMIT 32");
 
 struct log_file {
     char worker[CONFIG_NAME_SIZE], host[256], path[PATH_SIZE];
@@ -224,16 +227,21 @@ static void on_replicas(void *opaque, const struct pg_answer *answer)
 
     if (!call_take_answer(&call, answer))
         return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "model_does_not_exist", "the model has no such deployment");
+        return;
+    }
     logs = xcalloc(1, sizeof(*logs));
     logs->call = call;
     if (call_query_number(call, "limit", LINES_DEFAULT, 1, LINES_MAX, &logs->limit, &err) < 0)
         logs->limit = LINES_DEFAULT; /* it was checked before the query */
     cursor = http_target_query(&call->target, "cursor");
-    logs->file_count = pg_row_count(answer, 0);
-    assert(logs->file_count <= REPLICAS_MAX);
-    for (size_t i = 0; i < logs->file_count; i++) {
-        struct log_file *file = &logs->files[i];
+    for (size_t i = 0; i < pg_row_count(answer, 0) && i < REPLICAS_MAX; i++) {
+        struct log_file *file = &logs->files[logs->file_count];
 
+        if (pg_c(answer, 0, i, 0)[0] == '\0')
+            continue; /* the row of a deployment without replicas */
+        logs->file_count++;
         mem_copy_text(file->worker, pg_c(answer, 0, i, 0));
         mem_copy_text(file->path, pg_c(answer, 0, i, 1));
         mem_copy_text(file->host, pg_c(answer, 0, i, 2));
@@ -256,10 +264,15 @@ static void ask_replicas(struct call *call, const struct config_model *model)
 
 void deployment_logs_begin(struct call *call)
 {
+    const char *cursor = http_target_query(&call->target, "cursor");
     int64_t limit;
     struct err err;
+    int r = call_query_number(call, "limit", LINES_DEFAULT, 1, LINES_MAX, &limit, &err);
 
-    if (call_query_number(call, "limit", LINES_DEFAULT, 1, LINES_MAX, &limit, &err) < 0)
+    if (r == 0 && cursor != NULL && cursor[strspn(cursor, CURSOR_CHARACTERS)] != '\0')
+        r = err_set(&err, ERR_MALFORMED, "cursor is '%.60s'; it must be one from next_cursor",
+                    cursor);
+    if (r < 0)
         call_fail(&call, &err);
     else
         gateway_watch_find_model(call, ask_replicas);
