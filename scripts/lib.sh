@@ -92,3 +92,17 @@ lock_data_dir() {
         flock -w 1800 9 || die "another ./demo or ./check still holds $data_dir/lock"
     fi
 }
+
+# configure PRESET [OPTION…]: runs cmake quietly, and anew where a clone was moved or copied.
+configure() {
+    local preset=$1 cache=$root/build/$1/CMakeCache.txt
+    shift
+    if [ -f "$cache" ] && ! grep -qxF "CMAKE_HOME_DIRECTORY:INTERNAL=$root" "$cache"; then
+        say "the build in build/$preset belongs to another place: starting it anew"
+        rm -rf "${root:?}/build/$preset"
+    fi
+    cmake -S "$root" --preset "$preset" "$@" >"$data_dir/cmake.log" 2>&1 || {
+        cat "$data_dir/cmake.log" >&2
+        die "cmake --preset $preset failed"
+    }
+}
