@@ -132,6 +132,24 @@ void cancel_postpone_all(struct owner *owner, struct job *job)
     }
 }
 
+/* The insert that would have made the job CANCELED met a row that nobody knew of, from a record
+ * that came twice: the cancels are decided again, by that row. */
+void cancel_ask_again(struct owner *owner, struct verdict **list, const struct job_spec *spec)
+{
+    while (*list != NULL) {
+        struct verdict *verdict = *list;
+        struct cancel *cancel = xcalloc(1, sizeof(*cancel));
+
+        *list = verdict->next;
+        cancel->id = verdict->id;
+        cancel->request = verdict->request;
+        text_copy(cancel->tenant, spec->submit.tenant);
+        memcpy(cancel->gateway, verdict->gateway, sizeof(cancel->gateway));
+        free(verdict);
+        cancel_look_up(owner, cancel);
+    }
+}
+
 void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin)
 {
     struct cancel *cancel = xcalloc(1, sizeof(*cancel));

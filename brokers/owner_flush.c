@@ -330,12 +330,21 @@ static void settle_duplicate(struct owner *owner, struct job *job)
     job_remove(owner, job);
 }
 
+static void settle_verdicts(struct owner *owner, struct verdict **list, const struct flush_job *row,
+                            bool applied)
+{
+    if (!applied && row->action == FLUSH_INSERT)
+        cancel_ask_again(owner, list, row->spec);
+    else
+        verdict_tell(owner, list, applied);
+}
+
 static void settle_job(struct owner *owner, struct job *job, const struct flush_job *row,
                        bool applied)
 {
     job->in_flush = false;
     if (job_state_final(row->state)) {
-        verdict_tell(owner, &job->verdicts, applied);
+        settle_verdicts(owner, &job->verdicts, row, applied);
         cancel_postpone_all(owner, job);
         job_remove(owner, job);
         return;
@@ -364,7 +373,7 @@ static void flush_committed(struct owner *owner, const bool *applied)
 
         owner->unflushed_bytes -= job_spec_size(item->spec) +
                                   (item->finish != NULL ? item->finish->size : 0);
-        verdict_tell(owner, &item->verdicts, applied[i]);
+        settle_verdicts(owner, &item->verdicts, row, applied[i]);
         if (item->revoke_token != 0)
             dispatch_revoke(owner, item->revoke_token, item->worker, &item->spec->submit.id);
         settle_job(owner, job, row, applied[i]);

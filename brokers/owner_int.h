@@ -103,10 +103,10 @@ struct lane {
     struct pool *pool;
     char key[OWNER_NAME_SIZE + 1]; /* tenant, padded with zeros, and the rank */
     uint64_t waiting, waiting_bytes, jobs;
-    bool spilled;       /* rows above the cursor are not in memory */
-    bool loading;       /* a LOAD is out */
-    int64_t cursor;     /* rows up to here were loaded, or were never out of memory */
-    int64_t forgot_seq; /* the highest that left memory */
+    bool spilled;   /* rows above the cursor are not in memory */
+    bool loading;   /* a LOAD is out */
+    int64_t cursor; /* rows up to here were loaded, or were never out of memory */
+    bool forgot;    /* a job left memory since the newest LOAD was asked for */
     TAILQ_ENTRY(lane) spilled_link;
 };
 
@@ -364,6 +364,7 @@ void cancel_on_record(struct owner *owner, const struct message_cancel *message,
 void cancel_apply_all(struct owner *owner, struct job *job);
 void cancel_postpone_all(struct owner *owner, struct job *job); /* to a lookup */
 void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row);
+void cancel_ask_again(struct owner *owner, struct verdict **list, const struct job_spec *spec);
 void cancel_free_all(struct owner *owner);
 void verdict_tell(struct owner *owner, struct verdict **list, bool applied);
 void verdict_free(struct verdict **list);

@@ -197,8 +197,7 @@ void job_settle(struct owner *owner, struct job *job)
     if (job->place != JOB_HELD || job->stage != STAGE_NONE || job->in_flush)
         return;
     if (lane_must_forget(job->lane, job)) {
-        if ((int64_t)job->spec->seq > job->lane->forgot_seq)
-            job->lane->forgot_seq = (int64_t)job->spec->seq;
+        job->lane->forgot = true;
         job_remove(owner, job);
         return;
     }

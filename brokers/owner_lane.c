@@ -110,7 +110,6 @@ static struct lane *lane_get_by_name(struct owner *owner, struct pool *pool,
     memcpy(lane->key, key, sizeof(key));
     lane->pool = pool;
     lane->cursor = -1;
-    lane->forgot_seq = -1;
     sched_lane_init(&lane->sched, rank, ++owner->lane_count_ever);
     HASH_ADD(hh, pool->lanes, key, sizeof(lane->key), lane);
     pool->lane_count++;
@@ -195,6 +194,7 @@ static void lane_load(struct owner *owner, struct lane *lane, uint32_t limit)
     name->after_seq = lane->cursor;
     node->todo.load.limit = limit;
     lane->loading = true;
+    lane->forgot = false;
     owner->loads++;
 }
 
@@ -257,8 +257,8 @@ void owner_on_rows(struct owner *owner, const struct ledger_lane *name, struct l
             lane->cursor = seq;
         lane_take_row(owner, &rows[i]);
     }
-    /* What was forgotten after the load ran is still out there. */
-    if (lane->spilled && complete && lane->forgot_seq <= lane->cursor)
+    /* What was forgotten meanwhile may have missed this load; another one will tell. */
+    if (lane->spilled && complete && !lane->forgot)
         lane_unspill(owner, lane);
 }
 

@@ -154,7 +154,9 @@ void evidence_see(struct owner *owner, const struct wire_id *id, uint64_t token,
     struct pin *pins = NULL;
 
     pin_link(&pins, pin);
-    if (job != NULL && job->certain)
+    if (token > TOKEN_MAKE(owner->epoch, owner->token_count))
+        owner->stats.dead_records++; /* of nobody yet: a faulty worker, or we are not the newest */
+    else if (job != NULL && job->certain)
         evidence_judge(owner, job, token, worker, started_us, &finish, &pins);
     else if (job != NULL)
         evidence_keep(owner, id, token, worker, started_us, &finish, &pins, false);

@@ -96,7 +96,9 @@ static void check_intake_record(struct sim *sim, int64_t offset)
     if (message.type == MESSAGE_SUBMIT && !row->present)
         sim_fail(sim, "invariant 7: the intake floor passes job %d at %lld, which has no row", job,
                  (long long)offset);
-    if (message.type == MESSAGE_CANCEL && row->present && !job_state_final(row->state))
+    /* A Submit that came twice may have met the cancel in memory; its row is then asked for. */
+    if (message.type == MESSAGE_CANCEL && row->present && !job_state_final(row->state) &&
+        sim->jobs[job].copies == 1)
         sim_fail(sim, "invariant 7: the intake floor passes the cancel of job %d at %lld", job,
                  (long long)offset);
 }

@@ -150,6 +150,12 @@ static void transaction_apply(struct sim *sim, struct sim_flush *flush)
         ledger->flushes = xrealloc(ledger->flushes, ledger->flush_room, sizeof(struct sim_flush *));
     }
     ledger->flushes[ledger->flush_count++] = flush;
+    for (size_t i = 0; i < flush->change_count; i++)
+        sim_trace(sim, "  job %d: %s %s, token %u/%u%s", flush->changes[i].job,
+                  flush->changes[i].action == FLUSH_INSERT ? "insert" : "update",
+                  job_state_name(flush->changes[i].row.state),
+                  TOKEN_EPOCH(flush->changes[i].row.token), (uint32_t)flush->changes[i].row.token,
+                  flush->applied[i] ? "" : ": not applied");
     sim->lost_attempts += flush->lost_attempts;
     sim_trace(sim, "ledger commits %u/%llu: %zu rows, %zu final, floors %lld %lld", flush->epoch,
               (unsigned long long)flush->number, flush->change_count, flush->final_count,
