@@ -153,7 +153,7 @@ static void test_hostile(void **state)
 
 static void test_too_big(void **state)
 {
-    char *zeros = calloc(1, SIZE_MAX_HERE + 1);
+    char *zeros = xcalloc(1, SIZE_MAX_HERE + 1);
     const struct entry entries[] = {{"a", zeros, SIZE_MAX_HERE + 1, NULL}};
     struct archive_facts facts;
     struct err err;
@@ -168,7 +168,7 @@ static void test_too_big(void **state)
 
 static void test_cut_off(void **state)
 {
-    char *zeros = calloc(1, 50000);
+    char *zeros = xcalloc(1, 50000);
     const struct entry entries[] = {{"a", zeros, 50000, NULL}};
     struct archive_facts facts;
     struct err err;
