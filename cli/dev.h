@@ -94,7 +94,8 @@ struct dev_service {
     uint64_t since_ms; /* when it entered this state, on the monotonic clock */
     uint64_t ready_after_ms;
     uint64_t restart_at_ms; /* 0: no restart is due */
-    int tries;
+    int tries;              /* starts that met a port that was taken */
+    int lingers;            /* starts that met what a killed one left */
 };
 
 enum { DEV_SERVICE_COUNT_MAX = 12 };

@@ -105,6 +105,7 @@ static const char *service_order(struct dev *dev, const char *verb, const char *
         if (service->state != DEV_STATE_DOWN)
             return "{\"error\":\"it is not down\"}";
         service->tries = 0;
+        service->lingers = 0;
         dev_service_start(dev, service);
         return NULL;
     }

@@ -28,7 +28,13 @@
 #include "cli/dev_files.h"
 #include "cli/dev_roles.h"
 
-enum { TURN_MS = 20, TAIL_LINES = 12, RESTART_WAIT_MS = 500 };
+enum {
+    TURN_MS = 20,
+    TAIL_LINES = 12,
+    RESTART_WAIT_MS = 500,
+    LINGER_WAIT_MS = 250,
+    LINGER_TRIES = 80
+};
 
 static const char *const state_names[] = {
     [DEV_STATE_ABSENT] = "absent",       [DEV_STATE_DOWN] = "down",
@@ -240,6 +246,22 @@ static bool port_was_taken(struct dev *dev, struct dev_service *service)
     return true;
 }
 
+/* True when Postgres was killed a moment ago and its children still hold the shared memory: they
+ * notice by themselves, and the next start finds it free. Bounded by LINGER_TRIES. */
+static bool children_linger(struct dev *dev, struct dev_service *service)
+{
+    OWNED(mem_free) char *tail = dev_file_tail(service->log_path, TAIL_LINES, "");
+
+    if (service->lingers >= LINGER_TRIES ||
+        strstr(tail, "pre-existing shared memory block") == NULL)
+        return false;
+    service->lingers++;
+    service->restart_at_ms = clock_mono_ms() + LINGER_WAIT_MS;
+    if (service->lingers == 1)
+        dev_print(dev, "retry", service, "children of the one that was killed still end");
+    return true;
+}
+
 static void prepare_ended(struct dev *dev, struct dev_service *service, const char *how)
 {
     bool succeeded = service->process.wait_code == CLD_EXITED && service->process.wait_status == 0;
@@ -264,6 +286,8 @@ static void service_died(struct dev *dev, struct dev_service *service, const cha
         dev_service_start(dev, service);
         return;
     }
+    if (!was_ready && children_linger(dev, service))
+        return;
     dev_print(dev, "died", service, "%s", how);
     log_tail_print(dev, service);
     if (was_ready && dev->on_death == DEV_ON_DEATH_KEEP)
