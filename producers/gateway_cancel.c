@@ -9,6 +9,9 @@
  * for all that wait. A job that Postgres does not know yet is canceled all the same, its Submit
  * comes first in the partition. With Postgres away the wake-up alone must do.
  *
+ * Whose job it is, only the owner and the row know: what a wake-up says of an id is not passed on
+ * unless it is the verdict of this very cancel. The job of another tenant is one that there is not.
+ *
  * Failures: no verdict within cancel_wait is 504: perhaps it is canceled, perhaps it will be.
  */
 
@@ -42,6 +45,9 @@ struct cancel {
     uint64_t request; /* its number on the wire */
     uint64_t give_up_ms;
     bool reported; /* Kafka has said something about the record */
+    bool refused;  /* the verdict was no: the row says why, if there is one */
+    bool asked;    /* refused before the question that is out */
+    bool found;    /* the answer to it has the row */
 };
 
 struct cancels {
@@ -104,6 +110,7 @@ void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t 
 {
     struct message message;
     struct cancel *cancel, *next;
+    bool refused = false;
     struct err err;
 
     if (message_decode(cancels->gateway->decoder, bytes, size, &message, &err) < 0 ||
@@ -113,24 +120,32 @@ void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t 
         next = TAILQ_NEXT(cancel, link);
         if (cancel->call == NULL || !job_id_equal(&cancel->id, &message.wake.id))
             continue;
-        if (message.wake.request == cancel->request && message.wake.canceled)
+        if (message.wake.request != cancel->request)
+            continue;
+        if (message.wake.canceled)
             cancel_finish(cancel, JOB_CANCELED);
-        else if (job_state_known(message.wake.state) &&
-                 job_state_final((enum job_state)message.wake.state))
-            cancel_finish(cancel, (enum job_state)message.wake.state);
+        else
+            cancel->refused = refused = true;
     }
+    if (refused)
+        gateway_cancels_look(cancels);
+}
+
+static void cancel_finish_not_found(struct cancel *cancel)
+{
+    answer_not_found(TAKE(cancel->call));
+    cancel_settle(cancel);
 }
 
 /* What its row says. It may turn out to be somebody else's, when it was not in the ledger at first.
  */
 static void cancel_see(struct cancel *cancel, enum job_state state, const char *tenant)
 {
-    if (strcmp(tenant, cancel->call->tenant) != 0) {
-        answer_not_found(TAKE(cancel->call));
-        cancel_settle(cancel);
-    } else if (job_state_final(state)) {
+    cancel->found = true;
+    if (strcmp(tenant, cancel->call->tenant) != 0)
+        cancel_finish_not_found(cancel);
+    else if (job_state_final(state) || cancel->asked)
         cancel_finish(cancel, state);
-    }
 }
 
 static void on_look(void *opaque, const struct pg_answer *answer)
@@ -139,14 +154,22 @@ static void on_look(void *opaque, const struct pg_answer *answer)
     struct cancel *cancel, *next;
 
     cancels->looking = false;
-    for (size_t i = 0; answer->err.code == ERR_OK && i < pg_row_count(answer, 0); i++) {
+    if (answer->err.code != ERR_OK)
+        return;
+    for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
+        enum job_state state = (enum job_state)pg_i64(answer, 0, i, 1);
         struct wire_id id = pg_id(answer, 0, i, 0);
 
         for (cancel = TAILQ_FIRST(&cancels->waiting); cancel != NULL; cancel = next) {
             next = TAILQ_NEXT(cancel, link);
             if (cancel->call != NULL && job_id_equal(&cancel->id, &id))
-                cancel_see(cancel, (enum job_state)pg_i64(answer, 0, i, 1), pg_c(answer, 0, i, 2));
+                cancel_see(cancel, state, pg_c(answer, 0, i, 2));
         }
+    }
+    for (cancel = TAILQ_FIRST(&cancels->waiting); cancel != NULL; cancel = next) {
+        next = TAILQ_NEXT(cancel, link);
+        if (cancel->call != NULL && cancel->asked && !cancel->found)
+            cancel_finish_not_found(cancel);
     }
 }
 
@@ -164,6 +187,8 @@ void gateway_cancels_look(struct cancels *cancels)
     pg_bind_array(batch, PG_ID, cancels->count);
     TAILQ_FOREACH(cancel, &cancels->waiting, link)
     {
+        cancel->asked = cancel->refused;
+        cancel->found = false;
         pg_bind_id(batch, &cancel->id);
     }
     cancels->looking = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_look, cancels,

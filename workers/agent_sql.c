@@ -31,7 +31,7 @@ PG_STATEMENT(agent_deployments,
 PG_STATEMENT(agent_running, "SELECT r.worker, r.deployment_id, r.boot, r.pid::bigint, r.state, "
                             "r.restart_count::bigint, d.shard::bigint FROM replica r "
                             "JOIN deployment d ON d.id = r.deployment_id "
-                            "WHERE r.host = $1 AND r.state <> 'STOPPED'");
+                            "WHERE r.host = $1 AND r.state NOT IN ('STOPPED', 'FAILED')");
 
 /* Ours when nobody else has it: a new one, our own, a stopped one, or one whose agent is silent. */
 PG_STATEMENT(
