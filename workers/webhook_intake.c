@@ -241,8 +241,9 @@ static void on_records(void *opaque, const struct queue_record *records, size_t 
 {
     struct partition *partition = opaque;
 
-    /* Nothing is gathered when records come: they are inserted at once, or the reader is paused. */
-    assert(record_count <= ROWS_MAX && partition->gathering.next_offset == 0);
+    /* The reader is paused while something is gathered, but hands out the rest of its turn, in
+     * several pieces when it saw the log's end in between. A turn has ROWS_MAX records at most. */
+    assert(partition->gathering.count + record_count <= ROWS_MAX);
     for (size_t i = 0; i < record_count; i++)
         record_take(partition, &records[i]);
     rows_insert(partition);
