@@ -298,6 +298,14 @@ void settings_print_markdown(const struct settings_program *program, FILE *to)
     }
 }
 
+static void print_version(const struct settings_program *program)
+{
+    if (program->wire_version == 0)
+        (void)printf("headrace %s\n", HEADRACE_VERSION);
+    else
+        (void)printf("headrace %s (wire %u)\n", HEADRACE_VERSION, program->wire_version);
+}
+
 static void print_help(const struct settings_program *program, FILE *to)
 {
     (void)fprintf(to, "usage: headrace %s [OPTION…]%s%s\n%s\n\n", program->command,
@@ -368,7 +376,7 @@ static error_t on_option(int key, char *argument, struct argp_state *state)
         parse->outcome = SETTINGS_QUIT;
         break;
     case KEY_VERSION:
-        (void)printf("headrace %s\n", HEADRACE_VERSION);
+        print_version(parse->program);
         parse->outcome = SETTINGS_QUIT;
         break;
     case KEY_CHECK:

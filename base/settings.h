@@ -67,9 +67,10 @@ struct setting {
 };
 
 struct settings_program {
-    const char *command;  /* "gateway": what stands behind the binary's name */
-    const char *purpose;  /* first paragraph of --help */
-    const char *operands; /* "MODEL INPUT…" for --help; NULL: none are allowed */
+    const char *command;   /* "gateway": what stands behind the binary's name */
+    const char *purpose;   /* first paragraph of --help */
+    const char *operands;  /* "MODEL INPUT…" for --help; NULL: none are allowed */
+    unsigned wire_version; /* for --version: of what it sends to other programs; 0: nothing */
     const struct setting *rows;
     size_t row_count;
 };

@@ -83,6 +83,7 @@ struct shard {
     bool intake_probe_due, outcome_probe_due;
     uint64_t probe_wall_us, probe_mono_us, outcome_end_us;
     uint64_t flush_sent_us;
+    const struct flush *flush; /* the one that is under way; the owner's */
     struct publication_list *publications;
     struct owner_stats counted; /* what /metrics has added up already */
     bool live_logged;

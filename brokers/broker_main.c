@@ -50,6 +50,7 @@ static const struct setting setting_rows[] = {
 
 static const struct settings_program program = {
     .command = "broker",
+    .wire_version = MESSAGE_WIRE_VERSION,
     .purpose = "Owns shards of the ledger: schedules, dispatches, writes, publishes.",
     .rows = setting_rows,
     .row_count = COUNT_OF(setting_rows),
@@ -212,8 +213,9 @@ static void on_topics(void *opaque, const struct err *err)
         return;
     }
     broker->phase = BROKER_RUNNING;
-    log_info("joined", LOG_STR("group", broker->settings.group),
-             LOG_STR("cluster", broker->cluster_id), LOG_U64("shards", broker->shard_count));
+    log_info("started", LOG_U64("wire", MESSAGE_WIRE_VERSION),
+             LOG_STR("group", broker->settings.group), LOG_STR("cluster", broker->cluster_id),
+             LOG_U64("shards", broker->shard_count));
 }
 
 static void topics_ensure(struct broker *broker)

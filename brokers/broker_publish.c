@@ -148,18 +148,25 @@ static bool final_send(struct publication *publication, uint32_t index)
     return queue_produce(broker->producer, &message, &err) == 0;
 }
 
+/* What ended badly is news; the rest only for who looks closely. */
 static void final_log(struct shard *shard, const struct message_completed *completed)
 {
+    bool bad = completed->state == JOB_FAILED || completed->state == JOB_EXPIRED;
+    enum log_level level = bad ? LOG_LEVEL_INFO : LOG_LEVEL_DEBUG;
     char id[JOB_ID_TEXT_SIZE];
 
-    if (!log_enabled(LOG_LEVEL_DEBUG))
+    if (!log_enabled(level))
         return;
     job_id_format(&completed->id, id);
-    log_debug("job_published", LOG_STR("job", id), LOG_U64("round", completed->round),
-              LOG_TEXT("tenant", completed->tenant.text, completed->tenant.size),
-              LOG_TRACE(completed->trace.text, completed->trace.size),
-              LOG_U64("state", completed->state), LOG_U64("attempts", completed->attempts),
-              LOG_U64("shard", shard->number));
+    log_line(level, "job_published", LOG_STR("job", id), LOG_U64("attempt", completed->attempts),
+             LOG_TEXT("tenant", completed->tenant.text, completed->tenant.size),
+             LOG_TRACE(completed->trace.text, completed->trace.size),
+             LOG_STR("state", job_state_name((enum job_state)completed->state)),
+             LOG_STR(bad && error_class_known(completed->error_class) ? "class" : NULL,
+                     error_class_known(completed->error_class)
+                         ? error_class_name((enum error_class)completed->error_class)
+                         : ""),
+             LOG_U64("round", completed->round), LOG_U64("shard", shard->number));
 }
 
 /* False: Kafka's queue is full. */

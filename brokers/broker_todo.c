@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/loop.h"
@@ -100,6 +101,21 @@ static void carry_out_revoke(struct shard *shard, const struct owner_todo *todo)
 
 /* ---- The ledger */
 
+static void refused_log(const struct shard *shard, const struct flush_result *result)
+{
+    const struct message_submit *submit;
+    char job[JOB_ID_TEXT_SIZE];
+
+    assert(result->refused_index < shard->flush->job_count);
+    submit = &shard->flush->jobs[result->refused_index].spec->submit;
+    job_id_format(&submit->id, job);
+    log_error("row_refused", LOG_STR("job", job),
+              LOG_U64("attempt", shard->flush->jobs[result->refused_index].attempt_count),
+              LOG_TEXT("tenant", submit->tenant.text, submit->tenant.size),
+              LOG_TRACE(submit->trace.text, submit->trace.size), LOG_U64("shard", shard->number),
+              LOG_U64("flush", result->number), LOG_STR("error", result->refused_why));
+}
+
 static void on_flush(void *opaque, const struct flush_result *result)
 {
     struct shard *shard = opaque;
@@ -109,8 +125,8 @@ static void on_flush(void *opaque, const struct flush_result *result)
     metric_observe(shard->broker->flush_seconds,
                    (double)(clock_mono_us() - shard->flush_sent_us) / 1e6);
     if (result->verdict == FLUSH_REFUSED)
-        log_error("row_refused", LOG_U64("shard", shard->number), LOG_U64("flush", result->number),
-                  LOG_U64("index", result->refused_index), LOG_STR("error", result->refused_why));
+        refused_log(shard, result);
+    shard->flush = NULL;
     shard_touch(shard);
     owner_on_flush(shard->owner, result);
 }
@@ -119,6 +135,7 @@ static void carry_out_flush(struct shard *shard, const struct flush *flush)
 {
     metric_observe(shard->broker->flush_jobs, (double)flush->job_count);
     shard->flush_sent_us = clock_mono_us();
+    shard->flush = flush;
     store_flush(shard->store, flush, on_flush, shard);
     if (shard->broker->election != NULL && flush->intake_floor >= 0)
         queue_election_store(shard->broker->election, shard->number, flush->intake_floor);

@@ -206,9 +206,7 @@ int sql_main(int argc, char **argv)
     int operand = argc, r;
 
     r = settings_parse(&program, argc, argv, &settings, &operand, &outcome, &err);
-    if (r == 0 && outcome == SETTINGS_QUIT)
-        return 0;
-    if (r == 0)
+    if (r == 0 && outcome == SETTINGS_RUN)
         r = run(&settings, argv + operand, argc - operand, &err);
     settings_free(&program, &settings);
     if (r == 0)

@@ -206,13 +206,21 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
     buf_done(&body);
 }
 
+static void call_log_failed(const struct call *call, const struct err *err)
+{
+    log_warn("request_failed", LOG_STR("route", route_name(call->match.route)),
+             LOG_STR(call->job[0] != '\0' ? "job" : NULL, call->job),
+             LOG_STR(call->tenant[0] != '\0' ? "tenant" : NULL, call->tenant),
+             LOG_HEX(trace_context_is_set(&call->trace) ? "trace" : NULL, call->trace.trace_id, 16),
+             LOG_ERR(err));
+}
+
 void call_fail(struct call **call_p, const struct err *err)
 {
     int status = err_http_status(err->code);
 
     if (status >= 500)
-        log_warn("request_failed", LOG_STR("route", route_name((*call_p)->match.route)),
-                 LOG_STR((*call_p)->job[0] != '\0' ? "job" : NULL, (*call_p)->job), LOG_ERR(err));
+        call_log_failed(*call_p, err);
     call_fail_as(call_p, status, error_code_of_status(status), err->text);
 }
 

@@ -28,6 +28,7 @@
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "producers/gateway.h"
+#include "schema/message.h"
 #include "producers/gateway_body.h"
 
 int gateway_main(int argc, char **argv);
@@ -54,6 +55,7 @@ static const struct metric_row gateway_metric_rows[] = {
 
 static const struct settings_program program = {
     .command = "gateway",
+    .wire_version = MESSAGE_WIRE_VERSION,
     .purpose = "Takes requests over HTTP, promises each with a 201 once Kafka has it, and answers "
                "what people ask about them and about models.",
     .rows = gateway_rows,
@@ -336,7 +338,7 @@ static int gateway_run(struct gateway *gateway)
         log_error("not_started", LOG_ERR(&err));
         code = exit_code_of(&err);
     } else {
-        log_info("started", LOG_STR("boot", gateway->boot),
+        log_info("started", LOG_U64("wire", MESSAGE_WIRE_VERSION), LOG_STR("boot", gateway->boot),
                  LOG_STR("address", gateway->settings.listen),
                  LOG_U64("port", http_server_port(gateway->server)));
         loop_run(gateway->loop);

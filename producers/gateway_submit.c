@@ -207,9 +207,11 @@ static void cancel_late(struct submit *submit)
         r = queue_produce(gateway->producer, &message, &err);
     job_id_format(&submit->id, id);
     if (r < 0)
-        log_warn("late_submit_not_canceled", LOG_STR("job", id), LOG_ERR(&err));
+        log_warn("late_submit_not_canceled", LOG_STR("job", id), LOG_STR("tenant", submit->tenant),
+                 LOG_TRACE(submit->trace, strlen(submit->trace)), LOG_ERR(&err));
     else
-        log_info("late_submit_canceled", LOG_STR("job", id), LOG_STR("tenant", submit->tenant));
+        log_info("late_submit_canceled", LOG_STR("job", id), LOG_STR("tenant", submit->tenant),
+                 LOG_TRACE(submit->trace, strlen(submit->trace)));
     metric_add(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_submits_canceled_total), 1);
 }
 

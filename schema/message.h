@@ -13,6 +13,11 @@
 
 #include "base/wire.h"
 
+/* The generation of all messages and engine frames together: raised with the version of any of
+ * them, so that people can see which programs understand each other. A single message goes by its
+ * own version, which leads it. */
+#define MESSAGE_WIRE_VERSION 1
+
 /* NOLINTBEGIN: the generator macros of a .def table */
 #define MESSAGE(name, NAME, number, version) struct message_##name {
 #define FIELD(name, key, kind, member, required, limit) WIRE_C_##kind member;

@@ -28,6 +28,7 @@
 #include "base/http_server.h"
 #include "base/log.h"
 #include "base/settings.h"
+#include "schema/message.h"
 #include "schema/topics.h"
 #include "workers/agent_int.h"
 
@@ -48,6 +49,7 @@ static const struct setting agent_rows[] = {
 
 static const struct settings_program agent_program = {
     .command = "agent",
+    .wire_version = MESSAGE_WIRE_VERSION,
     .purpose = "Runs the workers of this machine: starts, watches and stops them as the "
                "deployments ask for.",
     .rows = agent_rows,
@@ -256,8 +258,8 @@ static int agent_run(struct agent *agent)
         log_error("agent_not_started", LOG_ERR(&err));
         agent->exit_code = err.code == ERR_USAGE ? 1 : 2;
     } else {
-        log_info("agent_started", LOG_STR("host", agent->host),
-                 LOG_STR("folder", agent->settings.agent_dir),
+        log_info("agent_started", LOG_U64("wire", MESSAGE_WIRE_VERSION),
+                 LOG_STR("host", agent->host), LOG_STR("folder", agent->settings.agent_dir),
                  LOG_U64("port", http_server_port(agent->server)));
         loop_run(agent->loop);
         log_info("agent_drained");

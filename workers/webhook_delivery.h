@@ -35,6 +35,7 @@ struct webhook_delivery {
     uint32_t try_count; /* made so far */
     char *tenant, *model, *url;
     char webhook_id[WEBHOOK_ID_SIZE];
+    char trace[33];    /* id, for logs; "": none, or not begun */
     struct buf record; /* the encoded `completed` message */
     struct buf body;   /* while it is sent */
 

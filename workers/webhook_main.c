@@ -18,6 +18,8 @@
 #include "base/settings.h"
 #include "base/trace.h"
 #include "brokers/model_names.h"
+#include "schema/job_id.h"
+#include "schema/message.h"
 #include "workers/webhook_intake.h"
 
 #define TRACE_FLUSH_MS 1000
@@ -69,9 +71,38 @@ struct webhook {
 static void on_delivery_trouble(void *opaque, const struct webhook_delivery *delivery,
                                 const struct err *err)
 {
+    char job[JOB_ID_TEXT_SIZE] = "";
+
     (void)opaque;
-    log_warn("delivery_trouble", LOG_STR("webhook", delivery == NULL ? NULL : delivery->webhook_id),
-             LOG_ERR(err));
+    if (delivery == NULL) {
+        log_warn("delivery_trouble", LOG_ERR(err));
+        return;
+    }
+    job_id_format(&delivery->key.job, job);
+    log_warn("delivery_trouble", LOG_STR("job", job), LOG_STR("tenant", delivery->tenant),
+             LOG_STR(delivery->trace[0] != '\0' ? "trace" : NULL, delivery->trace),
+             LOG_STR("webhook", delivery->webhook_id), LOG_ERR(err));
+}
+
+/* One that arrived is no news; one that did not is. */
+static void on_try(void *opaque, const struct webhook_delivery *delivery)
+{
+    static const char *const outcomes[] = {"delivered", "again", "given_up", "gone"};
+    enum log_level level = delivery->outcome == WEBHOOK_DELIVERED ? LOG_LEVEL_DEBUG
+                                                                  : LOG_LEVEL_INFO;
+    char job[JOB_ID_TEXT_SIZE];
+
+    (void)opaque;
+    if (!log_enabled(level))
+        return;
+    job_id_format(&delivery->key.job, job);
+    log_line(level, "try_ended", LOG_STR("job", job), LOG_STR("tenant", delivery->tenant),
+             LOG_STR(delivery->trace[0] != '\0' ? "trace" : NULL, delivery->trace),
+             LOG_STR("webhook", delivery->webhook_id), LOG_U64("try", delivery->try_count),
+             LOG_STR("outcome", outcomes[delivery->outcome]),
+             LOG_I64("http_status", delivery->http_status),
+             LOG_DOUBLE("seconds", (double)delivery->took_us / 1e6),
+             LOG_STR(delivery->error[0] != '\0' ? "error" : NULL, delivery->error));
 }
 
 static void on_intake_trouble(void *opaque, const char *what, const struct err *err)
@@ -159,6 +190,15 @@ static void on_sigterm(void *opaque)
     webhook_intake_leave(webhook->intake, on_left, webhook);
 }
 
+static void on_sighup(void *opaque)
+{
+    struct err err;
+
+    (void)opaque;
+    if (log_reopen(&err) < 0)
+        log_warn("log_not_reopened", LOG_ERR(&err));
+}
+
 static int stores_open(struct webhook *webhook, struct err *err)
 {
     const struct webhook_settings *settings = &webhook->settings;
@@ -194,6 +234,7 @@ static int sender_open(struct webhook *webhook, struct err *err)
         .timeout_ms = (uint32_t)settings->timeout_ms,
         .time_scale = (double)settings->schedule_percent / 100,
         .on_trouble = on_delivery_trouble,
+        .on_try = on_try,
         .on_room = on_room,
         .opaque = webhook,
     };
@@ -264,7 +305,7 @@ static int parts_open(struct webhook *webhook, struct err *err)
 
     r = loop_open(&webhook->loop, err);
     if (r == 0)
-        r = loop_on_signals(webhook->loop, on_sigterm, NULL, webhook, err);
+        r = loop_on_signals(webhook->loop, on_sigterm, on_sighup, webhook, err);
     if (r == 0)
         r = pages_open(webhook, err);
     if (r == 0)
@@ -303,17 +344,17 @@ int webhook_main(int argc, char **argv)
 {
     static const struct settings_program program = {
         .command = "webhook",
+        .wire_version = MESSAGE_WIRE_VERSION,
         .purpose = "Delivers final results to webhooks: signed, tried again, written down.",
         .rows = setting_rows,
         .row_count = COUNT_OF(setting_rows),
     };
-    static const struct log_options log = {.program = "webhook", .level = LOG_LEVEL_INFO};
+    struct log_options log = {.program = "webhook"};
     struct webhook webhook = {.exit_code = 0};
     enum settings_outcome outcome;
     struct err err;
 
-    if (log_open(&log, &err) < 0 ||
-        settings_parse(&program, argc, argv, &webhook.settings, NULL, &outcome, &err) < 0) {
+    if (settings_parse(&program, argc, argv, &webhook.settings, NULL, &outcome, &err) < 0) {
         (void)fprintf(stderr, "headrace webhook: %s\n", err.text);
         return 1;
     }
@@ -321,14 +362,21 @@ int webhook_main(int argc, char **argv)
         settings_free(&program, &webhook.settings);
         return 0;
     }
-    if (parts_open(&webhook, &err) < 0) {
+    log.path = *webhook.settings.log_file != '\0' ? webhook.settings.log_file : NULL;
+    if (log_level_parse(webhook.settings.log_level, &log.level, &err) < 0 ||
+        log_open(&log, &err) < 0) {
+        (void)fprintf(stderr, "headrace webhook: %s\n", err.text);
+        webhook.exit_code = 1;
+    } else if (parts_open(&webhook, &err) < 0) {
         log_error("start_failed", LOG_ERR(&err));
         webhook.exit_code = err.code == ERR_USAGE ? 1 : 2;
     } else {
-        log_info("started", LOG_U64("port", http_server_port(webhook.server)));
+        log_info("started", LOG_U64("wire", MESSAGE_WIRE_VERSION),
+                 LOG_U64("port", http_server_port(webhook.server)));
         loop_run(webhook.loop);
     }
     parts_close(&webhook);
+    log_close();
     settings_free(&program, &webhook.settings);
     return webhook.exit_code;
 }

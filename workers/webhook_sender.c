@@ -112,6 +112,7 @@ static void try_ended(struct webhook_sender *sender, struct webhook_delivery *de
 
     delivery->outcome = next.outcome;
     delivery->delay_ms = next.delay_ms;
+    sender->options.on_try(sender->options.opaque, delivery);
     buf_done(&delivery->body);
     count_series(sender, WEBHOOK_METRIC_webhook_tries_total, status_class(delivery, blocked));
     if (next.outcome != WEBHOOK_AGAIN)
@@ -364,6 +365,9 @@ static int post(struct webhook_sender *sender, struct webhook_delivery *delivery
 
     *flight = (struct flight){.sender = sender, .delivery = delivery};
     delivery->started_us = clock_wall_us();
+    if (completed->trace.size >= TRACE_PARENT_SIZE - 1)
+        (void)snprintf(delivery->trace, sizeof(delivery->trace), "%.32s",
+                       completed->trace.text + 3);
     context = span_start(flight, completed->trace);
     post_count(flight, completed);
     headers_fill(&headers, delivery, secrets, &context);

@@ -52,6 +52,8 @@ struct webhook_sender_options {
     /* Something went wrong that its operator must know; called with the delivery's id. */
     void (*on_trouble)(void *opaque, const struct webhook_delivery *delivery,
                        const struct err *err);
+    /* A try is over; its result is in the delivery. */
+    void (*on_try)(void *opaque, const struct webhook_delivery *delivery);
     /* There is room again, or a retry that fell due soon was written: look for more. */
     void (*on_room)(void *opaque);
     void *opaque;

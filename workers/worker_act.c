@@ -236,7 +236,9 @@ struct worker_host *worker_host_open(struct worker *worker)
 
 /* ---- results ---- */
 
-static void finished_log(const struct message_finished *finished)
+/* Whose it is: the texts of the to-do. */
+static void finished_log(const struct message_finished *finished, struct wire_text tenant,
+                         struct wire_text trace)
 {
     char job[JOB_ID_TEXT_SIZE];
 
@@ -245,10 +247,12 @@ static void finished_log(const struct message_finished *finished)
     job_id_format(&finished->job, job);
     if (finished->error_class == 0)
         log_debug("attempt_succeeded", LOG_STR("job", job), LOG_U64("attempt", finished->number),
+                  LOG_TEXT("tenant", tenant.text, tenant.size), LOG_TRACE(trace.text, trace.size),
                   LOG_U64("took_us", finished->finished_us - finished->started_us),
                   LOG_U64("output_size", finished->output_size));
     else
         log_info("attempt_failed", LOG_STR("job", job), LOG_U64("attempt", finished->number),
+                 LOG_TEXT("tenant", tenant.text, tenant.size), LOG_TRACE(trace.text, trace.size),
                  LOG_STR("class", error_class_name((enum error_class)finished->error_class)),
                  LOG_TEXT("error", finished->error_message.text, finished->error_message.size));
 }
@@ -258,6 +262,7 @@ struct stored {
     struct worker *worker;
     struct message_finished finished;
     char key[BLOB_KEY_SIZE];
+    char *tenant, *trace;
 };
 
 static void stored_say(struct stored *stored, const struct err *err)
@@ -273,8 +278,10 @@ static void stored_say(struct stored *stored, const struct err *err)
         finished->output_blob = (struct wire_text){0};
         finished->output_size = 0;
     }
-    finished_log(finished);
+    finished_log(finished, WIRE_TEXT_OF(stored->tenant), WIRE_TEXT_OF(stored->trace));
     worker_produce(stored->worker, MESSAGE_FINISHED, finished, finished->token);
+    free(stored->tenant);
+    free(stored->trace);
     free(stored);
 }
 
@@ -283,14 +290,17 @@ static void stored_on_put(void *opaque, const struct err *err)
     stored_say(opaque, err);
 }
 
-static void act_store(struct worker *worker, const struct message_finished *finished)
+static void act_store(struct worker *worker, const struct worker_todo *todo)
 {
+    const struct message_finished *finished = &todo->finished;
     struct stored *stored = xcalloc(1, sizeof(*stored));
     OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(FRAME_FD_SIZE_MAX);
     struct err err = {0};
     int r;
 
     stored->worker = worker;
+    stored->tenant = wire_text_dup(todo->tenant);
+    stored->trace = wire_text_dup(todo->trace);
     stored->finished = *finished;
     stored->finished.output = (struct wire_bytes){0};
     stored->finished.error_message = (struct wire_text){0};
@@ -303,14 +313,16 @@ static void act_store(struct worker *worker, const struct message_finished *fini
         stored_say(stored, &err);
 }
 
-static void act_finished(struct worker *worker, const struct message_finished *finished)
+static void act_finished(struct worker *worker, const struct worker_todo *todo)
 {
+    const struct message_finished *finished = &todo->finished;
+
     worker_pages_count_finished(worker, finished);
     if (finished->output.size > JOB_OUTPUT_INLINE_MAX) {
-        act_store(worker, finished);
+        act_store(worker, todo);
         return;
     }
-    finished_log(finished);
+    finished_log(finished, todo->tenant, todo->trace);
     worker_produce(worker, MESSAGE_FINISHED, finished, finished->token);
 }
 
@@ -353,7 +365,7 @@ static void act_one(struct worker *worker, const struct worker_todo *todo)
         worker_produce(worker, MESSAGE_STARTED, &todo->started, 0);
         return;
     case WORKER_TODO_FINISHED:
-        act_finished(worker, &todo->finished);
+        act_finished(worker, todo);
         return;
     case WORKER_TODO_BYE:
         worker_produce(worker, MESSAGE_BYE, &todo->bye, 0);

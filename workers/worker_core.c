@@ -51,7 +51,7 @@ struct held {
     uint32_t slot_count;
     uint64_t number, run_limit_us;
     uint64_t arrived_us, deadline_us, start_us, start_wall_us, cancel_us;
-    struct wire_text trace, blob; /* into bytes[] */
+    struct wire_text tenant, trace, blob; /* into bytes[] */
     struct wire_bytes input, digest;
     uint64_t input_size;
     uint8_t bytes[];
@@ -196,10 +196,14 @@ static void held_finish(struct worker_core *core, struct held *held,
                         const struct worker_result *result)
 {
     struct message_finished *finished;
+    struct worker_todo *todo;
 
     assert(held->verdict == VERDICT_OPEN);
     held->verdict = VERDICT_FINISHED;
-    finished = &todo_add(core, WORKER_TODO_FINISHED, held->token)->finished;
+    todo = todo_add(core, WORKER_TODO_FINISHED, held->token);
+    todo->tenant = held->tenant;
+    todo->trace = held->trace;
+    finished = &todo->finished;
     *finished = (struct message_finished){
         .job = held->job,
         .token = held->token,
@@ -277,8 +281,8 @@ static void bytes_keep(uint8_t **at, const void *from, size_t size, const uint8_
 
 static struct held *held_new(const struct worker_core *core, const struct message_attempt *attempt)
 {
-    size_t size = attempt->trace.size + attempt->input_blob.size + attempt->input.size +
-                  attempt->input_digest.size;
+    size_t size = attempt->tenant.size + attempt->trace.size + attempt->input_blob.size +
+                  attempt->input.size + attempt->input_digest.size;
     struct held *held = xmalloc(sizeof(*held) + size);
     uint8_t *at = held->bytes;
 
@@ -293,6 +297,7 @@ static struct held *held_new(const struct worker_core *core, const struct messag
                                                                 : attempt->run_limit_ms * 1000,
         .arrived_us = core->now_us,
         .deadline_us = NEVER_US,
+        .tenant.size = attempt->tenant.size,
         .trace.size = attempt->trace.size,
         .blob.size = attempt->input_blob.size,
         .input.size = attempt->input.size,
@@ -301,6 +306,7 @@ static struct held *held_new(const struct worker_core *core, const struct messag
     };
     bytes_keep(&at, attempt->input.bytes, attempt->input.size, &held->input.bytes);
     bytes_keep(&at, attempt->input_digest.bytes, attempt->input_digest.size, &held->digest.bytes);
+    bytes_keep(&at, attempt->tenant.text, attempt->tenant.size, (void *)&held->tenant.text);
     bytes_keep(&at, attempt->trace.text, attempt->trace.size, (void *)&held->trace.text);
     bytes_keep(&at, attempt->input_blob.text, attempt->input_blob.size, (void *)&held->blob.text);
     if (attempt->deadline_us > 0)
@@ -378,7 +384,8 @@ static void held_run(struct worker_core *core, struct held *held)
     todo->run.limit_ms = limit_us / 1000 + 1;
     todo->run.number = held->number;
     todo->run.alone = held->alone;
-    todo->run.trace = held->trace;
+    todo->tenant = held->tenant;
+    todo->trace = held->trace;
     core->host_sent++;
     due_at(&core->scan_due_us, core->now_us + core->options.started_delay_us);
     due_at(&core->scan_due_us, core->now_us + limit_us);

@@ -125,14 +125,15 @@ enum worker_todo_type {
 /* Pointers stay valid until the next event. */
 struct worker_todo {
     enum worker_todo_type type;
-    uint64_t token; /* FETCH, RUN, CANCEL, FORGET, FINISHED */
+    uint64_t token;          /* FETCH, RUN, CANCEL, FORGET, FINISHED */
+    struct wire_text tenant; /* RUN, FINISHED; for logs, as is the next */
+    struct wire_text trace;  /* of the Attempt */
     union {
         struct {
             struct wire_id job;
             struct wire_bytes input; /* inline; empty when it was fetched */
             uint64_t limit_ms, number;
             bool alone;
-            struct wire_text trace;
         } run;
         struct {
             struct wire_text blob;

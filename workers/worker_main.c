@@ -43,6 +43,7 @@ static const struct setting worker_rows[] = {
 
 static const struct settings_program worker_program = {
     .command = "worker",
+    .wire_version = MESSAGE_WIRE_VERSION,
     .purpose = "Runs the jobs of one pool on one engine. An agent starts workers as deployments "
                "ask for them.",
     .rows = worker_rows,
@@ -260,8 +261,8 @@ static int worker_run(struct worker *worker)
         log_error("worker_not_started", LOG_ERR(&err));
         worker->exit_code = err.code == ERR_USAGE ? 1 : 2;
     } else {
-        log_info("worker_started", LOG_STR("worker", worker->options.worker),
-                 LOG_U64("boot", worker->options.boot),
+        log_info("worker_started", LOG_U64("wire", MESSAGE_WIRE_VERSION),
+                 LOG_STR("worker", worker->options.worker), LOG_U64("boot", worker->options.boot),
                  LOG_STR("deployment", worker->settings.deployment),
                  LOG_STR("pool", worker->options.pool), LOG_U64("shard", worker->options.shard),
                  LOG_STR("engine", worker->settings.engine),

@@ -8,6 +8,7 @@
  * when nobody waits for that any more (a revoke, a run limit), or with the host.
  */
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -45,14 +46,14 @@ void worker_trace_flush(struct worker *worker, void (*done)(void *opaque))
 struct wire_text worker_trace_begin(struct worker *worker, const struct worker_todo *todo)
 {
     struct trace_context parent, own;
-    char job[JOB_ID_TEXT_SIZE];
+    char job[JOB_ID_TEXT_SIZE], tenant[TRACE_TEXT_SIZE];
     struct run *run;
 
     if (!tracer_is_on(worker->tracer))
-        return todo->run.trace;
-    parent = trace_context_read(todo->run.trace.text, todo->run.trace.size);
+        return todo->trace;
+    parent = trace_context_read(todo->trace.text, todo->trace.size);
     if (!parent.sampled)
-        return todo->run.trace;
+        return todo->trace;
     own = trace_context_child(&parent);
     run = xcalloc(1, sizeof(*run));
     run->token = todo->token;
@@ -60,6 +61,8 @@ struct wire_text worker_trace_begin(struct worker *worker, const struct worker_t
                 clock_wall_us());
     job_id_format(&todo->run.job, job);
     trace_set_text(&run->span, "headrace.job", job);
+    (void)snprintf(tenant, sizeof(tenant), "%.*s", (int)todo->tenant.size, todo->tenant.text);
+    trace_set_text(&run->span, "headrace.tenant", tenant);
     trace_set_number(&run->span, "headrace.attempt", (int64_t)todo->run.number);
     trace_set_text(&run->span, "headrace.deployment", worker->settings.deployment);
     trace_set_text(&run->span, "headrace.engine", worker->settings.engine);

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "schema/message.h"
 
 #define COMMAND(name, function, section, help) int function(int argc, char **argv);
 #include "cli/commands.def"
@@ -59,7 +60,7 @@ int main(int argc, char **argv)
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0) {
-        (void)printf("headrace %s\n", HEADRACE_VERSION);
+        (void)printf("headrace %s (wire %d)\n", HEADRACE_VERSION, MESSAGE_WIRE_VERSION);
         return 0;
     }
     /* Every socket of ours may be written to after its peer is gone. */

@@ -14,7 +14,7 @@ import urllib.request
 import pytest
 from collector import Collector
 from receiver import Receiver
-from stack import wait_until
+from stack import BINARY, wait_until
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
 EXPORT_SECONDS = 20  # programs post every 5 s
@@ -147,6 +147,21 @@ def test_lines_carry_job_tenant_and_trace(world):
         assert (line["job"], line["tenant"], line["trace"]) == (request_id, "default", trace_id), line
         if key[1] == "attempt_failed":
             assert line["attempt"] == 1 and line["class"] == "BAD_INPUT"
+
+
+def test_programs_say_what_they_speak(world):
+    stack, _, _ = world
+    said = {}
+    for path in [*stack.data_dir.glob("logs/*.log"), *stack.data_dir.glob("agent/logs/*.log")]:
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("{") and '"wire":' in line:
+                line = json.loads(line)
+                said[line["program"]] = (line["version"], line["wire"])
+    assert said.keys() == {"gateway", "broker", "agent", "webhook", "worker"}
+    ((version, wire),) = set(said.values())
+    done = subprocess.run([BINARY, "gateway", "--version"], capture_output=True, text=True,
+                          check=True, timeout=30)
+    assert done.stdout == f"headrace {version} (wire {wire})\n"
 
 
 def pages(stack):
