@@ -26,6 +26,12 @@ static int io_code(int e)
     return e == ENOENT ? ERR_NOT_FOUND : ERR_IO;
 }
 
+/* A full disk is no fault of ours or of a request: the same works once there is room. */
+static int write_code(int e)
+{
+    return e == ENOSPC || e == EDQUOT ? ERR_FULL : ERR_IO;
+}
+
 /* Removes what crashed writers left; files that are being written now are younger. */
 static void sweep_tmp(struct blob_dir *dir)
 {
@@ -105,7 +111,7 @@ int blob_dir_make_file(struct blob_dir *dir, int *ret_fd, char **ret_path, struc
     int fd = mkostemp(path, O_CLOEXEC);
 
     if (fd < 0)
-        return err_set_errno(err, ERR_IO, "make a file in '%s'", dir->tmp_path);
+        return err_set_errno(err, write_code(errno), "make a file in '%s'", dir->tmp_path);
     (void)fchmod(fd, 0640);
     *ret_fd = fd;
     *ret_path = TAKE(path);
@@ -122,7 +128,7 @@ int blob_dir_write(int fd, const void *bytes, size_t size, struct err *err)
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return err_set_errno(err, ERR_IO, "write %zu bytes of a blob", size);
+            return err_set_errno(err, write_code(errno), "write %zu bytes of a blob", size);
         at += n;
         size -= (size_t)n;
     }
@@ -137,7 +143,7 @@ static int sync_parent(struct blob_dir *dir, const char *key, size_t parent_size
     int r = 0;
 
     if (fd < 0 || fsync(fd) < 0)
-        r = err_set_errno(err, ERR_IO, "sync the directory of blob '%s'", key);
+        r = err_set_errno(err, write_code(errno), "sync the directory of blob '%s'", key);
     if (fd >= 0)
         (void)close(fd);
     return r;
@@ -157,7 +163,7 @@ static int make_parents(struct blob_dir *dir, const char *key, struct err *err)
             if (r < 0)
                 return r;
         } else if (errno != EEXIST) {
-            return err_set_errno(err, ERR_IO, "make the directory '%s' of a blob", part);
+            return err_set_errno(err, write_code(errno), "make the directory '%s' of a blob", part);
         }
         *slash = '/';
         parent_size = (size_t)(slash - part);
@@ -171,7 +177,7 @@ int blob_dir_adopt(struct blob_dir *dir, const char *key, int fd, const char *pa
     int r;
 
     if (fsync(fd) < 0)
-        return err_set_errno(err, ERR_IO, "sync blob '%s'", key);
+        return err_set_errno(err, write_code(errno), "sync blob '%s'", key);
     if (renameat(AT_FDCWD, path, dir->fd, key) < 0) {
         if (errno != ENOENT)
             return err_set_errno(err, ERR_IO, "rename to blob '%s'", key);

@@ -66,12 +66,20 @@ static int input_check(const struct input *input, const struct buf *bytes, struc
     return 0;
 }
 
+/* What a failure of the blob store means for the attempt. While the store is full or away, the job
+ * goes back free of charge and waits longer each time; what will not pass has its tries. */
+static enum error_class blob_error_class(const struct err *err)
+{
+    if (err->code == ERR_OK)
+        return ERROR_CLASS_NONE;
+    return err_class(err->code) == ERR_CLASS_RETRY ? ERROR_CLASS_HANDED_BACK
+                                                   : ERROR_CLASS_LOST_WORKER;
+}
+
 static void input_tell(struct worker *worker, uint64_t token, const struct err *err)
 {
     worker_tick(worker);
-    worker_core_on_input(worker->core, token,
-                         err->code == ERR_OK ? ERROR_CLASS_NONE : ERROR_CLASS_LOST_WORKER,
-                         err->text);
+    worker_core_on_input(worker->core, token, blob_error_class(err), err->text);
     worker_act(worker);
 }
 
@@ -117,7 +125,7 @@ static void act_fetch(struct worker *worker, const struct worker_todo *todo)
         return;
     }
     input_free(worker, &input);
-    worker_core_on_input(worker->core, todo->token, ERROR_CLASS_LOST_WORKER, err.text);
+    worker_core_on_input(worker->core, todo->token, blob_error_class(&err), err.text);
 }
 
 static void act_forget(struct worker *worker, uint64_t token)
@@ -273,7 +281,8 @@ static void stored_say(struct stored *stored, const struct err *err)
     finished->device = WIRE_TEXT_OF(stored->worker->options.device);
     finished->output_blob = WIRE_TEXT_OF(stored->key);
     if (err->code != ERR_OK) {
-        finished->error_class = ERROR_CLASS_LOST_WORKER;
+        log_warn("result_not_stored", LOG_STR("blob", stored->key), LOG_ERR(err));
+        finished->error_class = blob_error_class(err);
         finished->error_message = WIRE_TEXT_OF(err->text);
         finished->output_blob = (struct wire_text){0};
         finished->output_size = 0;
