@@ -125,11 +125,41 @@ static _Noreturn void child_run(const struct dev_spawn *spawn, pid_t parent, int
     _exit(127);
 }
 
+/* The start time in /proc/PID/stat and the state's letter; 0 when there is no such process. */
+static uint64_t stat_read(pid_t pid, char *ret_state)
+{
+    char path[48];
+    char text[1024];
+    const char *at;
+    ssize_t got;
+    int fd;
+
+    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    got = read(fd, text, sizeof(text) - 1);
+    (void)close(fd);
+    if (got <= 0)
+        return 0;
+    text[got] = '\0';
+    /* The name in brackets may hold spaces: fields are counted from its end. The start time is
+     * field 22 and the state behind the name is field 3. */
+    at = strrchr(text, ')');
+    if (at == NULL || at[1] != ' ')
+        return 0;
+    *ret_state = at[2];
+    for (int field = 2; at != NULL && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    return at == NULL ? 0 : strtoull(at, NULL, 10);
+}
+
 int dev_process_start(struct dev_process *process, const struct dev_spawn *spawn, struct err *err)
 {
     struct child_report report;
     int report_pipe[2];
     pid_t parent = getpid();
+    char state;
     ssize_t got;
 
     if (pipe2(report_pipe, O_CLOEXEC) < 0)
@@ -163,7 +193,7 @@ int dev_process_start(struct dev_process *process, const struct dev_spawn *spawn
         return code;
     }
     (void)fcntl(process->pidfd, F_SETFD, FD_CLOEXEC);
-    process->start_ticks = dev_process_start_ticks(process->pid);
+    process->start_ticks = stat_read(process->pid, &state);
     return 0;
 }
 
@@ -201,30 +231,11 @@ void dev_process_describe_end(const struct dev_process *process, char *to, size_
 
 uint64_t dev_process_start_ticks(pid_t pid)
 {
-    char path[48];
-    char text[1024];
-    const char *at;
-    ssize_t got;
-    int fd;
+    char state = 'X';
+    uint64_t ticks = stat_read(pid, &state);
 
-    (void)snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    got = read(fd, text, sizeof(text) - 1);
-    (void)close(fd);
-    if (got <= 0)
-        return 0;
-    text[got] = '\0';
-    /* The name in brackets may hold spaces: fields are counted from its end. The start time is
-     * field 22 and the state behind the name is field 3. */
-    at = strrchr(text, ')');
     /* A zombie has ended; it only waits for a parent that may never ask. */
-    if (at == NULL || strncmp(at, ") Z", 3) == 0 || strncmp(at, ") X", 3) == 0)
-        return 0;
-    for (int field = 2; at != NULL && field < 22; field++)
-        at = strchr(at + 1, ' ');
-    return at == NULL ? 0 : strtoull(at, NULL, 10);
+    return state == 'Z' || state == 'X' ? 0 : ticks;
 }
 
 bool dev_process_can_map_user(void)
