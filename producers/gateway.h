@@ -163,6 +163,9 @@ void call_query(struct call *call, struct pg_batch **batch_p,
 /* The collected body as a JSON object; an empty body counts as {}. ERR_MALFORMED else. */
 int call_read_json(struct call *call, struct json_t **ret_body, struct err *err) MUST_CHECK;
 
+/* From here on a client that leaves ends the call. False: it has left before, the call is over. */
+bool call_begin_reading(struct call *call) MUST_CHECK;
+
 /* Query field as a number within bounds, `initial` when absent. */
 int call_query_number(const struct call *call, const char *name, int64_t initial, int64_t lowest,
                       int64_t highest, int64_t *ret_number, struct err *err) MUST_CHECK;

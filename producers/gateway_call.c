@@ -312,19 +312,34 @@ static void call_dispatch(struct call *call)
     }
 }
 
+/* Ends the call without an answer: there is nobody to answer and nothing was begun. */
+static void call_drop(struct call *call)
+{
+    if (call->on_dropped != NULL)
+        call->on_dropped(call);
+    trace_end(call->gateway->tracer, &call->span, true, clock_wall_us());
+    http_request_drop(&call->request);
+    call_free(&call);
+}
+
 /* A client that leaves while its body is on the way ends the call; later ones go on. */
 static void on_gone(struct http_request *request, void *opaque)
 {
     struct call *call = opaque;
 
     (void)request;
-    if (!call->reading)
-        return;
-    if (call->on_dropped != NULL)
-        call->on_dropped(call);
-    trace_end(call->gateway->tracer, &call->span, true, clock_wall_us());
-    http_request_drop(&call->request);
-    call_free(&call);
+    if (call->reading)
+        call_drop(call);
+}
+
+bool call_begin_reading(struct call *call)
+{
+    if (http_request_is_gone(call->request)) { /* on_gone() was called already: nobody else will */
+        call_drop(call);
+        return false;
+    }
+    call->reading = true;
+    return true;
 }
 
 static void call_begin_trace(struct call *call)
@@ -391,8 +406,8 @@ void call_collect_body(struct call *call, size_t limit, void (*done)(struct call
         return;
     }
     call->on_body = done;
-    call->reading = true;
-    http_request_collect_body(call->request, limit, on_body, call);
+    if (call_begin_reading(call))
+        http_request_collect_body(call->request, limit, on_body, call);
 }
 
 void call_query(struct call *call, struct pg_batch **batch_p,

@@ -375,8 +375,8 @@ static int push_begin_upload(struct push *push, struct err *err)
     r = blob_upload_new(push->gateway->blobs, &push->upload, err);
     if (r < 0)
         return r;
-    call->reading = true;
-    http_request_stream_body(call->request, on_chunk, push);
+    if (call_begin_reading(call))
+        http_request_stream_body(call->request, on_chunk, push);
     return 0;
 }
 
