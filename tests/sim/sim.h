@@ -221,7 +221,8 @@ struct sim_options {
 };
 
 struct sim_faults {
-    bool broker_crash, broker_pause, two_owners, worker_crash, worker_pause, worker_false_gone;
+    bool broker_crash, broker_pause, two_owners, worker_crash, worker_pause, worker_false_gone,
+        worker_leave;
     bool kafka_stall, kafka_duplicate, ledger_down, ledger_cut, ledger_slow, ledger_left_open,
         redis_flush;
     bool gateway_crash, bad_rows;
@@ -318,6 +319,7 @@ void broker_on_rows(struct sim *sim, struct sim_broker *broker, const struct sim
 /* sim_worker.c */
 void worker_start(struct sim *sim, struct sim_worker *worker);
 void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells);
+void worker_leave(struct sim *sim, struct sim_worker *worker);
 void worker_wake(struct sim *sim, struct sim_worker *worker);
 
 /* sim_gateway.c */

@@ -433,6 +433,8 @@ void broker_assign(struct sim *sim, int index)
         if (i == index || !sim->brokers[i].assigned)
             continue;
         sim->brokers[i].assigned = false;
+        if (sim->brokers[i].owner != NULL && sim_percent(sim, 40))
+            owner_drain(sim->brokers[i].owner); /* a revoke, not a loss */
         sim_post(sim, &sim->brokers[i].process, sim_between(sim, 0, 3 * SEC), broker_hears_of_loss,
                  &sim->brokers[i], sim->brokers[i].session);
     }

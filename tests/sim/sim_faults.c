@@ -115,6 +115,16 @@ static void fault_worker_crash(struct sim *sim, void *opaque, uint64_t number)
     fault_again(sim, fault_worker_crash, 3 * SEC);
 }
 
+static void fault_worker_leave(struct sim *sim, void *opaque, uint64_t number)
+{
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    worker_leave(sim, some_worker(sim));
+    fault_again(sim, fault_worker_leave, 3 * SEC);
+}
+
 static void fault_worker_pause(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_worker *worker = some_worker(sim);
@@ -228,6 +238,7 @@ void faults_plan(struct sim *sim)
     plan(sim, &faults->broker_pause, fault_broker_pause);
     plan(sim, &faults->two_owners, fault_two_owners);
     plan(sim, &faults->worker_crash, fault_worker_crash);
+    plan(sim, &faults->worker_leave, fault_worker_leave);
     plan(sim, &faults->worker_pause, fault_worker_pause);
     plan(sim, &faults->worker_false_gone, fault_false_gone);
     plan(sim, &faults->kafka_stall, fault_kafka_stall);

@@ -297,3 +297,20 @@ void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells)
         kafka_produce(sim, &sim->agent_producer, SIM_OUTCOME, MESSAGE_GONE, &gone, NULL, NULL, 0);
     sim_post(sim, NULL, sim_between(sim, 10 * MS, 3 * SEC), worker_restarts, worker, 0);
 }
+
+/* SIGTERM: what runs goes back, and it says Bye; all that it said arrives. */
+void worker_leave(struct sim *sim, struct sim_worker *worker)
+{
+    struct message_bye bye = {.worker = WIRE_TEXT_OF(worker->name), .boot = worker->boot};
+
+    if (!worker->process.alive || worker->process.paused_until_us > sim->now_us)
+        return;
+    sim_trace(sim, "%s leaves", worker->name);
+    for (size_t i = 0; i < worker->held_count; i++) {
+        if (worker->held[i].state != HELD_UNREPORTED)
+            worker_finish(sim, worker, &worker->held[i], ERROR_CLASS_HANDED_BACK);
+    }
+    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_BYE, &bye, NULL, NULL, 0);
+    process_kill(&worker->process);
+    sim_post(sim, NULL, sim_between(sim, 10 * MS, 3 * SEC), worker_restarts, worker, 0);
+}
