@@ -130,13 +130,18 @@ struct job *job_add(struct owner *owner, struct job_spec *spec)
 
 void job_take_spec(struct owner *owner, struct job *job, struct job_spec *spec)
 {
-    assert(job->place == JOB_HELD);
+    bool waited = job->place == JOB_WAITING;
+
+    if (waited)
+        job_move(owner, job, JOB_HELD);
     job_count(owner, job, -1);
     HASH_DEL(owner->jobs, job);
     job_spec_unref(&job->spec);
     job->spec = spec;
     HASH_ADD_KEYPTR(hh, owner->jobs, &spec->submit.id, sizeof(struct wire_id), job);
     job_count(owner, job, 1);
+    if (waited)
+        job_wait(owner, job);
 }
 
 struct job *job_add_row(struct owner *owner, struct ledger_row *row)
