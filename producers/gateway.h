@@ -215,7 +215,7 @@ void submit_begin(struct call *call);
 /* ---- gateway_public.c: metrics under the names that users know ---- */
 
 void public_target(struct call *call, const struct config_choice *choice);
-void public_account(struct call *call, int status, double seconds);
+void public_account(const struct call *call, int status, double seconds);
 void public_depths_ask(struct pg_batch *batch); /* adds one statement… */
 void public_depths_take(struct gateway *gateway, const struct pg_answer *answer, size_t at);
 

@@ -7,6 +7,7 @@
  */
 
 #include <stdio.h>
+#include <string.h>
 
 #include "base/metrics.h"
 #include "brokers/pg.h"
@@ -24,10 +25,9 @@ void public_target(struct call *call, const struct config_choice *choice)
     mem_copy_text(public->environment, choice->environment);
 }
 
-void public_account(struct call *call, int status, double seconds)
+static struct metric *series_of(const struct call *call, enum gateway_metric row, int status)
 {
     const struct call_public *public = &call->public;
-    struct metrics *metrics = call->gateway->metrics;
     char code[12];
     const char *const values[] = {public->model_id,
                                   public->model_name,
@@ -37,16 +37,41 @@ void public_account(struct call *call, int status, double seconds)
                                   code,
                                   "true"};
 
-    if (public->model_id[0] == '\0')
-        return;
     (void)snprintf(code, sizeof(code), "%d", status);
-    if (public->body_size > 0)
-        metric_observe(metrics_series(metrics, GATEWAY_METRIC_request_size_bytes, values),
-                       (double)public->body_size);
+    return metrics_series(call->gateway->metrics, row, values);
+}
+
+/* Looking a series up costs more than counting in it, and most requests are like the one before. */
+static struct metric *size_series(const struct call *call, int status)
+{
+    static struct { /* of the process' one gateway */
+        char deployment[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
+        int status;
+        struct metric *series;
+    } last;
+    const struct call_public *public = &call->public;
+
+    if (last.series != NULL && last.status == status &&
+        strcmp(last.deployment, public->deployment) == 0 &&
+        strcmp(last.environment, public->environment) == 0)
+        return last.series;
+    mem_copy_text(last.deployment, public->deployment);
+    mem_copy_text(last.environment, public->environment);
+    last.status = status;
+    last.series = series_of(call, GATEWAY_METRIC_request_size_bytes, status);
+    return last.series;
+}
+
+void public_account(const struct call *call, int status, double seconds)
+{
+    if (call->public.model_id[0] == '\0')
+        return;
+    if (call->public.body_size > 0)
+        metric_observe(size_series(call, status), (double)call->public.body_size);
     if (status < STATUS_REFUSED)
         return;
-    metric_add(metrics_series(metrics, GATEWAY_METRIC_inference_requests_total, values), 1);
-    metric_observe(metrics_series(metrics, GATEWAY_METRIC_end_to_end_response_time_seconds, values),
+    metric_add(series_of(call, GATEWAY_METRIC_inference_requests_total, status), 1);
+    metric_observe(series_of(call, GATEWAY_METRIC_end_to_end_response_time_seconds, status),
                    seconds);
 }
 

@@ -235,10 +235,14 @@ def test_public_names(world):
         rows = samples(found[page], f"headrace_{name}_count")
         assert rows and sum(value for _, value in rows) >= 1, name
         assert all(labels["model_id"] == "echo" for labels, _ in rows), name
-    assert samples(found["agent"], "headrace_replicas_active")[0][1] == 1
-    assert samples(found["agent"], "headrace_replicas_starting")[0][1] == 0
-    assert samples(found["agent"], "headrace_container_restarts_total")[0][1] == 0
-    assert sum(value for _, value in samples(found["gateway"], "headrace_async_queue_size")) == 0
+
+    def gauges():  # the agent tells each second, the gateway every two
+        now = pages(stack)
+        return [samples(now[page], f"headrace_{name}")[0][1] for page, name in (
+            ("agent", "replicas_active"), ("agent", "replicas_starting"),
+            ("agent", "container_restarts_total"), ("gateway", "async_queue_size"))]
+
+    wait_until("one active replica and an empty queue", lambda: gauges() == [1, 0, 0, 0])
     assert sum(v for _, v in samples(found["webhook"], "headrace_async_webhook_requests_total")) >= 1
 
 
