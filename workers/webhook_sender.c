@@ -327,8 +327,9 @@ static void post_count(struct flight *flight, const struct message_completed *co
     struct webhook_sender_options *options = &flight->sender->options;
     OWNED(mem_free) char *deployment = wire_text_dup(completed->deployment);
     OWNED(mem_free) char *environment = wire_text_dup(completed->environment);
-    const char *model = flight->delivery->model;
-    const char *name = model_names_find(options->names, WIRE_TEXT_OF(model));
+    /* Of the record: a delivery that was claimed from its row carries no model. */
+    OWNED(mem_free) char *model = wire_text_dup(completed->model);
+    const char *name = model_names_find(options->names, completed->model);
     const char *const values[] = {model, name != NULL ? name : model, deployment, environment,
                                   "stable"};
 

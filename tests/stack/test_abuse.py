@@ -124,6 +124,21 @@ def test_webhooks_of_many_jobs_that_trickle_in(platform):
     assert platform.services()["webhook"]["pid"] == sender, "the sender was started anew"
 
 
+def test_a_delivery_outlives_its_sender(platform):
+    """What a sender that was killed left undone is claimed from its row and sent by the next one."""
+    with Receiver() as receiver:
+        receiver.answers["/hook"] = [503, 503, 200]
+        job = platform.submit("sim", {}, webhook_endpoint=receiver.url())
+        wait_until("the first try", lambda: receiver.posts)
+        wait_until("its failure to be written", lambda: platform.sql(
+            "SELECT tries FROM headrace_v1.deliveries WHERE job_id = :'a1'", job) not in ([], [["0"]]))
+        platform.sql("UPDATE headrace.delivery SET next_at = now() WHERE job_id = :'a1'", job)
+        platform.restart_service("webhook", kill=True)
+        wait_until("a try of the new sender", lambda: len(receiver.posts) >= 2, 30)
+        assert {post.json["request_id"] for post in receiver.posts} == {job}
+    assert platform.services()["webhook"]["state"] == "ready"
+
+
 # --- tenants -------------------------------------------------------------------------------------
 
 
