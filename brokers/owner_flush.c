@@ -18,6 +18,8 @@
 
 #include "brokers/owner_int.h"
 
+#define FLOOR_NEWS_US 10000000 /* an idle shard writes how far it has read this often */
+
 static size_t job_change_size(const struct job *job)
 {
     return job_spec_size(job->spec) + (job->finish != NULL ? job->finish->size : 0);
@@ -74,12 +76,15 @@ uint64_t flush_oldest_us(const struct owner *owner)
     return oldest;
 }
 
-/* A flush without rows, so that the next owner starts later and publishes less. */
+/* What is worth a flush without rows, so that the next owner starts later and publishes less. The
+ * time up to which intake is written counts too, slowly: without it an id that never arrived would
+ * be QUEUED for ever on an idle shard. */
 static bool flush_has_news(const struct owner *owner)
 {
     return pin_floor(&owner->intake) != owner->flushed_intake ||
            pin_floor(&owner->outcome) != owner->flushed_outcome ||
-           owner->published_number != owner->flushed_published;
+           owner->published_number != owner->flushed_published ||
+           pin_floor_us(&owner->intake) >= owner->flushed_floor_us + FLOOR_NEWS_US;
 }
 
 uint64_t flush_due_us(const struct owner *owner)
@@ -257,6 +262,7 @@ static void compose(struct owner *owner)
     owner->flushed_intake = batch->flush.intake_floor;
     owner->flushed_outcome = batch->flush.outcome_floor;
     owner->flushed_published = owner->published_number;
+    owner->flushed_floor_us = batch->flush.floor_us;
     flush_send(owner);
 }
 

@@ -285,7 +285,7 @@ struct owner {
     struct flush_batch *batch;
     uint64_t flush_count, flushed_us;
     int64_t flushed_intake, flushed_outcome;
-    uint64_t flushed_published;
+    uint64_t flushed_published, flushed_floor_us;
 
     TAILQ_HEAD(, flush_batch) unpublished; /* committed, in order of number; 0 is the takeover's */
     uint64_t unpublished_bytes, unpublished_count;
