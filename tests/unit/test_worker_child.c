@@ -117,12 +117,15 @@ static void test_descriptors(void **state)
     assert_int_equal(write(extra[1], "hello\n", 6), 6);
     spawn.stdout_fd = pipes[1];
     spawn.extra_fd = extra[0];
-    start(world, "read word <&3; echo $word $(ls /proc/$$/fd | tr '\\n' ' ')", spawn);
+    /* Only built-ins look: a command substitution would open a descriptor of its own. */
+    start(world,
+          "read word <&3; for fd in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$fd ] && "
+          "open=$open$fd; done; echo $word $open",
+          spawn);
     assert_true(loop_run_until(world->loop, &world->done, WAIT_MS));
     size = read(pipes[0], said, sizeof(said) - 1);
     assert_true(size > 0);
-    assert_int_equal(strncmp(said, "hello 0 1 2 3 ", 14), 0);
-    assert_null(strstr(said, " 4 "));
+    assert_string_equal(said, "hello 0123\n");
     for (int i = 0; i < 2; i++) {
         (void)close(pipes[i]);
         (void)close(extra[i]);
