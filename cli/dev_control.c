@@ -50,7 +50,7 @@ int dev_control_listen(struct dev *dev, struct err *err)
     (void)unlink(address.sun_path);
     bound = dev->control_fd >= 0 &&
             bind(dev->control_fd, (struct sockaddr *)&address, sizeof(address)) == 0 &&
-            listen(dev->control_fd, BACKLOG) == 0;
+            listen(dev->control_fd, SOMAXCONN) == 0;
     (void)close(directory);
     if (!bound)
         return err_set_errno(err, ERR_IO, "listen on %s/dev.sock", dev->data_dir);

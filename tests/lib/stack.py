@@ -29,6 +29,7 @@ BINARY = os.environ.get("HEADRACE_BIN", str(ROOT / "build/dev/bin/headrace"))
 TOOLS = pathlib.Path(BINARY).parent
 START_SECONDS = 90
 STOP_SECONDS = 60
+ANSWER_SECONDS = 10
 PR_SET_PDEATHSIG = 1
 
 
@@ -174,17 +175,23 @@ class Stack:
         answer = self._ask(request)
         assert answer is not None and "error" not in answer, f"{request}: {answer}"
 
+    def _state(self):
+        """What dev says; many threads of a test may ask at once, and dev answers one by one."""
+        end = time.monotonic() + ANSWER_SECONDS
+        while (state := self._ask("status")) is None:
+            assert time.monotonic() < end, f"dev does not answer:\n{self.tell()}"
+            time.sleep(0.05)
+        return state
+
     def services(self):
-        state = self._ask("status")
-        assert state is not None, f"dev does not answer:\n{self.tell()}"
-        return state["services"]
+        return self._state()["services"]
 
     def url(self, name):
         return self.services()[name]["url"]
 
     @property
     def key(self):
-        return self._ask("status")["key"]
+        return self._state()["key"]
 
     def wait_state(self, name, state, seconds=30):
         wait_until(f"{name} to be {state}", lambda: self.services()[name]["state"] == state, seconds)
