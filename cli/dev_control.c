@@ -24,7 +24,7 @@
 #include "base/buf.h"
 #include "cli/dev.h"
 
-enum { REQUEST_SIZE_MAX = 256, ANSWER_SIZE_MAX = 262144, REQUEST_WAIT_MS = 1000, BACKLOG = 8 };
+enum { REQUEST_SIZE_MAX = 256, ANSWER_SIZE_MAX = 262144, REQUEST_WAIT_MS = 1000 };
 
 /* Opens the directory and fills the address of the socket below it; -1 on failure. */
 static int address_fill(const char *data_dir, struct sockaddr_un *address)
