@@ -149,7 +149,7 @@ static struct job_spec *spec_new(struct bench *bench)
         .key_prefix = WIRE_TEXT_OF("hr_01234567"),
     };
     struct buf buf = BUF_WITH_LIMIT(100000);
-    struct job_spec *spec;
+    struct job_spec *spec = NULL;
     struct err err = {0};
 
     rng_secret_bytes(entropy, sizeof(entropy));

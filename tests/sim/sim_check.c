@@ -196,9 +196,9 @@ static void check_completed(struct sim *sim, int64_t offset)
             "differs from its row (%s, %zu bytes, at %llu, %u attempts)",
             job, job_state_name((enum job_state)message.completed.state),
             message.completed.output.size, (unsigned long long)message.completed.finished_us,
-            (unsigned long long)message.completed.attempts, job_state_name(expected.state),
-            expected.output.size, (unsigned long long)expected.finished_us,
-            sim->ledger.rows[job].attempt_count);
+            (unsigned long long)message.completed.attempts,
+            job_state_name((enum job_state)expected.state), expected.output.size,
+            (unsigned long long)expected.finished_us, sim->ledger.rows[job].attempt_count);
     sim->jobs[job].completed = own;
 }
 
