@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Goal: what is counted is what is read, under both prefixes, in a form that promtool accepts;
- * label values from outside cannot grow without bound or break the text. */
+/* Goal: what is counted is what is read, under both prefixes; label values from outside cannot grow
+ * without bound or break the text. That Prometheus reads it: tests/stack/test_trace.py. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -158,28 +158,6 @@ static void test_threads_count_together(void **state)
     EXPECT_LINES("one_ticks_total 40000\n");
 }
 
-static void test_promtool_accepts_the_text(void **state)
-{
-    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(1 << 20);
-    struct err err;
-    FILE *pipe;
-
-    (void)state;
-    pipe = popen("promtool --version > /dev/null 2>&1", "r");
-    if (pipe == NULL || pclose(pipe) != 0) {
-        print_message("promtool is not installed (package prometheus): its check is skipped\n");
-        skip();
-    }
-    metric_observe(metrics_series(metrics, TEST_METRIC_size_bytes, VALUES("in")), 100);
-    metric_add(metrics_series(metrics, TEST_METRIC_requests_total, VALUES("GET", "200")), 1);
-    metric_set(metrics_series(metrics, TEST_METRIC_queue_size, VALUES("a\"b\\c\nd\xff")), 1);
-    assert_int_equal(metrics_write(metrics, &text, &err), 0);
-    pipe = popen("promtool check metrics", "w");
-    assert_non_null(pipe);
-    (void)fwrite(text.bytes, 1, text.size, pipe);
-    assert_int_equal(pclose(pipe), 0);
-}
-
 /* ---- Pages */
 
 static const char *reason;
@@ -255,13 +233,9 @@ static void test_pages(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        WITH_METRICS(test_numbers_come_out),
-        WITH_METRICS(test_forgotten_series_are_gone),
-        WITH_METRICS(test_hostile_labels),
-        WITH_METRICS(test_bad_rows_are_refused),
-        WITH_METRICS(test_threads_count_together),
-        WITH_METRICS(test_promtool_accepts_the_text),
-        WITH_METRICS(test_pages),
+        WITH_METRICS(test_numbers_come_out),       WITH_METRICS(test_forgotten_series_are_gone),
+        WITH_METRICS(test_hostile_labels),         WITH_METRICS(test_bad_rows_are_refused),
+        WITH_METRICS(test_threads_count_together), WITH_METRICS(test_pages),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
