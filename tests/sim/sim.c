@@ -65,6 +65,18 @@ bool sim_guarded(const struct sim *sim, enum owner_guard guard)
     return (sim->options.removed_guards & (unsigned)guard) == 0;
 }
 
+void sim_hit(struct sim *sim, enum sim_fault fault)
+{
+    sim->hits[fault]++;
+}
+
+struct wire_text sim_pool_name(int pool)
+{
+    static const char *const names[SIM_POOLS_MAX] = {"p0", "p1", "p2", "p3"};
+
+    return WIRE_TEXT_OF(names[pool]);
+}
+
 void sim_fail(struct sim *sim, const char *fmt, ...)
 {
     va_list args;
@@ -97,6 +109,11 @@ int sim_job_of(const struct sim *sim, const struct wire_id *id)
 
     assert(job < sim->job_count && job_id_equal(&sim->jobs[job].id, id));
     return job;
+}
+
+bool process_runs(const struct sim *sim, const struct process *process)
+{
+    return process->alive && process->paused_until_us <= sim->now_us;
 }
 
 void process_kill(struct process *process)
@@ -180,49 +197,86 @@ static void sim_live(struct sim *sim)
         check_end(sim);
 }
 
-void sim_run(struct sim *sim, const struct sim_options *options)
+/* Small worlds are quick, and most seeds are one; some have several shards and many workers. */
+static void sim_choose_size(struct sim *sim)
 {
-    memset(sim, 0, sizeof(*sim));
-    sim->options = *options;
-    sim->now_us = SIM_START_US;
-    sim->assigned = -1;
-    rng_seed(&sim->rng, options->seed * 2654435761u + 1);
-    sim->decoder = wire_decoder_new();
-    sim_choose_owner_options(sim);
-    sim->ledger.up = true;
-    sim->ledger.epoch = sim->ledger.first_epoch = 100;
-    process_start(&sim->agent);
-    kafka_producer_init(&sim->agent_producer, &sim->agent);
-    sim->worker_count = (int)sim_between(sim, 1, SIM_WORKERS_MAX);
-    gateway_begin(sim);
+    sim->shard_count = sim_percent(sim, 60) ? 1 : 2;
+    sim->worker_count = (int)sim_between(sim, 1, sim_percent(sim, 15) ? SIM_WORKERS_MAX : 6);
+    sim->pool_count = (int)sim_between(sim, 1, 2) * sim->shard_count;
+    if (sim->pool_count > sim->worker_count)
+        sim->worker_count = sim->pool_count;
+}
+
+static void sim_make_workers(struct sim *sim)
+{
+    for (int i = 0; i < SIM_MACHINES; i++) {
+        process_start(&sim->machines[i].process);
+        kafka_producer_init(&sim->machines[i].producer, &sim->machines[i].process);
+    }
     for (int i = 0; i < sim->worker_count; i++) {
         struct sim_worker *worker = &sim->workers[i];
 
         (void)snprintf(worker->name, sizeof(worker->name), "w%d", i);
-        worker->pool = i % SIM_POOLS;
-        worker->log = SIM_DISPATCH + i % (int)sim_between(sim, 1, (uint64_t)sim->worker_count);
+        worker->pool = i % sim->pool_count;
+        worker->machine = i % SIM_MACHINES;
+        worker->log = LOG_DISPATCH(i % (int)sim_between(sim, 1, (uint64_t)sim->worker_count));
         worker->slots = sim_between(sim, 1, 3);
         worker->boot = 1000 * (uint64_t)(i + 1);
         kafka_producer_init(&worker->producer, &worker->process);
         worker_start(sim, worker);
     }
+}
+
+static void sim_make_brokers(struct sim *sim)
+{
+    static const char *const names[SIM_BROKERS] = {"b0", "b1", "b2"};
+
     for (int i = 0; i < SIM_BROKERS; i++) {
-        sim->brokers[i].process.name = i == 0 ? "b0" : i == 1 ? "b1" : "b2";
-        kafka_producer_init(&sim->brokers[i].producer, &sim->brokers[i].process);
-        broker_start(sim, &sim->brokers[i]);
+        struct sim_broker *broker = &sim->brokers[i];
+
+        broker->process.name = names[i];
+        kafka_producer_init(&broker->producer, &broker->process);
+        for (int shard = 0; shard < SIM_SHARDS_MAX; shard++) {
+            broker->seats[shard].broker = broker;
+            broker->seats[shard].shard = shard;
+        }
+        broker_start(sim, broker);
     }
-    broker_assign(sim, 0);
+    for (int shard = 0; shard < sim->shard_count; shard++)
+        group_assign(sim, shard, shard % SIM_BROKERS);
+}
+
+void sim_run(struct sim *sim, const struct sim_options *options)
+{
+    memset(sim, 0, sizeof(*sim));
+    sim->options = *options;
+    sim->now_us = SIM_START_US;
+    rng_seed(&sim->rng, options->seed * 2654435761u + 1);
+    sim->decoder = wire_decoder_new();
+    sim_choose_owner_options(sim);
+    sim_choose_size(sim);
+    sim->ledger.up = true;
+    for (int i = 0; i < SIM_SHARDS_MAX; i++) {
+        sim->ledger.shards[i].epoch = SIM_EPOCH_FIRST;
+        sim->assigned[i] = -1;
+    }
     faults_plan(sim);
+    gateway_begin(sim);
+    sim_make_workers(sim);
+    sim_make_brokers(sim);
     sim_live(sim);
 }
 
 void sim_done(struct sim *sim)
 {
-    for (int i = 0; i < SIM_BROKERS; i++)
-        owner_free(&sim->brokers[i].owner);
+    for (int i = 0; i < SIM_BROKERS; i++) {
+        for (int shard = 0; shard < SIM_SHARDS_MAX; shard++)
+            owner_free(&sim->brokers[i].seats[shard].owner);
+    }
     for (int i = 0; i < SIM_LOGS_MAX; i++)
         free(sim->logs[i].records);
-    free(sim->ledger.flushes);
+    for (int i = 0; i < SIM_SHARDS_MAX; i++)
+        free(sim->ledger.shards[i].flushes);
     heap_done(&sim->events);
     wire_decoder_free(&sim->decoder);
     while (sim->blocks != NULL) {

@@ -5,9 +5,10 @@
  * A world in which the real owner (brokers/owner.h) lives a bad life, from one seed.
  *
  *   sim.c          clock, events, processes, a run from birth to quiet
- *   sim_kafka.c    logs with offsets: intake, outcome, completed, one dispatch partition a worker
+ *   sim_kafka.c    logs with offsets: intake, outcome, completed of each shard, dispatch partitions
+ *   sim_group.c    the consumer group that elects a broker for each shard
  *   sim_store.c    the ledger: transactions, epoch guard, floors, takeover, loads
- *   sim_broker.c   broker processes: they carry out what the owner asks for
+ *   sim_broker.c   broker processes and their seats: they carry out what the owner asks for
  *   sim_worker.c   workers: credit, heartbeats, tokens, boots
  *   sim_gateway.c  clients and gateways: submits, keys, cancels, status questions, Redis
  *   sim_faults.c   what goes wrong, and that it stops going wrong
@@ -15,6 +16,17 @@
  *
  * Everything is one thread and one random generator: a seed is a run, for ever. Memory is one
  * arena a world.
+ *
+ * How to add
+ *   a rule of the owner   make the world meet it: a field of struct sim_job chosen in
+ *                         sim_gateway.c, its column in struct sim_row, its statement in
+ *                         sim_store.c; then the invariant that it must hold in sim_check.c, called
+ *                         from where it can break
+ *   a fault               a row in sim_faults.def; call sim_hit() where it happens; when it comes
+ *                         by itself, a function and a row in the table at the end of sim_faults.c
+ *   a point of the owner  an entry of enum sim_point and a call of broker_passes() at the place:
+ *                         there the broker may be killed or stand still
+ *   a guard               a row in brokers/owner_guard.h; ask sim_guarded() or owner_guarded()
  */
 
 #include <stdbool.h>
@@ -26,13 +38,16 @@
 #include "brokers/owner_guard.h"
 #include "brokers/owner_heap.h"
 
-#define SIM_SHARD 5
+#define SIM_SHARDS_MAX 4
+#define SIM_SHARD_FIRST 5 /* number of the first shard, in ids and in Kafka */
 #define SIM_BROKERS 3
-#define SIM_WORKERS_MAX 6
+#define SIM_GATEWAYS 2
+#define SIM_MACHINES 3
+#define SIM_WORKERS_MAX 20
+#define SIM_POOLS_MAX 4
 #define SIM_JOBS_MAX 256
-#define SIM_LOGS_MAX (3 + SIM_WORKERS_MAX)
-#define SIM_PRODUCERS_MAX (SIM_BROKERS + SIM_WORKERS_MAX + 2)
-#define SIM_POOLS 2
+#define SIM_EPOCHS_MAX 1024
+#define SIM_EPOCH_FIRST 100
 #define SIM_START_US 1000000000ull
 #define MS 1000ull
 #define SEC 1000000ull
@@ -52,7 +67,14 @@ struct process {
 
 /* ---- Kafka ---- */
 
-enum { SIM_INTAKE, SIM_OUTCOME, SIM_COMPLETED, SIM_DISPATCH };
+enum sim_topic { SIM_INTAKE, SIM_OUTCOME, SIM_COMPLETED, SIM_DISPATCH };
+
+/* A log is a partition of a topic; all of them are counted through. */
+#define LOG_INTAKE(shard) (shard)
+#define LOG_OUTCOME(shard) (SIM_SHARDS_MAX + (shard))
+#define LOG_COMPLETED(shard) (2 * SIM_SHARDS_MAX + (shard))
+#define LOG_DISPATCH(partition) (3 * SIM_SHARDS_MAX + (int)(partition))
+#define SIM_LOGS_MAX (3 * SIM_SHARDS_MAX + SIM_WORKERS_MAX)
 
 struct sim_record {
     const uint8_t *bytes;
@@ -105,12 +127,13 @@ struct sim_row {
 struct sim_change {
     int job;
     enum flush_action action;
-    struct sim_row row;
+    struct sim_row row, before;
     uint64_t final_token;
     bool refused; /* cannot be stored as it is */
 };
 
 struct sim_flush {
+    int shard;
     uint32_t epoch;
     uint64_t number;
     int64_t intake_floor, outcome_floor;
@@ -129,7 +152,7 @@ enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_LOOKUP };
 struct sim_request {
     struct sim_request *next;
     enum sim_request_type type;
-    struct sim_broker *broker;
+    struct sim_seat *seat;
     uint64_t incarnation;
     struct sim_flush *flush;
     struct ledger_lane lane;
@@ -139,29 +162,44 @@ struct sim_request {
     uint64_t connection;
 };
 
+/* What the ledger has of one shard. */
+struct sim_shard {
+    uint32_t epoch;
+    uint64_t epoch_at_us[SIM_EPOCHS_MAX]; /* when each began, from SIM_EPOCH_FIRST on */
+    int share_locks;
+    struct sim_flush **flushes; /* committed, in order of commit */
+    size_t flush_count, flush_room;
+    const struct sim_flush *newest;
+    int64_t intake_floor, outcome_floor; /* the highest ever committed */
+};
+
 struct sim_ledger {
     bool up;
     uint64_t life; /* raised when the server dies: open transactions are gone */
-    uint32_t epoch;
-    uint64_t epoch_at_us[4096]; /* when each epoch began; index: epoch - first */
-    uint32_t first_epoch;
-    int share_locks;
+    struct sim_shard shards[SIM_SHARDS_MAX];
     struct sim_row rows[SIM_JOBS_MAX];
-    struct sim_flush **flushes; /* committed, in order of commit */
-    size_t flush_count, flush_room;
     struct {
         bool present;
         int job;
     } keys[SIM_JOBS_MAX];
 };
 
+/* A connection to the ledger with its requests: unanswered, in order. */
+struct sim_store {
+    struct sim_request *requests, **requests_tail;
+    uint64_t connection;
+    bool asking, connected;
+};
+
 /* ---- processes ---- */
 
-struct sim_broker {
-    struct process process;
-    struct sim_producer producer;
+/* What a broker has of one shard. */
+struct sim_seat {
+    struct sim_broker *broker;
+    int shard;
+    struct sim_store store;
     struct owner *owner;
-    bool assigned, reading, intake_paused;
+    bool assigned, intake_paused;
     uint64_t session; /* raised by each takeover: late answers of older ones are dropped */
     int64_t intake_at, outcome_at;
     bool fetching, ticking, taking_over;
@@ -169,9 +207,27 @@ struct sim_broker {
         struct ledger_lane lane; /* after_seq: the highest row that a LOAD brought */
     } lanes[16];
     size_t lane_count;
-    struct sim_request *requests, **requests_tail; /* unanswered, in order */
-    uint64_t connection;
-    bool asking, connected;
+};
+
+struct sim_broker {
+    struct process process;
+    struct sim_producer producer;
+    struct sim_seat seats[SIM_SHARDS_MAX];
+};
+
+/* Places at which an owner may be killed, or stand still and go on as a zombie. */
+enum sim_point {
+    POINT_CONSUMED,
+    POINT_ATTEMPT_PRODUCED,
+    POINT_FLUSH_SENT,
+    POINT_BEFORE_REDIS,
+    POINT_BEFORE_COMPLETED,
+    POINT_AFTER_COMPLETED,
+    POINT_EPOCH_RAISED,
+    POINT_OFFSETS_READ,
+    POINT_REPUBLISHING,
+    POINT_REVOKED,
+    POINT_COUNT,
 };
 
 struct sim_held {
@@ -187,7 +243,7 @@ struct sim_worker {
     struct process process;
     struct sim_producer producer;
     char name[16];
-    int pool, log;
+    int pool, log, machine;
     uint64_t boot, slots, received, granted_told;
     uint32_t epoch_seen;
     size_t position;
@@ -196,9 +252,21 @@ struct sim_worker {
     bool fetching, pumping;
 };
 
+/* Its agent: tells the owners which boots have ended. */
+struct sim_machine {
+    struct process process;
+    struct sim_producer producer;
+};
+
+struct sim_gateway {
+    struct process process;
+    struct sim_producer producer;
+};
+
 struct sim_job {
     struct wire_id id;
-    int pool, tenant, key; /* key: -1 none, else index of the key */
+    int shard, pool, tenant, key; /* key: -1 none, else index of the key */
+    int gateway;                  /* that its client talks to */
     uint32_t priority;
     uint64_t produced_us;
     bool produced, accepted, refused_503, bad_output, bad_submit, dead;
@@ -210,7 +278,8 @@ struct sim_job {
     bool verdict_true, verdict_false, seen_final;
     struct wire_bytes final_key; /* in Redis */
     struct wire_bytes completed; /* first copy */
-    uint64_t token_max;          /* of the Attempts in dispatch logs */
+    uint64_t token_max;          /* of the Attempts that were asked for */
+    uint64_t token_logged;       /* the highest of those in dispatch logs */
 };
 
 struct sim_options {
@@ -220,12 +289,21 @@ struct sim_options {
     bool trace;
 };
 
+/* Kinds of faults that a world has. */
 struct sim_faults {
-    bool broker_crash, broker_pause, two_owners, worker_crash, worker_pause, worker_false_gone,
-        worker_leave;
+    bool broker_crash, broker_pause, two_owners, broker_points, worker_crash, worker_pause,
+        worker_false_gone, worker_leave;
     bool kafka_stall, kafka_duplicate, ledger_down, ledger_cut, ledger_slow, ledger_left_open,
         redis_flush;
     bool gateway_crash, bad_rows;
+};
+
+/* Faults that were counted: sim_faults.def. */
+enum sim_fault {
+#define FAULT(name, where, text) FAULT_##name,
+#include "tests/sim/sim_faults.def"
+#undef FAULT
+    FAULT_COUNT,
 };
 
 struct sim_event {
@@ -236,6 +314,9 @@ struct sim_event {
     void *opaque;
     uint64_t number;
 };
+
+/* All Attempts ever appended, by token and shard; open addressing. */
+#define SIM_TOKENS_MAX 8192
 
 struct sim {
     struct sim_options options;
@@ -249,23 +330,23 @@ struct sim {
 
     struct sim_log logs[SIM_LOGS_MAX];
     struct sim_ledger ledger;
+    int shard_count, pool_count, worker_count;
     struct sim_broker brokers[SIM_BROKERS];
+    int assigned[SIM_SHARDS_MAX]; /* the broker that the group elected; -1: none */
     struct sim_worker workers[SIM_WORKERS_MAX];
-    int worker_count, assigned;
-    struct process gateway;
-    struct sim_producer gateway_producer;
-    struct process agent;
-    struct sim_producer agent_producer;
+    struct sim_gateway gateways[SIM_GATEWAYS];
+    struct sim_machine machines[SIM_MACHINES];
     struct sim_job jobs[SIM_JOBS_MAX];
     int job_count, key_count;
     int redis_keys[SIM_JOBS_MAX]; /* idempotency cache: key to job; -1: none */
+    unsigned fault_percent;
     bool faults_over, worker_faulted, failed;
     size_t lost_attempts;
     struct {
         uint64_t token;
-        int job;
-    } tokens[4096]; /* of all Attempts ever appended */
-    size_t token_count;
+        int shard;
+    } tokens[SIM_TOKENS_MAX];
+    uint64_t hits[FAULT_COUNT];
     struct wire_decoder *decoder;
     char failure[512];
 };
@@ -283,10 +364,14 @@ uint64_t sim_between(struct sim *sim, uint64_t least, uint64_t most);
 bool sim_percent(struct sim *sim, unsigned percent);
 int sim_job_of(const struct sim *sim, const struct wire_id *id);
 bool sim_guarded(const struct sim *sim, enum owner_guard guard);
+void sim_hit(struct sim *sim, enum sim_fault fault);
+struct wire_text sim_pool_name(int pool);
+bool process_runs(const struct sim *sim, const struct process *process);
 void process_kill(struct process *process);
 void process_start(struct process *process);
 
 /* sim_kafka.c */
+enum sim_topic kafka_topic(int log);
 void kafka_producer_init(struct sim_producer *producer, struct process *process);
 void kafka_produce(struct sim *sim, struct sim_producer *producer, int log, enum message_type type,
                    const void *fields, sim_report_fn *report, void *opaque, uint64_t number);
@@ -295,36 +380,44 @@ void kafka_produce_bytes(struct sim *sim, struct sim_producer *producer, int log
 void kafka_producer_dies(struct sim *sim, struct sim_producer *producer);
 bool kafka_stalled(const struct sim *sim, int log);
 
+/* sim_group.c */
+void group_assign(struct sim *sim, int shard, int broker);
+void group_look(struct sim *sim, uint64_t delay_us); /* sessions have ended, or members came */
+void group_settle(struct sim *sim); /* after the faults: every shard moves once more */
+
 /* sim_store.c */
-void ledger_ask(struct sim *sim, struct sim_broker *broker, struct sim_request *request);
-void ledger_client_dies(struct sim *sim, struct sim_broker *broker);
-void ledger_cut(struct sim *sim, struct sim_broker *broker);
+void ledger_ask(struct sim *sim, struct sim_seat *seat, struct sim_request *request);
+void ledger_client_dies(struct sim *sim, struct sim_seat *seat);
+void ledger_cut(struct sim *sim, struct sim_seat *seat);
 void ledger_go_down(struct sim *sim);
 void ledger_come_up(struct sim *sim);
-const struct sim_flush *ledger_newest(const struct sim *sim);
 struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *flush);
 struct message_completed ledger_completed(struct sim *sim, int job);
 
 /* sim_broker.c */
 void broker_start(struct sim *sim, struct sim_broker *broker);
 void broker_crash(struct sim *sim, struct sim_broker *broker);
-void broker_assign(struct sim *sim, int index);
-void broker_wake(struct sim *sim, struct sim_broker *broker);
-void broker_on_takeover(struct sim *sim, struct sim_broker *broker,
-                        struct ledger_takeover *takeover);
-void broker_on_flush(struct sim *sim, struct sim_broker *broker, const struct flush_result *result);
-void broker_on_rows(struct sim *sim, struct sim_broker *broker, const struct sim_request *request,
-                    struct ledger_row *rows, size_t row_count, bool complete);
+void broker_dies(struct sim *sim, struct sim_broker *broker); /* and comes back, and is noticed */
+void broker_stands_still(struct sim *sim, struct sim_broker *broker, uint64_t long_us);
+bool broker_passes(struct sim *sim, struct sim_broker *broker, enum sim_point point);
+void seat_assign(struct sim *sim, struct sim_seat *seat);
+void seat_revoke(struct sim *sim, struct sim_seat *seat);
+void seat_wake(struct sim *sim, struct sim_seat *seat);
+void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_takeover *takeover);
+void seat_on_flush(struct sim *sim, struct sim_seat *seat, const struct flush_result *result);
+void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_request *request,
+                  struct ledger_row *rows, size_t row_count, bool complete);
 
 /* sim_worker.c */
 void worker_start(struct sim *sim, struct sim_worker *worker);
 void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells);
 void worker_leave(struct sim *sim, struct sim_worker *worker);
 void worker_wake(struct sim *sim, struct sim_worker *worker);
+int worker_outcome(const struct sim *sim, const struct sim_worker *worker);
 
 /* sim_gateway.c */
 void gateway_begin(struct sim *sim);
-void gateway_crash(struct sim *sim);
+void gateway_crash(struct sim *sim, struct sim_gateway *gateway);
 void gateway_probe(struct sim *sim);
 void gateway_on_verdict(struct sim *sim, const struct message_wake *wake);
 void redis_set_final(struct sim *sim, int job, const struct message_completed *completed);
@@ -335,8 +428,9 @@ void faults_plan(struct sim *sim);
 void faults_stop(struct sim *sim);
 
 /* sim_check.c */
-void check_commit(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before);
+void check_commit(struct sim *sim, const struct sim_flush *flush);
 void check_append(struct sim *sim, int log, int64_t offset);
+void check_accept(struct sim *sim, int job);
 void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held);
 void check_verdict(struct sim *sim, int job, bool canceled);
 void check_final_key(struct sim *sim, int job, const struct message_completed *completed);

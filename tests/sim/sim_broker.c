@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * A broker process: it is assigned the shard, takes over, reads, and carries out the owner's
- * to-dos. It may die or stand still between any two events, and it may go on as a zombie.
+ * A broker process and its seats, one a shard: it is assigned the shard, takes over, reads, and
+ * carries out the owner's to-dos. It may die or stand still between any two events and at the
+ * points of enum sim_point, and it may go on as a zombie.
  */
 
 #include <stdlib.h>
@@ -14,111 +15,136 @@
 #define TICK_US (100 * MS)
 #define FETCH_RECORDS 8
 
-static void broker_work(struct sim *sim, struct sim_broker *broker);
-static void broker_fetch(struct sim *sim, void *opaque, uint64_t number);
-static void broker_take_over(struct sim *sim, void *opaque, uint64_t session);
+static void seat_work(struct sim *sim, struct sim_seat *seat);
+static void seat_fetch(struct sim *sim, void *opaque, uint64_t number);
+static void seat_take_over(struct sim *sim, void *opaque, uint64_t session);
 
-static void owner_now(struct sim *sim, struct sim_broker *broker)
+static void owner_now(struct sim *sim, struct sim_seat *seat)
 {
-    owner_tick(broker->owner, sim->now_us, sim->now_us);
+    owner_tick(seat->owner, sim->now_us, sim->now_us);
 }
 
-static bool session_is(const struct sim_broker *broker, uint64_t session)
+static bool session_is(const struct sim_seat *seat, uint64_t session)
 {
-    return broker->owner != NULL && broker->session == session;
+    return seat->owner != NULL && seat->session == session;
+}
+
+/* ---- points ---- */
+
+/* The broker comes to a point. True: it goes on; false: it was killed there. One that stands still
+ * there does nothing more until it is resumed. */
+bool broker_passes(struct sim *sim, struct sim_broker *broker, enum sim_point point)
+{
+    unsigned percent = point == POINT_REVOKED ? 25 : 2; /* that one is rare */
+
+    if (!sim->faults.broker_points || sim->faults_over || !broker->process.alive ||
+        !sim_percent(sim, percent))
+        return broker->process.alive;
+    if (sim_percent(sim, 50)) {
+        sim_hit(sim, (enum sim_fault)(FAULT_KILL_CONSUMED + (int)point));
+        broker_dies(sim, broker);
+        return false;
+    }
+    sim_hit(sim, (enum sim_fault)(FAULT_PAUSE_CONSUMED + (int)point));
+    broker_stands_still(sim, broker, sim_between(sim, 500 * MS, 8 * SEC));
+    return true;
 }
 
 /* ---- reading ---- */
 
-void broker_wake(struct sim *sim, struct sim_broker *broker)
+void seat_wake(struct sim *sim, struct sim_seat *seat)
 {
-    if (!broker->process.alive || broker->owner == NULL || broker->fetching)
+    if (!seat->broker->process.alive || seat->owner == NULL || seat->fetching)
         return;
-    broker->fetching = true;
-    sim_post(sim, &broker->process, sim_between(sim, 50, 1 * MS), broker_fetch, broker,
-             broker->session);
+    seat->fetching = true;
+    sim_post(sim, &seat->broker->process, sim_between(sim, 50, 1 * MS), seat_fetch, seat,
+             seat->session);
 }
 
-static bool fetch_intake(struct sim *sim, struct sim_broker *broker)
+static bool fetch_intake(struct sim *sim, struct sim_seat *seat)
 {
-    struct sim_log *log = &sim->logs[SIM_INTAKE];
+    struct sim_log *log = &sim->logs[LOG_INTAKE(seat->shard)];
 
-    if (kafka_stalled(sim, SIM_INTAKE) || broker->intake_paused)
+    if (kafka_stalled(sim, LOG_INTAKE(seat->shard)) || seat->intake_paused)
         return false;
-    for (int i = 0; i < FETCH_RECORDS && broker->intake_at < (int64_t)log->count; i++) {
-        const struct sim_record *record = &log->records[broker->intake_at];
+    for (int i = 0; i < FETCH_RECORDS && seat->intake_at < (int64_t)log->count; i++) {
+        const struct sim_record *record = &log->records[seat->intake_at];
 
-        owner_on_intake(broker->owner, broker->intake_at++, record->append_us, record->bytes,
+        owner_on_intake(seat->owner, seat->intake_at++, record->append_us, record->bytes,
                         record->size);
     }
-    if (broker->intake_at >= (int64_t)log->count)
-        owner_on_intake_end(broker->owner, sim->now_us);
-    return broker->intake_at < (int64_t)log->count;
+    if (seat->intake_at >= (int64_t)log->count)
+        owner_on_intake_end(seat->owner, sim->now_us);
+    return seat->intake_at < (int64_t)log->count;
 }
 
-static bool fetch_outcome(struct sim *sim, struct sim_broker *broker)
+static bool fetch_outcome(struct sim *sim, struct sim_seat *seat)
 {
-    struct sim_log *log = &sim->logs[SIM_OUTCOME];
+    struct sim_log *log = &sim->logs[LOG_OUTCOME(seat->shard)];
 
-    if (kafka_stalled(sim, SIM_OUTCOME))
+    if (kafka_stalled(sim, LOG_OUTCOME(seat->shard)))
         return false;
-    for (int i = 0; i < FETCH_RECORDS && broker->outcome_at < (int64_t)log->count; i++) {
-        const struct sim_record *record = &log->records[broker->outcome_at];
+    for (int i = 0; i < FETCH_RECORDS && seat->outcome_at < (int64_t)log->count; i++) {
+        const struct sim_record *record = &log->records[seat->outcome_at];
 
-        owner_on_outcome(broker->owner, broker->outcome_at++, record->bytes, record->size);
+        owner_on_outcome(seat->owner, seat->outcome_at++, record->bytes, record->size);
     }
-    if (broker->outcome_at >= (int64_t)log->count)
-        owner_on_outcome_end(broker->owner, sim->now_us);
-    return broker->outcome_at < (int64_t)log->count;
+    if (seat->outcome_at >= (int64_t)log->count)
+        owner_on_outcome_end(seat->owner, sim->now_us);
+    return seat->outcome_at < (int64_t)log->count;
 }
 
-static void broker_fetch(struct sim *sim, void *opaque, uint64_t session)
+static void seat_fetch(struct sim *sim, void *opaque, uint64_t session)
 {
-    struct sim_broker *broker = opaque;
+    struct sim_seat *seat = opaque;
     bool more;
 
-    if (!session_is(broker, session))
+    if (!session_is(seat, session)) {
+        if (seat->owner != NULL)
+            sim_hit(sim, FAULT_STALE_RECORDS); /* they carry their assignment, and are dropped */
         return;
-    broker->fetching = false;
-    owner_now(sim, broker);
-    more = fetch_intake(sim, broker);
-    if (fetch_outcome(sim, broker) || more)
-        broker_wake(sim, broker);
-    broker_work(sim, broker);
+    }
+    seat->fetching = false;
+    owner_now(sim, seat);
+    more = fetch_intake(sim, seat);
+    if (fetch_outcome(sim, seat) || more)
+        seat_wake(sim, seat);
+    if (broker_passes(sim, seat->broker, POINT_CONSUMED))
+        seat_work(sim, seat);
 }
 
-static void broker_tick(struct sim *sim, void *opaque, uint64_t session)
+static void seat_tick(struct sim *sim, void *opaque, uint64_t session)
 {
-    struct sim_broker *broker = opaque;
+    struct sim_seat *seat = opaque;
 
-    if (!session_is(broker, session))
+    if (!session_is(seat, session))
         return;
-    owner_now(sim, broker);
-    if (!kafka_stalled(sim, SIM_OUTCOME) &&
-        broker->outcome_at >= (int64_t)sim->logs[SIM_OUTCOME].count)
-        owner_on_outcome_end(broker->owner, sim->now_us);
-    broker_wake(sim, broker);
-    broker_work(sim, broker);
-    if (broker->owner != NULL)
-        sim_post(sim, &broker->process, TICK_US, broker_tick, broker, session);
+    owner_now(sim, seat);
+    if (!kafka_stalled(sim, LOG_OUTCOME(seat->shard)) &&
+        seat->outcome_at >= (int64_t)sim->logs[LOG_OUTCOME(seat->shard)].count)
+        owner_on_outcome_end(seat->owner, sim->now_us);
+    seat_wake(sim, seat);
+    seat_work(sim, seat);
+    if (seat->owner != NULL)
+        sim_post(sim, &seat->broker->process, TICK_US, seat_tick, seat, session);
 }
 
 /* A tick at the time that the owner asked for, so that short delays are seen too. */
-static void broker_due(struct sim *sim, void *opaque, uint64_t session)
+static void seat_due(struct sim *sim, void *opaque, uint64_t session)
 {
-    struct sim_broker *broker = opaque;
+    struct sim_seat *seat = opaque;
 
-    if (!session_is(broker, session))
+    if (!session_is(seat, session))
         return;
-    broker->ticking = false;
-    owner_now(sim, broker);
-    broker_work(sim, broker);
+    seat->ticking = false;
+    owner_now(sim, seat);
+    seat_work(sim, seat);
 }
 
 /* ---- to-dos ---- */
 
 struct attempt_report {
-    struct sim_broker *broker;
+    struct sim_seat *seat;
     uint64_t session, token;
 };
 
@@ -127,72 +153,97 @@ static void attempt_reported(struct sim *sim, void *opaque, uint64_t number, int
     struct attempt_report *report = opaque;
 
     (void)number;
-    if (!session_is(report->broker, report->session))
+    if (!session_is(report->seat, report->session))
         return;
-    owner_now(sim, report->broker);
-    owner_on_attempt_reported(report->broker->owner, report->token, offset);
-    broker_work(sim, report->broker);
+    owner_now(sim, report->seat);
+    owner_on_attempt_reported(report->seat->owner, report->token, offset);
+    seat_work(sim, report->seat);
 }
 
-/* The dispatch log of the worker: partitions of all pools are counted through here. */
-static int worker_log(const struct sim *sim, struct wire_text name)
-{
-    for (int i = 0; i < sim->worker_count; i++) {
-        if (wire_text_equal(name, sim->workers[i].name))
-            return sim->workers[i].log;
-    }
-    return SIM_DISPATCH;
-}
-
-static void do_attempt(struct sim *sim, struct sim_broker *broker, const struct owner_todo *todo)
+static bool do_attempt(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     const struct message_attempt *attempt = &todo->attempt.message;
     struct attempt_report *report = sim_alloc(sim, sizeof(*report));
 
-    *report = (struct attempt_report){broker, broker->session, attempt->token};
-    sim_trace(sim, "%s sends attempt %llu of job %d, token %u/%u, to %.*s", broker->process.name,
-              (unsigned long long)attempt->number, sim_job_of(sim, &attempt->job),
-              TOKEN_EPOCH(attempt->token), (uint32_t)attempt->token, (int)attempt->worker.size,
-              attempt->worker.text);
+    *report = (struct attempt_report){seat, seat->session, attempt->token};
+    sim_trace(sim, "%s sends attempt %llu of job %d, token %u/%u, to %.*s",
+              seat->broker->process.name, (unsigned long long)attempt->number,
+              sim_job_of(sim, &attempt->job), TOKEN_EPOCH(attempt->token), (uint32_t)attempt->token,
+              (int)attempt->worker.size, attempt->worker.text);
     if (attempt->token > sim->jobs[sim_job_of(sim, &attempt->job)].token_max)
         sim->jobs[sim_job_of(sim, &attempt->job)].token_max = attempt->token;
-    kafka_produce(sim, &broker->producer, worker_log(sim, attempt->worker), MESSAGE_ATTEMPT,
-                  attempt, attempt_reported, report, 0);
+    kafka_produce(sim, &seat->broker->producer, LOG_DISPATCH(todo->attempt.partition),
+                  MESSAGE_ATTEMPT, attempt, attempt_reported, report, 0);
+    return broker_passes(sim, seat->broker, POINT_ATTEMPT_PRODUCED);
 }
 
 struct publishing {
-    struct sim_broker *broker;
+    struct sim_seat *seat;
     uint64_t session, flush_number;
-    size_t left;
+    const struct ledger_final *finals;
+    size_t count, next, reported;
 };
 
 static void completed_reported(struct sim *sim, void *opaque, uint64_t number, int64_t offset)
 {
     struct publishing *publishing = opaque;
+    struct sim_seat *seat = publishing->seat;
 
     (void)number;
     (void)offset;
-    if (--publishing->left > 0 || !session_is(publishing->broker, publishing->session))
+    if (++publishing->reported < publishing->count || !session_is(seat, publishing->session) ||
+        !broker_passes(sim, seat->broker, POINT_AFTER_COMPLETED))
         return;
-    owner_now(sim, publishing->broker);
-    owner_on_published(publishing->broker->owner, publishing->flush_number);
-    broker_work(sim, publishing->broker);
+    owner_now(sim, seat);
+    owner_on_published(seat->owner, publishing->flush_number);
+    seat_work(sim, seat);
 }
 
-static void do_publish(struct sim *sim, struct sim_broker *broker, const struct owner_todo *todo)
+/* False when the broker stands still or is dead: then it goes on later, or never. */
+static bool publish_passes(struct sim *sim, struct publishing *publishing, enum sim_point point)
+{
+    struct sim_seat *seat = publishing->seat;
+
+    return broker_passes(sim, seat->broker, point) && process_runs(sim, &seat->broker->process);
+}
+
+/* One final key, one record after the other; who is stopped among them begins with the same one. */
+static void publish_goes_on(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct publishing *publishing = opaque;
+    struct sim_seat *seat = publishing->seat;
+    enum sim_point before = publishing->flush_number == 0 ? POINT_REPUBLISHING : POINT_BEFORE_REDIS;
+
+    (void)number;
+    if (!session_is(seat, publishing->session))
+        return;
+    while (publishing->next < publishing->count) {
+        const struct message_completed *completed = &publishing->finals[publishing->next].completed;
+
+        if (!publish_passes(sim, publishing, before))
+            break;
+        redis_set_final(sim, sim_job_of(sim, &completed->id), completed);
+        if (!publish_passes(sim, publishing, POINT_BEFORE_COMPLETED))
+            break;
+        kafka_produce(sim, &seat->broker->producer, LOG_COMPLETED(seat->shard), MESSAGE_COMPLETED,
+                      completed, completed_reported, publishing, 0);
+        publishing->next++;
+    }
+    if (publishing->next < publishing->count)
+        sim_post(sim, &seat->broker->process, 0, publish_goes_on, publishing, 0);
+}
+
+static bool do_publish(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     struct publishing *publishing = sim_alloc(sim, sizeof(*publishing));
 
-    *publishing = (struct publishing){broker, broker->session, todo->publish.flush_number,
-                                      todo->publish.final_count};
-    for (size_t i = 0; i < todo->publish.final_count; i++) {
-        const struct message_completed *completed = &todo->publish.finals[i].completed;
-        int job = sim_job_of(sim, &completed->id);
-
-        redis_set_final(sim, job, completed);
-        kafka_produce(sim, &broker->producer, SIM_COMPLETED, MESSAGE_COMPLETED, completed,
-                      completed_reported, publishing, 0);
-    }
+    *publishing = (struct publishing){.seat = seat,
+                                      .session = seat->session,
+                                      .flush_number = todo->publish.flush_number,
+                                      .finals = todo->publish.finals,
+                                      .count = todo->publish.final_count};
+    publish_goes_on(sim, publishing, 0);
+    return seat->owner != NULL;
 }
 
 static void early_final_keys(struct sim *sim, const struct flush *flush)
@@ -207,7 +258,7 @@ static void early_final_keys(struct sim *sim, const struct flush *flush)
     }
 }
 
-static void do_flush(struct sim *sim, struct sim_broker *broker, const struct owner_todo *todo)
+static bool do_flush(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     struct sim_request *request = sim_alloc(sim, sizeof(*request));
 
@@ -215,39 +266,41 @@ static void do_flush(struct sim *sim, struct sim_broker *broker, const struct ow
         early_final_keys(sim, todo->flush);
     request->type = SIM_FLUSH;
     request->flush = ledger_copy_flush(sim, todo->flush);
-    ledger_ask(sim, broker, request);
+    request->flush->shard = seat->shard;
+    ledger_ask(sim, seat, request);
+    return broker_passes(sim, seat->broker, POINT_FLUSH_SENT);
 }
 
 /* The owner's cursors only move forward: what a LOAD brought is not asked for again. */
-static struct ledger_lane *lane_seen(struct sim_broker *broker, const struct ledger_lane *lane)
+static struct ledger_lane *lane_seen(struct sim_seat *seat, const struct ledger_lane *lane)
 {
-    for (size_t i = 0; i < broker->lane_count; i++) {
-        struct ledger_lane *seen = &broker->lanes[i].lane;
+    for (size_t i = 0; i < seat->lane_count; i++) {
+        struct ledger_lane *seen = &seat->lanes[i].lane;
 
         if (seen->rank == lane->rank && strcmp(seen->pool, lane->pool) == 0 &&
             strcmp(seen->tenant, lane->tenant) == 0)
             return seen;
     }
-    assert(broker->lane_count < COUNT_OF(broker->lanes));
-    broker->lanes[broker->lane_count].lane = *lane;
-    broker->lanes[broker->lane_count].lane.after_seq = -1;
-    return &broker->lanes[broker->lane_count++].lane;
+    assert(seat->lane_count < COUNT_OF(seat->lanes));
+    seat->lanes[seat->lane_count].lane = *lane;
+    seat->lanes[seat->lane_count].lane.after_seq = -1;
+    return &seat->lanes[seat->lane_count++].lane;
 }
 
-static void do_load(struct sim *sim, struct sim_broker *broker, const struct owner_todo *todo)
+static void do_load(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     struct sim_request *request = sim_alloc(sim, sizeof(*request));
 
     request->type = SIM_LOAD;
     request->lane = todo->load.lane;
     request->limit = todo->load.limit;
-    if (todo->load.lane.after_seq < lane_seen(broker, &todo->load.lane)->after_seq)
+    if (todo->load.lane.after_seq < lane_seen(seat, &todo->load.lane)->after_seq)
         sim_fail(sim, "the cursor of a lane moves back to %lld",
                  (long long)todo->load.lane.after_seq);
-    ledger_ask(sim, broker, request);
+    ledger_ask(sim, seat, request);
 }
 
-static void do_lookup(struct sim *sim, struct sim_broker *broker, const struct owner_todo *todo)
+static void do_lookup(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     struct sim_request *request = sim_alloc(sim, sizeof(*request));
 
@@ -255,154 +308,155 @@ static void do_lookup(struct sim *sim, struct sim_broker *broker, const struct o
     request->id_count = todo->lookup.id_count;
     request->ids = sim_alloc(sim, request->id_count * sizeof(*request->ids));
     memcpy(request->ids, todo->lookup.ids, request->id_count * sizeof(*request->ids));
-    ledger_ask(sim, broker, request);
+    ledger_ask(sim, seat, request);
 }
 
-static void broker_stop(struct sim *sim, struct sim_broker *broker, const char *why)
+static void seat_stop(struct sim *sim, struct sim_seat *seat, const char *why)
 {
-    sim_trace(sim, "%s stops: %s", broker->process.name, why);
-    owner_free(&broker->owner);
-    broker->session++;
-    broker->lane_count = 0;
-    broker->fetching = broker->ticking = broker->intake_paused = broker->taking_over = false;
-    ledger_client_dies(sim, broker);
+    sim_trace(sim, "%s stops: %s", seat->broker->process.name, why);
+    owner_free(&seat->owner);
+    seat->session++;
+    seat->lane_count = 0;
+    seat->fetching = seat->ticking = seat->intake_paused = seat->taking_over = false;
+    ledger_client_dies(sim, seat);
 }
 
 /* False when the owner is over. */
-static bool broker_do(struct sim *sim, struct sim_broker *broker, struct owner_todo *todo)
+static bool seat_do(struct sim *sim, struct sim_seat *seat, struct owner_todo *todo)
 {
     switch (todo->type) {
     case OWNER_TODO_ATTEMPT:
-        do_attempt(sim, broker, todo);
-        return true;
+        return do_attempt(sim, seat, todo);
     case OWNER_TODO_REVOKE:
-        kafka_produce(sim, &broker->producer, worker_log(sim, todo->revoke.message.worker),
+        kafka_produce(sim, &seat->broker->producer, LOG_DISPATCH(todo->revoke.partition),
                       MESSAGE_REVOKE, &todo->revoke.message, NULL, NULL, 0);
         return true;
     case OWNER_TODO_FLUSH:
-        do_flush(sim, broker, todo);
-        return true;
+        return do_flush(sim, seat, todo);
     case OWNER_TODO_PUBLISH:
-        do_publish(sim, broker, todo);
-        return true;
+        return do_publish(sim, seat, todo);
     case OWNER_TODO_VERDICT:
         gateway_on_verdict(sim, &todo->verdict.message);
         return true;
     case OWNER_TODO_LOAD:
-        do_load(sim, broker, todo);
+        do_load(sim, seat, todo);
         return true;
     case OWNER_TODO_LOOKUP:
-        do_lookup(sim, broker, todo);
+        do_lookup(sim, seat, todo);
         return true;
     case OWNER_TODO_INTAKE_PAUSE:
     case OWNER_TODO_INTAKE_RESUME:
-        broker->intake_paused = todo->type == OWNER_TODO_INTAKE_PAUSE;
+        seat->intake_paused = todo->type == OWNER_TODO_INTAKE_PAUSE;
         return true;
     case OWNER_TODO_DEAD:
-        if (todo->dead.offset < (int64_t)sim->logs[SIM_INTAKE].count) {
-            for (int job = 0; job < sim->job_count; job++)
-                sim->jobs[job].dead |= sim->jobs[job].offset == todo->dead.offset;
-        }
+        for (int job = 0; job < sim->job_count; job++)
+            sim->jobs[job].dead |= sim->jobs[job].shard == seat->shard &&
+                                   sim->jobs[job].offset == todo->dead.offset;
         return true;
     case OWNER_TODO_STOP:
-        broker_stop(sim, broker, todo->stop.why);
-        if (broker->assigned) /* the group still names it: it takes over again */
-            sim_post(sim, &broker->process, 100 * MS, broker_take_over, broker, broker->session);
+        seat_stop(sim, seat, todo->stop.why);
+        if (seat->assigned) /* the group still names it: it takes over again */
+            sim_post(sim, &seat->broker->process, 100 * MS, seat_take_over, seat, seat->session);
         return false;
     }
     return true;
 }
 
-static void broker_work(struct sim *sim, struct sim_broker *broker)
+static void seat_work(struct sim *sim, struct sim_seat *seat)
 {
     struct owner_todo todo;
     struct owner_stats stats;
     uint64_t due_us;
 
-    while (broker->owner != NULL && !sim->failed && owner_next_todo(broker->owner, &todo)) {
-        if (!broker_do(sim, broker, &todo))
+    /* One that stands still goes on with its next tick. */
+    while (seat->owner != NULL && !sim->failed && process_runs(sim, &seat->broker->process) &&
+           owner_next_todo(seat->owner, &todo)) {
+        if (!seat_do(sim, seat, &todo))
             return;
     }
-    if (broker->owner == NULL)
+    if (seat->owner == NULL || !process_runs(sim, &seat->broker->process))
         return;
-    stats = owner_stats(broker->owner);
+    stats = owner_stats(seat->owner);
     if (stats.waiting_in_memory > 0 && stats.running > 0 && stats.waiting_in_memory > SIM_JOBS_MAX)
         sim_fail(sim, "invariant 16: %llu jobs wait in memory",
                  (unsigned long long)stats.waiting_in_memory);
-    due_us = owner_next_due_us(broker->owner);
-    if (broker->ticking || due_us > sim->now_us + TICK_US)
+    due_us = owner_next_due_us(seat->owner);
+    if (seat->ticking || due_us > sim->now_us + TICK_US)
         return;
-    broker->ticking = true;
-    sim_post(sim, &broker->process, due_us > sim->now_us ? due_us - sim->now_us : 1 * MS,
-             broker_due, broker, broker->session);
+    seat->ticking = true;
+    sim_post(sim, &seat->broker->process, due_us > sim->now_us ? due_us - sim->now_us : 1 * MS,
+             seat_due, seat, seat->session);
 }
 
 /* ---- life ---- */
 
-static void broker_take_over(struct sim *sim, void *opaque, uint64_t session)
+static void seat_take_over(struct sim *sim, void *opaque, uint64_t session)
 {
-    struct sim_broker *broker = opaque;
+    struct sim_seat *seat = opaque;
     struct sim_request *request;
 
-    if (broker->session != session || !broker->assigned || broker->taking_over ||
-        broker->owner != NULL)
+    if (seat->session != session || !seat->assigned || seat->taking_over || seat->owner != NULL)
         return;
-    broker->taking_over = true;
+    seat->taking_over = true;
     request = sim_alloc(sim, sizeof(*request));
     request->type = SIM_TAKEOVER;
-    ledger_ask(sim, broker, request);
+    ledger_ask(sim, seat, request);
 }
 
-void broker_on_takeover(struct sim *sim, struct sim_broker *broker,
-                        struct ledger_takeover *takeover)
+void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_takeover *takeover)
 {
-    struct owner_ends ends = {.intake_end = (int64_t)sim->logs[SIM_INTAKE].count,
-                              .outcome_end = (int64_t)sim->logs[SIM_OUTCOME].count};
+    struct owner_ends ends = {.intake_end = (int64_t)sim->logs[LOG_INTAKE(seat->shard)].count,
+                              .outcome_end = (int64_t)sim->logs[LOG_OUTCOME(seat->shard)].count};
 
-    broker->taking_over = false;
-    broker->intake_at = takeover->intake_floor < 0 ? 0 : takeover->intake_floor;
-    broker->outcome_at = takeover->outcome_floor < 0 ? 0 : takeover->outcome_floor;
-    sim_trace(sim, "%s owns the shard in epoch %u, reads from %lld and %lld up to %lld and %lld",
-              broker->process.name, takeover->epoch, (long long)broker->intake_at,
-              (long long)broker->outcome_at, (long long)ends.intake_end,
-              (long long)ends.outcome_end);
-    broker->owner = owner_new(&sim->owner_options, takeover, ends, sim->now_us, sim->now_us);
-    broker_wake(sim, broker);
-    sim_post(sim, &broker->process, TICK_US, broker_tick, broker, broker->session);
-    broker_work(sim, broker);
-}
-
-void broker_on_flush(struct sim *sim, struct sim_broker *broker, const struct flush_result *result)
-{
-    if (broker->owner == NULL)
+    seat->taking_over = false;
+    if (!broker_passes(sim, seat->broker, POINT_OFFSETS_READ)) {
+        for (size_t i = 0; i < takeover->row_count; i++)
+            job_spec_unref(&takeover->rows[i].spec);
         return;
-    owner_now(sim, broker);
-    owner_on_flush(broker->owner, result);
-    broker_work(sim, broker);
+    }
+    seat->intake_at = takeover->intake_floor < 0 ? 0 : takeover->intake_floor;
+    seat->outcome_at = takeover->outcome_floor < 0 ? 0 : takeover->outcome_floor;
+    sim_trace(sim, "%s owns shard %d in epoch %u, reads from %lld and %lld up to %lld and %lld",
+              seat->broker->process.name, seat->shard, takeover->epoch, (long long)seat->intake_at,
+              (long long)seat->outcome_at, (long long)ends.intake_end, (long long)ends.outcome_end);
+    seat->owner = owner_new(&sim->owner_options, takeover, ends, sim->now_us, sim->now_us);
+    seat_wake(sim, seat);
+    sim_post(sim, &seat->broker->process, TICK_US, seat_tick, seat, seat->session);
+    seat_work(sim, seat);
 }
 
-void broker_on_rows(struct sim *sim, struct sim_broker *broker, const struct sim_request *request,
-                    struct ledger_row *rows, size_t row_count, bool complete)
+void seat_on_flush(struct sim *sim, struct sim_seat *seat, const struct flush_result *result)
 {
-    if (broker->owner == NULL) {
+    if (seat->owner == NULL)
+        return;
+    owner_now(sim, seat);
+    owner_on_flush(seat->owner, result);
+    seat_work(sim, seat);
+}
+
+void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_request *request,
+                  struct ledger_row *rows, size_t row_count, bool complete)
+{
+    if (seat->owner == NULL) {
         for (size_t i = 0; i < row_count; i++)
             job_spec_unref(&rows[i].spec);
         return;
     }
-    owner_now(sim, broker);
+    owner_now(sim, seat);
     if (request->type == SIM_LOAD && row_count > 0)
-        lane_seen(broker, &request->lane)->after_seq = (int64_t)rows[row_count - 1].spec->seq;
+        lane_seen(seat, &request->lane)->after_seq = (int64_t)rows[row_count - 1].spec->seq;
     if (request->type == SIM_LOAD)
-        owner_on_rows(broker->owner, &request->lane, rows, row_count, complete);
+        owner_on_rows(seat->owner, &request->lane, rows, row_count, complete);
     else
-        owner_on_lookup(broker->owner, rows, row_count);
-    broker_work(sim, broker);
+        owner_on_lookup(seat->owner, rows, row_count);
+    seat_work(sim, seat);
 }
 
 void broker_start(struct sim *sim, struct sim_broker *broker)
 {
     process_start(&broker->process);
-    ledger_client_dies(sim, broker);
+    for (int shard = 0; shard < SIM_SHARDS_MAX; shard++)
+        ledger_client_dies(sim, &broker->seats[shard]);
 }
 
 void broker_crash(struct sim *sim, struct sim_broker *broker)
@@ -410,39 +464,70 @@ void broker_crash(struct sim *sim, struct sim_broker *broker)
     if (!broker->process.alive)
         return;
     sim_trace(sim, "%s is killed", broker->process.name);
-    broker_stop(sim, broker, "killed");
-    broker->assigned = false;
+    for (int shard = 0; shard < sim->shard_count; shard++) {
+        seat_stop(sim, &broker->seats[shard], "killed");
+        broker->seats[shard].assigned = false;
+    }
     process_kill(&broker->process);
     kafka_producer_dies(sim, &broker->producer);
 }
 
-/* The old one hears of it when its session ends; meanwhile it goes on. */
-static void broker_hears_of_loss(struct sim *sim, void *opaque, uint64_t session)
+static void broker_restarts(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_broker *broker = opaque;
 
-    if (broker->session == session && !broker->assigned && broker->owner != NULL)
-        broker_stop(sim, broker, "assignment lost");
+    (void)number;
+    if (broker->process.alive)
+        return;
+    broker_start(sim, broker);
+    group_look(sim, sim_between(sim, 10 * MS, 1 * SEC));
 }
 
-void broker_assign(struct sim *sim, int index)
+void broker_dies(struct sim *sim, struct sim_broker *broker)
 {
-    struct sim_broker *broker = &sim->brokers[index];
+    broker_crash(sim, broker);
+    sim_post(sim, NULL, sim_between(sim, 100 * MS, 3 * SEC), broker_restarts, broker, 0);
+    group_look(sim, sim_between(sim, 10 * MS, 2 * SEC));
+}
 
-    for (int i = 0; i < SIM_BROKERS; i++) {
-        if (i == index || !sim->brokers[i].assigned)
-            continue;
-        sim->brokers[i].assigned = false;
-        if (sim->brokers[i].owner != NULL && sim_percent(sim, 40))
-            owner_drain(sim->brokers[i].owner); /* a revoke, not a loss */
-        sim_post(sim, &sim->brokers[i].process, sim_between(sim, 0, 3 * SEC), broker_hears_of_loss,
-                 &sim->brokers[i], sim->brokers[i].session);
-    }
-    sim->assigned = index;
-    if (broker->owner != NULL || broker->taking_over)
-        broker_stop(sim, broker, "assigned anew");
-    broker->assigned = true;
-    broker->session++;
-    sim_post(sim, &broker->process, sim_between(sim, 0, 100 * MS), broker_take_over, broker,
-             broker->session);
+/* SIGSTOP: its session ends while it stands still; then it goes on as a zombie. */
+void broker_stands_still(struct sim *sim, struct sim_broker *broker, uint64_t long_us)
+{
+    sim_trace(sim, "%s stands still for %llu ms", broker->process.name,
+              (unsigned long long)(long_us / MS));
+    broker->process.paused_until_us = sim->now_us + long_us;
+    if (long_us > 1 * SEC)
+        group_look(sim, sim_between(sim, 300 * MS, 3 * SEC));
+}
+
+/* The old one hears of a loss when its session ends; meanwhile it goes on. */
+static void seat_hears_of_loss(struct sim *sim, void *opaque, uint64_t session)
+{
+    struct sim_seat *seat = opaque;
+
+    if (seat->session == session && !seat->assigned && seat->owner != NULL)
+        seat_stop(sim, seat, "assignment lost");
+}
+
+void seat_revoke(struct sim *sim, struct sim_seat *seat)
+{
+    const struct sim_request *request = seat->store.requests;
+
+    seat->assigned = false;
+    if (request != NULL && request->type == SIM_FLUSH)
+        broker_passes(sim, seat->broker, POINT_REVOKED);
+    if (seat->owner != NULL && process_runs(sim, &seat->broker->process) && sim_percent(sim, 40))
+        owner_drain(seat->owner); /* a revoke, not a loss */
+    sim_post(sim, &seat->broker->process, sim_between(sim, 0, 3 * SEC), seat_hears_of_loss, seat,
+             seat->session);
+}
+
+void seat_assign(struct sim *sim, struct sim_seat *seat)
+{
+    if (seat->owner != NULL || seat->taking_over)
+        seat_stop(sim, seat, "assigned anew");
+    seat->assigned = true;
+    seat->session++;
+    sim_post(sim, &seat->broker->process, sim_between(sim, 0, 100 * MS), seat_take_over, seat,
+             seat->session);
 }

@@ -27,22 +27,23 @@ static bool decode(struct sim *sim, int log, int64_t offset, struct message *ret
 
 /* ---- a commit ---- */
 
+static const struct sim_shard *shard_of(const struct sim *sim, int shard)
+{
+    return &sim->ledger.shards[shard];
+}
+
 static void check_numbers(struct sim *sim, const struct sim_flush *flush)
 {
-    uint64_t before = 0;
+    const struct sim_shard *shard = shard_of(sim, flush->shard);
+    const struct sim_flush *newest = shard->newest;
+    uint64_t before = newest != NULL && newest->epoch == flush->epoch ? newest->number : 0;
 
-    if (flush->epoch != sim->ledger.epoch)
+    if (flush->epoch != shard->epoch)
         sim_fail(sim, "invariant 5: a flush of epoch %u is committed in epoch %u", flush->epoch,
-                 sim->ledger.epoch);
-    for (size_t i = 0; i + 1 < sim->ledger.flush_count; i++) {
-        const struct sim_flush *other = sim->ledger.flushes[i];
-
-        if (other->epoch > flush->epoch)
-            sim_fail(sim, "invariant 5: the committed epoch falls from %u to %u", other->epoch,
-                     flush->epoch);
-        if (other->epoch == flush->epoch && other->number > before)
-            before = other->number;
-    }
+                 shard->epoch);
+    if (newest != NULL && newest->epoch > flush->epoch)
+        sim_fail(sim, "invariant 5: the committed epoch falls from %u to %u", newest->epoch,
+                 flush->epoch);
     if (flush->number != before + 1)
         sim_fail(sim, "invariant 5: flush %llu of epoch %u follows %llu",
                  (unsigned long long)flush->number, flush->epoch, (unsigned long long)before);
@@ -56,11 +57,11 @@ static bool output_is_of(const struct sim_row *row, uint64_t token)
     return row->output.size == (size_t)size && memcmp(row->output.bytes, text, (size_t)size) == 0;
 }
 
-static void check_rows(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before)
+static void check_rows(struct sim *sim, const struct sim_flush *flush)
 {
     for (size_t i = 0; i < flush->change_count; i++) {
         const struct sim_change *change = &flush->changes[i];
-        const struct sim_row *old = &before[change->job], *now = &sim->ledger.rows[change->job];
+        const struct sim_row *old = &change->before, *now = &sim->ledger.rows[change->job];
 
         if (!flush->applied[i])
             continue;
@@ -81,13 +82,13 @@ static void check_rows(struct sim *sim, const struct sim_flush *flush, const str
     }
 }
 
-static void check_intake_record(struct sim *sim, int64_t offset)
+static void check_intake_record(struct sim *sim, const struct sim_flush *flush, int64_t offset)
 {
     struct message message;
     const struct sim_row *row;
     int job;
 
-    if (!decode(sim, SIM_INTAKE, offset, &message))
+    if (!decode(sim, LOG_INTAKE(flush->shard), offset, &message))
         return; /* kept aside */
     job = sim_job_of(sim, message.type == MESSAGE_SUBMIT ? &message.submit.id : &message.cancel.id);
     row = &sim->ledger.rows[job];
@@ -109,7 +110,8 @@ static void check_outcome_record(struct sim *sim, const struct sim_flush *flush,
     const struct sim_row *row;
     int job;
 
-    if (!decode(sim, SIM_OUTCOME, offset, &message) || message.type != MESSAGE_FINISHED)
+    if (!decode(sim, LOG_OUTCOME(flush->shard), offset, &message) ||
+        message.type != MESSAGE_FINISHED)
         return;
     job = sim_job_of(sim, &message.finished.job);
     row = &sim->ledger.rows[job];
@@ -127,51 +129,44 @@ static void check_outcome_record(struct sim *sim, const struct sim_flush *flush,
 
 static void check_floors(struct sim *sim, const struct sim_flush *flush)
 {
-    int64_t intake = 0, outcome = 0;
+    struct sim_shard *shard = &sim->ledger.shards[flush->shard];
 
-    if (flush->intake_floor > (int64_t)sim->logs[SIM_INTAKE].count ||
-        flush->outcome_floor > (int64_t)sim->logs[SIM_OUTCOME].count) {
+    if (flush->intake_floor > (int64_t)sim->logs[LOG_INTAKE(flush->shard)].count ||
+        flush->outcome_floor > (int64_t)sim->logs[LOG_OUTCOME(flush->shard)].count) {
         sim_fail(sim, "invariant 7: a floor lies behind the end of its topic");
         return;
     }
-    for (size_t i = 0; i + 1 < sim->ledger.flush_count; i++) {
-        const struct sim_flush *other = sim->ledger.flushes[i];
-
-        intake = other->intake_floor > intake ? other->intake_floor : intake;
-        outcome = other->outcome_floor > outcome ? other->outcome_floor : outcome;
-    }
-    if (flush->intake_floor < intake || flush->outcome_floor < outcome)
+    if (flush->intake_floor < shard->intake_floor || flush->outcome_floor < shard->outcome_floor)
         sim_fail(sim, "invariant 7: a floor falls");
-    for (int64_t i = intake; i < flush->intake_floor; i++)
-        check_intake_record(sim, i);
-    for (int64_t i = outcome; i < flush->outcome_floor; i++)
-        check_outcome_record(sim, flush, i);
+    for (; shard->intake_floor < flush->intake_floor; shard->intake_floor++)
+        check_intake_record(sim, flush, shard->intake_floor);
+    for (; shard->outcome_floor < flush->outcome_floor; shard->outcome_floor++)
+        check_outcome_record(sim, flush, shard->outcome_floor);
 }
 
-static void check_accepted(struct sim *sim, const struct sim_flush *flush)
+/* From here on the job must be in intake at or above the floor, or in the ledger: the floor is
+ * checked against it when it moves. */
+void check_accept(struct sim *sim, int index)
 {
-    for (int i = 0; i < sim->job_count; i++) {
-        const struct sim_job *job = &sim->jobs[i];
+    const struct sim_job *job = &sim->jobs[index];
 
-        if (job->accepted && !sim->ledger.rows[i].present && !job->dead &&
-            job->offset < flush->intake_floor)
-            sim_fail(sim, "invariant 1: accepted job %d is neither in intake nor in the ledger", i);
-    }
+    if (!sim->ledger.rows[index].present && !job->dead &&
+        job->offset < shard_of(sim, job->shard)->intake_floor)
+        sim_fail(sim, "invariant 1: accepted job %d is neither in intake nor in the ledger", index);
 }
 
-void check_commit(struct sim *sim, const struct sim_flush *flush, const struct sim_row *before)
+void check_commit(struct sim *sim, const struct sim_flush *flush)
 {
     check_numbers(sim, flush);
-    check_rows(sim, flush, before);
+    check_rows(sim, flush);
     check_floors(sim, flush);
-    check_accepted(sim, flush);
 }
 
 /* ---- an append ---- */
 
-static void check_completed(struct sim *sim, int64_t offset)
+static void check_completed(struct sim *sim, int log, int64_t offset)
 {
-    const struct sim_record *record = &sim->logs[SIM_COMPLETED].records[offset];
+    const struct sim_record *record = &sim->logs[log].records[offset];
     OWNED(buf_done) struct buf buf = BUF_WITH_LIMIT(1 << 20);
     struct message_completed expected;
     struct wire_bytes own = {record->bytes, record->size};
@@ -179,7 +174,7 @@ static void check_completed(struct sim *sim, int64_t offset)
     struct err err;
     int job;
 
-    if (!decode(sim, SIM_COMPLETED, offset, &message))
+    if (!decode(sim, log, offset, &message))
         NEVER("a completed record cannot be decoded");
     job = sim_job_of(sim, &message.completed.id);
     if (!job_state_final(sim->ledger.rows[job].state) || !sim->ledger.rows[job].present) {
@@ -202,11 +197,33 @@ static void check_completed(struct sim *sim, int64_t offset)
     sim->jobs[job].completed = own;
 }
 
+/* False: that token was seen in that shard before. */
+static bool token_is_new(struct sim *sim, uint64_t token, int shard)
+{
+    size_t at = (size_t)((token * 0x9e3779b97f4a7c15u) >> 40) % SIM_TOKENS_MAX;
+
+    for (size_t i = 0; i < SIM_TOKENS_MAX; i++, at = (at + 1) % SIM_TOKENS_MAX) {
+        if (sim->tokens[at].token == token && sim->tokens[at].shard == shard)
+            return false;
+        if (sim->tokens[at].token != 0)
+            continue;
+        sim->tokens[at].token = token;
+        sim->tokens[at].shard = shard;
+        return true;
+    }
+    return true;
+}
+
+static uint64_t epoch_began_us(const struct sim *sim, int shard, uint64_t token)
+{
+    return shard_of(sim, shard)->epoch_at_us[TOKEN_EPOCH(token) - SIM_EPOCH_FIRST];
+}
+
 static void check_attempt(struct sim *sim, int log, int64_t offset)
 {
     const struct sim_row *row;
     struct message message;
-    uint64_t token;
+    uint64_t token, before;
     int job;
 
     if (!decode(sim, log, offset, &message) || message.type != MESSAGE_ATTEMPT)
@@ -214,40 +231,47 @@ static void check_attempt(struct sim *sim, int log, int64_t offset)
     token = message.attempt.token;
     job = sim_job_of(sim, &message.attempt.job);
     row = &sim->ledger.rows[job];
-    for (size_t i = 0; i < sim->token_count; i++) {
-        if (sim->tokens[i].token == token)
-            sim_fail(sim, "invariant 6: two Attempts share token %llx", (unsigned long long)token);
-        if (sim->tokens[i].job == job && sim->tokens[i].token < token &&
-            TOKEN_EPOCH(sim->tokens[i].token) == TOKEN_EPOCH(token) && row->present &&
-            !job_state_final(row->state) && row->fence < sim->tokens[i].token)
-            sim_fail(sim, "invariant 8: job %d gets a second Attempt before the first has ended",
-                     job);
-    }
-    if (sim->token_count < COUNT_OF(sim->tokens)) {
-        sim->tokens[sim->token_count].token = token;
-        sim->tokens[sim->token_count++].job = job;
-    }
+    if (!token_is_new(sim, token, sim->jobs[job].shard))
+        sim_fail(sim, "invariant 6: two Attempts share token %llx", (unsigned long long)token);
+    before = sim->jobs[job].token_logged;
+    if (before < token && TOKEN_EPOCH(before) == TOKEN_EPOCH(token) && row->present &&
+        !job_state_final(row->state) && row->fence < before)
+        sim_fail(sim, "invariant 8: job %d gets a second Attempt before the first has ended", job);
+    if (before < token)
+        sim->jobs[job].token_logged = token;
     /* An unmarked second copy of a Submit may run for nothing; its result is not taken. */
     if (row->present && job_state_final(row->state) && sim->jobs[job].copies == 1 &&
-        row->final_at_us < sim->ledger.epoch_at_us[TOKEN_EPOCH(token) - sim->ledger.first_epoch])
+        row->final_at_us < epoch_began_us(sim, sim->jobs[job].shard, token))
         sim_fail(sim, "invariant 8: job %d was final before the takeover that dispatches it", job);
+}
+
+static void check_intake(struct sim *sim, int log, int64_t offset)
+{
+    struct message message;
+    struct sim_job *job;
+
+    if (!decode(sim, log, offset, &message) || message.type != MESSAGE_SUBMIT)
+        return;
+    job = &sim->jobs[sim_job_of(sim, &message.submit.id)];
+    job->copies++;
+    if (job->offset < 0)
+        job->offset = offset;
 }
 
 void check_append(struct sim *sim, int log, int64_t offset)
 {
-    struct message message;
-
-    if (log == SIM_COMPLETED) {
-        check_completed(sim, offset);
-    } else if (log >= SIM_DISPATCH) {
+    switch (kafka_topic(log)) {
+    case SIM_INTAKE:
+        check_intake(sim, log, offset);
+        return;
+    case SIM_OUTCOME:
+        return;
+    case SIM_COMPLETED:
+        check_completed(sim, log, offset);
+        return;
+    case SIM_DISPATCH:
         check_attempt(sim, log, offset);
-    } else if (log == SIM_INTAKE && decode(sim, log, offset, &message) &&
-               message.type == MESSAGE_SUBMIT) {
-        struct sim_job *job = &sim->jobs[sim_job_of(sim, &message.submit.id)];
-
-        job->copies++;
-        if (job->offset < 0)
-            job->offset = offset;
+        return;
     }
 }
 
@@ -294,7 +318,7 @@ void check_status(struct sim *sim, int index)
 {
     struct sim_job *job = &sim->jobs[index];
     const struct sim_row *row = &sim->ledger.rows[index];
-    const struct sim_flush *newest = ledger_newest(sim);
+    const struct sim_flush *newest = shard_of(sim, job->shard)->newest;
     bool final = job->final_key.bytes != NULL;
 
     if (!sim->ledger.up && !final)
@@ -321,10 +345,13 @@ static bool job_is_done(const struct sim *sim, int index)
     return row->present && job_state_final(row->state) && job->completed.bytes != NULL;
 }
 
+static const struct owner *owner_of(const struct sim *sim, int shard)
+{
+    return sim->brokers[sim->assigned[shard]].seats[shard].owner;
+}
+
 bool check_is_quiet(struct sim *sim)
 {
-    const struct sim_broker *broker = &sim->brokers[sim->assigned];
-
     if (sim->event_count % 64 != 0 && sim->quiet_us == 0)
         return false;
     for (int i = 0; i < sim->job_count; i++) {
@@ -333,8 +360,10 @@ bool check_is_quiet(struct sim *sim)
             return false;
         }
     }
-    if (broker->owner == NULL || owner_stats(broker->owner).running > 0)
-        return false;
+    for (int shard = 0; shard < sim->shard_count; shard++) {
+        if (owner_of(sim, shard) == NULL || owner_stats(owner_of(sim, shard)).running > 0)
+            return false;
+    }
     if (sim->quiet_us == 0)
         sim->quiet_us = sim->now_us;
     return sim->now_us > sim->quiet_us + 2 * SEC;
@@ -351,32 +380,40 @@ static void check_keys(struct sim *sim)
     }
 }
 
+static void check_end_job(struct sim *sim, int index)
+{
+    const struct sim_job *job = &sim->jobs[index];
+    const struct sim_row *row = &sim->ledger.rows[index];
+
+    if (!job_is_done(sim, index))
+        sim_fail(sim, "invariant 2: job %d ends as %s, %s", index,
+                 row->present ? job_state_name(row->state) : "no row",
+                 job->completed.bytes != NULL ? "told" : "never told completed");
+    if (job->verdict_true && row->state != JOB_CANCELED)
+        sim_fail(sim, "invariant 11: job %d was told canceled and ends as %s", index,
+                 job_state_name(row->state));
+    if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
+        job->cancels_sent < 2)
+        sim_fail(sim, "invariant 11: job %d was told not canceled and is", index);
+}
+
+static void check_end_owner(struct sim *sim, const struct owner *owner)
+{
+    struct owner_stats stats = owner_stats(owner);
+
+    if (stats.waiting_in_memory + stats.running + stats.delayed + stats.unpublished > 0)
+        sim_fail(sim, "invariant 16: at rest %llu wait, %llu run, %llu flushes are untold",
+                 (unsigned long long)stats.waiting_in_memory, (unsigned long long)stats.running,
+                 (unsigned long long)stats.unpublished);
+}
+
 void check_end(struct sim *sim)
 {
-    const struct sim_broker *broker = &sim->brokers[sim->assigned];
-
-    for (int i = 0; i < sim->job_count; i++) {
-        const struct sim_job *job = &sim->jobs[i];
-        const struct sim_row *row = &sim->ledger.rows[i];
-
-        if (!job_is_done(sim, i))
-            sim_fail(sim, "invariant 2: job %d ends as %s, %s", i,
-                     row->present ? job_state_name(row->state) : "no row",
-                     job->completed.bytes != NULL ? "told" : "never told completed");
-        if (job->verdict_true && row->state != JOB_CANCELED)
-            sim_fail(sim, "invariant 11: job %d was told canceled and ends as %s", i,
-                     job_state_name(row->state));
-        if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
-            job->cancels_sent < 2)
-            sim_fail(sim, "invariant 11: job %d was told not canceled and is", i);
-    }
+    for (int i = 0; i < sim->job_count; i++)
+        check_end_job(sim, i);
     check_keys(sim);
-    if (broker->owner != NULL && !sim->failed) {
-        struct owner_stats stats = owner_stats(broker->owner);
-
-        if (stats.waiting_in_memory + stats.running + stats.delayed + stats.unpublished > 0)
-            sim_fail(sim, "invariant 16: at rest %llu wait, %llu run, %llu flushes are untold",
-                     (unsigned long long)stats.waiting_in_memory, (unsigned long long)stats.running,
-                     (unsigned long long)stats.unpublished);
+    for (int shard = 0; shard < sim->shard_count && !sim->failed; shard++) {
+        if (owner_of(sim, shard) != NULL)
+            check_end_owner(sim, owner_of(sim, shard));
     }
 }

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * What goes wrong. Each world has some kinds of faults and not others, so that a rule which only
- * matters without some fault is tried too. When the time of faults is over, all is mended.
+ * What goes wrong by itself. Each world has some kinds of faults and not others, so that a rule
+ * which only matters without some fault is tried too: some worlds have none, some nearly all. When
+ * the time of faults is over, all is mended.
+ *
+ * A kind is a flag of struct sim_faults and a row of faults_plan(); with a function, it comes again
+ * and again. What happens is counted by sim_hit(), see sim_faults.def.
  */
 
 #include <string.h>
@@ -16,85 +20,63 @@ static void fault_again(struct sim *sim, sim_fn *fn, uint64_t mean_us)
     sim_post(sim, NULL, sim_between(sim, mean_us / 4, 2 * mean_us), fn, NULL, 0);
 }
 
-static int other_broker(struct sim *sim)
+static struct sim_broker *some_broker(struct sim *sim)
 {
-    return (sim->assigned + 1 + (int)sim_between(sim, 0, SIM_BROKERS - 2)) % SIM_BROKERS;
+    return &sim->brokers[sim_between(sim, 0, SIM_BROKERS - 1)];
 }
 
-/* Kafka notices that the owner is away and elects another that is up. */
-static void elect(struct sim *sim, void *opaque, uint64_t number)
+/* Of a broker that has a shard, if there is one. */
+static struct sim_broker *some_owner(struct sim *sim)
 {
-    (void)opaque;
-    (void)number;
-    for (int i = 0; i < SIM_BROKERS; i++) {
-        int index = (sim->assigned + 1 + i) % SIM_BROKERS;
-        const struct process *process = &sim->brokers[index].process;
+    int broker = sim->assigned[sim_between(sim, 0, (uint64_t)sim->shard_count - 1)];
 
-        if (process->alive && process->paused_until_us <= sim->now_us) {
-            broker_assign(sim, index);
-            return;
-        }
-    }
-    sim_post(sim, NULL, 200 * MS, elect, NULL, 0);
-}
-
-static void broker_restarts(struct sim *sim, void *opaque, uint64_t number)
-{
-    struct sim_broker *broker = opaque;
-
-    (void)number;
-    if (!broker->process.alive)
-        broker_start(sim, broker);
+    return broker < 0 ? some_broker(sim) : &sim->brokers[broker];
 }
 
 static void fault_broker_crash(struct sim *sim, void *opaque, uint64_t number)
 {
-    struct sim_broker *broker = &sim->brokers[sim->assigned];
+    struct sim_broker *broker = some_owner(sim);
 
     (void)opaque;
     (void)number;
     if (sim->faults_over)
         return;
     if (broker->process.alive) {
-        broker_crash(sim, broker);
-        sim_post(sim, NULL, sim_between(sim, 100 * MS, 3 * SEC), broker_restarts, broker, 0);
-        sim_post(sim, NULL, sim_between(sim, 10 * MS, 2 * SEC), elect, NULL, 0);
+        sim_hit(sim, FAULT_BROKER_CRASH);
+        broker_dies(sim, broker);
     }
     fault_again(sim, fault_broker_crash, 3 * SEC);
 }
 
-/* SIGSTOP: its session ends while it stands still; then it goes on as a zombie. */
 static void fault_broker_pause(struct sim *sim, void *opaque, uint64_t number)
 {
-    struct sim_broker *broker = &sim->brokers[sim->assigned];
+    struct sim_broker *broker = some_owner(sim);
 
     (void)opaque;
     (void)number;
     if (sim->faults_over)
         return;
     if (broker->process.alive) {
-        uint64_t long_us = sim_between(sim, 50 * MS, 6 * SEC);
-
-        sim_trace(sim, "%s stands still for %llu ms", broker->process.name,
-                  (unsigned long long)(long_us / MS));
-        broker->process.paused_until_us = sim->now_us + long_us;
-        if (long_us > 1 * SEC)
-            sim_post(sim, NULL, sim_between(sim, 300 * MS, 3 * SEC), elect, NULL, 0);
+        sim_hit(sim, FAULT_BROKER_PAUSE);
+        broker_stands_still(sim, broker, sim_between(sim, 50 * MS, 6 * SEC));
     }
     fault_again(sim, fault_broker_pause, 4 * SEC);
 }
 
+/* The session of the owner has ended without its knowing. */
 static void fault_two_owners(struct sim *sim, void *opaque, uint64_t number)
 {
-    int index = other_broker(sim);
+    int shard = (int)sim_between(sim, 0, (uint64_t)sim->shard_count - 1);
+    int broker = (int)sim_between(sim, 0, SIM_BROKERS - 1);
 
     (void)opaque;
     (void)number;
     if (sim->faults_over)
         return;
-    if (sim->brokers[index].process.alive) {
-        sim_trace(sim, "%s is assigned too", sim->brokers[index].process.name);
-        broker_assign(sim, index);
+    if (broker != sim->assigned[shard] && sim->brokers[broker].process.alive) {
+        sim_trace(sim, "%s is assigned shard %d too", sim->brokers[broker].process.name, shard);
+        sim_hit(sim, FAULT_TWO_OWNERS);
+        group_assign(sim, shard, broker);
     }
     fault_again(sim, fault_two_owners, 3 * SEC);
 }
@@ -135,6 +117,8 @@ static void fault_worker_pause(struct sim *sim, void *opaque, uint64_t number)
         return;
     sim->worker_faulted = true;
     sim_trace(sim, "%s stands still", worker->name);
+    if (worker->held_count > 0)
+        sim_hit(sim, FAULT_WORKER_PAUSE);
     worker->process.paused_until_us = sim->now_us + sim_between(sim, 100 * MS, 6 * SEC);
     fault_again(sim, fault_worker_pause, 4 * SEC);
 }
@@ -149,14 +133,28 @@ static void fault_false_gone(struct sim *sim, void *opaque, uint64_t number)
     if (sim->faults_over)
         return;
     sim->worker_faulted = true;
-    kafka_produce(sim, &sim->agent_producer, SIM_OUTCOME, MESSAGE_GONE, &gone, NULL, NULL, 0);
+    if (worker->process.alive)
+        sim_hit(sim, FAULT_GONE_LIVE);
+    kafka_produce(sim, &sim->machines[worker->machine].producer, worker_outcome(sim, worker),
+                  MESSAGE_GONE, &gone, NULL, NULL, 0);
     fault_again(sim, fault_false_gone, 6 * SEC);
+}
+
+/* One that is in use; SIM_LOGS_MAX: all of them. */
+static int some_log(struct sim *sim)
+{
+    int shard = (int)sim_between(sim, 0, (uint64_t)sim->shard_count - 1);
+    int worker = (int)sim_between(sim, 0, (uint64_t)sim->worker_count - 1);
+    const int logs[] = {LOG_INTAKE(shard), LOG_OUTCOME(shard), LOG_COMPLETED(shard),
+                        sim->workers[worker].log, SIM_LOGS_MAX};
+
+    return logs[sim_between(sim, 0, COUNT_OF(logs) - 1)];
 }
 
 static void fault_kafka_stall(struct sim *sim, void *opaque, uint64_t number)
 {
     uint64_t until_us = sim->now_us + sim_between(sim, 50 * MS, 6 * SEC);
-    int log = (int)sim_between(sim, 0, SIM_LOGS_MAX);
+    int log = some_log(sim);
 
     (void)opaque;
     (void)number;
@@ -164,6 +162,7 @@ static void fault_kafka_stall(struct sim *sim, void *opaque, uint64_t number)
         return;
     sim_trace(sim, "log %d stands still for %llu ms", log,
               (unsigned long long)((until_us - sim->now_us) / MS));
+    sim_hit(sim, log == SIM_LOGS_MAX ? FAULT_KAFKA_STALL_ALL : FAULT_KAFKA_STALL_ONE);
     for (int i = 0; i < SIM_LOGS_MAX; i++) {
         if ((i == log || log == SIM_LOGS_MAX) && sim->logs[i].stalled_until_us < until_us)
             sim->logs[i].stalled_until_us = until_us;
@@ -187,6 +186,7 @@ static void fault_ledger_down(struct sim *sim, void *opaque, uint64_t number)
         return;
     if (sim->ledger.up) {
         sim_trace(sim, "the ledger goes down");
+        sim_hit(sim, FAULT_LEDGER_DOWN);
         ledger_go_down(sim);
         sim_post(sim, NULL, sim_between(sim, 50 * MS, 4 * SEC), ledger_returns, NULL, 0);
     }
@@ -199,7 +199,8 @@ static void fault_ledger_cut(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (sim->faults_over)
         return;
-    ledger_cut(sim, &sim->brokers[sim->assigned]);
+    sim_hit(sim, FAULT_LEDGER_CUT);
+    ledger_cut(sim, &some_owner(sim)->seats[sim_between(sim, 0, (uint64_t)sim->shard_count - 1)]);
     fault_again(sim, fault_ledger_cut, 1 * SEC);
 }
 
@@ -209,6 +210,7 @@ static void fault_redis_flush(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (sim->faults_over)
         return;
+    sim_hit(sim, FAULT_REDIS_FLUSH);
     redis_flush(sim);
     fault_again(sim, fault_redis_flush, 1 * SEC);
 }
@@ -219,24 +221,28 @@ static void fault_gateway_crash(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (sim->faults_over)
         return;
-    gateway_crash(sim);
+    sim_hit(sim, FAULT_GATEWAY_CRASH);
+    gateway_crash(sim, &sim->gateways[sim_between(sim, 0, SIM_GATEWAYS - 1)]);
     fault_again(sim, fault_gateway_crash, 3 * SEC);
 }
 
 static void plan(struct sim *sim, bool *chosen, sim_fn *fn)
 {
-    *chosen = sim_percent(sim, 35);
+    *chosen = sim_percent(sim, sim->fault_percent);
     if (*chosen && fn != NULL)
         sim_post(sim, NULL, sim_between(sim, 0, FAULT_SPAN_US / 2), fn, NULL, 0);
 }
 
 void faults_plan(struct sim *sim)
 {
+    static const unsigned percents[] = {0, 8, 15, 20, 25, 30, 35, 40, 50, 60};
     struct sim_faults *faults = &sim->faults;
 
+    sim->fault_percent = percents[sim_between(sim, 0, COUNT_OF(percents) - 1)];
     plan(sim, &faults->broker_crash, fault_broker_crash);
     plan(sim, &faults->broker_pause, fault_broker_pause);
     plan(sim, &faults->two_owners, fault_two_owners);
+    plan(sim, &faults->broker_points, NULL);
     plan(sim, &faults->worker_crash, fault_worker_crash);
     plan(sim, &faults->worker_leave, fault_worker_leave);
     plan(sim, &faults->worker_pause, fault_worker_pause);
@@ -268,10 +274,12 @@ void faults_stop(struct sim *sim)
         if (!sim->workers[i].process.alive)
             worker_start(sim, &sim->workers[i]);
     }
-    if (!sim->gateway.alive)
-        process_start(&sim->gateway);
+    for (int i = 0; i < SIM_GATEWAYS; i++) {
+        if (!sim->gateways[i].process.alive)
+            process_start(&sim->gateways[i].process);
+    }
     if (!sim->ledger.up)
         ledger_come_up(sim);
-    broker_assign(sim, other_broker(sim));
+    group_settle(sim);
     gateway_probe(sim);
 }

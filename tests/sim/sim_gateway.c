@@ -16,6 +16,11 @@
 
 static void client_submits(struct sim *sim, void *opaque, uint64_t number);
 
+static struct sim_gateway *gateway_of(struct sim *sim, const struct sim_job *job)
+{
+    return &sim->gateways[job->gateway];
+}
+
 static int job_index(const struct sim *sim, const struct sim_job *job)
 {
     return (int)(job - sim->jobs);
@@ -47,7 +52,8 @@ static void send_cancel(struct sim *sim, struct sim_job *job)
                                     .gateway = WIRE_TEXT_OF("g"),
                                     .request = ++job->cancels_sent};
 
-    kafka_produce(sim, &sim->gateway_producer, SIM_INTAKE, MESSAGE_CANCEL, &cancel, NULL, NULL, 0);
+    kafka_produce(sim, &gateway_of(sim, job)->producer, LOG_INTAKE(job->shard), MESSAGE_CANCEL,
+                  &cancel, NULL, NULL, 0);
 }
 
 static void client_cancels(struct sim *sim, void *opaque, uint64_t number)
@@ -55,7 +61,7 @@ static void client_cancels(struct sim *sim, void *opaque, uint64_t number)
     struct sim_job *job = opaque;
 
     (void)number;
-    if (sim->gateway.alive)
+    if (gateway_of(sim, job)->process.alive)
         send_cancel(sim, job);
 }
 
@@ -107,10 +113,12 @@ static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int6
         return;
     }
     if (job->refused_503) {
+        sim_hit(sim, FAULT_GATEWAY_LATE);
         send_cancel(sim, job);
         return;
     }
     job->accepted = true;
+    check_accept(sim, job_index(sim, job));
     sim_trace(sim, "job %d is accepted at offset %lld", job_index(sim, job), (long long)offset);
     if (!sim_guarded(sim, OWNER_GUARD_RESERVATION) && job->key >= 0)
         sim->redis_keys[job->key] = job_index(sim, job);
@@ -129,7 +137,7 @@ static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
         .tenant = WIRE_TEXT_OF(job->tenant == 0 ? "t0" : "t1"),
         .model = WIRE_TEXT_OF("m"),
         .deployment = WIRE_TEXT_OF("d"),
-        .pool = WIRE_TEXT_OF(job->pool == 0 ? "p0" : "p1"),
+        .pool = sim_pool_name(job->pool),
         .priority = job->priority,
         .input = {(const uint8_t *)"{}", 2},
         .input_digest = {digest, sizeof(digest)},
@@ -144,8 +152,8 @@ static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
         .repeat = repeat,
     };
 
-    kafka_produce(sim, &sim->gateway_producer, SIM_INTAKE, MESSAGE_SUBMIT, &submit, submit_reported,
-                  job, repeat);
+    kafka_produce(sim, &gateway_of(sim, job)->producer, LOG_INTAKE(job->shard), MESSAGE_SUBMIT,
+                  &submit, submit_reported, job, repeat);
 }
 
 static void name_job(struct sim *sim, struct sim_job *job)
@@ -155,7 +163,7 @@ static void name_job(struct sim *sim, struct sim_job *job)
 
     entropy[6] = (uint8_t)(index >> 8);
     entropy[7] = (uint8_t)index;
-    job->id = job_id_make(SIM_SHARD, sim->now_us / 1000, entropy);
+    job->id = job_id_make(SIM_SHARD_FIRST + (uint32_t)job->shard, sim->now_us / 1000, entropy);
 }
 
 /* The first job of this key, as far as the gateway can know; -1: none. */
@@ -192,7 +200,7 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (job->produced)
         return;
-    if (!sim->gateway.alive) {
+    if (!gateway_of(sim, job)->process.alive) {
         client_retries(sim, job);
         return;
     }
@@ -203,7 +211,8 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
     job->produced_us = sim->now_us;
     /* A gateway may die between its reservation and its produce. */
     if (job->key >= 0 && sim->faults.gateway_crash && !sim->faults_over && sim_percent(sim, 20)) {
-        gateway_crash(sim);
+        sim_hit(sim, FAULT_GATEWAY_RESERVED);
+        gateway_crash(sim, gateway_of(sim, job));
         return;
     }
     produce_submit(sim, job, false);
@@ -212,30 +221,38 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
 
 static void gateway_restarts(struct sim *sim, void *opaque, uint64_t number)
 {
-    (void)opaque;
+    struct sim_gateway *gateway = opaque;
+
+    (void)sim;
     (void)number;
-    if (!sim->gateway.alive)
-        process_start(&sim->gateway);
+    if (!gateway->process.alive)
+        process_start(&gateway->process);
 }
 
-void gateway_crash(struct sim *sim)
+void gateway_crash(struct sim *sim, struct sim_gateway *gateway)
 {
-    if (!sim->gateway.alive)
+    if (!gateway->process.alive)
         return;
-    sim_trace(sim, "the gateway is killed");
-    process_kill(&sim->gateway);
-    kafka_producer_dies(sim, &sim->gateway_producer);
-    sim_post(sim, NULL, sim_between(sim, 50 * MS, 1 * SEC), gateway_restarts, NULL, 0);
+    sim_trace(sim, "%s is killed", gateway->process.name);
+    for (int shard = 0; shard < sim->shard_count; shard++) {
+        if (gateway->producer.pipes[LOG_INTAKE(shard)].head != NULL)
+            sim_hit(sim, FAULT_GATEWAY_PRODUCED);
+    }
+    process_kill(&gateway->process);
+    kafka_producer_dies(sim, &gateway->producer);
+    sim_post(sim, NULL, sim_between(sim, 50 * MS, 1 * SEC), gateway_restarts, gateway, 0);
 }
 
 static void garbage_arrives(struct sim *sim, void *opaque, uint64_t number)
 {
     static const char garbage[] = "\x93\x01\x01 is no message";
+    int shard = (int)sim_between(sim, 0, (uint64_t)sim->shard_count - 1);
 
     (void)opaque;
     (void)number;
-    kafka_produce_bytes(sim, &sim->gateway_producer, SIM_INTAKE, garbage, sizeof(garbage), NULL,
-                        NULL, 0);
+    sim_hit(sim, FAULT_GARBAGE);
+    kafka_produce_bytes(sim, &sim->gateways[0].producer, LOG_INTAKE(shard), garbage,
+                        sizeof(garbage), NULL, NULL, 0);
 }
 
 static void make_job(struct sim *sim, int index)
@@ -243,7 +260,8 @@ static void make_job(struct sim *sim, int index)
     struct sim_job *job = &sim->jobs[index];
 
     *job = (struct sim_job){
-        .pool = (int)sim_between(sim, 0, SIM_POOLS - 1) % sim->worker_count,
+        .pool = (int)sim_between(sim, 0, (uint64_t)sim->pool_count - 1),
+        .gateway = (int)sim_between(sim, 0, SIM_GATEWAYS - 1),
         .tenant = (int)sim_between(sim, 0, 1),
         .key = -1,
         .priority = (uint32_t)sim_between(sim, 0, 2),
@@ -257,13 +275,19 @@ static void make_job(struct sim *sim, int index)
     };
     if (sim_percent(sim, 1))
         job->service_us = 60 * SEC; /* it hangs: the run limit ends it */
+    job->shard = job->pool % sim->shard_count;
     name_job(sim, job);
 }
 
 void gateway_begin(struct sim *sim)
 {
-    process_start(&sim->gateway);
-    kafka_producer_init(&sim->gateway_producer, &sim->gateway);
+    static const char *const names[SIM_GATEWAYS] = {"g0", "g1"};
+
+    for (int i = 0; i < SIM_GATEWAYS; i++) {
+        sim->gateways[i].process.name = names[i];
+        process_start(&sim->gateways[i].process);
+        kafka_producer_init(&sim->gateways[i].producer, &sim->gateways[i].process);
+    }
     sim->faults.bad_rows = sim_percent(sim, 30);
     sim->job_count = sim->options.jobs < SIM_JOBS_MAX - PROBES ? sim->options.jobs
                                                                : SIM_JOBS_MAX - PROBES;
@@ -274,11 +298,15 @@ void gateway_begin(struct sim *sim)
         if (i % 8 == 7) { /* the client sends the same key a second time */
             sim->jobs[i].key = sim->jobs[i - 1].key = sim->key_count++;
             sim->jobs[i].tenant = sim->jobs[i - 1].tenant;
+            sim->jobs[i].pool = sim->jobs[i - 1].pool;
+            sim->jobs[i].shard = sim->jobs[i - 1].shard;
+            name_job(sim, &sim->jobs[i]);
         }
         sim_post(sim, NULL, sim_between(sim, 0, SUBMIT_SPAN_US), client_submits, &sim->jobs[i], 0);
     }
     if (sim->faults.bad_rows)
-        sim_post(sim, &sim->gateway, sim_between(sim, 0, SUBMIT_SPAN_US), garbage_arrives, NULL, 0);
+        sim_post(sim, &sim->gateways[0].process, sim_between(sim, 0, SUBMIT_SPAN_US),
+                 garbage_arrives, NULL, 0);
 }
 
 /* After the faults: a few more jobs, which show that every slot still serves. */

@@ -20,6 +20,11 @@ void kafka_producer_init(struct sim_producer *producer, struct process *process)
         producer->pipes[i] = (struct sim_pipe){.tail = &producer->pipes[i].head};
 }
 
+enum sim_topic kafka_topic(int log)
+{
+    return log >= LOG_DISPATCH(0) ? SIM_DISPATCH : (enum sim_topic)(log / SIM_SHARDS_MAX);
+}
+
 bool kafka_stalled(const struct sim *sim, int log)
 {
     return sim->logs[log].stalled_until_us > sim->now_us;
@@ -53,10 +58,12 @@ static void report_arrives(struct sim *sim, void *opaque, uint64_t number)
 
 static void readers_wake(struct sim *sim, int log)
 {
-    if (log == SIM_INTAKE || log == SIM_OUTCOME) {
+    if (log < LOG_COMPLETED(0)) {
         for (int i = 0; i < SIM_BROKERS; i++)
-            broker_wake(sim, &sim->brokers[i]);
+            seat_wake(sim, &sim->brokers[i].seats[log % SIM_SHARDS_MAX]);
     }
+    if (log < LOG_DISPATCH(0))
+        return;
     for (int i = 0; i < sim->worker_count; i++) {
         if (sim->workers[i].log == log)
             worker_wake(sim, &sim->workers[i]);
@@ -90,8 +97,9 @@ static void duplicate_soon(struct sim *sim, int log, const struct sim_record *re
 {
     struct duplicate *duplicate = sim_alloc(sim, sizeof(*duplicate));
 
+    sim_hit(sim, FAULT_KAFKA_DUPLICATE);
     *duplicate = (struct duplicate){log, *record};
-    if (log == SIM_OUTCOME)
+    if (kafka_topic(log) == SIM_OUTCOME)
         duplicate_arrives(sim, duplicate, 0);
     else
         sim_post(sim, NULL, sim_between(sim, 0, 3 * SEC), duplicate_arrives, duplicate, 0);
@@ -123,7 +131,7 @@ static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
     offset = log_append(sim, (int)log, pending->record);
     check_append(sim, (int)log, offset);
     readers_wake(sim, (int)log);
-    if (sim->faults.kafka_duplicate && log <= SIM_OUTCOME && sim_percent(sim, 3))
+    if (sim->faults.kafka_duplicate && log < (uint64_t)LOG_COMPLETED(0) && sim_percent(sim, 3))
         duplicate_soon(sim, (int)log, &pending->record);
     if (pending->report != NULL) {
         report = sim_alloc(sim, sizeof(*report));
@@ -146,7 +154,11 @@ void kafka_produce_bytes(struct sim *sim, struct sim_producer *producer, int log
 
     assert(pipe_log(producer, pipe) == log);
     pending->record = (struct sim_record){.bytes = copy.bytes, .size = size};
-    pending->at_us = sim->now_us + sim_between(sim, 100, sim_percent(sim, 5) ? 300 * MS : 2 * MS);
+    pending->at_us = sim->now_us + sim_between(sim, 100, 2 * MS);
+    if (sim_percent(sim, 5)) {
+        sim_hit(sim, FAULT_KAFKA_DELAY);
+        pending->at_us += sim_between(sim, 0, 300 * MS);
+    }
     if (pending->at_us < pipe->last_us)
         pending->at_us = pipe->last_us;
     pipe->last_us = pending->at_us;

@@ -16,7 +16,7 @@
 #include "base/assert.h"
 #include "tests/sim/sim.h"
 
-static void store_next(struct sim *sim, struct sim_broker *broker);
+static void store_next(struct sim *sim, struct sim_seat *seat);
 
 /* ---- what a flush is made of ---- */
 
@@ -75,26 +75,19 @@ struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *from)
     return flush;
 }
 
-const struct sim_flush *ledger_newest(const struct sim *sim)
+static struct sim_shard *shard_of(struct sim *sim, int shard)
 {
-    const struct sim_flush *newest = NULL;
-
-    for (size_t i = 0; i < sim->ledger.flush_count; i++) {
-        const struct sim_flush *flush = sim->ledger.flushes[i];
-
-        if (newest == NULL || flush->epoch > newest->epoch ||
-            (flush->epoch == newest->epoch && flush->number > newest->number))
-            newest = flush;
-    }
-    return newest;
+    return &sim->ledger.shards[shard];
 }
 
-static struct sim_flush *flush_find(const struct sim *sim, uint32_t epoch, uint64_t number)
+static struct sim_flush *flush_find(struct sim *sim, const struct sim_flush *like)
 {
-    for (size_t i = 0; i < sim->ledger.flush_count; i++) {
-        struct sim_flush *flush = sim->ledger.flushes[i];
+    const struct sim_shard *shard = shard_of(sim, like->shard);
 
-        if (flush->epoch == epoch && flush->number == number)
+    for (size_t i = shard->flush_count; i > 0; i--) {
+        struct sim_flush *flush = shard->flushes[i - 1];
+
+        if (flush->epoch == like->epoch && flush->number == like->number)
             return flush;
     }
     return NULL;
@@ -120,16 +113,16 @@ static void change_apply(struct sim *sim, struct sim_flush *flush, size_t index)
 {
     struct sim_change *change = &flush->changes[index];
     struct sim_row *row = &sim->ledger.rows[change->job];
-    struct sim_row before = *row;
 
+    change->before = *row;
     flush->applied[index] = change_applies(sim, change);
     if (!flush->applied[index])
         return;
     *row = change->row;
-    if (before.present) {
-        row->seq = before.seq;
-        row->submit = before.submit;
-        row->accepted_us = before.accepted_us;
+    if (change->before.present) {
+        row->seq = change->before.seq;
+        row->submit = change->before.submit;
+        row->accepted_us = change->before.accepted_us;
     }
     if (job_state_final(row->state)) {
         row->final_at_us = sim->now_us;
@@ -137,19 +130,24 @@ static void change_apply(struct sim *sim, struct sim_flush *flush, size_t index)
     }
 }
 
+static void flush_keep(struct sim_shard *shard, struct sim_flush *flush)
+{
+    const struct sim_flush *newest = shard->newest;
+
+    if (shard->flush_count == shard->flush_room) {
+        shard->flush_room = shard->flush_room == 0 ? 64 : 2 * shard->flush_room;
+        shard->flushes = xrealloc(shard->flushes, shard->flush_room, sizeof(struct sim_flush *));
+    }
+    shard->flushes[shard->flush_count++] = flush;
+    if (newest == NULL || flush->epoch > newest->epoch ||
+        (flush->epoch == newest->epoch && flush->number > newest->number))
+        shard->newest = flush;
+}
+
 static void transaction_apply(struct sim *sim, struct sim_flush *flush)
 {
-    struct sim_ledger *ledger = &sim->ledger;
-    struct sim_row *before = sim_alloc(sim, sizeof(ledger->rows));
-
-    memcpy(before, ledger->rows, sizeof(ledger->rows));
     for (size_t i = 0; i < flush->change_count; i++)
         change_apply(sim, flush, i);
-    if (ledger->flush_count == ledger->flush_room) {
-        ledger->flush_room = ledger->flush_room == 0 ? 64 : 2 * ledger->flush_room;
-        ledger->flushes = xrealloc(ledger->flushes, ledger->flush_room, sizeof(struct sim_flush *));
-    }
-    ledger->flushes[ledger->flush_count++] = flush;
     for (size_t i = 0; i < flush->change_count; i++)
         sim_trace(sim, "  job %d: %s %s, token %u/%u%s", flush->changes[i].job,
                   flush->changes[i].action == FLUSH_INSERT ? "insert" : "update",
@@ -157,28 +155,30 @@ static void transaction_apply(struct sim *sim, struct sim_flush *flush)
                   TOKEN_EPOCH(flush->changes[i].row.token), (uint32_t)flush->changes[i].row.token,
                   flush->applied[i] ? "" : ": not applied");
     sim->lost_attempts += flush->lost_attempts;
-    sim_trace(sim, "ledger commits %u/%llu: %zu rows, %zu final, floors %lld %lld", flush->epoch,
-              (unsigned long long)flush->number, flush->change_count, flush->final_count,
-              (long long)flush->intake_floor, (long long)flush->outcome_floor);
-    check_commit(sim, flush, before);
+    sim_trace(sim, "ledger commits %d: %u/%llu: %zu rows, %zu final, floors %lld %lld",
+              flush->shard, flush->epoch, (unsigned long long)flush->number, flush->change_count,
+              flush->final_count, (long long)flush->intake_floor, (long long)flush->outcome_floor);
+    check_commit(sim, flush);
+    flush_keep(shard_of(sim, flush->shard), flush);
 }
 
 /* ---- answers ---- */
 
 static bool request_is_current(const struct sim_request *request)
 {
-    const struct sim_broker *broker = request->broker;
+    const struct process *process = &request->seat->broker->process;
+    const struct sim_store *store = &request->seat->store;
 
-    return broker->process.alive && broker->process.incarnation == request->incarnation &&
-           broker->requests == request && broker->connection == request->connection;
+    return process->alive && process->incarnation == request->incarnation &&
+           store->requests == request && store->connection == request->connection;
 }
 
-static void request_pop(struct sim_broker *broker)
+static void request_pop(struct sim_store *store)
 {
-    broker->requests = broker->requests->next;
-    if (broker->requests == NULL)
-        broker->requests_tail = &broker->requests;
-    broker->asking = false;
+    store->requests = store->requests->next;
+    if (store->requests == NULL)
+        store->requests_tail = &store->requests;
+    store->asking = false;
 }
 
 struct answer {
@@ -276,7 +276,8 @@ static void answer_takeover(struct sim *sim, struct answer *answer)
         const struct sim_row *row = &takeover->rows[job];
         struct ledger_row loaded;
 
-        if (!row->present || job_state_final(row->state))
+        if (!row->present || job_state_final(row->state) ||
+            sim->jobs[job].shard != answer->request->seat->shard)
             continue;
         loaded = row_load(sim, row);
         if (row->state == JOB_IN_PROGRESS || row->attempt_count > 0) {
@@ -290,7 +291,7 @@ static void answer_takeover(struct sim *sim, struct answer *answer)
     for (size_t i = 0; i < takeover->unpublished_count; i++)
         found->unpublished[found->unpublished_count++] = (struct ledger_final){
             .completed = ledger_completed(sim, takeover->unpublished[i])};
-    broker_on_takeover(sim, answer->request->broker, found);
+    seat_on_takeover(sim, answer->request->seat, found);
 }
 
 static void answer_rows(struct sim *sim, struct answer *answer)
@@ -301,14 +302,14 @@ static void answer_rows(struct sim *sim, struct answer *answer)
 
     for (uint32_t i = 0; i < request->limit && answer->rows[i].present; i++)
         rows[count++] = row_load(sim, &answer->rows[i]);
-    broker_on_rows(sim, request->broker, request, rows, count, answer->complete);
+    seat_on_rows(sim, request->seat, request, rows, count, answer->complete);
 }
 
 static void answer_arrives(struct sim *sim, void *opaque, uint64_t number)
 {
     struct answer *answer = opaque;
     struct sim_request *request = answer->request;
-    struct sim_broker *broker = request->broker;
+    struct sim_seat *seat = request->seat;
     struct flush_result result = {.verdict = answer->verdict,
                                   .number = request->flush != NULL ? request->flush->number : 0,
                                   .applied = answer->flush != NULL ? answer->flush->applied : NULL,
@@ -318,20 +319,20 @@ static void answer_arrives(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (!request_is_current(request))
         return;
-    request_pop(broker);
+    request_pop(&seat->store);
     switch (request->type) {
     case SIM_TAKEOVER:
         answer_takeover(sim, answer);
         break;
     case SIM_FLUSH:
-        broker_on_flush(sim, broker, &result);
+        seat_on_flush(sim, seat, &result);
         break;
     case SIM_LOAD:
     case SIM_LOOKUP:
         answer_rows(sim, answer);
         break;
     }
-    store_next(sim, broker);
+    store_next(sim, seat);
 }
 
 static void answer_send(struct sim *sim, const struct answer *answer)
@@ -339,8 +340,8 @@ static void answer_send(struct sim *sim, const struct answer *answer)
     struct answer *copy = sim_alloc(sim, sizeof(*copy));
 
     *copy = *answer;
-    sim_post(sim, &answer->request->broker->process, sim_between(sim, 50, 1 * MS), answer_arrives,
-             copy, 0);
+    sim_post(sim, &answer->request->seat->broker->process, sim_between(sim, 50, 1 * MS),
+             answer_arrives, copy, 0);
 }
 
 /* ---- the server's side ---- */
@@ -361,7 +362,7 @@ static void flush_commits(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (open->life != sim->ledger.life)
         return; /* it died with the server */
-    sim->ledger.share_locks--;
+    shard_of(sim, open->flush->shard)->share_locks--;
     if (open->abandoned)
         return; /* its client is gone and it was never finished: rolled back */
     transaction_apply(sim, open->flush);
@@ -372,7 +373,8 @@ static void flush_commits(struct sim *sim, void *opaque, uint64_t number)
 static void server_flush(struct sim *sim, struct sim_request *request)
 {
     struct sim_flush *flush = request->flush;
-    struct sim_flush *found = flush_find(sim, flush->epoch, flush->number);
+    struct sim_shard *shard = shard_of(sim, flush->shard);
+    struct sim_flush *found = flush_find(sim, flush);
     struct answer answer = {.request = request, .flush = found};
     struct open_flush *open;
     uint64_t takes_us = sim_between(sim, 200, 3 * MS);
@@ -382,7 +384,7 @@ static void server_flush(struct sim *sim, struct sim_request *request)
         answer_send(sim, &answer);
         return;
     }
-    if (flush->epoch != sim->ledger.epoch && sim_guarded(sim, OWNER_GUARD_EPOCH)) {
+    if (flush->epoch != shard->epoch && sim_guarded(sim, OWNER_GUARD_EPOCH)) {
         answer.verdict = FLUSH_STALE;
         answer_send(sim, &answer);
         return;
@@ -390,40 +392,45 @@ static void server_flush(struct sim *sim, struct sim_request *request)
     for (size_t i = 0; i < flush->change_count; i++) {
         if (!flush->changes[i].refused)
             continue;
+        sim_hit(sim, FAULT_BAD_ROW);
         answer.verdict = FLUSH_REFUSED;
         answer.refused_index = i;
         answer_send(sim, &answer);
         return;
     }
-    if (sim->faults.ledger_slow && !sim->faults_over && sim_percent(sim, 5))
+    if (sim->faults.ledger_slow && !sim->faults_over && sim_percent(sim, 5)) {
+        sim_hit(sim, FAULT_LEDGER_SLOW);
         takes_us = sim_between(sim, 100 * MS, 2 * SEC);
-    sim->ledger.share_locks++;
+    }
+    shard->share_locks++;
     open = sim_alloc(sim, sizeof(*open));
     *open = (struct open_flush){request, flush, sim->ledger.life, false};
     if (sim->faults.ledger_left_open && !sim->faults_over && sim_percent(sim, 2)) {
         open->abandoned = true; /* half of it arrived; the server's timeout ends it */
         takes_us = 2 * SEC;
-        ledger_cut(sim, request->broker);
+        sim_hit(sim, FAULT_LEFT_OPEN);
+        ledger_cut(sim, request->seat);
     }
     sim_post(sim, NULL, takes_us, flush_commits, open, 0);
 }
 
-static void takeover_snapshot(struct sim *sim, struct sim_takeover *takeover)
+static void takeover_snapshot(struct sim *sim, int index, struct sim_takeover *takeover)
 {
-    const struct sim_flush *newest = ledger_newest(sim);
+    const struct sim_shard *shard = shard_of(sim, index);
+    const struct sim_flush *newest = shard->newest;
     struct ledger_takeover *found = &takeover->found;
 
     memcpy(takeover->rows, sim->ledger.rows, sizeof(takeover->rows));
     *found = (struct ledger_takeover){
-        .shard = SIM_SHARD,
-        .epoch = sim->ledger.epoch,
+        .shard = SIM_SHARD_FIRST + (uint32_t)index,
+        .epoch = shard->epoch,
         .intake_floor = newest == NULL ? -1 : newest->intake_floor,
         .outcome_floor = newest == NULL ? -1 : newest->outcome_floor,
         .published_epoch = newest == NULL ? 0 : newest->published_epoch,
         .published_number = newest == NULL ? 0 : newest->published_number,
     };
-    for (size_t i = 0; i < sim->ledger.flush_count; i++) {
-        const struct sim_flush *flush = sim->ledger.flushes[i];
+    for (size_t i = 0; i < shard->flush_count; i++) {
+        const struct sim_flush *flush = shard->flushes[i];
 
         if (flush->epoch < found->published_epoch ||
             (flush->epoch == found->published_epoch && flush->number <= found->published_number))
@@ -437,23 +444,27 @@ static void server_takeover(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_request *request = opaque;
     struct answer answer = {.request = request};
+    struct sim_shard *shard = shard_of(sim, request->seat->shard);
 
     if (!request_is_current(request) || !sim->ledger.up)
         return;
-    if (sim->ledger.share_locks > 0 && sim_guarded(sim, OWNER_GUARD_EPOCH_WAIT)) {
+    if (shard->share_locks > 0 && sim_guarded(sim, OWNER_GUARD_EPOCH_WAIT)) {
         sim_post(sim, NULL, 1 * MS, server_takeover, request, number);
         return;
     }
-    sim->ledger.epoch++;
-    sim->ledger.epoch_at_us[sim->ledger.epoch - sim->ledger.first_epoch] = sim->now_us;
+    shard->epoch++;
+    assert(shard->epoch - SIM_EPOCH_FIRST < SIM_EPOCHS_MAX);
+    shard->epoch_at_us[shard->epoch - SIM_EPOCH_FIRST] = sim->now_us;
     answer.takeover = sim_alloc(sim, sizeof(*answer.takeover));
-    takeover_snapshot(sim, answer.takeover);
-    sim_trace(sim, "%s raises the epoch to %u", request->broker->process.name, sim->ledger.epoch);
-    answer_send(sim, &answer);
+    takeover_snapshot(sim, request->seat->shard, answer.takeover);
+    sim_trace(sim, "%s raises the epoch of shard %d to %u", request->seat->broker->process.name,
+              request->seat->shard, shard->epoch);
+    if (broker_passes(sim, request->seat->broker, POINT_EPOCH_RAISED))
+        answer_send(sim, &answer);
 }
 
 /* The waiting row of the lane with the lowest seq above `after`; -1: none. */
-static int lane_next(struct sim *sim, const struct ledger_lane *lane, int64_t after)
+static int lane_next(struct sim *sim, int shard, const struct ledger_lane *lane, int64_t after)
 {
     int next = -1;
 
@@ -463,7 +474,7 @@ static int lane_next(struct sim *sim, const struct ledger_lane *lane, int64_t af
         struct ledger_row loaded;
 
         if (!row->present || row->state != JOB_QUEUED || row->attempt_count > 0 ||
-            (int64_t)row->seq <= after)
+            (int64_t)row->seq <= after || sim->jobs[job].shard != shard)
             continue;
         if (next >= 0 && row->seq > sim->ledger.rows[next].seq)
             continue;
@@ -485,13 +496,13 @@ static void server_load(struct sim *sim, struct sim_request *request)
 
     answer.rows = sim_alloc(sim, (request->limit + 1) * sizeof(*answer.rows));
     for (uint32_t i = 0; i < request->limit; i++) {
-        job = lane_next(sim, &request->lane, after);
+        job = lane_next(sim, request->seat->shard, &request->lane, after);
         if (job < 0)
             break;
         answer.rows[i] = sim->ledger.rows[job];
         after = (int64_t)answer.rows[i].seq;
     }
-    answer.complete = lane_next(sim, &request->lane, after) < 0;
+    answer.complete = lane_next(sim, request->seat->shard, &request->lane, after) < 0;
     answer_send(sim, &answer);
 }
 
@@ -516,7 +527,7 @@ static void server_begins(struct sim *sim, void *opaque, uint64_t number)
     struct sim_request *request = opaque;
 
     (void)number;
-    if (!sim->ledger.up || request->connection != request->broker->connection)
+    if (!sim->ledger.up || request->connection != request->seat->store.connection)
         return; /* it was lost on the way; the store asks again once it is connected */
     switch (request->type) {
     case SIM_TAKEOVER:
@@ -536,88 +547,102 @@ static void server_begins(struct sim *sim, void *opaque, uint64_t number)
 
 /* ---- the store's side ---- */
 
-static void store_next(struct sim *sim, struct sim_broker *broker)
+static void store_next(struct sim *sim, struct sim_seat *seat)
 {
-    struct sim_request *request = broker->requests;
+    struct sim_store *store = &seat->store;
+    struct sim_request *request = store->requests;
 
-    if (request == NULL || broker->asking || !broker->connected || !sim->ledger.up)
+    if (request == NULL || store->asking || !store->connected || !sim->ledger.up)
         return;
-    broker->asking = true;
-    request->connection = broker->connection;
+    store->asking = true;
+    request->connection = store->connection;
     sim_post(sim, NULL, sim_between(sim, 50, 500), server_begins, request, 0);
 }
 
-void ledger_ask(struct sim *sim, struct sim_broker *broker, struct sim_request *request)
+void ledger_ask(struct sim *sim, struct sim_seat *seat, struct sim_request *request)
 {
-    request->broker = broker;
-    request->incarnation = broker->process.incarnation;
-    *broker->requests_tail = request;
-    broker->requests_tail = &request->next;
-    store_next(sim, broker);
+    struct sim_store *store = &seat->store;
+
+    request->seat = seat;
+    request->incarnation = seat->broker->process.incarnation;
+    *store->requests_tail = request;
+    store->requests_tail = &request->next;
+    store_next(sim, seat);
 }
 
-void ledger_client_dies(struct sim *sim, struct sim_broker *broker)
+void ledger_client_dies(struct sim *sim, struct sim_seat *seat)
 {
+    struct sim_store *store = &seat->store;
+
     (void)sim;
-    broker->requests = NULL;
-    broker->requests_tail = &broker->requests;
-    broker->connection++;
-    broker->asking = false;
-    broker->connected = true;
+    store->requests = NULL;
+    store->requests_tail = &store->requests;
+    store->connection++;
+    store->asking = false;
+    store->connected = true;
 }
 
 /* The store is connected again. Its first request may have been carried out. */
 static void store_reconnects(struct sim *sim, void *opaque, uint64_t connection)
 {
-    struct sim_broker *broker = opaque;
-    struct sim_request *request = broker->requests;
+    struct sim_seat *seat = opaque;
+    struct sim_store *store = &seat->store;
+    struct sim_request *request = store->requests;
 
-    if (connection != broker->connection || !sim->ledger.up)
+    if (connection != store->connection || !sim->ledger.up)
         return;
     if (request == NULL) {
-        broker->connected = true;
+        store->connected = true;
         return;
     }
-    if (request->type == SIM_FLUSH && sim->ledger.share_locks > 0) {
+    if (request->type == SIM_FLUSH && shard_of(sim, seat->shard)->share_locks > 0) {
         /* Perhaps our own: the unique key of its flush row would make us wait. */
-        sim_post(sim, &broker->process, 20 * MS, store_reconnects, broker, connection);
+        sim_post(sim, &seat->broker->process, 20 * MS, store_reconnects, seat, connection);
         return;
     }
-    broker->connected = true;
-    if (request->type == SIM_FLUSH &&
-        flush_find(sim, request->flush->epoch, request->flush->number) == NULL &&
+    store->connected = true;
+    if (request->type == SIM_FLUSH && flush_find(sim, request->flush) == NULL &&
         sim_percent(sim, 50)) {
         struct answer answer = {.request = request, .verdict = FLUSH_RETRY};
 
-        broker->asking = true;
-        request->connection = broker->connection;
+        store->asking = true;
+        request->connection = store->connection;
         answer_send(sim, &answer);
         return;
     }
-    store_next(sim, broker);
+    store_next(sim, seat);
 }
 
-void ledger_cut(struct sim *sim, struct sim_broker *broker)
+void ledger_cut(struct sim *sim, struct sim_seat *seat)
 {
-    broker->connection++;
-    broker->asking = broker->connected = false;
-    if (broker->process.alive)
-        sim_post(sim, &broker->process, sim_between(sim, 10 * MS, 300 * MS), store_reconnects,
-                 broker, broker->connection);
+    struct sim_store *store = &seat->store;
+
+    store->connection++;
+    store->asking = store->connected = false;
+    if (seat->broker->process.alive)
+        sim_post(sim, &seat->broker->process, sim_between(sim, 10 * MS, 300 * MS), store_reconnects,
+                 seat, store->connection);
+}
+
+static void ledger_cut_all(struct sim *sim)
+{
+    for (int i = 0; i < SIM_BROKERS; i++) {
+        for (int shard = 0; shard < sim->shard_count; shard++)
+            ledger_cut(sim, &sim->brokers[i].seats[shard]);
+    }
 }
 
 void ledger_go_down(struct sim *sim)
 {
     sim->ledger.up = false;
     sim->ledger.life++;
-    sim->ledger.share_locks = 0;
-    for (int i = 0; i < SIM_BROKERS; i++)
-        ledger_cut(sim, &sim->brokers[i]);
+    for (int shard = 0; shard < SIM_SHARDS_MAX; shard++)
+        sim->ledger.shards[shard].share_locks = 0;
+    ledger_cut_all(sim);
 }
 
 void ledger_come_up(struct sim *sim)
 {
     sim->ledger.up = true;
-    for (int i = 0; i < SIM_BROKERS; i++)
-        ledger_cut(sim, &sim->brokers[i]);
+    ledger_cut_all(sim);
 }

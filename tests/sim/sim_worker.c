@@ -13,6 +13,16 @@
 
 #define BEAT_US (500 * MS)
 
+int worker_outcome(const struct sim *sim, const struct sim_worker *worker)
+{
+    return LOG_OUTCOME(worker->pool % sim->shard_count);
+}
+
+static uint64_t partition_of(const struct sim_worker *worker)
+{
+    return (uint64_t)(worker->log - LOG_DISPATCH(0));
+}
+
 static uint64_t running_count(const struct sim_worker *worker)
 {
     uint64_t count = 0;
@@ -29,7 +39,8 @@ static void worker_beat(struct sim *sim, struct sim_worker *worker)
     uint64_t free_slots = worker->slots - running_count(worker);
     struct message_heartbeat beat = {.worker = WIRE_TEXT_OF(worker->name),
                                      .boot = worker->boot,
-                                     .pool = WIRE_TEXT_OF(worker->pool == 0 ? "p0" : "p1"),
+                                     .pool = sim_pool_name(worker->pool),
+                                     .partition = partition_of(worker),
                                      .slots = worker->slots,
                                      .granted = worker->received + free_slots,
                                      .received = worker->received,
@@ -44,7 +55,8 @@ static void worker_beat(struct sim *sim, struct sim_worker *worker)
     if (beat.granted < worker->granted_told)
         beat.granted = worker->granted_told; /* what was granted stays granted */
     worker->granted_told = beat.granted;
-    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_HEARTBEAT, &beat, NULL, NULL, 0);
+    kafka_produce(sim, &worker->producer, worker_outcome(sim, worker), MESSAGE_HEARTBEAT, &beat,
+                  NULL, NULL, 0);
 }
 
 static void worker_beats(struct sim *sim, void *opaque, uint64_t number)
@@ -121,8 +133,8 @@ static void worker_finish(struct sim *sim, struct sim_worker *worker, struct sim
         finished.error_message = WIRE_TEXT_OF("it went wrong");
     finished.output_size = finished.output.size;
     held->state = HELD_UNREPORTED;
-    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_FINISHED, &finished, finish_reported,
-                  worker, held->token);
+    kafka_produce(sim, &worker->producer, worker_outcome(sim, worker), MESSAGE_FINISHED, &finished,
+                  finish_reported, worker, held->token);
 }
 
 static void run_ends(struct sim *sim, void *opaque, uint64_t token)
@@ -148,7 +160,8 @@ static void run_starts(struct sim *sim, struct sim_worker *worker, struct sim_he
 
     held->state = HELD_RUNNING;
     check_run(sim, worker, held);
-    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_STARTED, &started, NULL, NULL, 0);
+    kafka_produce(sim, &worker->producer, worker_outcome(sim, worker), MESSAGE_STARTED, &started,
+                  NULL, NULL, 0);
     sim_post(sim, &worker->process, job->service_us, run_ends, worker, held->token);
 }
 
@@ -252,13 +265,17 @@ static void worker_is_up(struct sim *sim, void *opaque, uint64_t number)
     struct sim_worker *worker = opaque;
     struct message_hello hello = {.worker = WIRE_TEXT_OF(worker->name),
                                   .boot = worker->boot,
-                                  .pool = WIRE_TEXT_OF(worker->pool == 0 ? "p0" : "p1"),
+                                  .pool = sim_pool_name(worker->pool),
+                                  .partition = partition_of(worker),
                                   .slots = worker->slots};
 
     (void)number;
+    if (worker->position < sim->logs[worker->log].count && worker->position > 0)
+        sim_hit(sim, FAULT_WORKER_REBOOT_UNREAD);
     worker->position = sim->logs[worker->log].count;
     hello.position = worker->position;
-    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_HELLO, &hello, NULL, NULL, 0);
+    kafka_produce(sim, &worker->producer, worker_outcome(sim, worker), MESSAGE_HELLO, &hello, NULL,
+                  NULL, 0);
     worker_beats(sim, worker, 0);
 }
 
@@ -282,19 +299,30 @@ static void worker_restarts(struct sim *sim, void *opaque, uint64_t number)
         worker_start(sim, worker);
 }
 
-void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells)
+static void agent_tells_gone(struct sim *sim, struct sim_worker *worker)
 {
     struct message_gone gone = {.worker = WIRE_TEXT_OF(worker->name), .boot = worker->boot};
+    struct sim_producer *producer = &sim->machines[worker->machine].producer;
 
+    sim_hit(sim, FAULT_GONE_PROMPT);
+    kafka_produce(sim, producer, worker_outcome(sim, worker), MESSAGE_GONE, &gone, NULL, NULL, 0);
+    if (!sim_percent(sim, 20))
+        return;
+    sim_hit(sim, FAULT_GONE_TWICE);
+    kafka_produce(sim, producer, worker_outcome(sim, worker), MESSAGE_GONE, &gone, NULL, NULL, 0);
+}
+
+void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells)
+{
     if (!worker->process.alive)
         return;
     sim_trace(sim, "%s is killed", worker->name);
+    if (worker->held_count > 0)
+        sim_hit(sim, FAULT_WORKER_CRASH);
     process_kill(&worker->process);
     kafka_producer_dies(sim, &worker->producer);
     if (agent_tells)
-        kafka_produce(sim, &sim->agent_producer, SIM_OUTCOME, MESSAGE_GONE, &gone, NULL, NULL, 0);
-    if (agent_tells && sim_percent(sim, 20))
-        kafka_produce(sim, &sim->agent_producer, SIM_OUTCOME, MESSAGE_GONE, &gone, NULL, NULL, 0);
+        agent_tells_gone(sim, worker);
     sim_post(sim, NULL, sim_between(sim, 10 * MS, 3 * SEC), worker_restarts, worker, 0);
 }
 
@@ -306,11 +334,13 @@ void worker_leave(struct sim *sim, struct sim_worker *worker)
     if (!worker->process.alive || worker->process.paused_until_us > sim->now_us)
         return;
     sim_trace(sim, "%s leaves", worker->name);
+    sim_hit(sim, FAULT_WORKER_LEAVE);
     for (size_t i = 0; i < worker->held_count; i++) {
         if (worker->held[i].state != HELD_UNREPORTED)
             worker_finish(sim, worker, &worker->held[i], ERROR_CLASS_HANDED_BACK);
     }
-    kafka_produce(sim, &worker->producer, SIM_OUTCOME, MESSAGE_BYE, &bye, NULL, NULL, 0);
+    kafka_produce(sim, &worker->producer, worker_outcome(sim, worker), MESSAGE_BYE, &bye, NULL,
+                  NULL, 0);
     process_kill(&worker->process);
     sim_post(sim, NULL, sim_between(sim, 10 * MS, 3 * SEC), worker_restarts, worker, 0);
 }
