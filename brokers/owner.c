@@ -122,6 +122,7 @@ void owner_free(struct owner **owner_p)
     }
     worker_free_all(owner);
     lane_free_all(owner);
+    limit_free_all(owner);
     pin_log_done(&owner->intake);
     pin_log_done(&owner->outcome);
     buf_done(&owner->scratch);

@@ -42,10 +42,11 @@ struct owner_options {
     uint32_t load_jobs;       /* rows per LOAD; 1,000 */
     uint32_t workers_max;     /* 1,024 */
     uint64_t run_grace_us;    /* a run that its worker did not end is ended this late; 30 s */
-    uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5 */
+    uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5; 0: strict ranks */
     uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
     uint32_t flush_jobs;      /* rows of one flush; FLUSH_JOBS_MAX */
     uint64_t seed;            /* jitter of retries */
+    bool await_limits;        /* no dispatch before the first owner_on_limits() */
     unsigned removed_guards;  /* tests only: bits of owner_guard.h; 0 in production */
 };
 
@@ -92,6 +93,18 @@ void owner_on_published(struct owner *owner, uint64_t flush_number);
 void owner_on_rows(struct owner *owner, const struct ledger_lane *lane, struct ledger_row *rows,
                    size_t row_count, bool complete);
 void owner_on_lookup(struct owner *owner, struct ledger_row *rows, size_t row_count);
+
+/* Limits of tenants and API keys: the whole set, each time it has changed. Who is not in it has
+ * none. Names are copied. */
+enum owner_party { OWNER_PARTY_TENANT = 1, OWNER_PARTY_KEY };
+
+struct owner_limit {
+    enum owner_party kind;
+    struct wire_text name; /* the tenant's id, the key's prefix */
+    uint64_t running_max;  /* jobs that may have a token at a time; UINT64_MAX: no limit */
+    uint32_t weight;       /* of a tenant: its share among those that wait; 0: SCHED_WEIGHT_ONE */
+};
+void owner_on_limits(struct owner *owner, const struct owner_limit *limits, size_t limit_count);
 
 /* Time passes: at least every 10 ms, and before any other event with the times of that event.
  * Wall time follows Kafka's append time; monotonic time drives leases. */
@@ -186,6 +199,16 @@ struct owner_stats {
     bool live, intake_paused;
 };
 struct owner_stats owner_stats(const struct owner *owner);
+
+/* Jobs of a tenant or key that have a token. */
+uint64_t owner_running(const struct owner *owner, enum owner_party kind, struct wire_text name);
+
+/* Calls back for each pool that has finished a job: what a job is expected to take a slot for, and
+ * how many slots its workers have now. */
+void owner_each_pace(const struct owner *owner,
+                     void (*visit)(void *opaque, struct wire_text pool, uint64_t service_us,
+                                   uint64_t slots),
+                     void *opaque);
 
 /* Calls back for each pool and rank with jobs in memory; for gauges. */
 void owner_each_depth(const struct owner *owner,

@@ -17,22 +17,25 @@ bool dispatch_allowed(const struct owner *owner)
 {
     uint64_t oldest = flush_oldest_us(owner);
 
-    return !owner->draining && owner->unflushed_bytes < owner->options.run_ahead_bytes &&
+    return !owner->draining && (owner->limits_known || !owner->options.await_limits) &&
+           owner->unflushed_bytes < owner->options.run_ahead_bytes &&
            (oldest == UINT64_MAX || owner->now_us < oldest + owner->options.run_ahead_us);
 }
 
 /* The next worker in turn that has the slots; a job that wants more slots than any worker has gets
- * a whole one. */
+ * a whole one. A job that none has the slots for waits, and its pool with it: if smaller ones went
+ * ahead it might wait for ever. */
 static struct worker *choose_worker(struct pool *pool, const struct job *job)
 {
     struct worker *worker;
 
-    if (job->spec->slot_count == 1)
-        return TAILQ_FIRST(&pool->ready);
     TAILQ_FOREACH(worker, &pool->ready, ready_link)
     {
-        if (worker->used_slots == 0 || worker->used_slots + job->spec->slot_count <= worker->slots)
-            return worker;
+        bool plain = job->spec->slot_count == 1 && worker->used_slots == worker->running;
+
+        if (plain || worker->used_slots == 0 ||
+            worker->used_slots + job->spec->slot_count <= worker->slots)
+            return worker; /* plain: where each job takes one slot, credit says it all */
     }
     return NULL;
 }
@@ -97,6 +100,22 @@ static void attempt_send(struct owner *owner, struct job *job, struct worker *wo
     worker_check_ready(owner, worker);
 }
 
+/* The job that is to run next and may: those of tenants and keys at their limit step aside. */
+static struct job *choose_job(struct owner *owner, struct pool *pool,
+                              const struct sched_ageing *ageing)
+{
+    struct sched_job *first;
+
+    while ((first = sched_peek(&pool->sched, ageing, owner->wall_us)) != NULL) {
+        struct job *job = HEAP_ENTRY(first, struct job, sched);
+
+        if (!limit_park(job))
+            return job;
+    }
+    pool_check_busy(owner, pool);
+    return NULL;
+}
+
 /* One job of the pool; false when none can be sent. */
 static bool pool_dispatch(struct owner *owner, struct pool *pool)
 {
@@ -104,25 +123,19 @@ static bool pool_dispatch(struct owner *owner, struct pool *pool)
     struct worker *worker;
     struct sched_job *taken;
     struct job *job;
-    uint64_t charged_us;
 
     if (TAILQ_EMPTY(&pool->ready))
         return false;
-    taken = sched_take(&pool->sched, &ageing, owner->wall_us, &charged_us);
-    if (taken == NULL)
+    job = choose_job(owner, pool, &ageing);
+    if (job == NULL)
         return false;
-    job = HEAP_ENTRY(taken, struct job, sched);
-    job->charged_us = charged_us;
-    if (job_expire(owner, job)) {
-        sched_settle(&pool->sched, &job->lane->sched, job->spec->slot_count, charged_us, 0, false);
+    if (job_expire(owner, job))
         return true;
-    }
     worker = choose_worker(pool, job);
-    if (worker == NULL) {
-        sched_settle(&pool->sched, &job->lane->sched, job->spec->slot_count, charged_us, 0, false);
-        job_move(owner, job, JOB_WAITING);
+    if (worker == NULL)
         return false;
-    }
+    taken = sched_take(&pool->sched, &ageing, owner->wall_us);
+    assert(taken == &job->sched);
     attempt_send(owner, job, worker);
     return true;
 }

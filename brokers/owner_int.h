@@ -11,6 +11,7 @@
  *   owner_job.c       jobs: places, timers, how attempts end, deadlines
  *   owner_cancel.c    cancels and their verdicts
  *   owner_worker.c    workers: credit, leases, heartbeats
+ *   owner_limit.c     tenants and keys: how many of their jobs may run
  *   owner_dispatch.c  which job goes to which worker
  *   owner_flush.c     staging, composing and settling flushes
  *   owner_publish.c   what is told after a commit
@@ -97,10 +98,43 @@ struct cancel {
 };
 TAILQ_HEAD(cancels, cancel);
 
+/* A tenant or an API key: what runs for it, and what may. */
+#define PARTY_KEY_SIZE (1 + OWNER_NAME_SIZE)
+struct party {
+    UT_hash_handle hh;
+    char key[PARTY_KEY_SIZE]; /* its kind, and its name padded with zeros */
+    bool listed;              /* is in the newest set of limits */
+    uint32_t weight;
+    uint64_t running, running_max;
+    size_t user_count; /* lanes or flows */
+    TAILQ_HEAD(, lane) parked_lanes;
+    TAILQ_HEAD(, flow) parked_flows;
+};
+
+struct flow_key {
+    struct lane *lane;
+    char party[PARTY_KEY_SIZE];
+};
+
+/* Jobs of one key in a lane. */
+struct flow {
+    UT_hash_handle hh;
+    struct flow_key key;
+    struct sched_flow sched;
+    struct lane *lane;
+    struct party *party; /* NULL: no key was used */
+    uint64_t jobs;
+    LIST_ENTRY(flow) lane_link;
+    TAILQ_ENTRY(flow) parked_link;
+};
+
 struct lane {
     UT_hash_handle hh;
     struct sched_lane sched;
     struct pool *pool;
+    struct party *party;
+    LIST_HEAD(, flow) flows;
+    TAILQ_ENTRY(lane) parked_link;
     char key[OWNER_NAME_SIZE + 1]; /* tenant, padded with zeros, and the rank */
     uint64_t waiting, waiting_bytes, jobs;
     bool spilled;   /* rows above the cursor are not in memory */
@@ -167,6 +201,7 @@ struct job {
     UT_hash_handle hh;
     struct job_spec *spec;
     struct lane *lane;
+    struct flow *flow;
     struct sched_job sched;
     struct heap_node timer;
     enum job_place place;
@@ -176,7 +211,7 @@ struct job {
     bool alone, started, adopted, on_worker, told_end, in_flush, revoke, refused;
     uint64_t token, fence, final_token;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures, free_losses;
-    uint64_t due_us, state_us, started_us, dispatched_us, charged_us, mark;
+    uint64_t due_us, state_us, started_us, dispatched_us, mark;
     int64_t dispatch_offset; /* -1: not known */
     struct sent *sent;
     struct worker *worker; /* of the newest attempt, a reference; may be NULL */
@@ -269,6 +304,10 @@ struct owner {
     TAILQ_HEAD(, lane) spilled;
     uint32_t loads;
     uint64_t lane_count_ever;
+    struct party *parties;
+    struct flow *flows;
+    size_t flow_sweep_at;
+    bool limits_known;
 
     struct worker *workers;
     struct worker *unknown; /* holds adopted jobs whose worker was not heard of */
@@ -337,6 +376,15 @@ bool lane_must_forget(const struct lane *lane, const struct job *job);
 void lane_adopt_takeover(struct owner *owner, const struct ledger_lane *found);
 void lane_plan_loads(struct owner *owner);
 void lane_free_all(struct owner *owner);
+
+/* owner_limit.c */
+void limit_join_lane(struct owner *owner, struct lane *lane, struct wire_text tenant);
+void limit_leave_lane(struct owner *owner, struct lane *lane);
+struct flow *limit_flow(struct owner *owner, struct lane *lane, struct wire_text key_prefix);
+void limit_count(struct owner *owner, const struct job *job, int sign);
+/* True when the job that is to run next may not: then it is out of the way. */
+bool limit_park(struct job *job);
+void limit_free_all(struct owner *owner);
 
 /* owner_job.c */
 struct job *job_find(struct owner *owner, const struct wire_id *id);

@@ -57,6 +57,7 @@ static void job_count(struct owner *owner, const struct job *job, int sign)
     if (job->place == JOB_RUNNING) {
         lane->pool->running[rank] += one;
         owner->stats.running += one;
+        limit_count(owner, job, sign);
     }
 }
 
@@ -103,8 +104,7 @@ void job_move(struct owner *owner, struct job *job, enum job_place place)
     job_count(owner, job, 1);
     if (place == JOB_WAITING) {
         job->sched.accepted_us = job->spec->accepted_us;
-        job->sched.slot_count = job->spec->slot_count;
-        sched_push(&pool->sched, &job->lane->sched, &job->sched, job->spec->start_deadline_us,
+        sched_push(&pool->sched, &job->flow->sched, &job->sched, job->spec->start_deadline_us,
                    job->spec->seq);
     }
     job_set_timer(owner, job);
@@ -118,6 +118,10 @@ struct job *job_add(struct owner *owner, struct job_spec *spec)
     job->spec = spec;
     job->lane = lane_get(owner, spec);
     job->lane->jobs++;
+    job->flow = limit_flow(owner, job->lane, spec->submit.key_prefix);
+    job->flow->jobs++;
+    job->sched.flow = &job->flow->sched;
+    job->sched.slot_count = spec->slot_count;
     job->state = JOB_QUEUED;
     job->state_us = spec->accepted_us;
     job->place = JOB_HELD;
@@ -181,6 +185,7 @@ void job_remove(struct owner *owner, struct job *job)
         job->sent->job = NULL;
     HASH_DEL(owner->jobs, job);
     job->lane->jobs--;
+    job->flow->jobs--;
     pin_write(&job->pins);
     verdict_free(&job->verdicts);
     job_spec_unref(&job->spec);
@@ -296,9 +301,7 @@ static void job_end_attempt(struct owner *owner, struct job *job, enum error_cla
         .batch_count = finished != NULL ? (uint32_t)finished->batch_count : 0,
         .class = class,
     };
-    sched_settle(&job->lane->pool->sched, &job->lane->sched, job->spec->slot_count, job->charged_us,
-                 ran_us, class == ERROR_CLASS_NONE);
-    job->charged_us = 0;
+    sched_settle(&job->lane->pool->sched, &job->sched, ran_us, class == ERROR_CLASS_NONE);
     job->error_class = class;
     job->error_text = NULL;
     job->fence = job->token;

@@ -47,18 +47,9 @@ struct pool *pool_get(struct owner *owner, struct wire_text name)
     return pool;
 }
 
-static bool pool_has_waiting(const struct pool *pool)
-{
-    for (int rank = 0; rank < JOB_RANK_COUNT; rank++) {
-        if (pool->sched.waiting[rank] > 0)
-            return true;
-    }
-    return false;
-}
-
 void pool_check_busy(struct owner *owner, struct pool *pool)
 {
-    bool busy = !TAILQ_EMPTY(&pool->ready) && pool_has_waiting(pool);
+    bool busy = !TAILQ_EMPTY(&pool->ready) && sched_can(&pool->sched);
 
     if (busy && !pool->busy)
         TAILQ_INSERT_TAIL(&owner->busy, pool, busy_link);
@@ -75,6 +66,7 @@ static void lane_free(struct owner *owner, struct lane *lane)
         TAILQ_REMOVE(&owner->spilled, lane, spilled_link);
     HASH_DEL(pool->lanes, lane);
     pool->lane_count--;
+    limit_leave_lane(owner, lane);
     sched_lane_done(&lane->sched);
     free(lane);
 }
@@ -111,6 +103,7 @@ static struct lane *lane_get_by_name(struct owner *owner, struct pool *pool,
     lane->pool = pool;
     lane->cursor = -1;
     sched_lane_init(&lane->sched, rank, ++owner->lane_count_ever);
+    limit_join_lane(owner, lane, tenant);
     HASH_ADD(hh, pool->lanes, key, sizeof(lane->key), lane);
     pool->lane_count++;
     return lane;

@@ -166,6 +166,7 @@ static void sim_choose_owner_options(struct sim *sim)
     options->removed_guards = sim->options.removed_guards;
     options->lease_us = 2 * SEC;
     options->run_grace_us = 3 * SEC;
+    sim->running_max = sim->options.seed % 3 == 0 ? 1 + sim->options.seed % 4 : 0;
     options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
     if (sim_percent(sim, 30))
         options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);

@@ -341,6 +341,7 @@ struct sim {
     int redis_keys[SIM_JOBS_MAX]; /* idempotency cache: key to job; -1: none */
     unsigned fault_percent;
     bool faults_over, worker_faulted, failed;
+    uint64_t running_max; /* of tenant t0's jobs in a shard; 0: no limit */
     size_t lost_attempts;
     struct {
         uint64_t token;
@@ -429,6 +430,8 @@ void faults_stop(struct sim *sim);
 
 /* sim_check.c */
 void check_commit(struct sim *sim, const struct sim_flush *flush);
+void check_dispatch(struct sim *sim, const struct sim_seat *seat,
+                    const struct message_attempt *attempt);
 void check_append(struct sim *sim, int log, int64_t offset);
 void check_accept(struct sim *sim, int job);
 void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held);

@@ -160,6 +160,15 @@ static void attempt_reported(struct sim *sim, void *opaque, uint64_t number, int
     seat_work(sim, report->seat);
 }
 
+/* Limits come to an owner before anything else does. */
+static void seat_take_limits(struct sim *sim, struct sim_seat *seat)
+{
+    const struct owner_limit limit = {
+        .kind = OWNER_PARTY_TENANT, .name = WIRE_TEXT_OF("t0"), .running_max = sim->running_max};
+
+    owner_on_limits(seat->owner, &limit, sim->running_max > 0);
+}
+
 static bool do_attempt(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     const struct message_attempt *attempt = &todo->attempt.message;
@@ -170,6 +179,7 @@ static bool do_attempt(struct sim *sim, struct sim_seat *seat, const struct owne
               seat->broker->process.name, (unsigned long long)attempt->number,
               sim_job_of(sim, &attempt->job), TOKEN_EPOCH(attempt->token), (uint32_t)attempt->token,
               (int)attempt->worker.size, attempt->worker.text);
+    check_dispatch(sim, seat, attempt);
     if (attempt->token > sim->jobs[sim_job_of(sim, &attempt->job)].token_max)
         sim->jobs[sim_job_of(sim, &attempt->job)].token_max = attempt->token;
     kafka_produce(sim, &seat->broker->producer, LOG_DISPATCH(todo->attempt.partition),
@@ -420,6 +430,7 @@ void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_take
               seat->broker->process.name, seat->shard, takeover->epoch, (long long)seat->intake_at,
               (long long)seat->outcome_at, (long long)ends.intake_end, (long long)ends.outcome_end);
     seat->owner = owner_new(&sim->owner_options, takeover, ends, sim->now_us, sim->now_us);
+    seat_take_limits(sim, seat);
     seat_wake(sim, seat);
     sim_post(sim, &seat->broker->process, TICK_US, seat_tick, seat, seat->session);
     seat_work(sim, seat);

@@ -12,6 +12,8 @@
 #include "schema/job_id.h"
 #include "tests/sim/sim.h"
 
+#define LIMITED_JOBS_MAX 256 /* larger worlds are not counted at each commit */
+
 static bool bytes_equal(struct wire_bytes a, struct wire_bytes b)
 {
     return a.size == b.size && (a.size == 0 || memcmp(a.bytes, b.bytes, a.size) == 0);
@@ -80,6 +82,37 @@ static void check_rows(struct sim *sim, const struct sim_flush *flush)
             sim_fail(sim, "invariant 10: job %d is charged for a lost worker; none was",
                      change->job);
     }
+}
+
+/* What runs of tenant t0, as the ledger knows it. Over a takeover a worker may bring back an
+ * attempt that nobody knew of while others were given its place, so this is for the first owner
+ * alone. */
+static void check_running(struct sim *sim, const struct sim_flush *flush)
+{
+    uint64_t running = 0;
+
+    if (sim->running_max == 0 || sim->worker_faulted || flush->epoch > SIM_EPOCH_FIRST + 1 ||
+        sim->job_count > LIMITED_JOBS_MAX)
+        return;
+    for (int i = 0; i < sim->job_count; i++)
+        running += sim->jobs[i].tenant == 0 && sim->jobs[i].shard == flush->shard &&
+                   sim->ledger.rows[i].present && sim->ledger.rows[i].state == JOB_IN_PROGRESS;
+    if (running > sim->running_max)
+        sim_fail(sim, "limits: %llu jobs of t0 run, %llu may", (unsigned long long)running,
+                 (unsigned long long)sim->running_max);
+}
+
+/* Nothing is started for a tenant that has, with what was adopted, as many running as it may. */
+void check_dispatch(struct sim *sim, const struct sim_seat *seat,
+                    const struct message_attempt *attempt)
+{
+    uint64_t running = owner_running(seat->owner, OWNER_PARTY_TENANT, WIRE_TEXT_OF("t0"));
+
+    if (sim->running_max > 0 && running > sim->running_max &&
+        wire_text_equal(attempt->tenant, "t0"))
+        sim_fail(sim, "limits: job %d of t0 is started as number %llu, %llu may run",
+                 sim_job_of(sim, &attempt->job), (unsigned long long)running,
+                 (unsigned long long)sim->running_max);
 }
 
 static void check_intake_record(struct sim *sim, const struct sim_flush *flush, int64_t offset)
@@ -159,6 +192,7 @@ void check_commit(struct sim *sim, const struct sim_flush *flush)
 {
     check_numbers(sim, flush);
     check_rows(sim, flush);
+    check_running(sim, flush);
     check_floors(sim, flush);
 }
 
