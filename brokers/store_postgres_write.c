@@ -10,6 +10,9 @@
  * TRUE` is one lookup in a hash a row; as a bare IN the planner would make a join of it, and its
  * guess of the size of an unknown array (ten) makes that a nested loop.
  *
+ * state_before is the job's state until now, for the deltas; 7 stands for a waiting job that is not
+ * due yet, there and in what the statement returns.
+ *
  * flush_update names no range of ids: for each id the executor leaves out the partitions of other
  * days by itself, and with a range the planner could walk that instead of looking up the ids.
  *
@@ -65,14 +68,16 @@ PG_STATEMENT(
     "job_input (job_id, input) SELECT * FROM (SELECT unnest($50::uuid[]) AS id, "
     "unnest($51::bytea[]) AS input) i WHERE (i.id IN (SELECT id FROM applied)) IS TRUE ON "
     "CONFLICT DO NOTHING), deltas AS (INSERT INTO queue_delta (shard, rank, deployment, pool, "
-    "waiting, running) SELECT $43::smallint, rank, deployment, pool, count(*) FILTER (WHERE "
-    "state = 1), count(*) FILTER (WHERE state = 2) FROM u WHERE state IN (1, 2) AND (id IN "
-    "(SELECT id FROM applied)) IS TRUE GROUP BY rank, deployment, pool) SELECT id FROM "
+    "waiting, running, delayed, bytes) SELECT $43::smallint, rank, deployment, pool, count(*) "
+    "FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state "
+    "= 1 AND due_at IS NOT NULL), sum(input_size)::bigint FROM u WHERE state IN (1, 2) AND (id "
+    "IN (SELECT id FROM applied)) IS TRUE GROUP BY rank, deployment, pool) SELECT id FROM "
     "applied");
 
 PG_STATEMENT(
     flush_update,
-    "WITH applied AS (UPDATE job SET state_before = job.state, state = u.state, state_at = "
+    "WITH applied AS (UPDATE job SET state_before = CASE WHEN job.state = 1 AND job.due_at IS "
+    "NOT NULL THEN 7 ELSE job.state END, state = u.state, state_at = "
     "u.state_at, due_at = u.due_at, started_at = coalesce(u.started_at, job.started_at), "
     "token = u.token, fence = greatest(job.fence, u.fence), error_class = u.error_class, "
     "attempt_count = u.attempt_count, user_failures = u.user_failures, oom_failures = "
@@ -87,16 +92,19 @@ PG_STATEMENT(
     "lost_failures, unnest($15::text[]) AS worker, unnest($16::text[]) AS error_message) u "
     "WHERE job.id = u.id AND job.round = u.round AND job.state IN (1, 2) AND CASE WHEN "
     "u.final_token <> 0 THEN job.fence < u.final_token ELSE job.fence <= u.fence END "
-    "RETURNING job.id, job.shard, job.rank, job.deployment, job.pool, job.state, "
+    "RETURNING job.id, job.shard, job.rank, job.deployment, job.pool, job.input_size, CASE WHEN "
+    "job.state = 1 AND job.due_at IS NOT NULL THEN 7 ELSE job.state END AS state, "
     "job.state_before), results AS (INSERT INTO job_result (job_id, round, token, "
     "output_size, output, output_blob) SELECT * FROM (SELECT unnest($17::uuid[]) AS id, "
     "unnest($18::smallint[]) AS round, unnest($19::bigint[]) AS token, unnest($20::bigint[]) "
     "AS output_size, unnest($21::bytea[]) AS output, unnest($22::text[]) AS output_blob) r "
     "WHERE (r.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), deltas AS "
-    "(INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running) SELECT shard, "
-    "rank, deployment, pool, sum((state = 1)::integer - (state_before = 1)::integer), "
-    "sum((state = 2)::integer - (state_before = 2)::integer) FROM applied WHERE state <> "
-    "state_before GROUP BY shard, rank, deployment, pool) SELECT id FROM applied");
+    "(INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running, delayed, bytes) "
+    "SELECT shard, rank, deployment, pool, sum((state IN (1, 7))::integer - (state_before IN "
+    "(1, 7))::integer), sum((state = 2)::integer - (state_before = 2)::integer), sum((state = "
+    "7)::integer - (state_before = 7)::integer), -coalesce(sum(input_size) FILTER (WHERE state "
+    "IN (3, 4, 5, 6)), 0)::bigint FROM applied WHERE state <> state_before GROUP BY shard, rank, "
+    "deployment, pool) SELECT id FROM applied");
 
 PG_STATEMENT(
     flush_attempts,

@@ -23,7 +23,7 @@ CREATE TABLE job (
     slot_count integer NOT NULL DEFAULT 1,
     shard smallint NOT NULL,
     state smallint NOT NULL CONSTRAINT job_state_check CHECK (state IN (1, 2, 3, 4, 5, 6)),
-    state_before smallint NOT NULL DEFAULT 0, -- for the deltas of queue_delta
+    state_before smallint NOT NULL DEFAULT 0, -- for the deltas of queue_delta; 7: 1, and not due yet
     round smallint NOT NULL DEFAULT 1,
     rank smallint NOT NULL CONSTRAINT job_rank_check CHECK (rank BETWEEN 0 AND 3),
     error_class smallint NOT NULL DEFAULT 0

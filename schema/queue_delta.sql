@@ -10,7 +10,9 @@ CREATE TABLE queue_delta (
     pool text NOT NULL,
     waiting bigint NOT NULL,
     running bigint NOT NULL,
-    at timestamptz NOT NULL DEFAULT now()
+    at timestamptz NOT NULL DEFAULT now(),
+    delayed bigint NOT NULL DEFAULT 0, -- of those that wait: not due yet
+    bytes bigint NOT NULL DEFAULT 0    -- inputs of those that wait or run
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
     autovacuum_vacuum_insert_scale_factor = 0, autovacuum_vacuum_insert_threshold = 10000,
     autovacuum_vacuum_cost_delay = 0);

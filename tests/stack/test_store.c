@@ -251,6 +251,10 @@ static void test_guards_of_updates(void **state)
 /* Counters equal the sums over the rows (PROTOCOL, invariant 18). */
 static void test_queue_deltas(void **state)
 {
+    static const char sums[] =
+        "SELECT string_agg(concat_ws(',', rank || ':' || w, r, d, b), ' ' ORDER BY rank) FROM "
+        "(SELECT rank, sum(waiting) AS w, sum(running) AS r, sum(delayed) AS d, sum(bytes) AS b "
+        "FROM queue_delta GROUP BY rank) x";
     struct world *world = *state;
     struct job_spec *specs[6];
     struct flush_job jobs[6];
@@ -270,10 +274,16 @@ static void test_queue_deltas(void **state)
     }
     flush_now(world, 3, jobs, 3);
     assert_int_equal(world->verdict, FLUSH_COMMITTED);
-    expect(world,
-           "SELECT string_agg(rank || ':' || w || ',' || r, ' ' ORDER BY rank) FROM (SELECT rank, "
-           "sum(waiting) AS w, sum(running) AS r FROM queue_delta GROUP BY rank) x",
-           "0:0,1 2:1,1");
+    expect(world, sums, "0:0,1,0,13 2:1,1,0,26");
+    jobs[1].state = JOB_QUEUED; /* a retry that is not due, and then one that has ended */
+    jobs[1].due_us = ACCEPTED_US + 5000000;
+    jobs[1].fence = jobs[1].token;
+    flush_now(world, 4, jobs + 1, 1);
+    expect(world, sums, "0:0,1,0,13 2:2,0,1,26");
+    jobs[1].state = JOB_EXPIRED;
+    jobs[1].due_us = 0;
+    flush_now(world, 5, jobs + 1, 1);
+    expect(world, sums, "0:0,1,0,13 2:1,0,0,13");
     for (size_t i = 0; i < 6; i++)
         job_spec_unref(&specs[i]);
 }
