@@ -9,6 +9,8 @@
  *   broker_todo.c      carries out what the owner asks for
  *   broker_publish.c   a committed flush becomes known: Redis, wake-ups, `completed`
  *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
+ *   broker_pace.c      how fast pools work, for estimates
+ *   broker_limits.c    limits of tenants and keys, from Postgres to the owners
  *   broker_watch.c     /metrics, /healthz, /readyz
  *   broker_trace.c     spans of jobs and of their waiting
  *   broker_public.c    metrics under the names that users know
@@ -27,6 +29,7 @@
 #include "brokers/queue.h"
 #include "brokers/store.h"
 
+struct broker_limits;
 struct http_server;
 struct loop;
 struct loop_timer;
@@ -135,6 +138,17 @@ void ledger_close(struct broker *broker);
 void ledger_check_cluster(struct shard *shard);
 void shard_take(struct shard *shard);
 
+/* ---- Limits (broker_limits.c) */
+
+void broker_limits_open(struct broker *broker);
+void broker_limits_close(struct broker *broker); /* after the connection that it listens on */
+void broker_limits_apply(struct shard *shard);   /* to an owner that was just made */
+
+/* ---- Estimates (broker_pace.c) */
+
+void broker_pace_open(struct broker *broker);
+void broker_pace_close(struct broker *broker);
+
 /* ---- Watching (broker_watch.c) */
 
 int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
@@ -188,8 +202,8 @@ struct broker {
     struct queue_election *election;
     struct cache *cache;
     struct pg *pg;
-    struct loop_timer *maintenance_timer, *compact_timer;
-    bool maintenance_due, compact_due; /* a statement is under way */
+    struct loop_timer *maintenance_timer, *compact_timer, *pace_timer;
+    bool maintenance_due, compact_due, pace_due; /* a statement is under way */
     struct loop_turn *turn;
     struct loop_timer *start_timer;
     struct loop_timer *drain_timer;
@@ -205,6 +219,7 @@ struct broker {
     struct metrics *metrics;
     struct tracer *tracer;
     struct model_names *names;
+    struct broker_limits *limits;
     struct public_memo memo_attempt, memo_final;
     struct metric *flush_seconds, *flush_jobs;
     struct queue_producer_counts counted_queue;

@@ -357,6 +357,8 @@ static int parts_open(struct broker *broker, struct err *err)
     if (r < 0)
         return r;
     broker_public_open(broker);
+    broker_limits_open(broker);
+    broker_pace_open(broker);
     broker->completed = queue_producer_topic(broker->producer, topic_name(TOPIC_COMPLETED));
     broker->intake_dead = queue_producer_topic(broker->producer, topic_name(TOPIC_INTAKE_DEAD));
     broker->turn = loop_turn_new(broker->loop, on_turn, broker);
@@ -372,8 +374,10 @@ static void parts_close(struct broker *broker)
     loop_turn_free(&broker->turn);
     loop_timer_free(&broker->start_timer);
     loop_timer_free(&broker->drain_timer);
+    broker_pace_close(broker);
     ledger_close(broker);
     model_names_free(&broker->names);
+    broker_limits_close(broker);
     cache_close(&broker->cache);
     queue_consumer_close(&broker->consumer);
     queue_producer_close(&broker->producer);

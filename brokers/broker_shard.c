@@ -283,6 +283,10 @@ static struct owner_options owner_options_of(const struct broker *broker)
     options.row_delay_us = broker->settings.row_delay_ms * 1000;
     options.lease_us = broker->settings.lease_ms * 1000;
     options.window_jobs = (uint32_t)broker->settings.window;
+    options.ageing_percent = broker->settings.strict ? 0
+                                                     : (uint32_t)broker->settings.ageing_percent;
+    options.ageing_after_us = broker->settings.ageing_after_ms * 1000;
+    options.await_limits = true;
     options.seed = clock_wall_us();
     return options;
 }
@@ -315,6 +319,7 @@ static void shard_own(struct shard *shard)
     shard->publications = publications_new(shard);
     shard->owner = owner_new(&options, takeover, shard->ends, clock_mono_us(), clock_wall_us());
     shard->phase = SHARD_OWNED;
+    broker_limits_apply(shard);
     shard->broker->takeover_count++;
     if (shard_read(shard, &err) < 0) {
         shard_retry(shard, &err);
