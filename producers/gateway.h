@@ -10,8 +10,9 @@
  *   gateway_status.c   status, result                 gateway_cancel.c  cancel
  *   gateway_list.c     lists, queue depths            gateway_push.c    archives, deployments
  *   gateway_models.c   models, environments           gateway_credentials.c keys, secrets
- *   gateway_logs.c     logs of replicas
- *   pure: gateway_route, gateway_body, gateway_config, gateway_archive
+ *   gateway_logs.c     logs of replicas              gateway_limit.c   caps, refusals
+ *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
+ *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core
  *
  * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
  * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
@@ -35,6 +36,7 @@
 
 struct blob_store;
 struct body_reader;
+struct caps;
 struct cache;
 struct cache_listener;
 struct call;
@@ -52,6 +54,7 @@ struct pg_batch;
 struct queue_admin;
 struct queue_producer;
 struct queue_topic;
+struct rates;
 struct seal_key;
 struct submits;
 struct watch;
@@ -97,6 +100,8 @@ struct gateway {
     struct keys *keys;
     struct watch *watch;
     struct submits *submits;
+    struct caps *caps;
+    struct rates *rates;
     struct cancels *cancels;
     struct loop_timer *tick; /* each second */
     LIST_HEAD(, call) calls;
@@ -184,7 +189,7 @@ void gateway_keys_close(struct keys **keys_p);
 void gateway_keys_check(struct call *call, void (*on_known)(struct call *call));
 void gateway_keys_forget(struct keys *keys, const char *prefix);
 
-/* ---- gateway_watch.c: the snapshot of models, kept fresh; queue depths ---- */
+/* ---- gateway_watch.c: the snapshot of models and limits, kept fresh ---- */
 
 int gateway_watch_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_watch_close(struct watch **watch_p);
@@ -199,10 +204,39 @@ void gateway_watch_choose(struct call *call,
 /* The same for routes that name a model only. */
 void gateway_watch_find_model(struct call *call,
                               void (*done)(struct call *call, const struct config_model *model));
-/* ERR_LIMIT when the pool or the tenant has too many waiting jobs. */
-int gateway_watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
-                               struct err *err) MUST_CHECK;
 uint32_t gateway_watch_shard_count(const struct watch *watch); /* 0: not known yet */
+
+/* ---- gateway_limit.c: caps, and how a limit refuses ---- */
+
+#define REFUSAL_LIMIT_SIZE 40
+
+struct refusal {
+    int status;        /* 429 or 503 */
+    const char *limit; /* its name */
+    double value, current;
+    uint32_t retry_after_s;
+    double estimate_s; /* of the waiting time; 0: not said */
+    char text[256];
+};
+
+/* Ends the call, with Retry-After, and the name, value and present figure of the limit. */
+void call_refuse(struct call **call_p, const struct refusal *refusal);
+
+int gateway_caps_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_caps_close(struct caps **caps_p);
+void gateway_caps_tick(struct caps *caps, uint64_t now_ms);
+/* False: at a limit; which one is in *ret_refusal, its texts live until the next tick. */
+bool gateway_caps_admit_tenant(const struct caps *caps, const char *tenant,
+                               struct refusal *ret_refusal) MUST_CHECK;
+bool gateway_caps_admit_pool(const struct caps *caps, const char *pool,
+                             struct refusal *ret_refusal) MUST_CHECK;
+
+/* ---- gateway_rate.c: rates ---- */
+
+int gateway_rates_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_rates_close(struct rates **rates_p);
+/* Goes on when tenant and key may submit one more now; else the call is refused. */
+void gateway_rates_check(struct call *call, void (*on_passed)(struct call *call));
 
 /* ---- gateway_submit.c ---- */
 
@@ -244,7 +278,25 @@ void deployment_logs_begin(struct call *call);
 void environments_begin(struct call *call);
 void promote_begin(struct call *call);
 void push_begin(struct call *call);
+/* gateway_tenants.c. Whose things a route of the management API is about: ?tenant=, else the key's
+ * own; ERR_FORBIDDEN when the key may not. Borrowed from the call. */
+int call_whose(const struct call *call, const char **ret_tenant, struct err *err) MUST_CHECK;
+bool call_is_operator(const struct call *call);
+/* The member "limits" of a body as JSON text, checked; NULL: there is none. The caller frees. */
+int limits_of_body(const struct json_t *body, enum limit_on on, char **ret_json,
+                   struct err *err) MUST_CHECK;
+struct json_t *limits_json(const char *text); /* of a row; the caller's */
+/* gateway_credentials.c: adds the row of audit. */
+void call_audit(struct pg_batch *batch, const struct call *call, const char *tenant,
+                const char *action, const char *target);
+
+void tenants_begin(struct call *call);
+void tenant_create_begin(struct call *call);
+void tenant_begin(struct call *call);
+void tenant_set_begin(struct call *call);
+void tenant_delete_begin(struct call *call);
 void keys_begin(struct call *call);
+void key_set_begin(struct call *call);
 void key_create_begin(struct call *call);
 void key_delete_begin(struct call *call);
 void secrets_begin(struct call *call);

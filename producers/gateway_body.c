@@ -111,6 +111,7 @@ static const struct number_rule submit_numbers[] = {
     {"priority", "priority", offsetof(struct submit_body, priority), 0, JOB_PRIORITY_MAX},
     {"max_time_in_queue_seconds", "max_time_in_queue_seconds",
      offsetof(struct submit_body, queue_limit_s), JOB_QUEUE_LIMIT_S_MIN, JOB_QUEUE_LIMIT_S_MAX},
+    {"slot_count", "slot_count", offsetof(struct submit_body, slot_count), 1, SUBMIT_SLOTS_MAX},
     {NULL, NULL, 0, 0, 0},
 };
 
@@ -237,6 +238,18 @@ static int read_webhook(struct body_reader *reader, const struct json_field *fie
     return r;
 }
 
+static int read_refuse_late(const struct json_field *field, struct submit_body *body,
+                            struct err *err)
+{
+    if (field->type == JSON_TYPE_NULL)
+        return 0;
+    if (field->type != JSON_TYPE_BOOL)
+        return err_set(err, ERR_MALFORMED, "refuse_late is of type %s; it must be true or false",
+                       json_type_name(field->type));
+    body->refuse_late = field->raw_size == 4; /* "true" */
+    return 0;
+}
+
 static bool key_is(const struct json_field *field, const char *key)
 {
     return strlen(key) == field->key_size && strcmp(field->key, key) == 0;
@@ -257,6 +270,8 @@ static int read_field(struct body_reader *reader, const struct json_field *field
     }
     if (key_is(field, "webhook_endpoint"))
         return read_webhook(reader, field, loopback_http, body, err);
+    if (key_is(field, "refuse_late"))
+        return read_refuse_late(field, body, err);
     if (key_is(field, RETRY))
         return read_retry(reader, field, body, err);
     rule = rule_find(submit_numbers, field);
@@ -275,6 +290,7 @@ int body_read_submit(struct body_reader *reader, const void *bytes, size_t size,
         .max_attempts = JOB_ATTEMPTS_DEFAULT,
         .initial_delay_ms = JOB_INITIAL_DELAY_MS_DEFAULT,
         .max_delay_ms = JOB_MAX_DELAY_MS_DEFAULT,
+        .slot_count = 1,
         .warnings = BUF_WITH_LIMIT(SUBMIT_WARNINGS_SIZE_MAX),
     };
     struct json_field field;

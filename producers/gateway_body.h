@@ -17,6 +17,7 @@
 
 #define SUBMIT_WEBHOOK_SIZE_MAX 2048
 #define SUBMIT_WARNINGS_MAX 16
+#define SUBMIT_SLOTS_MAX 4096
 #define SUBMIT_WARNINGS_SIZE_MAX 8192
 
 struct body_reader;
@@ -27,6 +28,8 @@ struct submit_body {
     char *webhook_url; /* NULL: none */
     uint32_t priority, queue_limit_s;
     uint32_t max_attempts, initial_delay_ms, max_delay_ms;
+    uint32_t slot_count;
+    bool refuse_late; /* rather than accept what will expire */
     uint32_t warning_count;
     struct buf warnings; /* `"…","…"`: the items of a JSON array; empty: none */
 };

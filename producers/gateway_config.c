@@ -18,7 +18,8 @@ struct config {
     struct config_deployment *deployments; /* by model, then id */
     struct config_target *targets;         /* by model, then environment */
     struct config_ref *refs;               /* by tenant, then text */
-    size_t model_count, deployment_count, target_count, ref_count;
+    struct config_limits *limits;          /* by what they are on, then name */
+    size_t model_count, deployment_count, target_count, ref_count, limits_count;
     bool sealed;
 };
 
@@ -37,6 +38,7 @@ void gateway_config_free(struct config **config_p)
     free(config->deployments);
     free(config->targets);
     free(config->refs);
+    free(config->limits);
     free(config);
 }
 
@@ -65,6 +67,19 @@ void gateway_config_add_target(struct config *config, const struct config_target
 {
     config->targets = grown(config->targets, config->target_count, sizeof(*target));
     config->targets[config->target_count++] = *target;
+}
+
+void gateway_config_add_limits(struct config *config, const struct config_limits *limits)
+{
+    config->limits = grown(config->limits, config->limits_count, sizeof(*limits));
+    config->limits[config->limits_count++] = *limits;
+}
+
+static int compare_limits(const void *a, const void *b)
+{
+    const struct config_limits *x = a, *y = b;
+
+    return x->on != y->on ? (x->on < y->on ? -1 : 1) : strcmp(x->name, y->name);
 }
 
 static int compare_models(const void *a, const void *b)
@@ -135,6 +150,7 @@ void gateway_config_seal(struct config *config)
     sort(config->deployments, config->deployment_count, sizeof(config->deployments[0]),
          compare_deployments);
     sort(config->targets, config->target_count, sizeof(config->targets[0]), compare_targets);
+    sort(config->limits, config->limits_count, sizeof(config->limits[0]), compare_limits);
     link_parts(config);
     config->refs = xcalloc(2 * config->model_count, sizeof(config->refs[0]));
     for (size_t i = 0; i < config->model_count; i++) {
@@ -152,6 +168,21 @@ void gateway_config_seal(struct config *config)
 size_t gateway_config_model_count(const struct config *config)
 {
     return config->model_count;
+}
+
+const struct limits *gateway_config_limits(const struct config *config, enum limit_on on,
+                                           const char *name)
+{
+    static const struct limits none;
+    struct config_limits want = {.on = on};
+    const struct config_limits *found;
+
+    assert(config->sealed);
+    if (config->limits_count == 0)
+        return &none;
+    mem_copy_text(want.name, name);
+    found = bsearch(&want, config->limits, config->limits_count, sizeof(want), compare_limits);
+    return found == NULL ? &none : &found->limits;
 }
 
 const struct config_model *gateway_config_find_model(const struct config *config,

@@ -16,6 +16,7 @@
 
 #include "base/err.h"
 #include "producers/gateway_route.h"
+#include "schema/limits.h"
 
 #define CONFIG_NAME_SIZE 65
 
@@ -31,6 +32,7 @@ struct config_deployment {
     char id[CONFIG_NAME_SIZE], name[CONFIG_NAME_SIZE], model[CONFIG_NAME_SIZE];
     char pool[CONFIG_NAME_SIZE], status[24];
     uint32_t shard;
+    uint32_t slot_count; /* of one replica: what a job may ask for at most */
     uint64_t run_limit_ms;
 };
 
@@ -40,14 +42,26 @@ struct config_target {
     uint32_t weight;
 };
 
+/* What somebody has set for a tenant or an API key. */
+struct config_limits {
+    char name[CONFIG_NAME_SIZE]; /* the tenant's id, or the key's prefix */
+    enum limit_on on;
+    struct limits limits;
+};
+
 struct config *gateway_config_new(void);
 void gateway_config_free(struct config **config_p);
 void gateway_config_add_model(struct config *config, const struct config_model *model);
 void gateway_config_add_deployment(struct config *config,
                                    const struct config_deployment *deployment);
 void gateway_config_add_target(struct config *config, const struct config_target *target);
+void gateway_config_add_limits(struct config *config, const struct config_limits *limits);
 void gateway_config_seal(struct config *config);
 size_t gateway_config_model_count(const struct config *config);
+
+/* Never NULL: who has none set has an empty set. */
+const struct limits *gateway_config_limits(const struct config *config, enum limit_on on,
+                                           const char *name);
 
 /* By id or name; NULL: this tenant has no such model. */
 const struct config_model *gateway_config_find_model(const struct config *config,

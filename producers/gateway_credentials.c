@@ -24,10 +24,17 @@
 #define SECRET_HINT_SIZE 4
 #define ROTATION_S (24 * 3600)
 
-PG_STATEMENT(keys_list, "SELECT prefix, name, role, tenant, created_at, last_used_at FROM api_key "
-                        "WHERE tenant = $1 AND revoked_at IS NULL ORDER BY created_at LIMIT 10000");
-PG_STATEMENT(keys_insert, "INSERT INTO api_key (prefix, digest, tenant, name, role) "
-                          "VALUES ($1, $2, $3, $4, $5)");
+PG_STATEMENT(
+    keys_list,
+    "SELECT prefix, name, role, tenant, created_at, last_used_at, limits::text FROM api_key "
+    "WHERE tenant = $1 AND revoked_at IS NULL ORDER BY created_at LIMIT 10000");
+PG_STATEMENT(keys_insert,
+             "INSERT INTO api_key (prefix, digest, tenant, name, role, limits) SELECT $1, $2, id, "
+             "$4, $5, jsonb_strip_nulls(coalesce($6::text, '{}')::jsonb) FROM tenant "
+             "WHERE id = $3 AND deleted_at IS NULL RETURNING prefix");
+PG_STATEMENT(keys_set, "UPDATE api_key SET limits = jsonb_strip_nulls(limits || coalesce($3, "
+                       "'{}')::jsonb), name = coalesce($4, name) WHERE tenant = $1 AND prefix = $2 "
+                       "AND revoked_at IS NULL RETURNING prefix, name, limits::text");
 PG_STATEMENT(keys_revoke, "UPDATE api_key SET revoked_at = now() WHERE tenant = $1 AND prefix = $2 "
                           "AND revoked_at IS NULL RETURNING prefix");
 PG_STATEMENT(keys_audit, "INSERT INTO audit (tenant, actor, action, target) "
@@ -62,11 +69,11 @@ static json_t *json_time(const struct pg_answer *answer, size_t at, size_t row, 
     return json_string(text);
 }
 
-static void audit(struct pg_batch *batch, const struct call *call, const char *action,
-                  const char *target)
+void call_audit(struct pg_batch *batch, const struct call *call, const char *tenant,
+                const char *action, const char *target)
 {
     pg_add(batch, &keys_audit);
-    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, tenant);
     pg_bind_c(batch, call->key_prefix);
     pg_bind_c(batch, action);
     pg_bind_c(batch, target);
@@ -92,10 +99,11 @@ static void on_keys(void *opaque, const struct pg_answer *answer)
     list = json_array();
     for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
         json_t *key = json_pack(
-            "{s:s, s:s, s:s, s:s, s:s, s:o, s:o}", "prefix", pg_c(answer, 0, i, 0), "name",
+            "{s:s, s:s, s:s, s:s, s:s, s:o, s:o, s:o}", "prefix", pg_c(answer, 0, i, 0), "name",
             pg_c(answer, 0, i, 1), "type", type_of_role(pg_c(answer, 0, i, 2)), "tenant",
             pg_c(answer, 0, i, 3), "team_name", pg_c(answer, 0, i, 3), "created_at",
-            json_time(answer, 0, i, 4), "last_used_at", json_time(answer, 0, i, 5));
+            json_time(answer, 0, i, 4), "last_used_at", json_time(answer, 0, i, 5), "limits",
+            limits_json(pg_c(answer, 0, i, 6)));
 
         (void)json_array_append_new(list, key);
     }
@@ -105,10 +113,17 @@ static void on_keys(void *opaque, const struct pg_answer *answer)
 
 void keys_begin(struct call *call)
 {
-    struct pg_batch *batch = pg_batch_new();
+    struct pg_batch *batch;
+    const char *tenant;
+    struct err err;
 
+    if (call_whose(call, &tenant, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
     pg_add(batch, &keys_list);
-    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, tenant);
     call_query(call, &batch, on_keys);
 }
 
@@ -134,6 +149,10 @@ static void on_key_made(void *opaque, const struct pg_answer *answer)
 
     if (!call_take_answer(&new->call, answer))
         return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&new->call, 404, "client_error", "there is no such tenant");
+        return;
+    }
     body = json_pack("{s:s, s:s}", "api_key", new->key.text, "prefix", new->key.prefix);
     call_answer_json(&new->call, 201, &body);
 }
@@ -169,19 +188,37 @@ static int read_key_body(const json_t *body, const char **ret_name, enum api_key
     return api_key_type_parse(json_string_value(type), ret_role, err);
 }
 
+static void insert_key(struct pg_batch *batch, const struct new_key *new, const char *tenant,
+                       const char *name, enum api_key_role role, const char *limits)
+{
+    pg_add(batch, &keys_insert);
+    pg_bind_c(batch, new->key.prefix);
+    pg_bind_bytes(batch, (struct wire_bytes){new->key.digest, API_KEY_DIGEST_SIZE});
+    pg_bind_c(batch, tenant);
+    pg_bind_c(batch, name);
+    pg_bind_c(batch, api_key_role_name(role));
+    pg_bind_c(batch, limits);
+    call_audit(batch, new->call, tenant, "API_KEY_CREATED", new->key.prefix);
+}
+
 static void create_key(struct call *call)
 {
+    OWNED(mem_free) char *limits = NULL;
     uint8_t random[API_KEY_RANDOM_SIZE];
     enum api_key_role role = API_KEY_ROLE_ADMIN;
     struct new_key *new;
     struct pg_batch *batch;
-    const char *name = "";
+    const char *name = "", *tenant = "";
     json_t *body = NULL;
     struct err err;
     int r = call_read_json(call, &body, &err);
 
     if (r == 0)
         r = read_key_body(body, &name, &role, &err);
+    if (r == 0)
+        r = limits_of_body(body, LIMIT_ON_KEY, &limits, &err);
+    if (r == 0)
+        r = call_whose(call, &tenant, &err);
     if (r < 0) {
         json_decref(body);
         call_fail(&call, &err);
@@ -192,13 +229,7 @@ static void create_key(struct call *call)
     rng_secret_bytes(random, sizeof(random));
     api_key_make(random, &new->key);
     batch = pg_batch_new();
-    pg_add(batch, &keys_insert);
-    pg_bind_c(batch, new->key.prefix);
-    pg_bind_bytes(batch, (struct wire_bytes){new->key.digest, API_KEY_DIGEST_SIZE});
-    pg_bind_c(batch, call->tenant);
-    pg_bind_c(batch, name);
-    pg_bind_c(batch, api_key_role_name(role));
-    audit(batch, call, "API_KEY_CREATED", new->key.prefix);
+    insert_key(batch, new, tenant, name, role, limits);
     json_decref(body);
     if (pg_pool_send(call->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_key_made, new, &err) <
         0) {
@@ -231,13 +262,73 @@ static void on_key_revoked(void *opaque, const struct pg_answer *answer)
 
 void key_delete_begin(struct call *call)
 {
-    struct pg_batch *batch = pg_batch_new();
+    struct pg_batch *batch;
+    const char *tenant;
+    struct err err;
 
+    if (call_whose(call, &tenant, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
     pg_add(batch, &keys_revoke);
-    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, tenant);
     pg_bind_c(batch, call->match.param);
-    audit(batch, call, "API_KEY_DELETED", call->match.param);
+    call_audit(batch, call, tenant, "API_KEY_DELETED", call->match.param);
     call_query(call, &batch, on_key_revoked);
+}
+
+static void on_key_set(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "client_error", "there is no key with this prefix");
+        return;
+    }
+    body = json_pack("{s:s, s:s, s:o}", "prefix", pg_c(answer, 0, 0, 0), "name",
+                     pg_c(answer, 0, 0, 1), "limits", limits_json(pg_c(answer, 0, 0, 2)));
+    call_answer_json(&call, 200, &body);
+}
+
+static void set_key(struct call *call)
+{
+    OWNED(mem_free) char *limits = NULL;
+    enum api_key_role role; /* a key keeps the one that it was made with */
+    const char *name = NULL, *tenant = "";
+    struct pg_batch *batch;
+    json_t *body = NULL;
+    struct err err;
+    int r = call_read_json(call, &body, &err);
+
+    if (r == 0)
+        r = read_key_body(body, &name, &role, &err);
+    if (r == 0)
+        r = limits_of_body(body, LIMIT_ON_KEY, &limits, &err);
+    if (r == 0)
+        r = call_whose(call, &tenant, &err);
+    if (r < 0) {
+        json_decref(body);
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
+    pg_add(batch, &keys_set);
+    pg_bind_c(batch, tenant);
+    pg_bind_c(batch, call->match.param);
+    pg_bind_c(batch, limits);
+    pg_bind_c(batch, name[0] == '\0' ? NULL : name);
+    call_audit(batch, call, tenant, "API_KEY_CHANGED", call->match.param);
+    json_decref(body);
+    call_query(call, &batch, on_key_set);
+}
+
+void key_set_begin(struct call *call)
+{
+    call_collect_body(call, BODY_SIZE_MAX, set_key);
 }
 
 /* ---- webhook secrets ---- */
@@ -363,8 +454,9 @@ static void make_secret(struct call *call, bool rotate)
     }
     pg_add(batch, rotate ? &secrets_insert : &secrets_insert_first);
     bind_secret(batch, new);
-    audit(batch, call, rotate ? "WEBHOOK_SIGNING_SECRET_ROTATED" : "WEBHOOK_SIGNING_SECRET_CREATED",
-          new->id);
+    call_audit(batch, call, call->tenant,
+               rotate ? "WEBHOOK_SIGNING_SECRET_ROTATED" : "WEBHOOK_SIGNING_SECRET_CREATED",
+               new->id);
     if (pg_pool_send(call->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_secret_made, new,
                      &err) < 0) {
         call_fail(&call, &err);
@@ -405,6 +497,6 @@ void secret_delete_begin(struct call *call)
     pg_add(batch, &secrets_delete);
     pg_bind_c(batch, call->tenant);
     pg_bind_c(batch, call->match.param);
-    audit(batch, call, "WEBHOOK_SIGNING_SECRET_DELETED", call->match.param);
+    call_audit(batch, call, call->tenant, "WEBHOOK_SIGNING_SECRET_DELETED", call->match.param);
     call_query(call, &batch, on_secret_deleted);
 }

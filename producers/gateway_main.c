@@ -86,6 +86,7 @@ static void on_tick(void *opaque)
     struct gateway *gateway = opaque;
 
     gateway_watch_tick(gateway->watch, loop_now_ms(gateway->loop));
+    gateway_caps_tick(gateway->caps, loop_now_ms(gateway->loop));
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
@@ -266,7 +267,7 @@ static int gateway_open(struct gateway *gateway, struct err *err)
     static int (*const opens[])(struct gateway * gateway, struct err * err) = {
         open_inside,          open_postgres,     open_kafka,         open_redis,
         open_blobs,           gateway_keys_open, gateway_watch_open, gateway_submits_open,
-        gateway_cancels_open, open_server,
+        gateway_cancels_open, gateway_caps_open, gateway_rates_open, open_server,
     };
     uint64_t seed;
     int r = loop_open(&gateway->loop, err);
@@ -305,6 +306,8 @@ static void gateway_close(struct gateway *gateway)
     gateway_cancels_close(&gateway->cancels);
     if (gateway->submits != NULL)
         gateway_submits_close(&gateway->submits);
+    gateway_rates_close(&gateway->rates);
+    gateway_caps_close(&gateway->caps);
     gateway_watch_close(&gateway->watch);
     gateway_keys_close(&gateway->keys);
     if (gateway->loop != NULL)

@@ -3,8 +3,9 @@
 /*
  * Accept: from a submit's headers to its 201.
  *
- *   choose the deployment -> limits -> body -> check -> (Idempotency-Key: reserve) -> (large input:
- *   blob) -> produce Submit to intake[s] -> Kafka's report -> 201
+ *   limits of the tenant, rate -> choose the deployment -> limits of its pool -> body -> check
+ *   -> (Idempotency-Key: reserve) -> (large input: blob) -> produce Submit to intake[s] -> Kafka's
+ *   report -> 201
  *
  * Refusals come before anything is produced. From the produce on, a struct submit waits for its
  * report; it outlives the call when the report takes longer than accept_wait: then the client has
@@ -31,6 +32,7 @@
 #include "brokers/queue.h"
 #include "producers/gateway.h"
 #include "producers/gateway_body.h"
+#include "producers/gateway_late.h"
 #include "producers/gateway_reserve.h"
 #include "schema/job.h"
 #include "schema/message.h"
@@ -51,6 +53,7 @@ struct submit {
     char blob[BLOB_KEY_SIZE]; /* "": the input is inline */
     char trace[TRACE_PARENT_SIZE];
     uint64_t run_limit_ms;
+    uint32_t slot_max;
     char *key; /* Idempotency-Key; NULL: none */
     bool repeat;
     uint8_t fingerprint[RESERVE_DIGEST_SIZE], input_digest[32];
@@ -108,6 +111,7 @@ static void submit_address(struct submit *submit, const struct config_deployment
     mem_copy_text(submit->deployment, deployment->id);
     mem_copy_text(submit->pool, deployment->pool);
     submit->run_limit_ms = deployment->run_limit_ms;
+    submit->slot_max = deployment->slot_count;
 }
 
 static void submit_new(struct call *call, const struct config_choice *choice)
@@ -287,6 +291,7 @@ static struct message_submit submit_message(const struct submit *submit)
         .repeat = submit->repeat,
         .trace = WIRE_TEXT_OF(submit->trace),
         .received_us = submit->call->begun_us,
+        .slot_count = body->slot_count,
         .key_prefix = WIRE_TEXT_OF(submit->call->key_prefix),
     };
 }
@@ -431,18 +436,86 @@ static void submit_reserve(struct submit *submit)
         submit_fail(&submit, &err);
 }
 
+/* ---- the start deadline ---- */
+
+static void submit_go_on(struct submit *submit)
+{
+    if (submit->key != NULL)
+        submit_reserve(submit);
+    else
+        submit_store_input(submit);
+}
+
+static void on_late(void *opaque, const struct pg_answer *answer)
+{
+    const struct late_figures figures = late_read(answer);
+    double estimate_s = late_estimate_s(&figures);
+    struct submit *submit = opaque;
+    struct refusal refusal = {.status = 429,
+                              .limit = "max_time_in_queue_seconds",
+                              .value = submit->body.queue_limit_s,
+                              .current = estimate_s,
+                              .estimate_s = estimate_s};
+
+    if (estimate_s <= submit->body.queue_limit_s) {
+        submit_go_on(submit);
+        return;
+    }
+    refusal.retry_after_s = estimate_s - refusal.value < 3600
+                                ? 1 + (uint32_t)(estimate_s - refusal.value)
+                                : 3600;
+    (void)snprintf(refusal.text, sizeof(refusal.text),
+                   "it would start in %.1f s, later than max_time_in_queue_seconds, %u: %llu jobs "
+                   "wait for %llu slots, one takes %.3f s",
+                   estimate_s, submit->body.queue_limit_s, (unsigned long long)figures.waiting,
+                   (unsigned long long)figures.slots, (double)figures.service_us / 1e6);
+    submit->call->job[0] = '\0'; /* no job has this id */
+    call_refuse(&submit->call, &refusal);
+    submit_free(&submit);
+}
+
+/* Without an estimate it is accepted. */
+static void submit_ask_late(struct submit *submit)
+{
+    const struct late_question question = {.pool = submit->pool,
+                                           .tenant = submit->tenant,
+                                           .rank = JOB_RANK_PRIORITY_0 + submit->body.priority};
+    struct err err;
+
+    if (late_send(submit->gateway->pg, &question, on_late, submit, &err) < 0)
+        submit_go_on(submit);
+}
+
 /* ---- the body ---- */
 
-static int submit_check_room(struct submits *submits, size_t size, struct err *err)
+static int submit_check_slots(const struct submit *submit, struct err *err)
+{
+    if (submit->body.slot_count <= submit->slot_max || submit->body.slot_count == 1)
+        return 0;
+    return err_set(
+        err, ERR_RANGE,
+        "slot_count is %u; it must be 1 to %u, the slots of a replica of deployment '%s'",
+        submit->body.slot_count, submit->slot_max, submit->deployment);
+}
+
+/* Room for one more submit that waits for Kafka, with a body of that size. */
+static bool submits_admit(const struct submits *submits, size_t size, struct refusal *ret_refusal)
 {
     const struct gateway_settings *settings = &submits->gateway->settings;
+    bool many = submits->count > (uint64_t)settings->submits_max;
 
-    if (submits->count > (uint64_t)settings->submits_max)
-        return err_set(err, ERR_FULL, "%u submits wait for Kafka (submits-max)", submits->count);
-    if (submits->bytes + size > settings->submits_bytes_max_size)
-        return err_set(err, ERR_FULL, "%zu bytes of submits wait for Kafka (submits-bytes-max)",
-                       submits->bytes);
-    return 0;
+    if (!many && submits->bytes + size <= settings->submits_bytes_max_size)
+        return true;
+    *ret_refusal = (struct refusal){.status = 503,
+                                    .limit = many ? "submits-max" : "submits-bytes-max",
+                                    .value = many ? (double)settings->submits_max
+                                                  : (double)settings->submits_bytes_max_size,
+                                    .current = many ? submits->count : (double)submits->bytes,
+                                    .retry_after_s = 1};
+    (void)snprintf(ret_refusal->text, sizeof(ret_refusal->text),
+                   "%.0f %s of submits wait for Kafka; at most %.0f may (%s)", ret_refusal->current,
+                   many ? "requests" : "bytes", ret_refusal->value, ret_refusal->limit);
+    return false;
 }
 
 static void on_submit_body(struct call *call)
@@ -451,15 +524,21 @@ static void on_submit_body(struct call *call)
     struct gateway *gateway = call->gateway;
     uint8_t entropy[JOB_ID_RANDOM_SIZE];
     uint32_t shard = job_id_shard(&submit->id);
+    struct refusal refusal;
     struct err err;
     int r;
 
     buf_move(&submit->http_body, http_request_body(call->request));
     call->public.body_size = submit->http_body.size;
-    r = submit_check_room(gateway->submits, submit->http_body.size, &err);
+    if (!submits_admit(gateway->submits, submit->http_body.size, &refusal)) {
+        call_refuse(&submit->call, &refusal);
+        submit_free(&submit);
+        return;
+    }
+    r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
+                         gateway->settings.loopback_webhooks, &submit->body, &err);
     if (r == 0)
-        r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
-                             gateway->settings.loopback_webhooks, &submit->body, &err);
+        r = submit_check_slots(submit, &err);
     if (r < 0) {
         submit_fail(&submit, &err);
         return;
@@ -469,10 +548,10 @@ static void on_submit_body(struct call *call)
     rng_secret_bytes(entropy, sizeof(entropy));
     submit->id = job_id_make(shard, clock_wall_ms(), entropy);
     job_id_format(&submit->id, call->job);
-    if (submit->key != NULL)
-        submit_reserve(submit);
+    if (submit->body.refuse_late)
+        submit_ask_late(submit);
     else
-        submit_store_input(submit);
+        submit_go_on(submit);
 }
 
 static int submit_read_key(struct submit *submit, struct err *err)
@@ -492,16 +571,15 @@ static void on_choice(struct call *call, const struct config_choice *choice)
 {
     struct gateway *gateway = call->gateway;
     uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
+    struct refusal refusal;
     struct submit *submit;
     struct err err;
     int r;
 
     public_target(call, choice);
-    r = gateway_watch_check_limits(gateway->watch, call->tenant, choice->deployment->pool, &err);
-    if (r == 0)
-        r = submit_check_room(gateway->submits, 0, &err);
-    if (r < 0) {
-        call_fail(&call, &err);
+    if (!gateway_caps_admit_pool(gateway->caps, choice->deployment->pool, &refusal) ||
+        !submits_admit(gateway->submits, 0, &refusal)) {
+        call_refuse(&call, &refusal);
         return;
     }
     submit_new(call, choice);
@@ -515,9 +593,19 @@ static void on_choice(struct call *call, const struct config_choice *choice)
         call_collect_body(call, gateway->settings.body_max_size, on_submit_body);
 }
 
-void submit_begin(struct call *call)
+static void on_rate_passed(struct call *call)
 {
     gateway_watch_choose(call, on_choice);
+}
+
+void submit_begin(struct call *call)
+{
+    struct refusal refusal;
+
+    if (!gateway_caps_admit_tenant(call->gateway->caps, call->tenant, &refusal))
+        call_refuse(&call, &refusal);
+    else
+        gateway_rates_check(call, on_rate_passed);
 }
 
 /* ---- all of them ---- */

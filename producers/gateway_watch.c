@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * What the gateway knows of the rest: models and where their requests go, which queues are full,
- * how many shards there are.
+ * What the gateway knows of the rest: models and where their requests go, limits that people have
+ * set, how many shards there are.
  *
- * Models are read whole (three statements, one transaction) after each notification of
+ * Models and limits are read whole (five statements, one transaction) after each notification of
  * headrace_config, every config_poll, and when a request names one that is not known; readings are
  * never nearer than READ_GAP_MS, and all requests that wait share the next one. With Postgres away
  * the last snapshot is used, however old.
@@ -24,32 +24,33 @@
 
 #define READ_GAP_MS 100
 #define READ_TIMEOUT_MS 5000
-#define DEPTH_GAP_MS 2000
 #define SHARDS_GAP_MS 30000
 #define WAITING_MAX 20000
-#define FULL_MAX 1000 /* pools or tenants over their limit that are remembered */
 
 PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model WHERE deleted_at IS NULL");
-PG_STATEMENT(watch_deployments, "SELECT id, name, model_id, pool, status, shard, run_limit_ms "
-                                "FROM deployment WHERE deleted_at IS NULL");
+PG_STATEMENT(watch_deployments, "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
+                                "slot_count FROM deployment WHERE deleted_at IS NULL");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
              "FROM environment e LEFT JOIN environment_target t "
              "ON t.model_id = e.model_id AND t.environment = e.name");
-PG_STATEMENT(watch_full_pools, "SELECT pool FROM queue_delta GROUP BY pool "
-                               "HAVING sum(waiting) >= $1 ORDER BY sum(waiting) DESC LIMIT 1000");
-PG_STATEMENT(watch_full_tenants,
-             "SELECT m.tenant FROM queue_delta q JOIN deployment d ON d.id = q.deployment "
-             "JOIN model m ON m.id = d.model_id GROUP BY m.tenant "
-             "HAVING sum(q.waiting) >= $1 ORDER BY sum(q.waiting) DESC LIMIT 1000");
+static const struct pg_statement watch_tenant_limits = {
+    "watch_tenant_limits", "SELECT id"
+#define LIMIT(name, on_tenant, on_key, lowest, highest, whole, sentence)                           \
+    ", limit_of(limits, '" #name "')"
+#include "schema/limits.def"
+                           " FROM tenant WHERE limits <> '{}' AND deleted_at IS NULL"};
+static const struct pg_statement watch_key_limits = {
+    "watch_key_limits", "SELECT prefix"
+#include "schema/limits.def"
+#undef LIMIT
+                        " FROM api_key WHERE limits <> '{}' AND revoked_at IS NULL"};
 
 struct waiter {
     STAILQ_ENTRY(waiter) link;
     struct call *call;
 };
 STAILQ_HEAD(waiters, waiter);
-
-typedef char full_name[CONFIG_NAME_SIZE];
 
 struct watch {
     struct gateway *gateway;
@@ -59,16 +60,29 @@ struct watch {
     struct waiters reading;  /* for the one that is under way */
     uint32_t waiting_count;  /* of both */
     bool is_reading, wanted; /* wanted: another one must follow */
-    bool is_asking_depth, is_asking_shards;
-    uint64_t read_ms, depth_ms, shards_ms; /* when the last one began */
+    bool is_asking_shards;
+    uint64_t read_ms, shards_ms; /* when the last one began */
     uint32_t shard_count;
-    full_name *full_pools, *full_tenants;
-    size_t full_pool_count, full_tenant_count;
 };
 
 /* ---- reading ---- */
 
 static void read_soon(struct watch *watch);
+
+static void copy_limits(struct config *config, const struct pg_answer *answer, size_t at,
+                        enum limit_on on)
+{
+    for (size_t i = 0; i < pg_row_count(answer, at); i++) {
+        struct config_limits limits = {.on = on};
+
+        mem_copy_text(limits.name, pg_c(answer, at, i, 0));
+        for (enum limit limit = 0; limit < LIMIT_COUNT; limit++) {
+            if (limit_is_on(limit, on) && !pg_is_null(answer, at, i, 1 + (size_t)limit))
+                limits_set(&limits.limits, limit, pg_double(answer, at, i, 1 + (size_t)limit));
+        }
+        gateway_config_add_limits(config, &limits);
+    }
+}
 
 static void copy_rows(struct config *config, const struct pg_answer *answer)
 {
@@ -83,6 +97,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
     for (size_t i = 0; i < pg_row_count(answer, 1); i++) {
         struct config_deployment deployment = {
             .shard = (uint32_t)pg_u64(answer, 1, i, 5),
+            .slot_count = (uint32_t)pg_u64(answer, 1, i, 7),
             .run_limit_ms = pg_u64(answer, 1, i, 6),
         };
 
@@ -101,6 +116,8 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
         mem_copy_text(target.deployment, pg_c(answer, 2, i, 2));
         gateway_config_add_target(config, &target);
     }
+    copy_limits(config, answer, 3, LIMIT_ON_TENANT);
+    copy_limits(config, answer, 4, LIMIT_ON_KEY);
 }
 
 static void call_choose(struct call *call, bool may_ask);
@@ -147,6 +164,8 @@ static void read_now(void *opaque)
     pg_add(batch, &watch_models);
     pg_add(batch, &watch_deployments);
     pg_add(batch, &watch_targets);
+    pg_add(batch, &watch_tenant_limits);
+    pg_add(batch, &watch_key_limits);
     if (pg_send(watch->gateway->pg_control, &batch, READ_TIMEOUT_MS, on_config, watch, &err) == 0) {
         watch->is_reading = true;
         STAILQ_CONCAT(&watch->reading, &watch->waiting);
@@ -178,6 +197,7 @@ static void on_notify(void *opaque, const char *payload)
 
     if (payload != NULL && strncmp(payload, "api_key ", 8) == 0) {
         gateway_keys_forget(watch->gateway->keys, payload + 8);
+        read_soon(watch); /* its limits may be new */
         return;
     }
     if (payload != NULL &&
@@ -267,49 +287,7 @@ const struct config *gateway_watch_config(const struct watch *watch)
     return watch->config;
 }
 
-/* ---- limits and shards ---- */
-
-static void copy_full(const struct pg_answer *answer, size_t at, full_name **names, size_t *count)
-{
-    size_t rows = pg_row_count(answer, at);
-
-    *count = rows < FULL_MAX ? rows : FULL_MAX;
-    *names = xrealloc(*names, *count, sizeof(**names));
-    for (size_t i = 0; i < *count; i++)
-        mem_copy_text((*names)[i], pg_c(answer, at, i, 0));
-}
-
-static void on_depth(void *opaque, const struct pg_answer *answer)
-{
-    struct watch *watch = opaque;
-
-    watch->is_asking_depth = false;
-    if (answer->err.code != ERR_OK)
-        return; /* what was full stays so; what was not is let in: the broker stores it all the same
-                 */
-    copy_full(answer, 0, &watch->full_pools, &watch->full_pool_count);
-    copy_full(answer, 1, &watch->full_tenants, &watch->full_tenant_count);
-    public_depths_take(watch->gateway, answer, 2);
-}
-
-static void ask_depth(struct watch *watch)
-{
-    struct gateway *gateway = watch->gateway;
-    struct pg_batch *batch;
-    struct err err;
-
-    if (watch->is_asking_depth || !pg_pool_connected(gateway->pg))
-        return;
-    batch = pg_batch_new();
-    pg_add(batch, &watch_full_pools);
-    pg_bind_i64(batch, gateway->settings.pool_waiting_max);
-    pg_add(batch, &watch_full_tenants);
-    pg_bind_i64(batch, gateway->settings.tenant_waiting_max);
-    public_depths_ask(batch);
-    watch->is_asking_depth = pg_pool_send(gateway->pg, &batch, READ_TIMEOUT_MS, on_depth, watch,
-                                          &err) == 0;
-    pg_batch_free(&batch);
-}
+/* ---- shards ---- */
 
 static void on_shards(void *opaque, const char *cluster_id, uint32_t partition_count,
                       const struct err *err)
@@ -324,30 +302,6 @@ static void on_shards(void *opaque, const char *cluster_id, uint32_t partition_c
         log_info("shards_known", LOG_U64("shards", partition_count));
     watch->shard_count = partition_count < JOB_SHARD_COUNT_MAX ? partition_count
                                                                : JOB_SHARD_COUNT_MAX;
-}
-
-static bool is_full(const full_name *names, size_t count, const char *name)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (strcmp(names[i], name) == 0)
-            return true;
-    }
-    return false;
-}
-
-int gateway_watch_check_limits(const struct watch *watch, const char *tenant, const char *pool,
-                               struct err *err)
-{
-    const struct gateway_settings *settings = &watch->gateway->settings;
-
-    if (is_full(watch->full_pools, watch->full_pool_count, pool))
-        return err_set(err, ERR_LIMIT, "pool '%s' has %lld waiting jobs or more (pool-waiting-max)",
-                       pool, (long long)settings->pool_waiting_max);
-    if (is_full(watch->full_tenants, watch->full_tenant_count, tenant))
-        return err_set(err, ERR_LIMIT,
-                       "tenant '%s' has %lld waiting jobs or more (tenant-waiting-max)", tenant,
-                       (long long)settings->tenant_waiting_max);
-    return 0;
 }
 
 uint32_t gateway_watch_shard_count(const struct watch *watch)
@@ -365,10 +319,6 @@ void gateway_watch_tick(struct watch *watch, uint64_t now_ms)
     if (watch->wanted || now_ms - watch->read_ms >= gateway->settings.config_poll_ms) {
         if (pg_connected(gateway->pg_control))
             read_soon(watch);
-    }
-    if (now_ms - watch->depth_ms >= DEPTH_GAP_MS) {
-        watch->depth_ms = now_ms;
-        ask_depth(watch);
     }
     if (!watch->is_asking_shards && now_ms - watch->shards_ms >= shards_gap_ms) {
         watch->shards_ms = now_ms;
@@ -412,7 +362,5 @@ void gateway_watch_close(struct watch **watch_p)
     waiters_free(&watch->waiting);
     waiters_free(&watch->reading);
     gateway_config_free(&watch->config);
-    free(watch->full_pools);
-    free(watch->full_tenants);
     free(watch);
 }
