@@ -65,25 +65,33 @@ static double weight(const struct plain *plain, const char *name, uint64_t index
     return (double)value;
 }
 
-static double layer_weight(const struct plain *plain, uint32_t layer, const char *name,
-                           uint64_t index)
+/* Looked up once a matrix, not once a number: this is called for every token of every text. */
+static const struct safetensors_tensor *layer_tensor(const struct plain *plain, uint32_t layer,
+                                                     const char *name, const char *part)
 {
-    OWNED(mem_free) char *full = xasprintf("encoder.layer.%u.%s", layer, name);
+    OWNED(mem_free) char *full = xasprintf("encoder.layer.%u.%s.%s", layer, name, part);
+    const struct safetensors_tensor *tensor = safetensors_find(plain->file, full);
 
-    return weight(plain, full, index);
+    assert_non_null(tensor);
+    return tensor;
 }
 
 /* y[out] = W x + b */
 static void linear(const struct plain *plain, uint32_t layer, const char *name, const double *x,
                    uint32_t in, double *y, uint32_t out)
 {
-    OWNED(mem_free) char *matrix = xasprintf("%s.weight", name);
-    OWNED(mem_free) char *bias = xasprintf("%s.bias", name);
+    const struct safetensors_tensor *matrix = layer_tensor(plain, layer, name, "weight");
+    const struct safetensors_tensor *bias = layer_tensor(plain, layer, name, "bias");
+    float row[INTERMEDIATE], first;
+    struct err err;
 
+    assert_true(in <= INTERMEDIATE);
     for (uint32_t o = 0; o < out; o++) {
-        y[o] = layer_weight(plain, layer, bias, o);
+        assert_int_equal(safetensors_read_f32(bias, o, 1, &first, &err), 0);
+        assert_int_equal(safetensors_read_f32(matrix, (uint64_t)o * in, in, row, &err), 0);
+        y[o] = (double)first;
         for (uint32_t i = 0; i < in; i++)
-            y[o] += layer_weight(plain, layer, matrix, o * in + i) * x[i];
+            y[o] += (double)row[i] * x[i];
     }
 }
 
