@@ -4,6 +4,9 @@
  * Load for `bench/run async`: submits jobs by HTTP, one request a job, and watches `completed`.
  *
  *   async_load GATEWAY_HOST GATEWAY_PORT PATH API_KEY KAFKA SHARDS JOBS CONNECTIONS RATE INPUT_SIZE
+ *              [FIELDS]
+ *
+ * FIELDS go into each body as they are: '"priority":2'.
  *
  * RATE 0: each connection sends its next request when the last one is answered. Else requests are
  * due at fixed times, RATE a second; one that finds no free connection waits, and its latency
@@ -41,6 +44,7 @@
 #define ANSWER_SIZE_MAX 8192
 #define QUIET_US 20000000ull
 #define SHARDS_MAX 64
+#define FIELDS_SIZE_MAX 512
 
 struct job {
     struct wire_id id;
@@ -374,21 +378,25 @@ static void report(struct load *load)
     free(result);
 }
 
-static void request_make(struct load *load, char **argv, size_t input_size)
+static void request_make(struct load *load, char **argv, size_t input_size, const char *fields)
 {
-    static const char before[] = "{\"model_input\":{\"data\":\"", after[] = "\"}}";
+    static const char before[] = "{\"model_input\":{\"data\":\"";
+    char after[FIELDS_SIZE_MAX];
     const size_t envelope = strlen("{\"data\":\"\"}");
     const size_t pad = input_size > envelope ? input_size - envelope : 0;
+    int after_size = snprintf(after, sizeof(after), "\"}%s%s}", fields[0] == '\0' ? "" : ",",
+                              fields);
     int size = snprintf(load->request, sizeof(load->request),
                         "POST %s HTTP/1.1\r\nHost: %s:%s\r\nAuthorization: Bearer %s\r\n"
                         "Content-Type: application/json\r\nContent-Length: %zu\r\n\r\n%s",
                         argv[3], argv[1], argv[2], argv[4], strlen(before) + pad + strlen(after),
                         before);
 
-    if (size < 0 || (size_t)size + pad + sizeof(after) > sizeof(load->request))
+    if (after_size < 0 || (size_t)after_size >= sizeof(after) || size < 0 ||
+        (size_t)size + pad + sizeof(after) > sizeof(load->request))
         die("the request is too big");
     memset(load->request + size, 'x', pad);
-    memcpy(load->request + (size_t)size + pad, after, sizeof(after));
+    memcpy(load->request + (size_t)size + pad, after, (size_t)after_size + 1);
     load->request_size = (size_t)size + pad + strlen(after);
 }
 
@@ -398,9 +406,9 @@ int main(int argc, char **argv)
     struct sockaddr_in address = {.sin_family = AF_INET};
     struct err err;
 
-    if (argc != 11) {
+    if (argc != 11 && argc != 12) {
         (void)fprintf(stderr, "usage: async_load HOST PORT PATH KEY KAFKA SHARDS JOBS CONNECTIONS "
-                              "RATE INPUT_SIZE\n");
+                              "RATE INPUT_SIZE [FIELDS]\n");
         return 2;
     }
     load->shard_count = (uint32_t)strtoul(argv[6], NULL, 10);
@@ -412,7 +420,7 @@ int main(int argc, char **argv)
         inet_pton(AF_INET, argv[1], &address.sin_addr) != 1)
         die("bad arguments");
     address.sin_port = htons((uint16_t)strtoul(argv[2], NULL, 10));
-    request_make(load, argv, strtoul(argv[10], NULL, 10));
+    request_make(load, argv, strtoul(argv[10], NULL, 10), argc == 12 ? argv[11] : "");
     TAILQ_INIT(&load->idle);
     load->job_room = (size_t)load->job_count * 2 + 64;
     load->jobs = xcalloc(load->job_room, sizeof(*load->jobs));
