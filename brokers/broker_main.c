@@ -28,6 +28,7 @@
 #include "base/rng.h"
 #include "base/settings.h"
 #include "brokers/broker.h"
+#include "brokers/fault.h"
 #include "brokers/model_names.h"
 #include "schema/topics.h"
 
@@ -134,6 +135,7 @@ static void on_revoked(void *opaque)
     broker->revoking = true;
     LIST_FOREACH(shard, &broker->shards, next)
     shard_drain(shard);
+    fault_point(FAULT_broker_revoked);
     loop_timer_start(broker->drain_timer, broker->settings.drain_ms, 0);
 }
 

@@ -20,6 +20,7 @@
 #include "base/assert.h"
 #include "base/log.h"
 #include "brokers/broker.h"
+#include "brokers/fault.h"
 #include "schema/job_id.h"
 
 enum record_phase {
@@ -94,6 +95,7 @@ static void on_reported(void *opaque, uint64_t tag, const struct queue_report *r
     publication->phases[tag] = RECORD_REPORTED;
     if (publication->sent_count + publication->unsent_count > 0)
         return;
+    fault_point(FAULT_broker_completed);
     shard_touch(shard);
     owner_on_published(shard->owner, publication->flush_number);
     publication_drop(publication);
@@ -142,6 +144,7 @@ static bool final_send(struct publication *publication, uint32_t index)
     if (publication->phases[index] == RECORD_NEW) {
         final_tell(shard, final, &broker->scratch);
         publication->phases[index] = RECORD_UNSENT;
+        fault_point(FAULT_broker_told);
     }
     message.bytes = broker->scratch.bytes;
     message.size = broker->scratch.size;

@@ -30,6 +30,7 @@
 #include "base/log.h"
 #include "base/loop.h"
 #include "brokers/broker.h"
+#include "brokers/fault.h"
 #include "schema/topics.h"
 
 #define RETRY_MS 1000
@@ -142,6 +143,7 @@ static void on_intake(void *opaque, const struct queue_record *records, size_t r
 
     if (shard->phase != SHARD_OWNED)
         return;
+    fault_point(FAULT_broker_consumed);
     shard_touch(shard);
     for (size_t i = 0; i < record_count; i++)
         owner_on_intake(shard->owner, records[i].offset, records[i].append_us, records[i].bytes,
@@ -389,6 +391,7 @@ static void on_takeover(void *opaque, struct ledger_takeover *takeover, struct e
         shard_retry(shard, err);
         return;
     }
+    fault_point(FAULT_broker_offsets_read);
     shard->takeover = takeover;
     shard->intake_floor = takeover->intake_floor;
     shard->outcome_floor = takeover->outcome_floor;

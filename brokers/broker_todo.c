@@ -22,6 +22,7 @@
 #include "base/loop.h"
 #include "base/metrics.h"
 #include "brokers/broker.h"
+#include "brokers/fault.h"
 #include "schema/job_id.h"
 #include "schema/topics.h"
 
@@ -32,6 +33,7 @@ static void on_attempt_reported(void *opaque, uint64_t tag, const struct queue_r
     struct shard *shard = opaque;
 
     if (shard->phase == SHARD_OWNED) {
+        fault_point(FAULT_broker_attempt_sent);
         shard_touch(shard);
         owner_on_attempt_reported(shard->owner, tag, report->offset);
         if (report->code != ERR_OK)
@@ -126,6 +128,8 @@ static void on_flush(void *opaque, const struct flush_result *result)
                    (double)(clock_mono_us() - shard->flush_sent_us) / 1e6);
     if (result->verdict == FLUSH_REFUSED)
         refused_log(shard, result);
+    if (result->verdict == FLUSH_COMMITTED && shard->flush->job_count > 0)
+        fault_point(FAULT_broker_committed);
     shard->flush = NULL;
     shard_touch(shard);
     owner_on_flush(shard->owner, result);

@@ -492,6 +492,8 @@ static void pg_write(struct pg *pg)
             return;
         }
         left = PQflush(pg->conn);
+        if (op->batch->has_fault && left == 0)
+            fault_point(op->batch->fault);
     }
     if (left < 0)
         pg_break(pg, PQerrorMessage(pg->conn));

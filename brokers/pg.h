@@ -41,6 +41,7 @@
 #include <stdint.h>
 
 #include "base/wire.h"
+#include "brokers/fault.h"
 
 struct loop;
 struct pg;
@@ -131,6 +132,9 @@ enum pg_type {
 void pg_bind_array(struct pg_batch *batch, enum pg_type type, size_t count);
 
 size_t pg_batch_size(const struct pg_batch *batch); /* bytes of its values */
+
+/* Tests can hold the program once all of this batch is written (brokers/fault.h). */
+void pg_batch_set_fault(struct pg_batch *batch, enum fault point);
 
 /* ---- answers ---- */
 

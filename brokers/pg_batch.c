@@ -197,6 +197,12 @@ size_t pg_batch_size(const struct pg_batch *batch)
     return batch->values.size;
 }
 
+void pg_batch_set_fault(struct pg_batch *batch, enum fault point)
+{
+    batch->has_fault = true;
+    batch->fault = point;
+}
+
 int pg_batch_check(const struct pg_batch *batch, struct err *err)
 {
     assert(batch->call_count > 0);

@@ -30,6 +30,8 @@ struct pg_batch {
     size_t call_count;
     enum pg_type array_type;
     size_t array_left; /* items that the array begun last still lacks */
+    bool has_fault;
+    enum fault fault;
 };
 
 struct pg_result {

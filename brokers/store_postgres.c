@@ -21,6 +21,7 @@
 
 #include "base/assert.h"
 #include "base/loop.h"
+#include "brokers/fault.h"
 #include "brokers/store_postgres.h"
 #include "schema/job_id.h"
 
@@ -283,6 +284,7 @@ static void on_takeover_raised(void *opaque, const struct pg_answer *answer)
         return;
     }
     store->takeover.epoch = (uint32_t)pg_u64(answer, 2, 0, 0);
+    fault_point(FAULT_broker_epoch_raised);
     session_name(store, store->takeover.shard, store->takeover.epoch);
     takeover_read_ask(store);
 }

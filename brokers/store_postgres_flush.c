@@ -24,6 +24,7 @@
 
 #include "base/assert.h"
 #include "base/loop.h"
+#include "brokers/fault.h"
 #include "brokers/store_postgres.h"
 
 #define SQLSTATE_STALE "HR001"
@@ -268,6 +269,7 @@ static void flush_send(struct store *store)
 
     store_write_flush(store, store->flush.flush, &store->flush.range, batch,
                       &store->flush.statements);
+    pg_batch_set_fault(batch, FAULT_broker_flush_written);
     store_send(store, &batch, on_flush, store);
 }
 

@@ -28,6 +28,7 @@
 #include "base/loop.h"
 #include "base/metrics.h"
 #include "brokers/blob.h"
+#include "brokers/fault.h"
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "producers/gateway.h"
@@ -248,8 +249,10 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     if (report->code == ERR_OK && report->append_us > 0)
         note_clock(submits, submit, report->append_us);
     if (report->code == ERR_OK && submit->call != NULL) {
+        fault_point(FAULT_gateway_reported);
         submit_answer(submit, submit->repeat);
     } else if (report->code == ERR_OK) {
+        fault_point(FAULT_gateway_late);
         if (submit->key == NULL)
             cancel_late(submit);
     } else if (submit->call != NULL) {
@@ -327,6 +330,7 @@ static void submit_produce(struct submit *submit)
     /* From here on only what a late report needs is kept. */
     buf_done(&submit->http_body);
     submit->body.input = NULL;
+    fault_point(FAULT_gateway_produced);
 }
 
 /* ---- the input: inline or claim check ---- */
@@ -335,10 +339,12 @@ static void on_blob(void *opaque, const struct err *err)
 {
     struct submit *submit = opaque;
 
-    if (err->code != ERR_OK)
+    if (err->code != ERR_OK) {
         submit_fail(&submit, err);
-    else
-        submit_produce(submit);
+        return;
+    }
+    fault_point(FAULT_gateway_blob_put);
+    submit_produce(submit);
 }
 
 static void submit_store_input(struct submit *submit)
@@ -398,6 +404,7 @@ static void on_reserved(void *opaque, const struct pg_answer *answer)
     }
     switch (reserve_decide(&submit->id, submit->fingerprint, &row)) {
     case RESERVE_NEW:
+        fault_point(FAULT_gateway_reserved);
         submit_store_input(submit);
         break;
     case RESERVE_REPEAT:

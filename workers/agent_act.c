@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "brokers/fault.h"
 #include "schema/message.h"
 #include "workers/agent_int.h"
 #include "workers/agent_unpack.h"
@@ -167,6 +168,7 @@ static void act_gone(struct agent *agent, const struct agent_todo *todo)
     struct err err;
     int r = message_encode(MESSAGE_GONE, &gone, &bytes, &err);
 
+    fault_point(FAULT_agent_gone);
     message.bytes = bytes.bytes;
     message.size = bytes.size;
     if (r == 0)

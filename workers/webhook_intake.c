@@ -7,6 +7,7 @@
 
 #include "base/assert.h"
 #include "base/loop.h"
+#include "brokers/fault.h"
 #include "schema/job.h"
 #include "schema/message.h"
 #include "schema/topics.h"
@@ -141,6 +142,7 @@ static void on_inserted(void *opaque, const struct pg_answer *answer)
             loop_timer_start(intake->again, AGAIN_MS, 0);
         return;
     }
+    fault_point(FAULT_webhook_inserted);
     rows_dispatch(partition, answer);
     queue_election_store(intake->election, partition->number, partition->inserting.next_offset);
     rows_free(&partition->inserting);

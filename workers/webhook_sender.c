@@ -12,6 +12,7 @@
 #include "base/loop.h"
 #include "base/rng.h"
 #include "base/trace.h"
+#include "brokers/fault.h"
 #include "brokers/model_names.h"
 #include "schema/job_id.h"
 #include "workers/webhook_body.h"
@@ -236,6 +237,7 @@ static void on_posted(const struct http_result *result, void *opaque)
     bool blocked = result->outcome == HTTP_OUTCOME_BLOCKED;
     uint64_t wait_ms = 0;
 
+    fault_point(FAULT_webhook_posted);
     delivery->http_status = result->outcome == HTTP_OUTCOME_ANSWERED ||
                                     result->outcome == HTTP_OUTCOME_BODY_TOO_BIG
                                 ? result->status

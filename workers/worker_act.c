@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "brokers/fault.h"
 #include "schema/job_id.h"
 #include "workers/worker_int.h"
 
@@ -160,6 +161,7 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
     worker_host_run(worker->host, &req);
     if (input != NULL)
         input_free(worker, &input);
+    fault_point(FAULT_worker_running);
 }
 
 static void host_on_ready(void *opaque, const struct frame_ready *ready)
@@ -296,6 +298,8 @@ static void stored_say(struct stored *stored, const struct err *err)
 
 static void stored_on_put(void *opaque, const struct err *err)
 {
+    if (err->code == ERR_OK)
+        fault_point(FAULT_worker_blob_put);
     stored_say(opaque, err);
 }
 

@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "brokers/fault.h"
 #include "schema/topics.h"
 #include "workers/worker_int.h"
 
@@ -57,6 +58,8 @@ static void parcel_on_report(void *opaque, uint64_t tag, const struct queue_repo
         parcel_wait(parcel);
         return;
     }
+    if (parcel->type == MESSAGE_FINISHED)
+        fault_point(FAULT_worker_reported);
     worker_tick(worker);
     if (parcel->type == MESSAGE_FINISHED)
         worker_core_on_finished_reported(worker->core, parcel->token);
@@ -122,6 +125,8 @@ void worker_produce(struct worker *worker, enum message_type type, const void *f
     r = message_encode(type, fields, &parcel->bytes, &err);
     if (r == 0 && must) {
         parcel_send(TAKE(parcel));
+        if (type == MESSAGE_FINISHED)
+            fault_point(FAULT_worker_finished);
         return;
     }
     if (r == 0) {
@@ -157,6 +162,7 @@ static void queue_on_records(void *opaque, const struct queue_record *records, s
         }
     }
     worker_core_on_read(worker->core, (uint64_t)records[record_count - 1].offset + 1);
+    fault_point(FAULT_worker_read);
     worker_act(worker);
 }
 

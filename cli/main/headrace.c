@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "brokers/fault.h"
 #include "schema/message.h"
 
 #define COMMAND(name, function, section, help) int function(int argc, char **argv);
@@ -65,6 +66,7 @@ int main(int argc, char **argv)
     }
     /* Every socket of ours may be written to after its peer is gone. */
     (void)signal(SIGPIPE, SIG_IGN);
+    fault_open();
     for (const struct command *c = commands; c->name != NULL; c++) {
         if (strcmp(argv[1], c->name) == 0)
             return c->run(argc - 1, argv + 1);
