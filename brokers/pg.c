@@ -15,7 +15,9 @@
  *
  * Failures: when the connection breaks, sent batches are answered ERR_UNKNOWN, waiting ones keep
  * waiting up to their timeouts. Connecting is tried again after 100 ms, doubling up to 2 s. libpq
- * may close its socket while it connects, so the watch is made anew around each PQconnectPoll.
+ * may close its socket while it connects, so the watch is made anew around each PQconnectPoll. Of
+ * several hosts (a primary and its standbys, target_session_attrs=read-write) each attempt tries
+ * all; one that does not even refuse uses an attempt up, and the next begins behind it.
  *
  * At shutdown: pg_close drops everything; it may be called from inside an answer.
  * Thread: the loop's.
@@ -89,6 +91,7 @@ struct pg {
     pg_state_fn *on_state;
     void *on_state_opaque;
     uint64_t backoff_ms;
+    size_t first_host; /* of several in the url, the one to try first */
     uint64_t armed_ms; /* deadline_timer fires then */
     bool broken;       /* to be torn down by the next kick */
     bool dead;         /* closed from inside a callback */
@@ -401,7 +404,7 @@ static void pg_connect_step(struct pg *pg)
 static void pg_connect_begin(struct pg *pg)
 {
     pg->state = PG_CONNECTING;
-    pg->conn = pg_connect(&pg->options, false);
+    pg->conn = pg_connect(&pg->options, pg->first_host, false);
     if (pg->conn == NULL || PQstatus(pg->conn) == CONNECTION_BAD) {
         pg_break(pg, pg->conn == NULL ? "no memory" : PQerrorMessage(pg->conn));
         return;
@@ -414,10 +417,15 @@ static void on_connect_timer(void *opaque)
 {
     struct pg *pg = opaque;
 
-    if (pg->state == PG_IDLE)
+    if (pg->state == PG_IDLE) {
         pg_connect_begin(pg);
-    else if (pg->state == PG_CONNECTING)
+        return;
+    }
+    if (pg->state == PG_CONNECTING) {
+        /* libpq goes on to the next host when one refuses, not when one is silent. */
+        pg->first_host++;
         pg_break(pg, "connecting took too long");
+    }
 }
 
 /* ---- writing ---- */

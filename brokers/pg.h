@@ -27,7 +27,8 @@
  * ERR_UNKNOWN: it may have been committed. A timeout answers ERR_UNAVAILABLE (not connected) or
  * ERR_TIMEOUT (not written yet); when the batch was written already it is ERR_UNKNOWN, and the
  * connection is closed with it, since its answer would block those behind it. Connecting is tried
- * again after 100 ms … 2 s, for ever.
+ * again after 100 ms … 2 s, for ever; with several hosts and target_session_attrs=read-write in the
+ * url it follows a failover.
  *
  * Sessions run with search_path headrace, in UTC, and prepare each statement once. Rows come in
  * binary: select numeric and jsonb as text or another type (x::text, x::float8).
@@ -61,7 +62,7 @@ struct pg_statement {
 #define PG_STATEMENT(id, text) static const struct pg_statement id = {#id, text}
 
 struct pg_options {
-    const char *url;               /* postgresql://user:password@host:port/database */
+    const char *url; /* postgresql://user:password@host:port[,host:port…]/database[?…] */
     const char *application;       /* shown in pg_stat_activity */
     uint32_t connect_timeout_ms;   /* 0: 2,000 */
     uint32_t statement_timeout_ms; /* at the server; 0: 10,000 */

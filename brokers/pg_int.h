@@ -59,7 +59,11 @@ void pg_answer_refuse(struct pg_answer *answer, const PGresult *refusal, const c
 /* libpq's text without its line ends. */
 void pg_copy_message(char *to, size_t to_size, const char *message);
 
-/* A connection with our parameters, begun (PQconnectStartParams) or made (PQconnectdbParams). */
-PGconn *pg_connect(const struct pg_options *options, bool wait);
+/* A connection with our parameters, begun (PQconnectStartParams) or made (PQconnectdbParams). Of
+ * several hosts in the url the one at first_host, modulo their number, is tried first. */
+PGconn *pg_connect(const struct pg_options *options, size_t first_host, bool wait);
+
+/* "a,b,c" by 1 is "b,c,a", to be freed; NULL when there is one item or none: nothing to rotate. */
+char *pg_list_rotate(const char *list, size_t by);
 #define PG_CONNECT_TIMEOUT_MS 2000
 #define PG_STATEMENT_TIMEOUT_MS 10000

@@ -24,8 +24,38 @@ static void on_notice(void *opaque, const char *message)
     (void)message;
 }
 
-PGconn *pg_connect(const struct pg_options *options, bool wait)
+char *pg_list_rotate(const char *list, size_t by)
 {
+    size_t count = 1;
+    const char *at = list;
+
+    if (list == NULL || strchr(list, ',') == NULL)
+        return NULL;
+    for (const char *c = list; *c != '\0'; c++)
+        count += *c == ',';
+    for (by %= count; by > 0; by--)
+        at = strchr(at, ',') + 1;
+    if (at == list)
+        return xstrdup(list);
+    return xasprintf("%s,%.*s", at, (int)(at - list - 1), list);
+}
+
+/* Of the url, with the hosts in another order. NULL: as the url has it. */
+static char *url_rotate(const PQconninfoOption *parsed, const char *keyword, size_t by)
+{
+    for (; parsed != NULL && parsed->keyword != NULL; parsed++) {
+        if (strcmp(parsed->keyword, keyword) == 0)
+            return pg_list_rotate(parsed->val, by);
+    }
+    return NULL;
+}
+
+PGconn *pg_connect(const struct pg_options *options, size_t first_host, bool wait)
+{
+    PQconninfoOption *parsed = first_host == 0 ? NULL : PQconninfoParse(options->url, NULL);
+    OWNED(mem_free) char *host = url_rotate(parsed, "host", first_host);
+    OWNED(mem_free) char *hostaddr = url_rotate(parsed, "hostaddr", first_host);
+    OWNED(mem_free) char *port = url_rotate(parsed, "port", first_host);
     PGconn *conn;
     uint32_t connect_ms = options->connect_timeout_ms == 0 ? PG_CONNECT_TIMEOUT_MS
                                                            : options->connect_timeout_ms;
@@ -41,10 +71,17 @@ PGconn *pg_connect(const struct pg_options *options, bool wait)
                                  "keepalives_interval",
                                  "keepalives_count",
                                  "tcp_user_timeout",
+                                 "host",
+                                 "hostaddr",
+                                 "port",
                                  NULL};
-    const char *const values[] = {
-        options->url, options->application, "UTF8", session, connect_s, "2", "1", "3", "2000",
-        NULL};
+    const char *const values[] = {options->url, options->application,
+                                  "UTF8",       session,
+                                  connect_s,    "2",
+                                  "1",          "3",
+                                  "2000",       host, /* NULL leaves what the url says */
+                                  hostaddr,     port,
+                                  NULL};
 
     /* An owner whose host is gone must not hold its locks until TCP gives up (PROTOCOL 6). */
     (void)snprintf(
@@ -54,6 +91,7 @@ PGconn *pg_connect(const struct pg_options *options, bool wait)
         "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c tcp_keepalives_count=3 %s",
         statement_ms, wait ? 60000u : 2000u, options->settings == NULL ? "" : options->settings);
     (void)snprintf(connect_s, sizeof(connect_s), "%u", (connect_ms + 999) / 1000);
+    PQconninfoFree(parsed);
     conn = wait ? PQconnectdbParams(names, values, 1) : PQconnectStartParams(names, values, 1);
     if (conn != NULL)
         (void)PQsetNoticeProcessor(conn, on_notice, NULL);
@@ -64,7 +102,7 @@ int pg_session_open(const struct pg_options *options, struct pg_session **ret_se
                     struct err *err)
 {
     char message[ERR_TEXT_SIZE / 2];
-    PGconn *conn = pg_connect(options, true);
+    PGconn *conn = pg_connect(options, 0, true);
 
     if (conn == NULL)
         return err_set(err, ERR_MEMORY, "libpq has no memory for a connection");

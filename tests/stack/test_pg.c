@@ -6,7 +6,12 @@
  * Method: tests/lib/postgres.sh starts a server; nothing here sleeps.
  */
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include "base/loop.h"
+#include "brokers/pg_int.h"
 #include "tests/stack/postgres_test.h"
 
 #define PATIENCE_MS 10000
@@ -330,6 +335,81 @@ static void test_timeout_without_a_server(void **state)
     pg_close(&nowhere);
 }
 
+/* A port that takes connections and never says a word. */
+static int silent_port(uint16_t *ret_port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    assert_true(fd >= 0);
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
+    assert_int_equal(listen(fd, 16), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &size), 0);
+    *ret_port = ntohs(address.sin_port);
+    return fd;
+}
+
+/* The url of the server with another host in front. */
+static char *url_behind(const char *host_and_port)
+{
+    const char *url = looker_url(), *at = strchr(url, '@') + 1;
+
+    return xasprintf("%.*s%s,%s?target_session_attrs=read-write", (int)(at - url), url,
+                     host_and_port, at);
+}
+
+static void assert_reaches(struct world *world, const char *first_host)
+{
+    OWNED(mem_free) char *url = url_behind(first_host);
+    const struct pg_options options = {.url = url, .connect_timeout_ms = 300};
+    struct pg *pg;
+    struct pg_batch *batch = one(&row_count);
+    struct heard heard = {0};
+    struct err err = {0};
+
+    assert_int_equal(pg_open(world->loop, &options, &pg, &err), 0);
+    assert_int_equal(pg_send(pg, &batch, PATIENCE_MS / 2, on_answer, &heard, &err), 0);
+    hear(world, &heard);
+    assert_int_equal(heard.answer.err.code, ERR_OK);
+    pg_answer_done(&heard.answer);
+    pg_close(&pg);
+}
+
+static void test_several_hosts(void **state)
+{
+    OWNED(mem_free) char *silent = NULL;
+    uint16_t port;
+    int fd = silent_port(&port);
+
+    assert_reaches(*state, "127.0.0.1:1"); /* refuses: libpq goes on by itself */
+    silent = xasprintf("127.0.0.1:%u", port);
+    assert_reaches(*state, silent); /* says nothing: the next attempt begins behind it */
+    assert_int_equal(close(fd), 0);
+}
+
+static void test_hosts_are_rotated(void **state)
+{
+    static const struct {
+        const char *list;
+        size_t by;
+        const char *want;
+    } rows[] = {
+        {"a", 1, NULL},        {"", 1, NULL},         {NULL, 1, NULL},       {"a,b,c", 0, "a,b,c"},
+        {"a,b,c", 1, "b,c,a"}, {"a,b,c", 2, "c,a,b"}, {"a,b,c", 3, "a,b,c"}, {"5432,", 1, ",5432"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        OWNED(mem_free) char *got = pg_list_rotate(rows[i].list, rows[i].by);
+
+        if (rows[i].want == NULL)
+            assert_null(got);
+        else
+            assert_string_equal(got, rows[i].want);
+    }
+}
+
 static void test_in_flight_is_bounded(void **state)
 {
     struct world *world = *state;
@@ -502,6 +582,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lost_connection, setup, teardown),
         cmocka_unit_test_setup_teardown(test_timeout_of_a_running_batch, setup, teardown),
         cmocka_unit_test_setup_teardown(test_timeout_without_a_server, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_several_hosts, setup, teardown),
+        cmocka_unit_test(test_hosts_are_rotated),
         cmocka_unit_test_setup_teardown(test_in_flight_is_bounded, setup, teardown),
         cmocka_unit_test_setup_teardown(test_bad_url, setup, teardown),
         cmocka_unit_test_setup_teardown(test_notifications, setup, teardown),
