@@ -101,16 +101,17 @@ static void election_taken_away(struct queue_election *election)
 
 static void election_failed(struct queue_election *election, rd_kafka_event_t *event)
 {
-    rd_kafka_resp_err_t code = rd_kafka_event_error(event);
+    rd_kafka_resp_err_t code;
     char why[256] = "";
     struct err err;
 
-    if (code == RD_KAFKA_RESP_ERR__FATAL) {
-        code = rd_kafka_fatal_error(election->client, why, sizeof(why));
+    /* A fatal error may also come under its own code; the client is dead all the same. */
+    code = rd_kafka_fatal_error(election->client, why, sizeof(why));
+    if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
         (void)err_set(&err, queue_code(code) == ERR_STALE ? ERR_STALE : ERR_DEPENDENCY,
                       "election on '%s': %s", election->topic, why);
     } else {
-        int known = queue_code(code);
+        int known = queue_code(rd_kafka_event_error(event));
 
         /* All of these pass by themselves; only what cannot is worth its class. */
         if (known != ERR_FORBIDDEN)
@@ -164,10 +165,15 @@ void queue_election_store(struct queue_election *election, uint32_t partition, i
     election->stored[partition] = (struct stored){.offset = offset, .changed = true};
 }
 
+/* Only while we own something: after a lost session librdkafka joins again under no member id, and
+ * a commit with that beside our instance name counts as fenced, which ends the client for good. */
 static void election_commit(struct queue_election *election)
 {
-    rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(0);
+    rd_kafka_topic_partition_list_t *list;
 
+    if (!election->owns)
+        return;
+    list = rd_kafka_topic_partition_list_new(0);
     for (uint32_t i = 0; i < election->stored_count; i++) {
         if (!election->stored[i].changed)
             continue;
