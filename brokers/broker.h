@@ -126,6 +126,8 @@ struct publication_list *publications_new(struct shard *shard);
 void publications_free(struct publication_list **list_p);
 void publication_add(struct shard *shard, uint64_t flush_number, const struct ledger_final *finals,
                      size_t final_count);
+/* At the very end: those whose reports have not come. */
+void publications_forget(struct broker *broker);
 /* Sends what could not be sent before. True while something is still unsent. */
 bool publications_push(struct shard *shard);
 
@@ -211,6 +213,7 @@ struct broker {
     bool elected;  /* Kafka has told us our share, perhaps nothing */
     bool revoking; /* shards drain because Kafka wants them back */
     LIST_HEAD(, shard) shards, closed_shards;
+    TAILQ_HEAD(, publication) dropped_publications;
     uint32_t takeover_count;
     struct buf scratch; /* for the message that is being encoded */
     struct buf wake_scratch;

@@ -387,6 +387,7 @@ static void parts_close(struct broker *broker)
     tracer_close(&broker->tracer);
     watch_close(broker);
     shards_forget(broker);
+    publications_forget(broker);
     buf_done(&broker->scratch);
     buf_done(&broker->wake_scratch);
     free(broker->cluster_id);
@@ -434,6 +435,7 @@ int broker_main(int argc, char **argv)
 
     LIST_INIT(&broker.shards);
     LIST_INIT(&broker.closed_shards);
+    TAILQ_INIT(&broker.dropped_publications);
     if (settings_parse(&program, argc, argv, &broker.settings, NULL, &outcome, &err) < 0) {
         (void)fprintf(stderr, "headrace broker: %s\n", err.text);
         return EXIT_USAGE;

@@ -32,7 +32,8 @@ enum record_phase {
 
 /* One flush. */
 struct publication {
-    TAILQ_ENTRY(publication) next;
+    TAILQ_ENTRY(publication) next; /* in its list, or in broker->dropped_publications */
+    struct broker *broker;
     struct publication_list *list; /* NULL: dropped, only reports are awaited */
     uint64_t flush_number;
     const struct ledger_final *finals; /* the owner's, until it is told */
@@ -60,6 +61,22 @@ static void publication_drop(struct publication *publication)
     publication->list = NULL;
     if (publication->sent_count == 0)
         free(publication);
+    else
+        TAILQ_INSERT_TAIL(&publication->broker->dropped_publications, publication, next);
+}
+
+static void dropped_free(struct publication *publication)
+{
+    TAILQ_REMOVE(&publication->broker->dropped_publications, publication, next);
+    free(publication);
+}
+
+void publications_forget(struct broker *broker)
+{
+    struct publication *publication;
+
+    while ((publication = TAILQ_FIRST(&broker->dropped_publications)) != NULL)
+        dropped_free(publication);
 }
 
 void publications_free(struct publication_list **list_p)
@@ -82,7 +99,7 @@ static void on_reported(void *opaque, uint64_t tag, const struct queue_report *r
     publication->sent_count--;
     if (publication->list == NULL) {
         if (publication->sent_count == 0)
-            free(publication);
+            dropped_free(publication);
         return;
     }
     shard = publication->list->shard;
@@ -204,6 +221,7 @@ void publication_add(struct shard *shard, uint64_t flush_number, const struct le
 {
     struct publication *publication = xcalloc(1, sizeof(*publication) + final_count);
 
+    publication->broker = shard->broker;
     publication->list = shard->publications;
     publication->flush_number = flush_number;
     publication->finals = finals;
