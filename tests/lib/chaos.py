@@ -65,6 +65,13 @@ def metric(url, name):
                    if line.startswith((name + "{", name + " "))))
 
 
+def is_ready(url):
+    try:
+        return chaos_load.request(url, "GET", "/readyz", "", parse=False)[0] == 200
+    except (OSError, chaos_load.http.client.HTTPException):
+        return False
+
+
 class World:
     """A stack that may be hurt; cells run on it one after another."""
 
@@ -160,6 +167,10 @@ class World:
     def second_machine(self):
         if self.machine is None:
             self.machine = namespace.Machine()
+            hba = self.directory / "data/postgres/data/pg_hba.conf"
+            hba.write_text(hba.read_text() + f"host all all {namespace.SECOND}/32 scram-sha-256\n")
+            self.stack.sql("SELECT pg_reload_conf()")
+        self.stack.redis("CONFIG", "SET", "protected-mode", "no")  # it asks for loopback or a password
         return self.machine
 
     def run_there(self, *words, **env):
@@ -252,6 +263,10 @@ class Hurt:
         self.began = self.ended = None
         self.in_flight = 0
 
+    def load_up(self):
+        while chaos_load.in_flight(self.stack, self.load) < BURST:
+            self.load.burst(BURST)
+
     def begin(self):
         self.in_flight = chaos_load.in_flight(self.stack, self.load)
         self.began = now()
@@ -276,6 +291,7 @@ class Hurt:
     def lead_there(self):
         """Arms the step and does what leads a program to it."""
         step = self.cell.step
+        self.load_up()
         self.world.arm(step)
         if step == "gateway_late":
             pids = self.pids_of("kafka")
@@ -346,6 +362,7 @@ class Hurt:
 
     def hurt_under_load(self):
         program, fault = self.cell.program, self.cell.fault
+        self.load_up()
         self.begin()
         if fault == "full":
             self.fill(program)
@@ -380,6 +397,7 @@ class Hurt:
             self.stack.start_service(name)
 
     def hurt_server_while_held(self):
+        self.load_up()
         self.world.arm(self.cell.step)
         pid = self.world.held(self.cell.step)
         self.begin()
@@ -394,6 +412,7 @@ class Hurt:
 
     def failover(self):
         held = None
+        self.load_up()
         if self.cell.step != "load":
             self.world.arm(self.cell.step)
             held = self.world.held(self.cell.step)
@@ -420,9 +439,10 @@ class Hurt:
         port = 18080
         process, _ = self.world.run_there("gateway", HEADRACE_PORT=port)
         url = f"http://{self.world.machine.ADDRESS}:{port}"
-        wait_until("the second gateway", lambda: metric(url, "headrace_gateway_ready") == 1, 60, 0.1)
+        wait_until("the second gateway", lambda: is_ready(url), 60, 0.1)
         here = list(self.load.urls)
         self.load.urls[:] = [url]
+        self.load_up()
         self.world.arm(self.cell.step, there=True)
         self.cut_after(lambda: self.load.urls.__setitem__(slice(None), here))
         self.load.urls[:] = here
@@ -433,7 +453,7 @@ class Hurt:
         wait_until("the second broker to be elected", lambda: '"elected"' in log.read_text(), 60)
         self.stack.stop_service("broker")
         wait_until("the second broker to own the shard", lambda: '"shard_live"' in log.read_text(), 60)
-        self.load.burst(BURST)
+        self.load_up()
         self.world.arm(self.cell.step, there=True)
         self.cut_after(lambda: self.stack.start_service("broker"))
         self.leave(process)
@@ -445,6 +465,7 @@ class Hurt:
             "--heartbeat=" + self.scale.env.get("HEADRACE_HEARTBEAT", "1s"))
         url = self.stack.url("broker")
         wait_until("three workers", lambda: metric(url, "headrace_broker_workers") >= 3, 60, 0.1)
+        self.load_up()
         self.world.arm(self.cell.step, there=True)
         self.cut_after()
         self.leave(process)
@@ -455,7 +476,7 @@ class Hurt:
                                           HEADRACE_AGENT_DIR=self.world.directory / "agent-there")
         url = self.stack.url("broker")
         wait_until("its two workers", lambda: metric(url, "headrace_broker_workers") >= 2, 90, 0.1)
-        self.load.burst(BURST)
+        self.load_up()
         self.world.arm(self.cell.step, there=True)
         victims = [pid for pid in descendants(process.pid) if command_line(pid)[1:2] == ["worker"]]
         os.kill(victims[0], signal.SIGKILL)
@@ -466,6 +487,7 @@ class Hurt:
         process, log = self.world.run_there("webhook", HEADRACE_INSTANCE="second", HEADRACE_PORT=0,
                                             HEADRACE_ALLOW="127.0.0.0/8")
         self.stack.stop_service("webhook")
+        self.load_up()
         self.world.arm(self.cell.step, there=True)
         self.cut_after(lambda: self.stack.start_service("webhook"))
         self.leave(process)
@@ -494,8 +516,6 @@ def run_cell(world, cell, seed):
     load = chaos_load.Load([url], world.stack.key, world.receiver.url("/hook"), f"{seed}/{cell.name}")
     hurt = Hurt(world, cell, load)
     try:
-        while chaos_load.in_flight(world.stack, load) < BURST:
-            load.burst(BURST)
         hurt.run()
         world.mend()
         load.burst(AFTER)

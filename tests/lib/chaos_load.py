@@ -108,7 +108,7 @@ class Load:
         return self.accepted
 
 
-def request(url, method, path, api_key, body=None, key=None, timeout=CLIENT_SECONDS):
+def request(url, method, path, api_key, body=None, key=None, timeout=CLIENT_SECONDS, parse=True):
     at = urllib.parse.urlsplit(url)
     client = http.client.HTTPConnection(at.hostname, at.port, timeout=timeout)
     headers = {"Authorization": f"Bearer {api_key}", "Content-Type": "application/json"}
@@ -117,7 +117,8 @@ def request(url, method, path, api_key, body=None, key=None, timeout=CLIENT_SECO
     try:
         client.request(method, path, body, headers)
         reply = client.getresponse()
-        return reply.status, json.loads(reply.read())
+        text = reply.read()
+        return reply.status, json.loads(text) if parse else text
     finally:
         client.close()
 
