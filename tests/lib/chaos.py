@@ -8,11 +8,13 @@ Times that are waited here are the fault itself (half a minute of SIGSTOP, a cut
 everything else the event is waited for.
 """
 
+import http.client
 import json
 import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from datetime import datetime
@@ -31,7 +33,7 @@ AFTER = 15
 HOLD_SECONDS = 40
 LATE_SECONDS = 8  # the goal of a failover
 SERVICES = ("gateway", "broker", "agent", "webhook")
-DISKS_MB = {"kafka": 1024, "postgres": 1024, "redis": 64, "blobs": 128}
+DISKS_MB = {"kafka": 1024, "postgres": 1024, "redis": 64, "blobs": 2048}
 
 
 class Scale(NamedTuple):
@@ -55,11 +57,8 @@ def now():
 
 def metric(url, name):
     try:
-        for_all = chaos_load.http.client.HTTPConnection(url.removeprefix("http://"), timeout=5)
-        for_all.request("GET", "/metrics")
-        text = for_all.getresponse().read().decode()
-        for_all.close()
-    except (OSError, chaos_load.http.client.HTTPException):
+        text = chaos_load.request(url, "GET", "/metrics", "", parse=False)[1].decode()
+    except (OSError, http.client.HTTPException):
         return 0
     return int(sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines()
                    if line.startswith((name + "{", name + " "))))
@@ -68,7 +67,7 @@ def metric(url, name):
 def is_ready(url):
     try:
         return chaos_load.request(url, "GET", "/readyz", "", parse=False)[0] == 200
-    except (OSError, chaos_load.http.client.HTTPException):
+    except (OSError, http.client.HTTPException):
         return False
 
 
@@ -117,7 +116,7 @@ class World:
             self.pair.close()
         self.receiver.__exit__()
         for name in DISKS_MB if namespace.inside() else ():
-            os.system(f"umount -l {self.directory}/data/{name} 2>/dev/null")
+            subprocess.run(["umount", "-l", str(self.directory / "data" / name)], check=False, stderr=subprocess.DEVNULL)
         if not os.environ.get("HEADRACE_KEEP"):
             shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -185,7 +184,7 @@ class World:
     def run_here(self, *words, **env):
         log = self.directory / f"here-{len(self.extra)}-{words[0]}.log"
         with open(log, "ab") as out:
-            self.extra.append(namespace.subprocess.Popen(
+            self.extra.append(subprocess.Popen(
                 [BINARY, *words], env=self.environment(**env), stdout=out, stderr=out,
                 preexec_fn=namespace.die_with_parent))
         return self.extra[-1], log
