@@ -46,8 +46,7 @@ struct queue_producer_options {
     struct queue_options queue;
     uint32_t record_count_max; /* unreported; above: ERR_FULL [50,000] */
     size_t record_size_max;    /* unreported bytes; above: ERR_FULL [64 MiB] */
-    uint32_t group_count;      /* records that wait for the previous request at most [256] */
-    uint32_t group_wait_us;    /* … and how long at most [5,000] */
+    uint32_t group_count;      /* waiting records that the gap does not hold back any more [256] */
     uint32_t group_gap_us;     /* a busy partition sends at most this often [3,000] */
 };
 
@@ -92,9 +91,9 @@ struct queue_message {
 #define QUEUE_RECORD_MAX (1000u * 1000)
 
 /* Records of one partition go out together: at once when it was idle, else when the previous
- * request has returned and the gap is over, when group_count wait, or after group_wait_us. ERR_FULL
- * past the limits of the options, ERR_TOO_BIG past QUEUE_RECORD_MAX; the record was then not taken
- * and done is never called. */
+ * request has returned and the gap is over, or group_count wait. One request a partition is under
+ * way. ERR_FULL past the limits of the options, ERR_TOO_BIG past QUEUE_RECORD_MAX; the record was
+ * then not taken and done is never called. */
 int queue_produce(struct queue_producer *producer, const struct queue_message *message,
                   struct err *err) MUST_CHECK;
 

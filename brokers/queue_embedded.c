@@ -80,3 +80,9 @@ void queue_embedded_set_down(struct queue_embedded *embedded, bool down)
             (void)rd_kafka_mock_broker_set_up(embedded->cluster, (int32_t)i);
     }
 }
+
+void queue_embedded_set_delay(struct queue_embedded *embedded, uint32_t delay_ms)
+{
+    for (uint32_t i = 1; i <= embedded->broker_count; i++)
+        (void)rd_kafka_mock_broker_set_rtt(embedded->cluster, (int32_t)i, (int)delay_ms);
+}

@@ -30,3 +30,6 @@ void queue_embedded_fail_produce(struct queue_embedded *embedded, int code, uint
 
 /* For tests: every broker stops answering, or answers again. */
 void queue_embedded_set_down(struct queue_embedded *embedded, bool down);
+
+/* For tests: every answer comes this late. */
+void queue_embedded_set_delay(struct queue_embedded *embedded, uint32_t delay_ms);

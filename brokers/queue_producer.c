@@ -6,9 +6,14 @@
  * Happy path: queue_produce() copies the record into the lane of its partition. At the end of the
  * loop's turn each lane hands its records to librdkafka when nothing of it is under way (group
  * commit: an idle lane waits for nobody, a busy one gathers while the previous request is out and
- * keeps a gap), or when enough wait, or for long enough. librdkafka sends them as one request, and
- * its delivery reports come back through the pump; the last report of a lane lets its next group
- * go.
+ * keeps a gap unless enough wait). librdkafka sends them as one request, and its delivery reports
+ * come back through the pump; the last report of a lane lets its next group go.
+ *
+ * Why nothing may follow a group that is under way: librdkafka 2.0.2 compares the *records* of an
+ * idempotent partition that are in flight with its limit of 5 *requests*. Past five it does not
+ * send what waits, but its thread does not sleep either: it polls without a pause until the answer
+ * comes (33 polls a job were counted). For the same reason a group must reach it in one piece: the
+ * linger of a tenth of a millisecond lets us finish handing over before it begins to send.
  *
  * Failures:
  * - Kafka is away: records stay in lanes and in librdkafka, without a time limit (a limit would
@@ -36,9 +41,10 @@
 #define RECORD_COUNT_MAX_DEFAULT 50000
 #define RECORD_SIZE_MAX_DEFAULT (64u << 20)
 #define GROUP_COUNT_DEFAULT 256
-#define GROUP_WAIT_US_DEFAULT 5000
 #define GROUP_GAP_US_DEFAULT 3000
-#define GROUP_BUSY_COUNT 4 /* a lane whose last group had so many has a gap between groups */
+#define GROUP_BUSY_COUNT 4     /* a lane whose last group had so many has a gap between groups */
+#define GROUP_COUNT_MAX 1000   /* of one hand-over: what fits into one request … */
+#define GROUP_SIZE_MAX 900000u /* … of message.max.bytes */
 #define PARTITION_MAX 4096
 #define TRACE_SIZE 56
 #define RETIRE_POLLS_MAX 100 /* of 10 ms, for the reports of purged records */
@@ -64,7 +70,7 @@ struct lane {
     struct record_list records;
     uint32_t waiting_count, under_way_count;
     uint32_t group_count; /* records of the last group */
-    uint64_t waiting_since_us, sent_us;
+    uint64_t sent_us;
 };
 TAILQ_HEAD(lane_list, lane);
 
@@ -97,7 +103,7 @@ static const struct queue_property producer_properties[] = {
     {"acks", "all"},
     {"enable.idempotence", "true"},
     {"compression.codec", "lz4"},
-    {"linger.ms", "0"},
+    {"linger.ms", "0.1"},
     {"message.timeout.ms", "0"},
     {"message.max.bytes", "1048576"},
     {"queue.buffering.max.messages", "10000000"}, /* our own limits are lower */
@@ -258,17 +264,33 @@ static int record_hand_over(struct lane *lane, struct record *record)
     return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
 
+/* Moves what makes one request from the lane's waiting records to the group. */
+static void lane_take_group(struct lane *lane, struct record_list *group)
+{
+    size_t size = 0;
+    struct record *record;
+
+    lane->group_count = 0;
+    while ((record = TAILQ_FIRST(&lane->records)) != NULL && lane->group_count < GROUP_COUNT_MAX &&
+           (lane->group_count == 0 || size + record->size + record->key_size <= GROUP_SIZE_MAX)) {
+        size += record->size + record->key_size;
+        TAILQ_REMOVE(&lane->records, record, next);
+        TAILQ_INSERT_TAIL(group, record, next);
+        lane->group_count++;
+        lane->waiting_count--;
+    }
+}
+
 static void lane_hand_over(struct queue_producer *producer, struct lane *lane, uint64_t now_us)
 {
     struct record_list group = TAILQ_HEAD_INITIALIZER(group);
     struct record *record;
 
     producer->counts.groups++;
-    TAILQ_REMOVE(&producer->waiting, lane, next);
-    lane->group_count = lane->waiting_count;
     lane->sent_us = now_us;
-    lane->waiting_count = 0;
-    TAILQ_CONCAT(&group, &lane->records, next);
+    lane_take_group(lane, &group);
+    if (lane->waiting_count == 0)
+        TAILQ_REMOVE(&producer->waiting, lane, next);
     while ((record = TAILQ_FIRST(&group)) != NULL) {
         int code;
 
@@ -285,19 +307,18 @@ static void lane_hand_over(struct queue_producer *producer, struct lane *lane, u
     }
 }
 
-/* When the lane may hand over: at once when it was idle. A busy one keeps a gap between its groups,
- * because each request costs Kafka as much as dozens of records do. */
+/* When the lane may hand over: at once when it was idle. A busy one waits for its last report and
+ * keeps a gap between its groups, because each request costs Kafka as much as dozens of records
+ * do. */
 static uint64_t lane_due_us(const struct queue_producer *producer, const struct lane *lane)
 {
     const struct queue_producer_options *options = &producer->options;
-    uint64_t latest_us = lane->waiting_since_us + options->group_wait_us;
-    uint64_t gap_us = lane->group_count >= GROUP_BUSY_COUNT ? options->group_gap_us : 0;
 
-    if (lane->waiting_count >= options->group_count)
-        return 0;
     if (lane->under_way_count > 0)
-        return latest_us;
-    return lane->sent_us + gap_us < latest_us ? lane->sent_us + gap_us : latest_us;
+        return UINT64_MAX; /* its last report brings us back here */
+    if (lane->waiting_count >= options->group_count || lane->group_count < GROUP_BUSY_COUNT)
+        return 0;
+    return lane->sent_us + options->group_gap_us;
 }
 
 static void producer_turn(void *opaque)
@@ -313,10 +334,13 @@ static void producer_turn(void *opaque)
     for (lane = TAILQ_FIRST(&producer->waiting); lane != NULL; lane = following) {
         following = lane == last ? NULL : TAILQ_NEXT(lane, next);
         due_us = lane_due_us(producer, lane);
-        if (due_us <= now_us)
+        if (due_us <= now_us) {
             lane_hand_over(producer, lane, now_us);
-        else if (due_us - now_us < wait_us)
+            if (lane->waiting_count > 0 && lane->under_way_count == 0)
+                wait_us = 0; /* all of the group were refused: no report will bring us back */
+        } else if (due_us != UINT64_MAX && due_us - now_us < wait_us) {
             wait_us = due_us - now_us;
+        }
     }
     if (wait_us != UINT64_MAX && !loop_timer_is_running(producer->timer))
         loop_timer_start(producer->timer, (wait_us + 999) / 1000, 0);
@@ -341,8 +365,6 @@ static void options_copy(struct queue_producer *producer,
         own->record_size_max = RECORD_SIZE_MAX_DEFAULT;
     if (own->group_count == 0)
         own->group_count = GROUP_COUNT_DEFAULT;
-    if (own->group_wait_us == 0)
-        own->group_wait_us = GROUP_WAIT_US_DEFAULT;
     if (own->group_gap_us == 0)
         own->group_gap_us = GROUP_GAP_US_DEFAULT;
     if (options->queue.bootstrap != NULL)
@@ -488,7 +510,6 @@ int queue_produce(struct queue_producer *producer, const struct queue_message *m
     record = record_new(message);
     record->lane = lane;
     if (lane->waiting_count++ == 0) {
-        lane->waiting_since_us = clock_mono_us();
         TAILQ_INSERT_TAIL(&producer->waiting, lane, next);
         /* The turn's end may have passed for us already (its calls have an order): the loop must
          * not go to sleep. */

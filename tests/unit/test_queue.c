@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include <cmocka.h>
 
@@ -225,6 +226,48 @@ static void test_each_record_is_reported_once_and_read_in_order(void **state)
     assert_int_equal(from_middle.count, 10);
     queue_reader_close(&reading.reader);
     queue_reader_close(&from_middle.reader);
+    free(reports);
+}
+
+static uint64_t cpu_used_us(void)
+{
+    struct rusage used;
+
+    (void)getrusage(RUSAGE_SELF, &used);
+    return (uint64_t)(used.ru_utime.tv_sec + used.ru_stime.tv_sec) * 1000000 +
+           (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
+}
+
+/* Goal: while Kafka takes its time, what waits costs nothing: no second request, no thread of
+ * librdkafka that polls without a pause. Method: two groups against a slow Kafka; the process may
+ * use a fraction of the time that it waits. */
+static void test_waiting_records_wait_in_peace(void **state)
+{
+    const uint32_t group = 64, delay_ms = 400;
+    struct world *world = *state;
+    struct reports *reports = xcalloc(1, sizeof(*reports));
+    struct err err;
+    uint64_t groups, cpu_us;
+
+    world_open_producer(world, 0);
+    produce_all(world, reports, 2); /* connected, the topic is known */
+    memset(reports, 0, sizeof(*reports));
+    queue_embedded_set_delay(world->kafka, delay_ms);
+    groups = queue_producer_counts(world->producer).groups;
+    cpu_us = cpu_used_us();
+    for (uint32_t i = 0; i < 2 * group; i++) {
+        assert_int_equal(produce(world, reports, 0, i, &err), 0);
+        while (i == group - 1 && queue_producer_counts(world->producer).groups == groups)
+            (void)loop_run_until(world->loop, &reports->done, 1);
+    }
+    reports->want = 2 * group;
+    assert_true(loop_run_until(world->loop, &reports->done, WAIT_MS));
+    cpu_us = cpu_used_us() - cpu_us;
+    assert_int_equal(reports->ok_count, 2 * group);
+    assert_int_equal(queue_producer_counts(world->producer).groups, groups + 2);
+    print_message("%llu us of CPU while two answers took %u ms each\n", (unsigned long long)cpu_us,
+                  delay_ms);
+    assert_true(cpu_us < 1000 * delay_ms);
     free(reports);
 }
 
@@ -599,6 +642,7 @@ int main(int argc, char **argv)
 #define WORLD_TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
         WORLD_TEST(test_each_record_is_reported_once_and_read_in_order),
+        WORLD_TEST(test_waiting_records_wait_in_peace),
         WORLD_TEST(test_start_at_the_end_tells_the_position_before_any_record),
         WORLD_TEST(test_paused_reader_hands_out_nothing_and_resumes),
         WORLD_TEST(test_reader_may_be_closed_in_its_own_call),
