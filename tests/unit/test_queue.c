@@ -267,7 +267,7 @@ static void test_waiting_records_wait_in_peace(void **state)
     assert_int_equal(queue_producer_counts(world->producer).groups, groups + 2);
     print_message("%llu us of CPU while two answers took %u ms each\n", (unsigned long long)cpu_us,
                   delay_ms);
-    assert_true(cpu_us < 1000 * delay_ms);
+    assert_true(cpu_us < 50000); /* it was 117,000 when its thread did not rest */
     free(reports);
 }
 
