@@ -145,13 +145,22 @@ static void carry_out_flush(struct shard *shard, const struct flush *flush)
         queue_election_store(shard->broker->election, shard->number, flush->intake_floor);
 }
 
+/* Answers to an owner that is no more. */
+static void rows_drop(struct ledger_row *rows, size_t row_count)
+{
+    for (size_t i = 0; i < row_count; i++)
+        job_spec_unref(&rows[i].spec);
+}
+
 static void on_rows(void *opaque, const struct ledger_lane *lane, struct ledger_row *rows,
                     size_t row_count, bool complete, struct err *err)
 {
     struct shard *shard = opaque;
 
-    if (shard->phase != SHARD_OWNED)
+    if (shard->phase != SHARD_OWNED) {
+        rows_drop(rows, row_count);
         return;
+    }
     if (err != NULL && err->code != ERR_OK) {
         shard_retry(shard, err);
         return;
@@ -161,6 +170,23 @@ static void on_rows(void *opaque, const struct ledger_lane *lane, struct ledger_
         owner_on_rows(shard->owner, lane, rows, row_count, complete);
     else
         owner_on_lookup(shard->owner, rows, row_count);
+}
+
+static void on_due(void *opaque, const struct ledger_due *due, struct ledger_row *rows,
+                   size_t row_count, bool complete, struct err *err)
+{
+    struct shard *shard = opaque;
+
+    if (shard->phase != SHARD_OWNED) {
+        rows_drop(rows, row_count);
+        return;
+    }
+    if (err->code != ERR_OK) {
+        shard_retry(shard, err);
+        return;
+    }
+    shard_touch(shard);
+    owner_on_due(shard->owner, due, rows, row_count, complete);
 }
 
 /* ---- Gateways and the dead letter topic */
@@ -259,6 +285,9 @@ static void carry_out(struct shard *shard, const struct owner_todo *todo)
         break;
     case OWNER_TODO_LOOKUP:
         store_lookup(shard->store, todo->lookup.ids, todo->lookup.id_count, on_rows, shard);
+        break;
+    case OWNER_TODO_DUE:
+        store_due(shard->store, shard->number, &todo->due.cursor, todo->due.limit, on_due, shard);
         break;
     case OWNER_TODO_INTAKE_PAUSE:
         log_warn("intake_paused", LOG_U64("shard", shard->number));

@@ -131,6 +131,14 @@ struct ledger_lane {
     int64_t after_seq; /* the cursor: rows up to here were loaded; -1: none */
 };
 
+/* Waiting rows that never had an attempt, by the earlier of their deadlines and then by seq: those
+ * behind the cursor and due by upto_us. */
+struct ledger_due {
+    uint64_t after_us; /* the cursor: deadline and seq of the row that was read last */
+    int64_t after_seq;
+    uint64_t upto_us;
+};
+
 /* Made from a committed row, for publishing. Texts and bytes are borrowed. */
 struct ledger_final {
     struct message_completed completed;

@@ -365,6 +365,8 @@ uint64_t owner_next_due_us(const struct owner *owner)
         if (wait_us < UINT64_MAX - owner->now_us && owner->now_us + wait_us < due)
             due = owner->now_us + wait_us;
     }
+    if (expiry_due_us(owner) < due)
+        due = expiry_due_us(owner);
     if (owner->stats.workers > 0 && owner->leases_us + LEASE_CHECK_US < due)
         due = owner->leases_us + LEASE_CHECK_US;
     return due;

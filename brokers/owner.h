@@ -89,7 +89,8 @@ void owner_on_attempt_reported(struct owner *owner, uint64_t token, int64_t offs
 void owner_on_published(struct owner *owner, uint64_t flush_number);
 
 /* Rows of a LOAD or LOOKUP (the latter: final ones too); takes the specs. complete: the lane had no
- * more rows. Answers of FLUSH, LOAD and LOOKUP come in the order in which they were asked for. */
+ * more rows. Answers of FLUSH, LOAD, LOOKUP and DUE come in the order in which they were asked for.
+ */
 void owner_on_rows(struct owner *owner, const struct ledger_lane *lane, struct ledger_row *rows,
                    size_t row_count, bool complete);
 void owner_on_lookup(struct owner *owner, struct ledger_row *rows, size_t row_count);
@@ -105,6 +106,10 @@ struct owner_limit {
     uint32_t weight;       /* of a tenant: its share among those that wait; 0: SCHED_WEIGHT_ONE */
 };
 void owner_on_limits(struct owner *owner, const struct owner_limit *limits, size_t limit_count);
+
+/* Rows of a DUE, without their inputs; takes the specs. complete: nothing more is due by then. */
+void owner_on_due(struct owner *owner, const struct ledger_due *due, struct ledger_row *rows,
+                  size_t row_count, bool complete);
 
 /* Time passes: at least every 10 ms, and before any other event with the times of that event.
  * Wall time follows Kafka's append time; monotonic time drives leases. */
@@ -124,6 +129,7 @@ enum owner_todo_type {
     OWNER_TODO_VERDICT,      /* wake a gateway about its cancel */
     OWNER_TODO_LOAD,         /* answer owner_on_rows */
     OWNER_TODO_LOOKUP,       /* answer owner_on_lookup */
+    OWNER_TODO_DUE,          /* answer owner_on_due */
     OWNER_TODO_INTAKE_PAUSE, /* the ledger cannot write: the only reason */
     OWNER_TODO_INTAKE_RESUME,
     OWNER_TODO_DEAD, /* produce an undecodable record to intake.dead, then go on */
@@ -169,6 +175,10 @@ struct owner_todo {
             const struct wire_id *ids;
             size_t id_count;
         } lookup;
+        struct {
+            struct ledger_due cursor;
+            uint32_t limit;
+        } due;
         struct {
             int64_t offset;
             const void *bytes;

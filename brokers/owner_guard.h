@@ -24,7 +24,8 @@
     GUARD(BOOT, 12, "boot check of Attempts")                                                      \
     GUARD(COMMIT_FIRST, 13, "final key written after commit")                                      \
     GUARD(CURSOR, 14, "forward-only cursor")                                                       \
-    GUARD(VERDICT, 15, "verdict after flush")
+    GUARD(VERDICT, 15, "verdict after flush")                                                      \
+    GUARD(EXPIRY, 16, "deadlines of jobs that are not in memory")
 
 enum owner_guard {
 #define GUARD(name, bit, text) OWNER_GUARD_##name = 1 << (bit),

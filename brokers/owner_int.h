@@ -8,6 +8,7 @@
  *   owner_todo.c      the queue of to-dos
  *   owner_pin.c       records whose effect is not written yet, and so the floors
  *   owner_lane.c      pools, lanes, the bounded window, loads
+ *   owner_expiry.c    deadlines of jobs that are not in memory
  *   owner_job.c       jobs: places, timers, how attempts end, deadlines
  *   owner_cancel.c    cancels and their verdicts
  *   owner_worker.c    workers: credit, leases, heartbeats
@@ -169,6 +170,9 @@ struct worker {
     uint32_t ref_count;
     struct worker_key key;
     struct pool *pool; /* NULL: the stand-in for workers that were not heard of yet */
+    uint64_t machine;  /* hash of its name; 0: not known */
+    char device[129];
+    char why[256]; /* how its process ended, as the agent says */
     uint32_t partition;
     uint64_t slots, granted, sent, position;
     int64_t last_offset; /* of the newest Attempt reported; -1: none */
@@ -308,6 +312,9 @@ struct owner {
     struct flow *flows;
     size_t flow_sweep_at;
     bool limits_known;
+    struct ledger_due expiry; /* the cursor over deadlines of spilled jobs */
+    uint64_t expiry_us;       /* monotonic: not asked again before */
+    bool expiry_out;          /* a DUE is out */
 
     struct worker *workers;
     struct worker *unknown; /* holds adopted jobs whose worker was not heard of */
@@ -406,6 +413,10 @@ void job_on_lost(struct owner *owner, struct job *job, bool counts, const char *
 void job_on_handed_back(struct owner *owner, struct job *job, const char *why);
 void job_run_timers(struct owner *owner);
 bool job_expire(struct owner *owner, struct job *job); /* true: a deadline has passed */
+
+/* owner_expiry.c */
+void expiry_run(struct owner *owner);
+uint64_t expiry_due_us(const struct owner *owner); /* UINT64_MAX: nothing to look for */
 
 /* owner_cancel.c */
 void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin);

@@ -206,6 +206,9 @@ void job_settle(struct owner *owner, struct job *job)
     cancel_apply_all(owner, job);
     if (job->place != JOB_HELD || job->stage != STAGE_NONE || job->in_flush)
         return;
+    if (owner->phase == OWNER_LIVE && owner_guarded(owner, OWNER_GUARD_EXPIRY) &&
+        job_expire(owner, job))
+        return; /* forgotten now, it would lie behind the cursor of owner_expiry.c */
     if (lane_must_forget(job->lane, job)) {
         job->lane->forgot = true;
         job_remove(owner, job);
@@ -234,6 +237,8 @@ void job_attach(struct job *job, struct worker *worker)
     if (old == worker && job->on_worker)
         return;
     job_leave_worker(job);
+    if (old != NULL && job->error_text == old->why) /* which goes with it */
+        job->error_text = "its worker's process has ended";
     job->worker = NULL;
     if (worker != NULL) {
         job->worker = worker_ref(worker);

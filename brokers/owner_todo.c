@@ -33,6 +33,7 @@ static void owner_work(struct owner *owner)
         return;
     takeover_step(owner);
     if (owner->phase == OWNER_LIVE) {
+        expiry_run(owner);
         lane_plan_loads(owner);
         dispatch_run(owner);
     }

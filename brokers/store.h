@@ -61,6 +61,13 @@ typedef void store_rows_fn(void *opaque, const struct ledger_lane *lane, struct 
 void store_load(struct store *store, uint32_t shard, const struct ledger_lane *lane, uint32_t limit,
                 store_rows_fn *done, void *opaque);
 
+/* Waiting rows without an attempt whose earlier deadline lies behind the cursor and is due, by
+ * deadline and seq; without their inputs, which nobody reads any more. */
+typedef void store_due_fn(void *opaque, const struct ledger_due *due, struct ledger_row *rows,
+                          size_t row_count, bool complete, struct err *err);
+void store_due(struct store *store, uint32_t shard, const struct ledger_due *due, uint32_t limit,
+               store_due_fn *done, void *opaque);
+
 /* Rows of these ids, the final ones too. lane is NULL in the answer. */
 void store_lookup(struct store *store, const struct wire_id *ids, size_t id_count,
                   store_rows_fn *done, void *opaque);

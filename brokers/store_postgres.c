@@ -66,18 +66,31 @@ PG_STATEMENT(load_lane, "SELECT" STORE_ROW_COLUMNS
                         "FROM job j WHERE j.shard = $1 AND j.pool = $2 AND j.rank = $3 AND "
                         "j.tenant = $4 AND j.seq > $5 AND j.state = 1 AND j.attempt_count = 0 "
                         "ORDER BY j.seq LIMIT $6");
+/* The order of job_deadline. Entries of rows that wait no more lie behind the cursor after one
+ * reading, also while an old snapshot keeps them in the index. */
+PG_STATEMENT(load_due,
+             "SELECT" STORE_ROW_COLUMNS_BUT_INPUT
+             ", NULL::bytea FROM job j WHERE j.shard = $1 AND j.state = 1 AND "
+             "j.attempt_count = 0 AND (least(j.start_deadline_at, j.total_deadline_at), "
+             "j.seq) > ($2, $3) AND least(j.start_deadline_at, j.total_deadline_at) <= $4 "
+             "ORDER BY least(j.start_deadline_at, j.total_deadline_at), j.seq LIMIT $5");
 PG_STATEMENT(load_ids, "SELECT" STORE_ROW_COLUMNS
                        "FROM job j WHERE j.id = ANY ($1) AND j.id BETWEEN $2 AND $3");
 
-/* A load (of a lane) or a lookup (of ids), until it is answered. */
+enum store_query_type { QUERY_LANE, QUERY_DUE, QUERY_IDS };
+
+/* A question for rows, until it is answered. */
 struct store_query {
     struct store_query *next;
     struct store *store;
+    enum store_query_type type;
     uint32_t shard, limit;
     struct ledger_lane lane;
-    struct wire_id *ids; /* NULL: a load */
+    struct ledger_due due;
+    struct wire_id *ids;
     size_t id_count;
-    store_rows_fn *done;
+    store_rows_fn *done; /* of a lane and of ids */
+    store_due_fn *due_done;
     void *opaque;
 };
 
@@ -332,14 +345,11 @@ static void query_free(struct store_query **query_p)
 
 static void on_query(void *opaque, const struct pg_answer *answer)
 {
-    struct store_query *query = opaque;
+    struct store_query *query = opaque, asked = *query;
     OWNED(mem_free) struct ledger_row *rows = NULL;
     struct err err = answer->err;
-    struct ledger_lane lane = query->lane;
-    bool load = query->ids == NULL, complete;
-    store_rows_fn *done = query->done;
-    void *done_opaque = query->opaque;
     size_t row_count = 0;
+    bool complete;
 
     if (connection_lost(&answer->err)) {
         query_ask(query);
@@ -347,50 +357,76 @@ static void on_query(void *opaque, const struct pg_answer *answer)
     }
     if (err.code == ERR_OK && store_read_rows(query->store, answer, 0, &rows, &err) == 0)
         row_count = pg_row_count(answer, 0);
-    complete = load && err.code == ERR_OK && row_count < query->limit;
+    complete = asked.type != QUERY_IDS && err.code == ERR_OK && row_count < asked.limit;
     query_free(&query);
-    done(done_opaque, load ? &lane : NULL, rows, row_count, complete, &err);
+    if (asked.type == QUERY_DUE)
+        asked.due_done(asked.opaque, &asked.due, rows, row_count, complete, &err);
+    else
+        asked.done(asked.opaque, asked.type == QUERY_LANE ? &asked.lane : NULL, rows, row_count,
+                   complete, &err);
+}
+
+static void bind_lane(struct pg_batch *batch, const struct store_query *query)
+{
+    pg_add(batch, &load_lane);
+    pg_bind_i16(batch, (int64_t)query->shard);
+    pg_bind_c(batch, query->lane.pool);
+    pg_bind_i16(batch, (int64_t)query->lane.rank);
+    pg_bind_c(batch, query->lane.tenant);
+    pg_bind_i64(batch, query->lane.after_seq);
+    pg_bind_i64(batch, (int64_t)query->limit);
+}
+
+static void bind_due(struct pg_batch *batch, const struct store_query *query)
+{
+    pg_add(batch, &load_due);
+    pg_bind_i16(batch, (int64_t)query->shard);
+    pg_bind_time(batch, query->due.after_us == 0 ? 1 : query->due.after_us); /* 0 is NULL there */
+    pg_bind_i64(batch, query->due.after_seq);
+    pg_bind_time(batch, query->due.upto_us);
+    pg_bind_i64(batch, (int64_t)query->limit);
+}
+
+static void bind_ids(struct pg_batch *batch, const struct store_query *query)
+{
+    struct wire_id lowest, highest;
+
+    memset(&lowest, 0xff, sizeof(lowest));
+    memset(&highest, 0, sizeof(highest));
+    pg_add(batch, &load_ids);
+    pg_bind_array(batch, PG_ID, query->id_count);
+    for (size_t i = 0; i < query->id_count; i++) {
+        const struct wire_id *id = &query->ids[i];
+
+        pg_bind_id(batch, id);
+        if (memcmp(id, &lowest, sizeof(lowest)) < 0)
+            lowest = *id;
+        if (memcmp(id, &highest, sizeof(highest)) > 0)
+            highest = *id;
+    }
+    pg_bind_id(batch, &lowest);
+    pg_bind_id(batch, &highest);
 }
 
 static void query_ask(struct store_query *query)
 {
     struct pg_batch *batch = pg_batch_new();
-    struct wire_id lowest, highest;
 
-    if (query->ids == NULL) {
-        pg_add(batch, &load_lane);
-        pg_bind_i16(batch, (int64_t)query->shard);
-        pg_bind_c(batch, query->lane.pool);
-        pg_bind_i16(batch, (int64_t)query->lane.rank);
-        pg_bind_c(batch, query->lane.tenant);
-        pg_bind_i64(batch, query->lane.after_seq);
-        pg_bind_i64(batch, (int64_t)query->limit);
-    } else {
-        memset(&lowest, 0xff, sizeof(lowest));
-        memset(&highest, 0, sizeof(highest));
-        pg_add(batch, &load_ids);
-        pg_bind_array(batch, PG_ID, query->id_count);
-        for (size_t i = 0; i < query->id_count; i++) {
-            const struct wire_id *id = &query->ids[i];
-
-            pg_bind_id(batch, id);
-            if (memcmp(id, &lowest, sizeof(lowest)) < 0)
-                lowest = *id;
-            if (memcmp(id, &highest, sizeof(highest)) > 0)
-                highest = *id;
-        }
-        pg_bind_id(batch, &lowest);
-        pg_bind_id(batch, &highest);
-    }
+    if (query->type == QUERY_LANE)
+        bind_lane(batch, query);
+    else if (query->type == QUERY_DUE)
+        bind_due(batch, query);
+    else
+        bind_ids(batch, query);
     store_send(query->store, &batch, on_query, query);
 }
 
-static struct store_query *query_new(struct store *store, store_rows_fn *done, void *opaque)
+static struct store_query *query_new(struct store *store, enum store_query_type type, void *opaque)
 {
     struct store_query *query = xcalloc(1, sizeof(*query));
 
     query->store = store;
-    query->done = done;
+    query->type = type;
     query->opaque = opaque;
     query->next = store->queries;
     store->queries = query;
@@ -400,10 +436,23 @@ static struct store_query *query_new(struct store *store, store_rows_fn *done, v
 void store_load(struct store *store, uint32_t shard, const struct ledger_lane *lane, uint32_t limit,
                 store_rows_fn *done, void *opaque)
 {
-    struct store_query *query = query_new(store, done, opaque);
+    struct store_query *query = query_new(store, QUERY_LANE, opaque);
 
+    query->done = done;
     query->shard = shard;
     query->lane = *lane;
+    query->limit = limit;
+    query_ask(query);
+}
+
+void store_due(struct store *store, uint32_t shard, const struct ledger_due *due, uint32_t limit,
+               store_due_fn *done, void *opaque)
+{
+    struct store_query *query = query_new(store, QUERY_DUE, opaque);
+
+    query->due_done = done;
+    query->shard = shard;
+    query->due = *due;
     query->limit = limit;
     query_ask(query);
 }
@@ -411,8 +460,9 @@ void store_load(struct store *store, uint32_t shard, const struct ledger_lane *l
 void store_lookup(struct store *store, const struct wire_id *ids, size_t id_count,
                   store_rows_fn *done, void *opaque)
 {
-    struct store_query *query = query_new(store, done, opaque);
+    struct store_query *query = query_new(store, QUERY_IDS, opaque);
 
+    query->done = done;
     query->ids = xcalloc(id_count + 1, sizeof(*ids));
     if (id_count > 0)
         memcpy(query->ids, ids, id_count * sizeof(*ids));

@@ -86,12 +86,14 @@ void store_on_flush_pause(void *opaque);
 
 /* The columns of a row, for the SELECT lists that store_read_row() reads. */
 #define STORE_ROW_COLUMNS                                                                          \
+    STORE_ROW_COLUMNS_BUT_INPUT ", (SELECT i.input FROM job_input i WHERE i.job_id = j.id) "
+#define STORE_ROW_COLUMNS_BUT_INPUT                                                                \
     " j.id, j.seq, j.accepted_at, j.received_at, j.state, j.token, j.fence, j.attempt_count,"      \
     " j.user_failures, j.oom_failures, j.lost_failures, j.due_at, j.round, j.rank, j.slot_count,"  \
     " j.tenant, j.model, j.deployment, j.environment, j.pool, j.input_blob, j.input_size,"         \
     " j.input_digest, j.max_attempts, j.initial_delay_ms, j.max_delay_ms, j.queue_limit_ms,"       \
     " j.run_limit_ms, j.total_limit_ms, j.webhook_url, j.idempotency_key, j.gateway, j.trace,"     \
-    " j.key_prefix, (SELECT i.input FROM job_input i WHERE i.job_id = j.id) "
+    " j.key_prefix"
 
 int store_read_row(struct store *store, const struct pg_answer *answer, size_t at, size_t row,
                    struct ledger_row *ret_row, struct err *err) MUST_CHECK;

@@ -54,6 +54,10 @@ CREATE TABLE job_default PARTITION OF job DEFAULT;
 -- Waiting lines, in the order in which the owner's cursors read them. Rows leave the index with
 -- their first attempt or their end: finished jobs cost no scan anything.
 CREATE INDEX job_lane ON job (shard, pool, rank, tenant, seq) WHERE state = 1 AND attempt_count = 0;
+-- Deadlines of those, in the order in which the owner's cursor over deadlines reads them: what waits
+-- outside of its memory expires in time, and entries that are dead are passed once.
+CREATE INDEX job_deadline ON job (shard, least(start_deadline_at, total_deadline_at), seq)
+    WHERE state = 1 AND attempt_count = 0;
 -- What a takeover must know at once: running, or waiting with attempts behind it.
 CREATE INDEX job_live ON job (shard) WHERE state = 2 OR (state = 1 AND attempt_count > 0);
 -- The newest dead jobs of a model.

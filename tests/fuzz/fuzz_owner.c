@@ -234,6 +234,9 @@ static void carry_out(struct fuzz *fuzz)
         case OWNER_TODO_LOOKUP:
             owner_on_lookup(fuzz->owner, NULL, 0);
             break;
+        case OWNER_TODO_DUE:
+            owner_on_due(fuzz->owner, &todo.due.cursor, NULL, 0, true);
+            break;
         default:
             break;
         }

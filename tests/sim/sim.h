@@ -147,7 +147,7 @@ struct sim_flush {
     size_t final_count;
 };
 
-enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_LOOKUP };
+enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_DUE, SIM_LOOKUP };
 
 struct sim_request {
     struct sim_request *next;
@@ -156,6 +156,7 @@ struct sim_request {
     uint64_t incarnation;
     struct sim_flush *flush;
     struct ledger_lane lane;
+    struct ledger_due due;
     uint32_t limit;
     struct wire_id *ids;
     size_t id_count;
@@ -201,6 +202,7 @@ struct sim_seat {
     struct owner *owner;
     bool assigned, intake_paused;
     uint64_t session; /* raised by each takeover: late answers of older ones are dropped */
+    uint64_t live_us; /* when its owner began to dispatch; 0: not yet */
     int64_t intake_at, outcome_at;
     bool fetching, ticking, taking_over;
     struct {
@@ -393,6 +395,7 @@ void ledger_cut(struct sim *sim, struct sim_seat *seat);
 void ledger_go_down(struct sim *sim);
 void ledger_come_up(struct sim *sim);
 struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *flush);
+uint64_t ledger_deadline_us(struct sim *sim, const struct sim_row *row); /* of a waiting row */
 struct message_completed ledger_completed(struct sim *sim, int job);
 
 /* sim_broker.c */

@@ -310,6 +310,16 @@ static void do_load(struct sim *sim, struct sim_seat *seat, const struct owner_t
     ledger_ask(sim, seat, request);
 }
 
+static void do_due(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
+{
+    struct sim_request *request = sim_alloc(sim, sizeof(*request));
+
+    request->type = SIM_DUE;
+    request->due = todo->due.cursor;
+    request->limit = (uint32_t)sim_between(sim, 1, 3);
+    ledger_ask(sim, seat, request);
+}
+
 static void do_lookup(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
 {
     struct sim_request *request = sim_alloc(sim, sizeof(*request));
@@ -326,6 +336,7 @@ static void seat_stop(struct sim *sim, struct sim_seat *seat, const char *why)
     sim_trace(sim, "%s stops: %s", seat->broker->process.name, why);
     owner_free(&seat->owner);
     seat->session++;
+    seat->live_us = 0;
     seat->lane_count = 0;
     seat->fetching = seat->ticking = seat->intake_paused = seat->taking_over = false;
     ledger_client_dies(sim, seat);
@@ -350,6 +361,9 @@ static bool seat_do(struct sim *sim, struct sim_seat *seat, struct owner_todo *t
         return true;
     case OWNER_TODO_LOAD:
         do_load(sim, seat, todo);
+        return true;
+    case OWNER_TODO_DUE:
+        do_due(sim, seat, todo);
         return true;
     case OWNER_TODO_LOOKUP:
         do_lookup(sim, seat, todo);
@@ -387,6 +401,8 @@ static void seat_work(struct sim *sim, struct sim_seat *seat)
     if (seat->owner == NULL || !process_runs(sim, &seat->broker->process))
         return;
     stats = owner_stats(seat->owner);
+    if (stats.live && seat->live_us == 0)
+        seat->live_us = sim->now_us;
     if (stats.waiting_in_memory > 0 && stats.running > 0 && stats.waiting_in_memory > SIM_JOBS_MAX)
         sim_fail(sim, "invariant 16: %llu jobs wait in memory",
                  (unsigned long long)stats.waiting_in_memory);
@@ -458,6 +474,8 @@ void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_reque
         lane_seen(seat, &request->lane)->after_seq = (int64_t)rows[row_count - 1].spec->seq;
     if (request->type == SIM_LOAD)
         owner_on_rows(seat->owner, &request->lane, rows, row_count, complete);
+    else if (request->type == SIM_DUE)
+        owner_on_due(seat->owner, &request->due, rows, row_count, complete);
     else
         owner_on_lookup(seat->owner, rows, row_count);
     seat_work(sim, seat);

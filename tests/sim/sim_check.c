@@ -188,12 +188,33 @@ void check_accept(struct sim *sim, int index)
         sim_fail(sim, "invariant 1: accepted job %d is neither in intake nor in the ledger", index);
 }
 
+/* While nothing is wrong, what waits for its first attempt expires in time, in memory or not. */
+static void check_deadlines(struct sim *sim, int shard)
+{
+    const struct sim_seat *seat = sim->assigned[shard] < 0
+                                      ? NULL
+                                      : &sim->brokers[sim->assigned[shard]].seats[shard];
+
+    if (!sim->faults_over || seat == NULL || seat->live_us == 0 ||
+        sim->now_us < seat->live_us + 500 * MS)
+        return;
+    for (int i = 0; i < sim->job_count; i++) {
+        const struct sim_row *row = &sim->ledger.rows[i];
+
+        if (sim->jobs[i].shard == shard && row->present && row->state == JOB_QUEUED &&
+            row->attempt_count == 0 && ledger_deadline_us(sim, row) + 500 * MS < sim->now_us)
+            sim_fail(sim, "job %d still waits %llu ms behind its deadline", i,
+                     (unsigned long long)(sim->now_us - ledger_deadline_us(sim, row)) / 1000);
+    }
+}
+
 void check_commit(struct sim *sim, const struct sim_flush *flush)
 {
     check_numbers(sim, flush);
     check_rows(sim, flush);
     check_running(sim, flush);
     check_floors(sim, flush);
+    check_deadlines(sim, flush->shard);
 }
 
 /* ---- an append ---- */

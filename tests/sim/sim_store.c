@@ -328,6 +328,7 @@ static void answer_arrives(struct sim *sim, void *opaque, uint64_t number)
         seat_on_flush(sim, seat, &result);
         break;
     case SIM_LOAD:
+    case SIM_DUE:
     case SIM_LOOKUP:
         answer_rows(sim, answer);
         break;
@@ -506,6 +507,58 @@ static void server_load(struct sim *sim, struct sim_request *request)
     answer_send(sim, &answer);
 }
 
+uint64_t ledger_deadline_us(struct sim *sim, const struct sim_row *row)
+{
+    struct ledger_row loaded = row_load(sim, row);
+    uint64_t start_us = loaded.spec->start_deadline_us, total_us = loaded.spec->total_deadline_us;
+
+    job_spec_unref(&loaded.spec);
+    return start_us < total_us ? start_us : total_us;
+}
+
+/* The waiting row behind the cursor with the earliest deadline; -1: none is due. */
+static int due_next(struct sim *sim, int shard, const struct ledger_due *due, uint64_t *ret_us)
+{
+    int next = -1;
+
+    for (int job = 0; job < sim->job_count; job++) {
+        const struct sim_row *row = &sim->ledger.rows[job];
+        uint64_t at_us;
+
+        if (sim->jobs[job].shard != shard || !row->present || row->state != JOB_QUEUED ||
+            row->attempt_count > 0)
+            continue;
+        at_us = ledger_deadline_us(sim, row);
+        if (at_us > due->upto_us || at_us < due->after_us ||
+            (at_us == due->after_us && (int64_t)row->seq <= due->after_seq))
+            continue;
+        if (next >= 0 &&
+            (at_us > *ret_us || (at_us == *ret_us && row->seq > sim->ledger.rows[next].seq)))
+            continue;
+        next = job;
+        *ret_us = at_us;
+    }
+    return next;
+}
+
+static void server_due(struct sim *sim, struct sim_request *request)
+{
+    struct answer answer = {.request = request};
+    struct ledger_due due = request->due;
+
+    answer.rows = sim_alloc(sim, (request->limit + 1) * sizeof(*answer.rows));
+    for (uint32_t i = 0; i < request->limit; i++) {
+        int job = due_next(sim, request->seat->shard, &due, &due.after_us);
+
+        if (job < 0)
+            break;
+        answer.rows[i] = sim->ledger.rows[job];
+        due.after_seq = (int64_t)answer.rows[i].seq;
+    }
+    answer.complete = !answer.rows[request->limit - 1].present;
+    answer_send(sim, &answer);
+}
+
 static void server_lookup(struct sim *sim, struct sim_request *request)
 {
     struct answer answer = {.request = request};
@@ -538,6 +591,9 @@ static void server_begins(struct sim *sim, void *opaque, uint64_t number)
         return;
     case SIM_LOAD:
         server_load(sim, request);
+        return;
+    case SIM_DUE:
+        server_due(sim, request);
         return;
     case SIM_LOOKUP:
         server_lookup(sim, request);

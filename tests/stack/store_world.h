@@ -183,6 +183,13 @@ LOOKER void on_rows(void *opaque, const struct ledger_lane *lane, struct ledger_
     world->row_count = row_count;
 }
 
+LOOKER void on_due(void *opaque, const struct ledger_due *due, struct ledger_row *rows,
+                   size_t row_count, bool complete, struct err *err)
+{
+    (void)due;
+    on_rows(opaque, NULL, rows, row_count, complete, err);
+}
+
 /* ---- jobs and flushes ---- */
 
 LOOKER struct wire_id id_of(uint32_t n)

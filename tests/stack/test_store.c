@@ -416,6 +416,55 @@ static void test_loads_move_forward(void **state)
         job_spec_unref(&specs[i]);
 }
 
+static size_t due_page(struct world *world, struct ledger_due *due, uint32_t limit)
+{
+    world->done = false;
+    store_due(world->store, SHARD, due, limit, on_due, world);
+    hear(world);
+    assert_int_equal(world->err_code, 0);
+    if (world->row_count > 0) {
+        const struct job_spec *last = world->rows[world->row_count - 1].spec;
+
+        due->after_us = last->start_deadline_us;
+        due->after_seq = (int64_t)last->seq;
+    }
+    return world->row_count;
+}
+
+/* Pages of what is due, by the earlier deadline; what is not due, runs or is over stays out. */
+static void test_what_is_due_comes_by_deadline(void **state)
+{
+    struct world *world = *state;
+    struct ledger_due due = {.upto_us = ACCEPTED_US + 600000000 + 20};
+    struct job_spec *specs[30];
+    struct flush_job jobs[30];
+
+    take_over(world);
+    for (uint32_t i = 0; i < 30; i++) { /* job i + 1 is due at upto - 20 + i + 1 */
+        specs[i] = spec_of(world, i + 1, i % 3 == 0 ? "acme" : "zeta", i % 2 == 0);
+        jobs[i] = job_of(specs[i], i == 4 ? JOB_SUCCEEDED : i == 5 ? JOB_IN_PROGRESS : JOB_QUEUED);
+    }
+    flush_now(world, 1, jobs, 30);
+    script(world, "UPDATE job SET total_deadline_at = start_deadline_at - interval '1 second' "
+                  "WHERE seq = 30");
+    assert_int_equal(due_page(world, &due, 6), 6);
+    assert_int_equal(world->rows[0].spec->seq, 30); /* its other deadline is the earlier one */
+    assert_int_equal(world->rows[1].spec->seq, 1);
+    assert_int_equal(world->rows[5].spec->seq, 7);
+    assert_int_equal(world->rows[5].spec->submit.input.size, 0);
+    assert_true(
+        wire_text_equal(world->rows[5].spec->submit.webhook_url, "https://example.org/hook"));
+    assert_false(world->complete);
+    script(world, "UPDATE job SET state = 6 WHERE seq = 8");
+    assert_int_equal(due_page(world, &due, 20), 12);
+    assert_int_equal(world->rows[0].spec->seq, 9);
+    assert_int_equal(world->rows[11].spec->seq, 20);
+    assert_true(world->complete);
+    assert_int_equal(due_page(world, &due, 20), 0);
+    for (size_t i = 0; i < 30; i++)
+        job_spec_unref(&specs[i]);
+}
+
 static void test_lookup_finds_all_states(void **state)
 {
     struct world *world = *state;
@@ -573,6 +622,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_numbers_over_their_column, setup, teardown),
         cmocka_unit_test_setup_teardown(test_any_day, setup, teardown),
         cmocka_unit_test_setup_teardown(test_loads_move_forward, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_what_is_due_comes_by_deadline, setup, teardown),
         cmocka_unit_test_setup_teardown(test_lookup_finds_all_states, setup, teardown),
         cmocka_unit_test_setup_teardown(test_unpublished_finals_are_found, setup, teardown),
         cmocka_unit_test_setup_teardown(test_inputs_that_are_kept, setup, teardown),
