@@ -48,6 +48,7 @@ struct held {
     enum place place;
     enum verdict verdict;
     bool alone, told_started;
+    bool over; /* past its run limit while the host owes an answer: who is to blame is not known */
     uint32_t slot_count;
     uint64_t number, run_limit_us;
     uint64_t arrived_us, deadline_us, start_us, start_wall_us, cancel_us;
@@ -81,7 +82,9 @@ struct worker_core {
 
     enum host_state host;
     uint64_t host_granted, host_sent, host_start_us;
-    uint32_t alone_count; /* waiting for the whole host, or having it */
+    uint32_t canceled_count; /* in the host, which has not answered their CANCEL */
+    uint32_t over_count;     /* those of them that are `over` */
+    uint32_t alone_count;    /* waiting for the whole host, or having it */
     bool alone_runs;
     uint32_t load_failures;
 
@@ -177,6 +180,10 @@ static void held_move(struct worker_core *core, struct held *held, enum place pl
         TAILQ_REMOVE(&core->waiting, held, link);
     if (place == PLACE_WAITING)
         TAILQ_INSERT_TAIL(&core->waiting, held, link);
+    if (held->place == PLACE_HOST) {
+        core->canceled_count -= held->cancel_us != 0;
+        core->over_count -= held->over;
+    }
     core->stats.in_host -= held->place == PLACE_HOST;
     core->stats.in_host += place == PLACE_HOST;
     if (held->alone) {
@@ -192,6 +199,15 @@ static void held_move(struct worker_core *core, struct held *held, enum place pl
     held->place = place;
 }
 
+/* Nothing is withheld any more. */
+static void held_judge(struct worker_core *core, struct held *held, enum verdict verdict)
+{
+    held->verdict = verdict;
+    if (held->over && held->place == PLACE_HOST)
+        core->over_count--;
+    held->over = false;
+}
+
 static void held_finish(struct worker_core *core, struct held *held,
                         const struct worker_result *result)
 {
@@ -199,7 +215,7 @@ static void held_finish(struct worker_core *core, struct held *held,
     struct worker_todo *todo;
 
     assert(held->verdict == VERDICT_OPEN);
-    held->verdict = VERDICT_FINISHED;
+    held_judge(core, held, VERDICT_FINISHED);
     todo = todo_add(core, WORKER_TODO_FINISHED, held->token);
     todo->tenant = held->tenant;
     todo->trace = held->trace;
@@ -240,6 +256,7 @@ static void held_stop(struct worker_core *core, struct held *held)
     if (held->place == PLACE_HOST) {
         if (held->cancel_us != 0)
             return;
+        core->canceled_count++;
         held->cancel_us = core->now_us + core->options.cancel_grace_us;
         due_at(&core->scan_due_us, held->cancel_us);
         (void)todo_add(core, WORKER_TODO_CANCEL, held->token);
@@ -362,7 +379,7 @@ void worker_core_on_revoke(struct worker_core *core, const struct message_revoke
     if (held == NULL || held->verdict != VERDICT_OPEN)
         return; /* its Finished is on the way: the owner's order decides */
     core->stats.revoked++;
-    held->verdict = VERDICT_OVER;
+    held_judge(core, held, VERDICT_OVER);
     held_stop(core, held);
     held_forget_when_done(core, held);
 }
@@ -597,8 +614,11 @@ void worker_core_on_host_final(struct worker_core *core, uint64_t token, uint64_
         core->host_granted = granted;
     if (held != NULL && held->place == PLACE_HOST) {
         held_move(core, held, PLACE_NONE);
-        if (held->verdict == VERDICT_OPEN && result->error_class == ERROR_CLASS_EXPIRED &&
-            held->deadline_us > core->now_us)
+        if (held->verdict == VERDICT_OPEN && held->over &&
+            result->error_class == ERROR_CLASS_CANCELED)
+            held_fail(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit has passed");
+        else if (held->verdict == VERDICT_OPEN && result->error_class == ERROR_CLASS_EXPIRED &&
+                 held->deadline_us > core->now_us)
             held_fail(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit passed in the engine");
         else if (held->verdict == VERDICT_OPEN)
             held_finish(core, held, result);
@@ -685,26 +705,51 @@ static void tell_started(struct worker_core *core, struct held *held)
                                         .number = held->number};
 }
 
+/* Its run limit has passed. When the host already owes an answer, it may stand still because of
+ * another: this one is canceled too, and charged only if the host answers, or if it alone is left
+ * to blame. Killed with its host it goes back free of charge. */
+static void held_is_over(struct worker_core *core, struct held *held)
+{
+    if (core->canceled_count == 0) {
+        held_end(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit has passed");
+        return;
+    }
+    held->over = true;
+    core->over_count++;
+    held_stop(core, held);
+}
+
+/* The grace after its CANCEL has passed without an answer. */
+static void held_disobeys(struct worker_core *core, struct held *held)
+{
+    if (core->killing)
+        return;
+    if (held->verdict == VERDICT_OPEN && core->canceled_count == core->over_count)
+        held_fail(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit has passed");
+    core->killing = true;
+    (void)todo_add(core, WORKER_TODO_HOST_KILL, 0);
+}
+
 /* One attempt of a scan: what is due happens, what is to come is noted. */
 static void scan_host_one(struct worker_core *core, struct held *held)
 {
     uint64_t now_us = core->now_us, limit_us = held->start_us + held->run_limit_us;
 
-    if (held->cancel_us != 0) {
-        if (held->cancel_us > now_us) {
-            due_at(&core->scan_due_us, held->cancel_us);
-        } else if (!core->killing) {
-            core->killing = true;
-            (void)todo_add(core, WORKER_TODO_HOST_KILL, 0);
-        }
-        return;
-    }
-    if (held->deadline_us <= now_us) {
+    if (held->verdict == VERDICT_OPEN && held->deadline_us <= now_us) {
         held_end(core, held, ERROR_CLASS_EXPIRED, "the total deadline has passed");
         return;
     }
+    if (held->cancel_us != 0) {
+        if (held->cancel_us <= now_us)
+            held_disobeys(core, held);
+        else
+            due_at(&core->scan_due_us, held->cancel_us);
+        if (held->verdict == VERDICT_OPEN)
+            due_at(&core->scan_due_us, held->deadline_us);
+        return;
+    }
     if (limit_us <= now_us) {
-        held_end(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit has passed");
+        held_is_over(core, held);
         return;
     }
     due_at(&core->scan_due_us, held->deadline_us < limit_us ? held->deadline_us : limit_us);
@@ -801,6 +846,8 @@ static void beat(struct worker_core *core)
         .tokens = {core->beat_tokens, count},
         .draining = core->leaving,
         .jobs = {core->beat_jobs, count * WIRE_ID_SIZE},
+        .host = WIRE_TEXT_OF(core->options.machine),
+        .device = WIRE_TEXT_OF(core->options.device),
     };
 }
 

@@ -16,7 +16,8 @@
  *   while the host is not ready or the worker drains. What comes above it is handed back.
  * - Nothing starts before all that was fetched is read, because a Revoke may stand behind.
  * - Run limit and total deadline end an attempt here: Finished at once, CANCEL to the host, and
- *   after a grace the host is killed. Its other jobs are handed back then: they did nothing.
+ *   after a grace the host is killed. Its other jobs are handed back then: they did nothing; also
+ *   those whose own limit passed meanwhile, since one job may have stopped the whole host.
  * - The host's own death is LOST_WORKER for every job in it: one of them may be poison. A device
  *   fault is DEVICE_FAULT for them, and the worker leaves.
  * - An attempt that is to run alone (after oom, or lost twice) has the whole host: it starts when

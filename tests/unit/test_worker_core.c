@@ -339,6 +339,103 @@ static void test_run_limit_then_grace(void **state)
     worker_core_free(&world.core);
 }
 
+static void give_limited(struct world *world, uint64_t n, uint64_t run_limit_ms)
+{
+    struct message_attempt attempt = attempt_of(n);
+
+    attempt.run_limit_ms = run_limit_ms;
+    worker_core_on_attempt(world->core, &attempt);
+}
+
+/* One job stops the whole host, so that its neighbours pass their limits too: they go back free. */
+static void test_neighbours_of_a_hang_pay_nothing(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 4);
+    give_limited(&world, 1, 50);
+    give_limited(&world, 2, 50);
+    give_limited(&world, 3, 1000);
+    give(&world, 4);
+    worker_core_on_read(world.core, 14);
+    SAYS(&world, "run1 run2 run3 run4");
+    world_tick(&world, 50000);
+    SAYS(&world, "MODEL_TIMEOUT1 cancel1 cancel2 started3 started4");
+    world_tick(&world, 950000);
+    SAYS(&world, "cancel3 beat:4/4");
+    world_tick(&world, 1049999);
+    SAYS(&world, "beat:4/4");
+    world_tick(&world, 1);
+    SAYS(&world, "host-kill");
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "killed");
+    SAYS(&world, "HANDED_BACK2 HANDED_BACK3 HANDED_BACK4");
+    worker_core_free(&world.core);
+}
+
+/* The host answers: each was slow by itself and pays; a result that comes late all the same counts.
+ */
+static void test_a_host_that_answers_is_not_to_blame(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 3);
+    for (uint64_t n = 1; n <= 3; n++)
+        give_limited(&world, n, 5);
+    worker_core_on_read(world.core, 13);
+    world_tick(&world, 5000);
+    SAYS(&world, "run1 run2 run3 MODEL_TIMEOUT1 cancel1 cancel2 cancel3");
+    end(&world, 1, ERROR_CLASS_CANCELED);
+    end(&world, 2, ERROR_CLASS_CANCELED);
+    end(&world, 3, ERROR_CLASS_NONE);
+    SAYS(&world, "MODEL_TIMEOUT2 success3");
+    worker_core_free(&world.core);
+}
+
+/* The first obeys, the second does not: then the second is the one that pays. */
+static void test_the_one_that_does_not_obey_pays(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 3);
+    give_limited(&world, 1, 5);
+    give_limited(&world, 2, 5);
+    give(&world, 3);
+    worker_core_on_read(world.core, 13);
+    world_tick(&world, 5000);
+    SAYS(&world, "run1 run2 run3 MODEL_TIMEOUT1 cancel1 cancel2");
+    end(&world, 1, ERROR_CLASS_CANCELED);
+    world_tick(&world, 2000000);
+    SAYS(&world, "MODEL_TIMEOUT2 host-kill started3 beat:4/3");
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "killed");
+    SAYS(&world, "HANDED_BACK3");
+    worker_core_free(&world.core);
+}
+
+/* A user's cancel that the host does not take is no reason to charge others. */
+static void test_a_cancel_that_hangs_costs_others_nothing(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 2);
+    give(&world, 1);
+    give_limited(&world, 2, 500);
+    worker_core_on_read(world.core, 12);
+    revoke(&world, 1);
+    worker_core_on_read(world.core, 13);
+    SAYS(&world, "run1 run2 cancel1");
+    world_tick(&world, 500000);
+    SAYS(&world, "cancel2");
+    world_tick(&world, 1500000);
+    SAYS(&world, "host-kill beat:2/2");
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "killed");
+    SAYS(&world, "HANDED_BACK2");
+    worker_core_free(&world.core);
+}
+
 static void test_total_deadline(void **state)
 {
     struct message_attempt attempt = attempt_of(1);
@@ -636,6 +733,10 @@ int main(void)
         cmocka_unit_test(test_revoke_behind_its_attempt),
         cmocka_unit_test(test_revoke_of_a_running_one),
         cmocka_unit_test(test_run_limit_then_grace),
+        cmocka_unit_test(test_neighbours_of_a_hang_pay_nothing),
+        cmocka_unit_test(test_a_host_that_answers_is_not_to_blame),
+        cmocka_unit_test(test_the_one_that_does_not_obey_pays),
+        cmocka_unit_test(test_a_cancel_that_hangs_costs_others_nothing),
         cmocka_unit_test(test_total_deadline),
         cmocka_unit_test(test_crash),
         cmocka_unit_test(test_host_stays_away),
