@@ -36,7 +36,7 @@
 #include <stdint.h>
 
 /* Raised by one whenever a line below changes; a host refuses any other number. */
-#define ENGINE_ABI 1u
+#define ENGINE_ABI 2u
 
 /* The one symbol that a plugin exports: const struct engine_api *headrace_engine(void). */
 #define ENGINE_SYMBOL "headrace_engine"
@@ -77,6 +77,7 @@ struct engine_event {
     const char *text;         /* ERROR only: for the user; names field, value and limit */
     uint32_t token_count;     /* OUTPUT: tokens that were computed for this request */
     uint32_t batch_req_count; /* OUTPUT, ERROR from a step: requests in the same batch */
+    uint64_t retry_after_ms;  /* ERROR only: not to be tried again sooner; 0: no wish */
 };
 
 /* The host's half. emit must not call back into the engine. */

@@ -110,6 +110,7 @@ static void host_on_event(void *opaque, const struct engine_event *event)
     if (event->type == ENGINE_EVENT_ERROR) {
         evt.error_class = class_of(event->error);
         evt.text = text_cut(event->text, ENGINE_TEXT_SIZE);
+        evt.retry_after_ms = event->retry_after_ms;
     } else {
         evt.data = (struct wire_bytes){event->data, event->data_size};
     }

@@ -178,6 +178,20 @@ static void test_large_output_travels_beside(void **state)
     assert_int_equal(talk_close(&talk), 0);
 }
 
+static void test_a_failure_says_when_to_try_again(void **state)
+{
+    struct talk talk;
+    struct frame frame;
+
+    (void)state;
+    talk_load(&talk, "{\"test_mode\":true}");
+    talk_req(&talk, 1, 1, "{\"sim\":{\"fail\":\"model_unavailable\",\"retry_after_ms\":2500}}");
+    talk_want(&talk, FRAME_EVT, &frame);
+    assert_int_equal(frame.evt.error_class, ERROR_CLASS_MODEL_UNAVAILABLE);
+    assert_int_equal(frame.evt.retry_after_ms, 2500);
+    assert_int_equal(talk_close(&talk), 0);
+}
+
 static void test_orders_need_test_mode(void **state)
 {
     struct talk talk;
@@ -360,6 +374,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outcomes),
         cmocka_unit_test(test_large_output_travels_beside),
+        cmocka_unit_test(test_a_failure_says_when_to_try_again),
         cmocka_unit_test(test_orders_need_test_mode),
         cmocka_unit_test(test_crash_kills_only_the_host),
         cmocka_unit_test(test_hang_obeys_only_a_kill),

@@ -97,6 +97,34 @@ static void test_a_retry_waits_for_the_flush_and_its_delay(void **state)
     talk_end(&talk);
 }
 
+/* What a model asks for counts when it is longer than the backoff, up to a minute. */
+static void test_retry_after_is_honoured_and_bounded(void **state)
+{
+    static const struct {
+        uint64_t retry_after_ms, least_ms, most_ms;
+    } rows[] = {{0, 500, 1000}, {100, 500, 1000}, {20000, 20000, 20000}, {3600000, 60000, 60000}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct message_finished finished = {.job = job_named(1),
+                                            .worker = WIRE_TEXT_OF("w1"),
+                                            .boot = 1,
+                                            .error_class = ERROR_CLASS_MODEL_UNAVAILABLE,
+                                            .retry_after_ms = rows[i].retry_after_ms};
+        struct flush_job row;
+        struct talk talk;
+
+        talk_begin(&talk);
+        say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+        finished.token = run_one(&talk, 1);
+        say_outcome(&talk, MESSAGE_FINISHED, &finished);
+        row = commit_one(&talk);
+        assert_in_range(row.due_us, START_US + rows[i].least_ms * 1000,
+                        START_US + rows[i].most_ms * 1000);
+        talk_end(&talk);
+    }
+}
+
 static void test_budgets_end_a_job(void **state)
 {
     static const struct {
@@ -395,6 +423,7 @@ int main(void)
         cmocka_unit_test(test_a_job_is_dispatched_ahead_and_written_once),
         cmocka_unit_test(test_a_long_job_gets_its_row_after_the_row_delay),
         cmocka_unit_test(test_a_retry_waits_for_the_flush_and_its_delay),
+        cmocka_unit_test(test_retry_after_is_honoured_and_bounded),
         cmocka_unit_test(test_budgets_end_a_job),
         cmocka_unit_test(test_what_is_handed_back_costs_nothing),
         cmocka_unit_test(test_a_token_that_is_over_changes_nothing),

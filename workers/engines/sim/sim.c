@@ -121,11 +121,13 @@ static void req_fail(struct engine *engine, struct sim_req *req, enum engine_err
 {
     engine->stats.error_count++;
     engine->stats.oom_count += error == ENGINE_ERROR_OOM;
-    engine->sink.emit(engine->sink.opaque, &(struct engine_event){.type = ENGINE_EVENT_ERROR,
-                                                                  .req_id = req->id,
-                                                                  .error = error,
-                                                                  .text = text,
-                                                                  .batch_req_count = batch_count});
+    engine->sink.emit(engine->sink.opaque,
+                      &(struct engine_event){.type = ENGINE_EVENT_ERROR,
+                                             .req_id = req->id,
+                                             .error = error,
+                                             .text = text,
+                                             .batch_req_count = batch_count,
+                                             .retry_after_ms = req->order.retry_after_ms});
     req_free(engine, req);
 }
 

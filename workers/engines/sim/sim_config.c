@@ -205,6 +205,16 @@ static int order_fail(const char *name, const json_t *value, void *to, struct er
     return failure_read(name, value, &order->failure, err);
 }
 
+static int order_retry_after_ms(const char *name, const json_t *value, void *to, struct err *err)
+{
+    double number;
+    int r = number_read(name, value, 1, SIM_SERVICE_MS_MAX, &number, err);
+
+    if (r == 0)
+        ((struct sim_order *)to)->retry_after_ms = (uint64_t)number;
+    return r;
+}
+
 static int order_fail_times(const char *name, const json_t *value, void *to, struct err *err)
 {
     double number;
@@ -257,13 +267,14 @@ static int order_output_size(const char *name, const json_t *value, void *to, st
 }
 
 static const struct sim_key sim_orders[] = {
-    {"sleep_ms", order_sleep_ms},       /* instead of the service time */
-    {"fail", order_fail},               /* "model_error" … "oom", "device_fault" */
-    {"fail_times", order_fail_times},   /* faults hit the first so many attempts */
-    {"crash", order_crash},             /* abort() when it would run */
-    {"hang", order_hang},               /* true: the process; "soft": this request */
-    {"echo", order_echo},               /* the output, whatever it is */
-    {"output_bytes", order_output_size} /* pads the output */
+    {"sleep_ms", order_sleep_ms},             /* instead of the service time */
+    {"fail", order_fail},                     /* "model_error" … "oom", "device_fault" */
+    {"fail_times", order_fail_times},         /* faults hit the first so many attempts */
+    {"retry_after_ms", order_retry_after_ms}, /* goes with the failure, as a server's Retry-After */
+    {"crash", order_crash},                   /* abort() when it would run */
+    {"hang", order_hang},                     /* true: the process; "soft": this request */
+    {"echo", order_echo},                     /* the output, whatever it is */
+    {"output_bytes", order_output_size}       /* pads the output */
 };
 
 int sim_order_parse(const void *input, size_t input_size, struct sim_order *ret_order,

@@ -52,12 +52,13 @@ struct sim_order {
     uint64_t service_us;
     bool fails;
     enum engine_error failure;
-    uint32_t fail_count;  /* only the first so many attempts are hit; 0: all of them */
-    bool crash;           /* the process aborts */
-    enum sim_hang hang;   /* … or stands still */
-    bool loses_device;    /* step reports that the device is gone */
-    uint32_t output_size; /* the output is padded to this */
-    char *echo;           /* JSON text that is the output; heap; NULL: the input */
+    uint64_t retry_after_ms; /* of the failure; 0: none */
+    uint32_t fail_count;     /* only the first so many attempts are hit; 0: all of them */
+    bool crash;              /* the process aborts */
+    enum sim_hang hang;      /* … or stands still */
+    bool loses_device;       /* step reports that the device is gone */
+    uint32_t output_size;    /* the output is padded to this */
+    char *echo;              /* JSON text that is the output; heap; NULL: the input */
 };
 
 /* Looks for `sim` in the input. ERR_RANGE: the order is wrong, the text says where. An input that
