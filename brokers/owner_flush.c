@@ -125,7 +125,9 @@ static void compose_attempt(struct flush_batch *batch, const struct job *job,
         .boot = ended->boot,
         .worker = item->worker != NULL ? WIRE_TEXT_OF(item->worker->key.name)
                                        : (struct wire_text){0},
-        .device = item->finish != NULL ? item->finish->message.device : (struct wire_text){0},
+        .device = item->finish != NULL   ? item->finish->message.device
+                  : item->worker != NULL ? WIRE_TEXT_OF(item->worker->device)
+                                         : (struct wire_text){0},
         .error_message = job_error_text(job, item->finish),
         .dispatched_us = ended->dispatched_us,
         .started_us = ended->started_us,

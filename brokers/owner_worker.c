@@ -8,12 +8,14 @@
  * is the truth, and what an earlier owner sent is in it.
  *
  * A lease ages only while outcome is read to its end; a gap in our own loop or a takeover restarts
- * all of them, and many lapsing together are taken for our own fault once (PROTOCOL 9).
+ * all of them, and many lapsing together are taken for our own fault once (PROTOCOL 9), unless they
+ * are all of one machine while the workers of others are heard.
  *
  * A boot that the agent reported dead may still have records under way; its name is remembered for
  * a while, so that they do not bring it back to life.
  */
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -145,6 +147,21 @@ static struct worker *worker_get(struct owner *owner, struct wire_text name, uin
     return worker;
 }
 
+/* Where it runs, and on what: for lapses and for the log of attempts. */
+static void worker_describe(struct worker *worker, struct wire_text machine,
+                            struct wire_text device)
+{
+    uint64_t hash = 14695981039346656037u; /* FNV-1a */
+
+    for (size_t i = 0; i < machine.size; i++)
+        hash = (hash ^ (uint8_t)machine.text[i]) * 1099511628211u;
+    worker->machine = machine.size > 0 ? hash : 0;
+    if (device.size > 0 && device.size < sizeof(worker->device)) {
+        memcpy(worker->device, device.text, device.size);
+        worker->device[device.size] = '\0';
+    }
+}
+
 /* A new boot says Hello: the older ones of its name are dead. */
 void worker_on_hello(struct owner *owner, const struct message_hello *hello)
 {
@@ -156,6 +173,7 @@ void worker_on_hello(struct owner *owner, const struct message_hello *hello)
         return;
     worker->slots = hello->slots;
     worker->silent_us = 0;
+    worker_describe(worker, hello->host, hello->device);
     HASH_ITER(hh, owner->workers, other, next)
     {
         if (other == worker || strcmp(other->key.name, worker->key.name) != 0)
@@ -206,6 +224,8 @@ void worker_on_heartbeat(struct owner *owner, const struct message_heartbeat *be
         return;
     worker->silent_us = 0;
     worker->spared = false;
+    if (worker->machine == 0)
+        worker_describe(worker, beat->host, beat->device);
     worker_take_credit(owner, worker, beat);
     if (beat->jobs.size != count * WIRE_ID_SIZE) {
         owner->stats.dead_records++;
@@ -236,6 +256,13 @@ void worker_on_bye(struct owner *owner, const struct message_bye *bye)
         worker_remove(owner, worker);
 }
 
+static void worker_end_text(struct worker *worker, struct wire_text reason)
+{
+    (void)snprintf(worker->why, sizeof(worker->why), "its worker's process has ended%s%.*s",
+                   reason.size > 0 ? ": " : "", (int)reason.size,
+                   reason.size > 0 ? reason.text : "");
+}
+
 void worker_on_gone(struct owner *owner, const struct message_gone *gone)
 {
     struct worker_key key = worker_key_of(gone->worker, gone->boot);
@@ -246,7 +273,8 @@ void worker_on_gone(struct owner *owner, const struct message_gone *gone)
     owner->gone_next = (owner->gone_next + 1) % OWNER_GONE_MAX;
     if (worker == NULL)
         return;
-    worker_lose_jobs(owner, worker, true, "its worker's process has ended");
+    worker_end_text(worker, gone->reason);
+    worker_lose_jobs(owner, worker, true, worker->why);
     worker_remove(owner, worker);
 }
 
@@ -257,6 +285,31 @@ void worker_on_life(struct owner *owner, struct wire_text name, uint64_t boot)
 
     if (worker != NULL)
         worker->silent_us = 0;
+}
+
+/* The silent ones are all workers of one machine, and others are heard: it has vanished, and our
+ * own reading works. */
+static bool lapse_is_machine(const struct owner *owner, uint64_t silent)
+{
+    const struct worker *worker;
+    uint64_t machine = 0;
+    bool others = false;
+
+    for (worker = owner->workers; worker != NULL; worker = worker->hh.next) {
+        if (worker->silent_us < silent)
+            continue;
+        if (worker->machine == 0 || (machine != 0 && machine != worker->machine))
+            return false;
+        machine = worker->machine;
+    }
+    for (worker = owner->workers; worker != NULL; worker = worker->hh.next) {
+        if (worker->silent_us >= silent)
+            continue;
+        if (worker->machine == machine)
+            return false;
+        others = true;
+    }
+    return others;
 }
 
 /* When so many lapse together that the fault is rather ours, each of them gets one more lease. */
@@ -272,7 +325,8 @@ static void lapse_spare_many(struct owner *owner)
     {
         count += worker->silent_us >= silent;
     }
-    if (count <= MASS_LAPSE_LEAST || count * MASS_LAPSE_SHARE < owner->stats.workers)
+    if (count <= MASS_LAPSE_LEAST || count * MASS_LAPSE_SHARE < owner->stats.workers ||
+        lapse_is_machine(owner, silent))
         return;
     HASH_ITER(hh, owner->workers, worker, next)
     {

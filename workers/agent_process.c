@@ -134,6 +134,7 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xstrdup("headrace"));
     command_add(command, xstrdup("worker"));
     command_add(command, xasprintf("--worker=%s", todo->worker));
+    command_add(command, xasprintf("--machine=%s", agent->host));
     command_add(command, xasprintf("--kafka=%s", settings->kafka));
     command_add(command, xasprintf("--kafka-properties=%s", settings->kafka_properties));
     command_add(command, xasprintf("--blobs=%s", settings->blobs));

@@ -165,7 +165,10 @@ static void worker_make_core(struct worker *worker)
 {
     struct worker_options options = worker_options_default;
 
-    (void)gethostname(worker->machine, sizeof(worker->machine) - 1);
+    if (worker->settings.machine[0] != '\0')
+        mem_copy_text(worker->machine, worker->settings.machine);
+    else
+        (void)gethostname(worker->machine, sizeof(worker->machine) - 1);
     rng_secret_bytes(&options.boot, sizeof(options.boot));
     options.boot = (options.boot & BOOT_MASK) | 1;
     options.pid = (uint64_t)getpid();

@@ -109,6 +109,88 @@ static void test_a_mass_lapse_is_our_own_fault_once(void **state)
     talk_end(&talk);
 }
 
+static void say_beat_of(struct talk *talk, const char *worker, const char *machine)
+{
+    struct message_heartbeat beat = {.worker = WIRE_TEXT_OF(worker),
+                                     .boot = 1,
+                                     .pool = WIRE_TEXT_OF("p"),
+                                     .slots = 4,
+                                     .granted = 1,
+                                     .host = WIRE_TEXT_OF(machine),
+                                     .device = WIRE_TEXT_OF("cuda:1")};
+
+    say_outcome(talk, MESSAGE_HEARTBEAT, &beat);
+}
+
+/* Four of six lapse together; while the others are heard and those were all of one machine, that
+ * machine is gone, and no second lease is waited for. */
+static void test_a_machine_that_vanishes_is_not_our_own_fault(void **state)
+{
+    static const char *const names[] = {"w1", "w2", "w3", "w4"};
+    static const struct {
+        const char *what, *machine, *other;
+        bool heard;
+        uint64_t workers;
+    } rows[] = {
+        {"one machine of two", "m1", "m2", true, 2},
+        {"its workers are known to be of no machine", "", "m2", true, 6},
+        {"others of that machine are heard", "m1", "m1", true, 6},
+        {"nobody is heard", "m1", "m2", false, 6},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct talk talk;
+
+        talk_begin(&talk);
+        for (size_t n = 0; n < COUNT_OF(names); n++)
+            say_beat_of(&talk, names[n], rows[i].machine);
+        say_beat_of(&talk, "w5", rows[i].other);
+        say_beat_of(&talk, "w6", rows[i].other);
+        want_nothing(&talk);
+        for (int n = 0; n < 41; n++) {
+            pass_ms(&talk, 100);
+            if (!rows[i].heard)
+                continue;
+            say_beat_of(&talk, "w5", rows[i].other);
+            say_beat_of(&talk, "w6", rows[i].other);
+        }
+        if (owner_stats(talk.owner).workers != rows[i].workers)
+            fail_msg("%s: %u workers", rows[i].what, owner_stats(talk.owner).workers);
+        talk_end(&talk);
+    }
+}
+
+/* The log of a lost attempt says where it ran and how that ended. */
+static void test_a_lost_attempt_names_device_and_reason(void **state)
+{
+    struct message_gone gone = {
+        .worker = WIRE_TEXT_OF("w1"), .boot = 1, .reason = WIRE_TEXT_OF("killed by signal 9")};
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_beat_of(&talk, "w1", "m1");
+    token = run_one(&talk, 1);
+    say_outcome(&talk, MESSAGE_GONE, &gone);
+    want_flush(&talk, 1);
+    assert_int_equal(talk.todo.flush->attempt_count, 1);
+    assert_int_equal(talk.todo.flush->attempts[0].token, token);
+    assert_true(wire_text_equal(talk.todo.flush->attempts[0].device, "cuda:1"));
+    assert_true(wire_text_equal(talk.todo.flush->attempts[0].error_message,
+                                "its worker's process has ended: killed by signal 9"));
+    commit(&talk, talk.todo.flush, 1);
+    say_heartbeat(&talk, "w2", 1, 0, 0, NULL, 0);
+    want(&talk, OWNER_TODO_REVOKE);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    pass_ms(&talk, 110);
+    want_flush(&talk, 1); /* the worker that the text belonged to is forgotten */
+    assert_true(
+        wire_text_equal(talk.todo.flush->jobs[0].error_message, "its worker's process has ended"));
+    talk_end(&talk);
+}
+
 static void test_a_dead_worker_costs_the_lost_budget(void **state)
 {
     struct message_gone gone = {.worker = WIRE_TEXT_OF("w1"), .boot = 1};
@@ -177,6 +259,8 @@ int main(void)
         cmocka_unit_test(test_a_lease_lapses_only_while_outcome_is_read),
         cmocka_unit_test(test_a_gap_in_our_own_loop_restarts_the_leases),
         cmocka_unit_test(test_a_mass_lapse_is_our_own_fault_once),
+        cmocka_unit_test(test_a_machine_that_vanishes_is_not_our_own_fault),
+        cmocka_unit_test(test_a_lost_attempt_names_device_and_reason),
         cmocka_unit_test(test_a_dead_worker_costs_the_lost_budget),
         cmocka_unit_test(test_an_attempt_that_was_read_and_is_not_held_is_lost),
         cmocka_unit_test(test_a_failed_produce_is_an_attempt_handed_back),
