@@ -289,6 +289,7 @@ static struct owner_options owner_options_of(const struct broker *broker)
                                                      : (uint32_t)broker->settings.ageing_percent;
     options.ageing_after_us = broker->settings.ageing_after_ms * 1000;
     options.await_limits = true;
+    options.delayed_jobs = (uint64_t)broker->settings.delayed;
     options.seed = clock_wall_us();
     return options;
 }

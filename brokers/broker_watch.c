@@ -86,6 +86,7 @@ static void shard_gather(struct shard *shard)
     GAUGE(jobs_in_memory_bytes, waiting_bytes);
     GAUGE(jobs_running, running);
     GAUGE(jobs_delayed, delayed);
+    GAUGE(jobs_barred, barred);
     GAUGE(changes_unflushed, unflushed);
     GAUGE(flushes_unpublished, unpublished);
     GAUGE(workers, workers);

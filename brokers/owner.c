@@ -30,6 +30,8 @@ const struct owner_options owner_options_default = {
     .ageing_percent = 5,
     .ageing_after_us = 30000000,
     .flush_jobs = FLUSH_JOBS_MAX,
+    .delayed_jobs = 100000,
+    .delayed_bytes = 256u << 20,
     .seed = 1,
 };
 
@@ -67,6 +69,7 @@ struct owner *owner_new(const struct owner_options *options, struct ledger_takeo
     rng_seed(&owner->rng, options->seed);
     TAILQ_INIT(&owner->busy);
     TAILQ_INIT(&owner->spilled);
+    TAILQ_INIT(&owner->barring);
     TAILQ_INIT(&owner->lazy);
     TAILQ_INIT(&owner->urgent);
     TAILQ_INIT(&owner->unpublished);

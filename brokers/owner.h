@@ -45,6 +45,8 @@ struct owner_options {
     uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5; 0: strict ranks */
     uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
     uint32_t flush_jobs;      /* rows of one flush; FLUSH_JOBS_MAX */
+    uint64_t delayed_jobs;    /* of a tenant, between two attempts; 100,000 */
+    uint64_t delayed_bytes;   /* … and their memory; 256 MiB */
     uint64_t seed;            /* jitter of retries */
     bool await_limits;        /* no dispatch before the first owner_on_limits() */
     unsigned removed_guards;  /* tests only: bits of owner_guard.h; 0 in production */
@@ -205,6 +207,7 @@ struct owner_stats {
     uint64_t fenced; /* Finished of tokens that were over */
     uint64_t handed_back, published, dead_records, duplicate_records, flushes;
     uint64_t waiting_in_memory, waiting_bytes, running, unflushed, unpublished, delayed;
+    uint64_t barred; /* held up by what their tenant has delayed */
     uint32_t workers;
     bool live, intake_paused;
 };

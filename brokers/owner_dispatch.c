@@ -5,8 +5,8 @@
  * job and the workers take turns.
  *
  * Nothing is dispatched while the ledger lags: an Attempt may go out ahead of its row only as long
- * as the oldest unwritten change is young and small (PROTOCOL 21). A pool whose jobs fail faster
- * than they come back is held up too, because jobs between two attempts cannot leave memory.
+ * as the oldest unwritten change is young and small (PROTOCOL 21). A tenant whose jobs fail faster
+ * than they come back is held up as well (owner_delayed.c).
  */
 
 #include <stdlib.h>
@@ -131,6 +131,10 @@ static bool pool_dispatch(struct owner *owner, struct pool *pool)
         return false;
     if (job_expire(owner, job))
         return true;
+    if (delayed_bars(owner, job)) {
+        delayed_bar(owner, job);
+        return true;
+    }
     worker = choose_worker(pool, job);
     if (worker == NULL)
         return false;
@@ -146,7 +150,7 @@ void dispatch_run(struct owner *owner)
 
     TAILQ_FOREACH_SAFE(pool, &owner->busy, busy_link, next)
     {
-        while (dispatch_allowed(owner) && pool->retrying <= owner->options.window_jobs) {
+        while (dispatch_allowed(owner)) {
             if (owner->token_count == UINT32_MAX) {
                 owner_stop(owner, ERR_STALE, "tokens of epoch %u are used up", owner->epoch);
                 return;

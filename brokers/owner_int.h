@@ -10,6 +10,7 @@
  *   owner_lane.c      pools, lanes, the bounded window, loads
  *   owner_expiry.c    deadlines of jobs that are not in memory
  *   owner_job.c       jobs: places, timers, how attempts end, deadlines
+ *   owner_delayed.c   how many jobs of a tenant may wait for their next try
  *   owner_cancel.c    cancels and their verdicts
  *   owner_worker.c    workers: credit, leases, heartbeats
  *   owner_limit.c     tenants and keys: how many of their jobs may run
@@ -54,6 +55,7 @@ enum job_place {
     JOB_HELD,    /* until its flush is back: not inserted yet, or its last attempt just ended */
     JOB_DELAYED, /* a retry that is not due */
     JOB_WAITING, /* in its lane */
+    JOB_BARRED,  /* would be next, but for what its tenant has delayed */
     JOB_RUNNING, /* has a token */
     JOB_ENDED,   /* final; until its flush is back */
 };
@@ -129,6 +131,16 @@ struct flow {
     TAILQ_ENTRY(flow) parked_link;
 };
 
+/* A tenant, as far as its jobs between two attempts go. */
+struct delayer {
+    UT_hash_handle hh;
+    char tenant[OWNER_NAME_SIZE];
+    uint64_t jobs, bytes;
+    size_t lane_count;
+    TAILQ_HEAD(, job) barred;
+    TAILQ_ENTRY(delayer) link; /* in owner->barring, while it has any */
+};
+
 struct lane {
     UT_hash_handle hh;
     struct sched_lane sched;
@@ -136,6 +148,7 @@ struct lane {
     struct party *party;
     LIST_HEAD(, flow) flows;
     TAILQ_ENTRY(lane) parked_link;
+    struct delayer *delayer;
     char key[OWNER_NAME_SIZE + 1]; /* tenant, padded with zeros, and the rank */
     uint64_t waiting, waiting_bytes, jobs;
     bool spilled;   /* rows above the cursor are not in memory */
@@ -155,7 +168,6 @@ struct pool {
     bool busy; /* something waits and somebody may take it */
     uint64_t running[JOB_RANK_COUNT];
     uint64_t waiting[JOB_RANK_COUNT];
-    uint64_t retrying; /* jobs between two attempts: they cannot leave memory */
     uint32_t workers;
     size_t lane_count;
 };
@@ -219,7 +231,7 @@ struct job {
     int64_t dispatch_offset; /* -1: not known */
     struct sent *sent;
     struct worker *worker; /* of the newest attempt, a reference; may be NULL */
-    TAILQ_ENTRY(job) worker_link;
+    TAILQ_ENTRY(job) worker_link, barred_link;
     enum error_class error_class;
     const char *error_text; /* static storage; NULL: as finish says */
     struct finish *finish;
@@ -315,6 +327,9 @@ struct owner {
     struct ledger_due expiry; /* the cursor over deadlines of spilled jobs */
     uint64_t expiry_us;       /* monotonic: not asked again before */
     bool expiry_out;          /* a DUE is out */
+    struct delayer *delayers;
+    TAILQ_HEAD(, delayer) barring;
+    uint64_t delayed_jobs, delayed_bytes; /* between two attempts: they cannot leave memory */
 
     struct worker *workers;
     struct worker *unknown; /* holds adopted jobs whose worker was not heard of */
@@ -417,6 +432,15 @@ bool job_expire(struct owner *owner, struct job *job); /* true: a deadline has p
 /* owner_expiry.c */
 void expiry_run(struct owner *owner);
 uint64_t expiry_due_us(const struct owner *owner); /* UINT64_MAX: nothing to look for */
+
+/* owner_delayed.c */
+struct delayer *delayed_join(struct owner *owner, const char tenant[OWNER_NAME_SIZE]);
+void delayed_leave(struct owner *owner, struct delayer **delayer_p);
+void delayed_count(struct owner *owner, struct delayer *delayer, int sign, size_t size);
+bool delayed_bars(const struct owner *owner, const struct job *job);
+void delayed_bar(struct owner *owner, struct job *job);
+void delayed_unbar(struct owner *owner, struct job *job);
+void delayed_run(struct owner *owner);
 
 /* owner_cancel.c */
 void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin);

@@ -32,7 +32,7 @@ struct job *job_find(struct owner *owner, const struct wire_id *id)
 
 static bool place_waits(enum job_place place)
 {
-    return place == JOB_HELD || place == JOB_DELAYED || place == JOB_WAITING;
+    return place == JOB_HELD || place == JOB_DELAYED || place == JOB_WAITING || place == JOB_BARRED;
 }
 
 /* Adds the job to the counts of its place, or takes it out of them (sign -1). */
@@ -50,7 +50,8 @@ static void job_count(struct owner *owner, const struct job *job, int sign)
         owner->stats.waiting_in_memory += one;
         owner->stats.waiting_bytes += size;
         if (job->attempt_count > 0 && job->place != JOB_WAITING)
-            lane->pool->retrying += one;
+            delayed_count(owner, lane->delayer, sign, job_spec_size(job->spec));
+        owner->stats.barred += job->place == JOB_BARRED ? one : 0;
     }
     if (job->place == JOB_DELAYED)
         owner->stats.delayed += one;
@@ -99,6 +100,8 @@ void job_move(struct owner *owner, struct job *job, enum job_place place)
 
     if (job->place == JOB_WAITING)
         sched_remove(&pool->sched, &job->sched);
+    if (job->place == JOB_BARRED)
+        delayed_unbar(owner, job);
     job_count(owner, job, -1);
     job->place = place;
     job_count(owner, job, 1);

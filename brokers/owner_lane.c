@@ -67,6 +67,7 @@ static void lane_free(struct owner *owner, struct lane *lane)
     HASH_DEL(pool->lanes, lane);
     pool->lane_count--;
     limit_leave_lane(owner, lane);
+    delayed_leave(owner, &lane->delayer);
     sched_lane_done(&lane->sched);
     free(lane);
 }
@@ -101,6 +102,7 @@ static struct lane *lane_get_by_name(struct owner *owner, struct pool *pool,
     lane = xcalloc(1, sizeof(*lane));
     memcpy(lane->key, key, sizeof(key));
     lane->pool = pool;
+    lane->delayer = delayed_join(owner, key);
     lane->cursor = -1;
     sched_lane_init(&lane->sched, rank, ++owner->lane_count_ever);
     limit_join_lane(owner, lane, tenant);

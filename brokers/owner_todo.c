@@ -35,6 +35,7 @@ static void owner_work(struct owner *owner)
     if (owner->phase == OWNER_LIVE) {
         expiry_run(owner);
         lane_plan_loads(owner);
+        delayed_run(owner);
         dispatch_run(owner);
     }
     flush_run(owner);

@@ -170,6 +170,8 @@ static void sim_choose_owner_options(struct sim *sim)
     options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
     if (sim_percent(sim, 30))
         options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);
+    if (options->seed % 3 == 0) /* a cap that is met */
+        options->delayed_jobs = 1 + options->seed % 2;
     if (sim_percent(sim, 50)) { /* a window that spills */
         options->window_jobs = (uint32_t)sim_between(sim, 3, 12);
         options->load_jobs = (uint32_t)sim_between(sim, 1, 4);

@@ -399,6 +399,88 @@ static void test_a_start_deadline_expires_a_waiting_job(void **state)
     talk_end(&talk);
 }
 
+static void submit_of_tenant(struct talk *talk, uint8_t n, const char *tenant)
+{
+    struct message_submit submit = submit_of(n);
+
+    submit.tenant = WIRE_TEXT_OF(tenant);
+    say_intake(talk, MESSAGE_SUBMIT, &submit);
+}
+
+static uint64_t want_attempt_of(struct talk *talk, uint8_t n)
+{
+    struct wire_id id = job_named(n);
+
+    want(talk, OWNER_TODO_ATTEMPT);
+    assert_memory_equal(&talk->todo.attempt.message.job, &id, sizeof(id));
+    return talk->todo.attempt.message.token;
+}
+
+/* A tenant with two delayed jobs gets no first attempt; another one does, and the retries do. */
+static void test_a_tenant_at_its_cap_of_delayed_jobs_waits(void **state)
+{
+    struct owner_options options = owner_options_default;
+    struct talk talk;
+
+    (void)state;
+    options.delayed_jobs = 2;
+    talk_begin_with(&talk, options,
+                    (struct ledger_takeover){.intake_floor = -1, .outcome_floor = -1},
+                    (struct owner_ends){0});
+    say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+    for (uint8_t n = 1; n <= 2; n++) {
+        submit_of_tenant(&talk, n, "t1");
+        say_finished(&talk, n, want_attempt_of(&talk, n), ERROR_CLASS_MODEL_ERROR);
+        assert_int_equal(commit_one(&talk).state, JOB_QUEUED);
+    }
+    submit_of_tenant(&talk, 3, "t1");
+    submit_of_tenant(&talk, 4, "t2");
+    (void)want_attempt_of(&talk, 4);
+    want_nothing(&talk);
+    assert_int_equal(owner_stats(talk.owner).barred, 1);
+    assert_int_equal(owner_stats(talk.owner).delayed, 2);
+    pass_ms(&talk, 110);
+    want_flush(&talk, 2); /* rows of 3 and 4 */
+    commit(&talk, talk.todo.flush, 3);
+    want_nothing(&talk);
+    assert_int_equal(owner_stats(talk.owner).barred, 1);
+    pass_until(&talk, talk.now_us + 1100000); /* both are due by now */
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    (void)want_attempt_of(&talk, 3);
+    assert_int_equal(owner_stats(talk.owner).barred, 0);
+    talk_end(&talk);
+}
+
+static void test_what_is_barred_expires_and_is_canceled(void **state)
+{
+    struct owner_options options = owner_options_default;
+    struct message_submit submit = submit_of(2);
+    struct talk talk;
+
+    (void)state;
+    options.delayed_jobs = 1;
+    talk_begin_with(&talk, options,
+                    (struct ledger_takeover){.intake_floor = -1, .outcome_floor = -1},
+                    (struct owner_ends){0});
+    say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+    say_finished(&talk, 1, run_one(&talk, 1), ERROR_CLASS_MODEL_ERROR);
+    (void)commit_one(&talk);
+    submit.queue_limit_ms = 300;
+    say_intake(&talk, MESSAGE_SUBMIT, &submit);
+    say_submit(&talk, 3);
+    want_nothing(&talk);
+    assert_int_equal(owner_stats(talk.owner).barred, 2);
+    say_cancel(&talk, 3);
+    assert_int_equal(commit_one(&talk).state, JOB_CANCELED);
+    want(&talk, OWNER_TODO_VERDICT);
+    want(&talk, OWNER_TODO_PUBLISH);
+    pass_ms(&talk, 310);
+    assert_int_equal(commit_one(&talk).state, JOB_EXPIRED);
+    assert_int_equal(owner_stats(talk.owner).barred, 0);
+    talk_end(&talk);
+}
+
 static void test_drain_writes_and_tells_all_that_is_known(void **state)
 {
     struct talk talk;
@@ -437,6 +519,8 @@ int main(void)
         cmocka_unit_test(test_a_refused_row_fails_its_job_in_the_same_flush),
         cmocka_unit_test(test_nothing_runs_far_ahead_of_the_ledger),
         cmocka_unit_test(test_a_start_deadline_expires_a_waiting_job),
+        cmocka_unit_test(test_a_tenant_at_its_cap_of_delayed_jobs_waits),
+        cmocka_unit_test(test_what_is_barred_expires_and_is_canceled),
         cmocka_unit_test(test_drain_writes_and_tells_all_that_is_known),
     };
 
