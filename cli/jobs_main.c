@@ -71,16 +71,63 @@ static int jobs_ls(const struct client *client, const void *values, char **opera
     return list_run(client, &view, settings->json);
 }
 
+static void show_budget(const json_t *job, const char *name, const char *title)
+{
+    const json_t *budget = json_object_get(json_object_get(job, "budgets"), name);
+
+    (void)printf("  %-24s %lld of %lld\n", title,
+                 (long long)json_integer_value(json_object_get(budget, "used")),
+                 (long long)json_integer_value(json_object_get(budget, "limit")));
+}
+
+/* The job's own lines, then what its failures have cost, then each attempt. */
+static int show_detail(json_t *job, struct err *err)
+{
+    static const struct table_column columns[] = {
+        {"#", "number", true, false},
+        {"STATUS", "status", false, false},
+        {"STARTED", "started_at", false, false},
+        {"SECONDS", "run_seconds", true, false},
+        {"WORKER", "worker", false, true},
+        {"DEVICE", "device", false, false},
+        {"BATCH", "batch_size", true, false},
+        {"CLASS", "error_class", false, false},
+        {"ERROR", "error_message", false, true},
+    };
+    OWNED(client_json_free) json_t *own = json_copy(job);
+
+    (void)json_object_del(own, "budgets");
+    (void)json_object_del(own, "attempt_log");
+    table_print_object(stdout, own);
+    (void)printf("budgets used:\n");
+    show_budget(job, "model_errors", "model errors");
+    show_budget(job, "out_of_memory", "out of memory");
+    show_budget(job, "lost_workers", "lost workers");
+    (void)printf("attempts:\n");
+    return table_print(stdout, json_object_get(job, "attempt_log"), columns, COUNT_OF(columns),
+                       "  none yet", err);
+}
+
 static int jobs_show(const struct client *client, const void *values, char **operands,
                      int operand_count)
 {
     const struct jobs_settings *settings = values;
     OWNED(mem_free) char *path = NULL;
+    OWNED(client_json_free) json_t *job = NULL;
+    struct client_call call = {.method = "GET"};
+    struct err err;
+    int status;
 
     if (!verb_operands("one request id", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
-    path = path_make("/async_request/%", operands[0]);
-    return show_run(client, "jobs show", "GET", path, NULL, settings->json);
+    call.path = path = path_make("/v1/requests/%", operands[0]);
+    if (client_exchange(client, &call, &status, &job, &err) < 0)
+        return client_complain("jobs show", &err);
+    if (settings->json)
+        table_print_json(stdout, job);
+    else if (show_detail(job, &err) < 0)
+        return client_complain("jobs show", &err);
+    return CLI_EXIT_OK;
 }
 
 static int jobs_watch(const struct client *client, const void *values, char **operands,
@@ -137,7 +184,8 @@ int jobs_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
         {"ls", NULL, "Lists jobs, newest first.", JOBS_ACTION, jobs_ls},
-        {"show", "REQUEST", "Shows one job.", JOBS_ACTION, jobs_show},
+        {"show", "REQUEST", "Shows one job: why it ended, what its budgets paid, each attempt.",
+         JOBS_ACTION, jobs_show},
         {"watch", "REQUEST", "Waits until a job is final.", JOBS_ACTION, jobs_watch},
         {"result", "REQUEST", "Prints what the model said.", JOBS_ACTION, jobs_result},
         {"cancel", "REQUEST", "Cancels a waiting or running job.", JOBS_ACTION, jobs_cancel},

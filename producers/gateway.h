@@ -266,6 +266,7 @@ void cancel_begin(struct call *call);
 
 void queue_status_begin(struct call *call);
 void requests_begin(struct call *call);
+void detail_begin(struct call *call);
 void models_begin(struct call *call);
 void model_begin(struct call *call);
 void model_delete_begin(struct call *call);

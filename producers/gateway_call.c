@@ -273,6 +273,7 @@ static void call_dispatch(struct call *call)
         [ROUTE_CANCEL_OF_MODEL] = cancel_begin,
         [ROUTE_QUEUE_STATUS] = queue_status_begin,
         [ROUTE_REQUESTS] = requests_begin,
+        [ROUTE_REQUEST] = detail_begin,
         [ROUTE_MODELS] = models_begin,
         [ROUTE_MODEL] = model_begin,
         [ROUTE_MODEL_DELETE] = model_delete_begin,

@@ -2,6 +2,8 @@
 
 #include "producers/gateway_view.h"
 
+#include <string.h>
+
 #include "base/clock.h"
 #include "producers/gateway_body.h"
 #include "schema/job_id.h"
@@ -83,7 +85,8 @@ static void append_errors(const struct job_view *view, struct buf *to)
     buf_append_text(to, "}]");
 }
 
-void view_append_json(const struct job_view *view, struct buf *to)
+/* The object without its end, for those who have more to say. */
+static void append_members(const struct job_view *view, struct buf *to)
 {
     char id[JOB_ID_TEXT_SIZE], accepted[CLOCK_TEXT_SIZE], since[CLOCK_TEXT_SIZE];
 
@@ -101,6 +104,76 @@ void view_append_json(const struct job_view *view, struct buf *to)
                view_status(view), view_webhook_status(view), accepted, since,
                (unsigned long long)view->attempts);
     append_errors(view, to);
+}
+
+void view_append_json(const struct job_view *view, struct buf *to)
+{
+    append_members(view, to);
+    buf_append_byte(to, '}');
+}
+
+static const char *ended_because(const struct job_view *view)
+{
+    if (view->state == JOB_EXPIRED)
+        return "one of its deadlines passed";
+    if (view->state == JOB_CANCELED)
+        return "it was canceled";
+    if (view->state != JOB_FAILED)
+        return NULL;
+    switch (error_class_budget(view->error_class)) {
+    case ERROR_BUDGET_USER:
+        return "the model failed it as often as inference_retry_config.max_attempts allows";
+    case ERROR_BUDGET_OOM:
+        return "it ran out of memory again and again, also alone in its batch";
+    case ERROR_BUDGET_LOST:
+        return "its attempts lost their worker or engine host again and again: quarantined as "
+               "poison";
+    case ERROR_BUDGET_NONE:
+        break;
+    }
+    return "of an error that no retry can change";
+}
+
+static void append_null_or(struct buf *to, const char *name, const char *text)
+{
+    if (text == NULL || text[0] == '\0')
+        buf_printf(to, ",\"%s\":null", name);
+    else
+        append_text(to, name, WIRE_TEXT_OF(text));
+}
+
+static void append_time(struct buf *to, const char *name, uint64_t at_us)
+{
+    char text[CLOCK_TEXT_SIZE] = "";
+
+    if (at_us != 0)
+        clock_format_iso(at_us, text);
+    append_null_or(to, name, text);
+}
+
+void view_append_detail(const struct job_view *view, const struct view_detail *detail,
+                        struct buf *to)
+{
+    append_members(view, to);
+    append_null_or(to, "reason",
+                   view->state == JOB_FAILED ? error_class_reason(view->error_class) : NULL);
+    append_null_or(to, "ended_because", ended_because(view));
+    buf_printf(to,
+               ",\"round\":%llu,\"budgets\":{\"model_errors\":{\"used\":%llu,\"limit\":%llu},"
+               "\"out_of_memory\":{\"used\":%llu,\"limit\":%d},"
+               "\"lost_workers\":{\"used\":%llu,\"limit\":%d}},\"run_limit_ms\":%llu",
+               (unsigned long long)detail->round, (unsigned long long)detail->user_failures,
+               (unsigned long long)detail->max_attempts, (unsigned long long)detail->oom_failures,
+               JOB_OOM_ATTEMPTS_MAX, (unsigned long long)detail->lost_failures,
+               JOB_LOST_ATTEMPTS_MAX, (unsigned long long)detail->run_limit_ms);
+    append_time(to, "retry_at", detail->due_us);
+    append_time(to, "start_deadline_at", detail->start_deadline_us);
+    append_time(to, "total_deadline_at", detail->total_deadline_us);
+    buf_append_text(to, ",\"attempt_log\":");
+    if (detail->attempt_log.size > 0)
+        buf_append(to, detail->attempt_log.text, detail->attempt_log.size);
+    else
+        buf_append_text(to, "[]");
     buf_append_byte(to, '}');
 }
 

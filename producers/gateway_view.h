@@ -48,6 +48,17 @@ const char *view_webhook_status(const struct job_view *view); /* static storage,
 /* Appends the object of SURFACE 1.3, with model_name, environment and attempts besides. */
 void view_append_json(const struct job_view *view, struct buf *to);
 
+/* What is known of a job besides: times are 0 where there is none. */
+struct view_detail {
+    uint64_t round, user_failures, max_attempts, oom_failures, lost_failures, run_limit_ms;
+    uint64_t due_us, start_deadline_us, total_deadline_us;
+    struct wire_text attempt_log; /* a JSON array; empty: no attempt yet */
+};
+
+/* The same object, and why the job ended, what its budgets paid, and its attempts. */
+void view_append_detail(const struct job_view *view, const struct view_detail *detail,
+                        struct buf *to);
+
 /* For a job that will have no result: the answer to those who ask for it. */
 void view_append_failure(const struct job_view *view, struct buf *to);
 

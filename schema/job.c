@@ -83,6 +83,30 @@ bool error_class_final(enum error_class class)
     return classes[class].final;
 }
 
+const char *error_class_reason(enum error_class class)
+{
+    switch (error_class_budget(class)) {
+    case ERROR_BUDGET_USER:
+        return "attempts_used";
+    case ERROR_BUDGET_OOM:
+        return "out_of_memory";
+    case ERROR_BUDGET_LOST:
+        return "poison";
+    case ERROR_BUDGET_NONE:
+        break;
+    }
+    switch (class) {
+    case ERROR_CLASS_BAD_INPUT:
+        return "bad_input";
+    case ERROR_CLASS_MODEL_MISSING:
+        return "model_missing";
+    case ERROR_CLASS_UNSTORABLE:
+        return "unstorable";
+    default: /* no class that fails a job */
+        return "";
+    }
+}
+
 uint64_t job_backoff_ms(uint64_t initial_ms, uint64_t max_ms, uint32_t failures, double jitter)
 {
     uint64_t delay_ms = initial_ms;

@@ -73,6 +73,10 @@ int error_class_http(enum error_class class);
 enum error_budget error_class_budget(enum error_class class);
 bool error_class_final(enum error_class class);
 
+/* Why a job whose last error has this class is FAILED: "poison", "attempts_used", "out_of_memory",
+ * or the class itself where one error is enough. Static storage. */
+const char *error_class_reason(enum error_class class);
+
 /* Milliseconds before the next try after `failures` failed ones (at least 1): doubled each time,
  * capped, and spread over [half, whole] by `jitter`, a number of 0.0 … below 1.0. */
 uint64_t job_backoff_ms(uint64_t initial_ms, uint64_t max_ms, uint32_t failures, double jitter);

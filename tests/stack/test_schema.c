@@ -180,6 +180,8 @@ static void test_names_equal_the_tables(void **state)
         expect_name(session, "error_class_name", class, name);
         expect_name(session, "error_class_wire", class, error_class_wire((enum error_class) class));
     }
+    for (int class = 1; class < ERROR_CLASS_COUNT; class ++)
+        expect_name(session, "fail_reason", class, error_class_reason((enum error_class) class));
     expect_name(session, "error_class_name", 0, "");
     expect_name(session, "error_class_name", ERROR_CLASS_COUNT, "");
     expect_name(session, "rank_name", JOB_RANK_SYNC, "sync");

@@ -83,6 +83,52 @@ static void test_json(void **state)
     buf_done(&to);
 }
 
+/* Why it ended, in a word and in a sentence, and what was paid. */
+static void test_detail(void **state)
+{
+    static const struct {
+        enum job_state state;
+        enum error_class class;
+        const char *reason, *because;
+    } rows[] = {
+        {JOB_QUEUED, ERROR_CLASS_MODEL_ERROR, "null", "null"},
+        {JOB_SUCCEEDED, ERROR_CLASS_NONE, "null", "null"},
+        {JOB_FAILED, ERROR_CLASS_MODEL_TIMEOUT, "\"attempts_used\"", "\"the model failed it"},
+        {JOB_FAILED, ERROR_CLASS_OOM, "\"out_of_memory\"", "\"it ran out of memory"},
+        {JOB_FAILED, ERROR_CLASS_LOST_WORKER, "\"poison\"", "\"its attempts lost their worker"},
+        {JOB_FAILED, ERROR_CLASS_DEVICE_FAULT, "\"poison\"", "\"its attempts lost their worker"},
+        {JOB_FAILED, ERROR_CLASS_BAD_INPUT, "\"bad_input\"", "\"of an error that no retry"},
+        {JOB_EXPIRED, ERROR_CLASS_EXPIRED, "null", "\"one of its deadlines passed\""},
+        {JOB_CANCELED, ERROR_CLASS_CANCELED, "null", "\"it was canceled\""},
+    };
+    struct view_detail detail = {.round = 2,
+                                 .user_failures = 1,
+                                 .max_attempts = 3,
+                                 .lost_failures = 4,
+                                 .start_deadline_us = 1700000000000000,
+                                 .attempt_log = WIRE_TEXT_OF("[{\"number\":1}]")};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct buf to = BUF_WITH_LIMIT(10000);
+        struct job_view view = {.state = rows[i].state, .error_class = rows[i].class};
+        OWNED(mem_free)
+        char *words = xasprintf("\"reason\":%s,\"ended_because\":%s", rows[i].reason,
+                                rows[i].because);
+
+        view_append_detail(&view, &detail, &to);
+        if (strstr(buf_text(&to), words) == NULL)
+            fail_msg("%s is not in %s", words, buf_text(&to));
+        assert_non_null(strstr(buf_text(&to),
+                               "\"round\":2,\"budgets\":{\"model_errors\":{\"used\":1,\"limit\":3},"
+                               "\"out_of_memory\":{\"used\":0,\"limit\":3},"
+                               "\"lost_workers\":{\"used\":4,\"limit\":5}}"));
+        assert_non_null(strstr(buf_text(&to), "\"retry_at\":null,\"start_deadline_at\":\"2023-11"));
+        assert_non_null(strstr(buf_text(&to), "\"attempt_log\":[{\"number\":1}]}"));
+        buf_done(&to);
+    }
+}
+
 static void test_unknown_ids(void **state)
 {
 #define NOW_MS 1700000000000ull
@@ -116,6 +162,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_words),
         cmocka_unit_test(test_json),
+        cmocka_unit_test(test_detail),
         cmocka_unit_test(test_unknown_ids),
     };
 
