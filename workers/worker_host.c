@@ -64,12 +64,15 @@ static void host_read_all(struct worker_host *host);
 static void host_on_end(void *opaque, const struct child_end *end)
 {
     struct worker_host *host = opaque;
+    char why[HOST_WHY_SIZE];
 
     host_read_all(host); /* what it said before it died */
     host_close_link(host);
     child_free(&host->child);
-    if (!host->said_bye)
-        host_note(host, ERROR_CLASS_LOST_WORKER, end->text);
+    if (!host->said_bye) {
+        (void)snprintf(why, sizeof(why), "the engine host %s", end->text);
+        host_note(host, ERROR_CLASS_LOST_WORKER, why);
+    }
     host->calls.on_gone(host->opaque, host->class, host->final, host->why);
 }
 
