@@ -228,6 +228,7 @@ struct job {
     uint64_t token, fence, final_token;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures, free_losses;
     uint64_t due_us, state_us, started_us, dispatched_us, mark;
+    uint64_t run_us; /* dispatched, or heard to have started: the worker's clock may differ */
     int64_t dispatch_offset; /* -1: not known */
     struct sent *sent;
     struct worker *worker; /* of the newest attempt, a reference; may be NULL */

@@ -70,8 +70,7 @@ static uint64_t job_due_us(const struct owner *owner, const struct job *job)
     if (!job->certain || job->place == JOB_ENDED)
         return UINT64_MAX;
     if (job->place == JOB_RUNNING) {
-        run = (job->started_us > 0 ? job->started_us : job->dispatched_us) +
-              owner->options.run_grace_us;
+        run = job->run_us + owner->options.run_grace_us;
         if (job->spec->submit.run_limit_ms < (UINT64_MAX - run) / 1000)
             run += job->spec->submit.run_limit_ms * 1000;
         else
@@ -260,7 +259,7 @@ static void job_take_token(struct owner *owner, struct job *job, uint64_t token)
     job->token = token;
     job->state = JOB_IN_PROGRESS;
     job->state_us = owner->wall_us;
-    job->dispatched_us = owner->wall_us;
+    job->dispatched_us = job->run_us = owner->wall_us;
     job->started_us = 0;
     job->due_us = 0;
     job->dispatch_offset = -1;

@@ -102,6 +102,7 @@ static void evidence_judge(struct owner *owner, struct job *job, uint64_t token,
     if (started_us > 0 && job->started_us == 0) {
         job->started = true;
         job->started_us = started_us;
+        job->run_us = owner->wall_us;
         job_changed(owner, job, STAGE_LAZY);
     }
 }

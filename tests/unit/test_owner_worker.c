@@ -53,6 +53,33 @@ static void test_a_run_that_nobody_ends_is_ended(void **state)
     fail_msg("the run limit and its grace have passed");
 }
 
+/* The clock of a worker is an hour behind: its run is not over for that. */
+static void test_a_workers_clock_ends_no_run(void **state)
+{
+    struct held held = {.job = job_named(1)};
+    struct message_started started = {.job = job_named(1), .worker = WIRE_TEXT_OF("w1")};
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    held.token = started.token = run_one(&talk, 1);
+    started.started_us = 1;
+    say_outcome(&talk, MESSAGE_STARTED, &started);
+    pass_ms(&talk, 110);
+    assert_int_equal(commit_one(&talk).started_us, 1); /* as it says */
+    for (int i = 0; i < 85; i++) {
+        say_heartbeat(&talk, "w1", 1, 1, 2, &held, 1);
+        pass_ms(&talk, 1000);
+        while (next_todo(&talk)) {
+            if (talk.todo.type == OWNER_TODO_FLUSH)
+                commit(&talk, talk.todo.flush, 1);
+        }
+    }
+    assert_int_equal(owner_stats(talk.owner).running, 1);
+    talk_end(&talk);
+}
+
 static void test_a_lease_lapses_only_while_outcome_is_read(void **state)
 {
     struct talk talk;
@@ -165,7 +192,7 @@ static void test_a_machine_that_vanishes_is_not_our_own_fault(void **state)
 static void test_a_lost_attempt_names_device_and_reason(void **state)
 {
     struct message_gone gone = {
-        .worker = WIRE_TEXT_OF("w1"), .boot = 1, .reason = WIRE_TEXT_OF("killed by signal 9")};
+        .worker = WIRE_TEXT_OF("w1"), .boot = 1, .reason = WIRE_TEXT_OF("was killed by signal 9")};
     struct talk talk;
     uint64_t token;
 
@@ -179,7 +206,7 @@ static void test_a_lost_attempt_names_device_and_reason(void **state)
     assert_int_equal(talk.todo.flush->attempts[0].token, token);
     assert_true(wire_text_equal(talk.todo.flush->attempts[0].device, "cuda:1"));
     assert_true(wire_text_equal(talk.todo.flush->attempts[0].error_message,
-                                "its worker's process has ended: killed by signal 9"));
+                                "its worker's process has ended: was killed by signal 9"));
     commit(&talk, talk.todo.flush, 1);
     say_heartbeat(&talk, "w2", 1, 0, 0, NULL, 0);
     want(&talk, OWNER_TODO_REVOKE);
@@ -256,6 +283,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_credit_is_cumulative_and_never_passed),
         cmocka_unit_test(test_a_run_that_nobody_ends_is_ended),
+        cmocka_unit_test(test_a_workers_clock_ends_no_run),
         cmocka_unit_test(test_a_lease_lapses_only_while_outcome_is_read),
         cmocka_unit_test(test_a_gap_in_our_own_loop_restarts_the_leases),
         cmocka_unit_test(test_a_mass_lapse_is_our_own_fault_once),
