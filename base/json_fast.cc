@@ -5,17 +5,25 @@
  * and keeps the values; the on-demand parser then tells where each top-level value begins and
  * ends, which the DOM does not keep. Both walk in the input's order, so field i is field i.
  *
+ * The DOM parser turns every number into 64 bits and refuses a document with one that does not fit.
+ * Most of a document is somebody else's business, who may well read such numbers: when one is met,
+ * the DOM parser gets a copy in which the large ones stand for zeros of the same length. The second
+ * pass, which looks at no number, reads the original.
+ *
  * No exception leaves this file: simdjson is used through its error codes, and what the standard
  * library may throw (memory) is caught at each entry.
  */
 
 #include "base/json_fast.h"
 
+#include <charconv>
 #include <cstring>
 #include <simdjson.h>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#define NUMBER_SIZE_LARGE 20 /* an integer of fewer characters always fits, with its sign */
 
 using simdjson::dom::element;
 using simdjson::dom::element_type;
@@ -36,7 +44,8 @@ struct json_fast {
     simdjson::dom::parser dom;
     simdjson::ondemand::parser raw;
     std::vector<field_row> fields;
-    std::string copy; /* of an input without padding */
+    std::string copy;  /* of an input without padding */
+    std::string small; /* of an input with numbers past 64 bits: without them */
     const char *input = nullptr;
     size_t next = 0;
 };
@@ -86,7 +95,7 @@ static int refuse(simdjson::error_code code, struct err *err)
     if (code == simdjson::CAPACITY)
         return err_set(err, ERR_TOO_BIG, "JSON is over 4 GiB");
     if (code == simdjson::NUMBER_ERROR)
-        return err_set(err, ERR_MALFORMED, "JSON holds a number that is malformed or past 64 bits");
+        return err_set(err, ERR_MALFORMED, "JSON holds a number that is malformed");
     if (code == simdjson::EMPTY)
         return err_set(err, ERR_MALFORMED, "JSON expected, the body is empty");
     if (code == simdjson::MEMALLOC)
@@ -163,6 +172,93 @@ static int fields_collect(json_fast *parser, const simdjson::dom::object &object
     return 0;
 }
 
+/* ---- Numbers past 64 bits */
+
+static size_t digits_skip(const char *text, size_t size, size_t at)
+{
+    while (at < size && text[at] >= '0' && text[at] <= '9')
+        at++;
+    return at;
+}
+
+/* A number as RFC 8259 has it; *ret_exponent is where its exponent's digits begin, or size. */
+static bool is_number(const char *text, size_t size, size_t *ret_exponent)
+{
+    size_t at = size > 0 && text[0] == '-' ? 1 : 0, begin = at;
+
+    *ret_exponent = size;
+    at = digits_skip(text, size, at);
+    if (at == begin || (text[begin] == '0' && at > begin + 1))
+        return false;
+    if (at < size && text[at] == '.') {
+        begin = at + 1;
+        at = digits_skip(text, size, begin);
+        if (at == begin)
+            return false;
+    }
+    if (at < size && (text[at] == 'e' || text[at] == 'E')) {
+        at++;
+        if (at < size && (text[at] == '+' || text[at] == '-'))
+            at++;
+        *ret_exponent = begin = at;
+        at = digits_skip(text, size, begin);
+        if (at == begin)
+            return false;
+    }
+    return at == size;
+}
+
+/* Whatever it was, it is near zero now, and as long as before. */
+static void number_shrink(char *text, size_t size, size_t exponent)
+{
+    size_t sign = text[0] == '-' ? 1 : 0;
+
+    if (size < NUMBER_SIZE_LARGE) {
+        memset(text + exponent, '0', size - exponent);
+        return;
+    }
+    memset(text + sign, '0', size - sign);
+    text[sign + 1] = '.';
+}
+
+/* False where a token that begins as a number is none. */
+static bool numbers_shrink(std::string *text, size_t size)
+{
+    static const char ends[] = ",]}: \t\r\n\"[{";
+    bool in_string = false;
+    size_t exponent;
+
+    for (size_t at = 0; at < size; at++) {
+        char c = (*text)[at];
+        size_t end = at;
+
+        if (in_string && c == '\\')
+            at++;
+        else if (c == '"')
+            in_string = !in_string;
+        if (in_string || (c != '-' && (c < '0' || c > '9')))
+            continue;
+        while (end < size && memchr(ends, (*text)[end], sizeof(ends) - 1) == nullptr)
+            end++;
+        if (!is_number(text->data() + at, end - at, &exponent))
+            return false;
+        number_shrink(text->data() + at, end - at, exponent);
+        at = end - 1;
+    }
+    return true;
+}
+
+/* The root of the input with its large numbers as zeros; NUMBER_ERROR when it was another fault. */
+static simdjson::error_code parse_shrunk(json_fast *parser, size_t size, element *ret_root)
+{
+    parser->small.assign(parser->input, size);
+    if (!numbers_shrink(&parser->small, size))
+        return simdjson::NUMBER_ERROR;
+    parser->small.append(JSON_FAST_PADDING, '\0');
+    return parser->dom.parse(reinterpret_cast<const uint8_t *>(parser->small.data()), size, false)
+        .get(*ret_root);
+}
+
 static int parse(json_fast *parser, const char *bytes, size_t size, bool padded, struct err *err)
 {
     simdjson::dom::object object;
@@ -183,6 +279,8 @@ static int parse(json_fast *parser, const char *bytes, size_t size, bool padded,
     if (code == simdjson::SUCCESS)
         code = parser->dom.parse(reinterpret_cast<const uint8_t *>(parser->input), size, false)
                    .get(root);
+    if (code == simdjson::NUMBER_ERROR)
+        code = parse_shrunk(parser, size, &root);
     if (code != simdjson::SUCCESS)
         return refuse(code, err);
     if (root.get(object) != simdjson::SUCCESS)
@@ -254,27 +352,40 @@ static int mismatch(const struct json_field *field, const char *want, struct err
                    json_type_name(field->type));
 }
 
+/* Numbers are read from the input: the DOM may have had another one in their place. */
 int json_fast_int64(struct json_fast *parser, const struct json_field *field, int64_t *ret_number,
                     struct err *err)
 {
-    const element &value = parser->fields[field->index].value;
+    const char *end = field->raw + field->raw_size;
+    std::from_chars_result result;
+    int64_t number;
 
+    (void)parser;
     if (field->type != JSON_TYPE_NUMBER)
         return mismatch(field, "an integer", err);
-    if (value.type() == element_type::UINT64)
-        return err_set(err, ERR_RANGE, "%.64s is out of the range of 64-bit integers", field->key);
-    if (value.type() != element_type::INT64 || value.get(*ret_number) != simdjson::SUCCESS)
+    result = std::from_chars(field->raw, end, number);
+    if (result.ptr != end)
         return err_set(err, ERR_MALFORMED, "%.64s must be an integer, not %.*s", field->key,
                        static_cast<int>(field->raw_size < 32 ? field->raw_size : 32), field->raw);
+    if (result.ec != std::errc())
+        return err_set(err, ERR_RANGE, "%.64s is out of the range of 64-bit integers", field->key);
+    *ret_number = number;
     return 0;
 }
 
 int json_fast_double(struct json_fast *parser, const struct json_field *field, double *ret_number,
                      struct err *err)
 {
-    if (field->type != JSON_TYPE_NUMBER ||
-        parser->fields[field->index].value.get_double().get(*ret_number) != simdjson::SUCCESS)
+    std::from_chars_result result;
+    double number;
+
+    (void)parser;
+    if (field->type != JSON_TYPE_NUMBER)
         return mismatch(field, "a number", err);
+    result = std::from_chars(field->raw, field->raw + field->raw_size, number);
+    if (result.ec != std::errc())
+        return err_set(err, ERR_RANGE, "%.64s is out of the range of a double", field->key);
+    *ret_number = number;
     return 0;
 }
 

@@ -13,7 +13,7 @@
  * position where it is known) for bad syntax, bad UTF-8, anything after the object, a top level
  * that is no object, a repeated key at the top level, a key that contains NUL; nesting past
  * JSON_FAST_DEPTH_MAX and documents past 4 GiB are ERR_TOO_BIG. Repeated keys deeper down are
- * handed on as they are.
+ * handed on as they are, and so are numbers of any size: only the getters convert.
  *
  * Thread: one parser a thread.   Tests: tests/unit/test_json_fast.c, tests/fuzz/fuzz_json_body.c
  */
@@ -66,8 +66,9 @@ bool json_fast_next(struct json_fast *parser, struct json_field *ret_field); /* 
 bool json_fast_find(struct json_fast *parser, const char *key, struct json_field *ret_field);
 
 /* The value, or ERR_MALFORMED naming the field and what it is instead. Integers written as 1.0 or
- * 1e3 are no integers; ERR_RANGE outside 64 bits. Strings are unescaped and terminated, and may
- * hold NUL: look at ret_size (may be NULL when that is an error: then NUL is refused). */
+ * 1e3 are no integers; ERR_RANGE outside 64 bits, or past a double. Strings are unescaped and
+ * terminated, and may hold NUL: look at ret_size (may be NULL when that is an error: then NUL is
+ * refused). */
 int json_fast_int64(struct json_fast *parser, const struct json_field *field, int64_t *ret_number,
                     struct err *err) MUST_CHECK;
 int json_fast_double(struct json_fast *parser, const struct json_field *field, double *ret_number,

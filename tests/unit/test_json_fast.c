@@ -81,7 +81,16 @@ static void test_refusals(void **state)
         {"{\"a\":1,}", ERR_MALFORMED},
         {"{\"a\":01}", ERR_MALFORMED},
         {"{\"a\":NaN}", ERR_MALFORMED},
-        {"{\"a\":1e400}", ERR_MALFORMED},
+        {"{\"a\":-}", ERR_MALFORMED},
+        {"{\"a\":12345678901234567890123.}", ERR_MALFORMED},
+        {"{\"a\":012345678901234567890123}", ERR_MALFORMED},
+        {"{\"a\":12345678901234567890123x}", ERR_MALFORMED},
+        {"{\"a\":1e}", ERR_MALFORMED},
+        {"{\"a\":1e400,\"b\":1e4+0}", ERR_MALFORMED},
+        {"{\"a\":1e400,\"b\":tru}", ERR_MALFORMED},
+        {"{\"a\":[1e400,}", ERR_MALFORMED},
+        {"{\"a\":1e400", ERR_MALFORMED},
+        {"{\"a\":1e400,\"a\":2}", ERR_MALFORMED},
         {"{\"a\":1,\"a\":2}", ERR_MALFORMED},
         {"{\"a\":1,\"\\u0061\":2}", ERR_MALFORMED},
         {"{\"a\\u0000b\":1}", ERR_MALFORMED},
@@ -127,6 +136,58 @@ static void test_depth_and_count_are_bounded(void **state)
     assert_int_equal(parse(parser, buf_text(&text), &err), ERR_TOO_BIG);
 }
 
+/* What no getter asks for is handed on as it is, however large. */
+static void test_numbers_past_64_bits_are_handed_on(void **state)
+{
+    static const char text[] =
+        "{\"a\":{\"n\":123456789012345678901234567890, \"e\":[1e400,-1E+999,0.1e-999]},"
+        "\"b\":-98765432109876543210.5e+7 ,\"c\":\"1e400 \\\" -12345678901234567890123\","
+        "\"d\":9,\"f\":98765432109876543210}";
+    static const struct {
+        const char *key, *raw;
+        enum json_type type;
+    } want[] = {
+        {"a", "{\"n\":123456789012345678901234567890, \"e\":[1e400,-1E+999,0.1e-999]}",
+         JSON_TYPE_OBJECT},
+        {"b", "-98765432109876543210.5e+7", JSON_TYPE_NUMBER},
+        {"c", "\"1e400 \\\" -12345678901234567890123\"", JSON_TYPE_STRING},
+        {"d", "9", JSON_TYPE_NUMBER},
+        {"f", "98765432109876543210", JSON_TYPE_NUMBER},
+    };
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    struct json_field field;
+    const char *string;
+    int64_t number;
+    double real;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(parse(parser, text, &err), 0);
+    assert_int_equal(json_fast_field_count(parser), COUNT_OF(want));
+    for (size_t i = 0; i < COUNT_OF(want); i++) {
+        assert_true(json_fast_next(parser, &field));
+        assert_string_equal(field.key, want[i].key);
+        assert_int_equal(field.type, want[i].type);
+        assert_int_equal(field.raw_size, strlen(want[i].raw));
+        assert_memory_equal(field.raw, want[i].raw, field.raw_size);
+        assert_memory_equal(text + field.raw_start, want[i].raw, field.raw_size);
+    }
+    assert_true(json_fast_find(parser, "b", &field));
+    assert_int_equal(json_fast_double(parser, &field, &real, &err), 0);
+    assert_true(real < -9.8e26 && real > -9.9e26);
+    assert_true(json_fast_find(parser, "c", &field));
+    assert_int_equal(json_fast_string(parser, &field, &string, NULL, &err), 0);
+    assert_string_equal(string, "1e400 \" -12345678901234567890123");
+    assert_true(json_fast_find(parser, "d", &field));
+    assert_int_equal(json_fast_int64(parser, &field, &number, &err), 0);
+    assert_int_equal(number, 9);
+    assert_true(json_fast_find(parser, "f", &field));
+    assert_int_equal(json_fast_int64(parser, &field, &number, &err), ERR_RANGE);
+    assert_int_equal(parse(parser, "{\"n\":1e400}", &err), 0);
+    assert_true(json_fast_find(parser, "n", &field));
+    assert_int_equal(json_fast_double(parser, &field, &real, &err), ERR_RANGE);
+}
+
 static void test_numbers(void **state)
 {
     static const struct {
@@ -159,10 +220,9 @@ static void test_numbers(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fields_in_order_and_verbatim),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_depth_and_count_are_bounded),
-        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_fields_in_order_and_verbatim),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_depth_and_count_are_bounded),        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_numbers_past_64_bits_are_handed_on),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
