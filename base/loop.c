@@ -8,15 +8,24 @@
 
 #include "base/loop.h"
 
+#include <poll.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
+#include "base/log.h"
 
 #define LOOP_SIGNALS_MAX 3
+#define CLOSE_MS_MAX 500
 
 struct loop {
     uv_loop_t uv;
+    uv_timer_t closing;  /* of loop_close() */
     uint32_t part_count; /* made by x_new and not yet freed */
     struct loop_signals {
         uv_signal_t handles[LOOP_SIGNALS_MAX];
@@ -80,15 +89,42 @@ int loop_open(struct loop **ret_loop, struct err *err)
     return 0;
 }
 
+/* libuv would wait for its threads here. */
+static void leave_threads(int status, void *nothing)
+{
+    (void)nothing;
+    (void)fflush(NULL);
+    _exit(status);
+}
+
+static void close_timed_out(uv_timer_t *timer)
+{
+    *(bool *)timer->data = true;
+    uv_stop(timer->loop);
+}
+
 void loop_close(struct loop **loop_p)
 {
     struct loop *loop = TAKE(*loop_p);
+    bool late = false;
 
     if (loop == NULL)
         return;
     assert(loop->part_count == 0);
     for (int i = 0; i < loop->signals.count; i++)
         uv_close((uv_handle_t *)&loop->signals.handles[i], NULL);
+    uv_update_time(&loop->uv);
+    (void)uv_timer_init(&loop->uv, &loop->closing);
+    loop->closing.data = &late;
+    (void)uv_timer_start(&loop->closing, close_timed_out, CLOSE_MS_MAX, 0);
+    uv_unref((uv_handle_t *)&loop->closing);
+    while (uv_run(&loop->uv, UV_RUN_DEFAULT) != 0 && !late)
+        ;
+    if (uv_loop_alive(&loop->uv) != 0) {
+        (void)on_exit(leave_threads, NULL); /* the loop is still theirs */
+        return;
+    }
+    uv_close((uv_handle_t *)&loop->closing, NULL);
     (void)uv_run(&loop->uv, UV_RUN_DEFAULT);
     if (uv_loop_close(&loop->uv) != 0)
         NEVER("a libuv handle is still open where its loop ends");
@@ -173,6 +209,50 @@ int loop_on_signals(struct loop *loop, loop_call *drain, loop_call *reload, void
     if (r == 0 && reload != NULL)
         r = signal_watch(loop, SIGHUP, err);
     return r;
+}
+
+/* ---- The end of the process */
+
+static struct {
+    atomic_bool armed;
+    uint64_t ms;
+    int exit_code;
+} limit;
+
+/* thread: its own   locks: none
+ * Nobody may be able to take a line of the log either (a full pipe): the alarm ends that. */
+static void *limit_wait(void *nothing)
+{
+    uint64_t end_ms = clock_mono_ms() + limit.ms, now_ms;
+
+    while ((now_ms = clock_mono_ms()) < end_ms)
+        (void)poll(NULL, 0, (int)(end_ms - now_ms < INT32_MAX ? end_ms - now_ms : INT32_MAX));
+    (void)signal(SIGALRM, SIG_DFL);
+    (void)alarm(1);
+    log_error("ended_by_force", LOG_U64("after_ms", limit.ms),
+              LOG_STR("error", "it did not end by itself within its drain limit"));
+    _exit(limit.exit_code);
+    return nothing;
+}
+
+void loop_end_within(uint64_t ms, int exit_code)
+{
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    pthread_t thread;
+
+    if (atomic_exchange(&limit.armed, true))
+        return;
+    limit.ms = ms;
+    limit.exit_code = exit_code;
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are for the loop's thread */
+    (void)pthread_attr_init(&attributes);
+    (void)pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    if (pthread_create(&thread, &attributes, limit_wait, NULL) == 0)
+        (void)pthread_setname_np(thread, "drain-limit");
+    (void)pthread_attr_destroy(&attributes);
+    (void)pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
 /* ---- Timers */

@@ -34,7 +34,9 @@ typedef void loop_call(void *opaque);
 int loop_open(struct loop **ret_loop, struct err *err) MUST_CHECK;
 
 /* Runs what is still to be closed, then frees the loop. A part that was not freed before is a
- * leak of ours: asserts. */
+ * leak of ours: asserts. Blocking work of libuv's threads (a question to a server that is away) is
+ * waited for at most half a second, then left to the end of the process, which does not wait
+ * either. */
 void loop_close(struct loop **loop_p);
 
 uv_loop_t *loop_uv(struct loop *loop);
@@ -54,6 +56,13 @@ bool loop_run_until(struct loop *loop, const bool *done, uint32_t timeout_ms);
  * Either may be NULL, then that signal keeps its default. One loop a process may ask for this. */
 int loop_on_signals(struct loop *loop, loop_call *drain, loop_call *reload, void *opaque,
                     struct err *err) MUST_CHECK;
+
+/* Whatever it waits for, the process has ended after so long: by itself, or else on the spot, with
+ * this exit code and a line in the log. To be called when a drain begins, with the drain's limit
+ * and LOOP_END_EXTRA_MS; only the first call counts. A thread of its own does it, because a loop
+ * that hangs could not. Nothing is lost by it that a kill -9 would not lose. */
+#define LOOP_END_EXTRA_MS 1750
+void loop_end_within(uint64_t ms, int exit_code);
 
 /* Timer. Not running when new. repeat_ms 0: once. Starting a running timer restarts it. */
 struct loop_timer *loop_timer_new(struct loop *loop, loop_call *call, void *opaque);

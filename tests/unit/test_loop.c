@@ -10,9 +10,12 @@
 #include <cmocka.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/loop.h"
 
 #define WAIT_MS 5000
@@ -137,6 +140,63 @@ static void test_watch_sees_bytes_and_departure(void **state)
                      ERR_IO);
 }
 
+/* A process that hangs after SIGTERM is ended at its limit, with the code that it was given. */
+static void test_process_that_hangs_is_ended(void **state)
+{
+    pid_t pid = fork();
+    int status;
+
+    (void)state;
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        loop_end_within(50, 7);
+        loop_end_within(1, 9); /* only the first counts */
+        for (;;)
+            (void)pause(); /* a loop that does not turn */
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 7);
+}
+
+struct block {
+    uv_work_t work;
+    int pipe[2];
+};
+
+static void block_run(uv_work_t *work)
+{
+    char byte;
+
+    (void)!read(((struct block *)work)->pipe[0], &byte, 1);
+}
+
+/* What blocks on a thread of libuv's cannot be interrupted: neither the end of the loop nor that of
+ * the process waits for it. */
+static void test_end_does_not_wait_for_what_blocks(void **state)
+{
+    pid_t pid = fork();
+    uint64_t began_ms = clock_mono_ms();
+    struct block block;
+    struct loop *loop;
+    struct err err;
+    int status;
+
+    (void)state;
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        if (pipe(block.pipe) < 0 || loop_open(&loop, &err) < 0 ||
+            uv_queue_work(loop_uv(loop), &block.work, block_run, NULL) != 0)
+            exit(1);
+        loop_close(&loop);
+        exit(7);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 7);
+    assert_in_range(clock_mono_ms() - began_ms, 400, WAIT_MS);
+}
+
 static void *send_from_afar(void *opaque)
 {
     loop_wake_send(opaque);
@@ -185,6 +245,8 @@ int main(void)
                                         world_close),
         cmocka_unit_test_setup_teardown(test_wake_from_another_thread, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_signals_drain_and_reload, world_open, world_close),
+        cmocka_unit_test(test_process_that_hangs_is_ended),
+        cmocka_unit_test(test_end_does_not_wait_for_what_blocks),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
