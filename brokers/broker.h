@@ -211,7 +211,9 @@ struct broker {
     struct loop_timer *drain_timer;
     uint64_t start_deadline_ms;
     bool elected;  /* Kafka has told us our share, perhaps nothing */
-    bool revoking; /* shards drain because Kafka wants them back */
+    bool revoking; /* shards drain because Kafka wants them back, or we stop */
+    bool keeping;  /* we stop, and stay a member of the group until the session is over */
+    bool left;     /* nothing is ours any more */
     LIST_HEAD(, shard) shards, closed_shards;
     TAILQ_HEAD(, publication) dropped_publications;
     uint32_t takeover_count;

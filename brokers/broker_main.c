@@ -6,11 +6,12 @@
  *
  * Happy path: make the topics, join the election, take over every shard that Kafka gives us, serve
  * until SIGTERM. Then leave the group: shards are drained (at most --drain), the others take over
- * within a heartbeat.
+ * within a heartbeat. With --keep-place drain, but stay a member: the same --instance that comes
+ * back within the session finds its shards untouched.
  *
  * Failures: Kafka missing at the start: exit code 2 after --start-wait. Postgres or Redis missing:
  * it waits, and says so in /readyz. Another process with our --instance, or the only shard cannot
- * be served by this program: exit code 3.
+ * be served by this program: exit code 3; so is a drain that hangs.
  *
  * Order that matters: the end-of-turn call of the broker is made after those of the Kafka producer
  * and of Redis, so that libuv runs it before them, and what the to-dos of a turn add leaves with
@@ -35,6 +36,7 @@
 #define SCRATCH_SIZE_MAX (2u << 20)
 #define TOPICS_TIMEOUT_MS 10000
 #define TOPICS_RETRY_MS 500
+#define LEAVE_EXTRA_MS 250 /* after the drain, for Kafka's answer */
 #define EXIT_DRAINED 0
 #define EXIT_USAGE 1
 #define EXIT_DEPENDENCY 2
@@ -102,6 +104,23 @@ static bool shards_drained(const struct broker *broker)
 
 /* ---- Election */
 
+static void on_spans_flushed(void *opaque)
+{
+    struct broker *broker = opaque;
+
+    loop_stop(broker->loop);
+}
+
+/* Nothing is ours any more: the end. */
+static void on_left(void *opaque)
+{
+    struct broker *broker = opaque;
+
+    if (!broker->left)
+        broker_trace_flush(broker, on_spans_flushed);
+    broker->left = true;
+}
+
 static void on_assigned(void *opaque, const uint32_t *partitions, size_t partition_count)
 {
     struct broker *broker = opaque;
@@ -124,19 +143,25 @@ static void revoke_finish(struct broker *broker)
     broker->elected = false;
     shards_close(broker);
     queue_election_release(broker->election);
+    if (broker->keeping)
+        on_left(broker);
 }
 
-static void on_revoked(void *opaque)
+static void shards_drain(struct broker *broker)
 {
-    struct broker *broker = opaque;
     struct shard *shard;
 
-    log_info("revoked");
     broker->revoking = true;
     LIST_FOREACH(shard, &broker->shards, next)
     shard_drain(shard);
     fault_point(FAULT_broker_revoked);
     loop_timer_start(broker->drain_timer, broker->settings.drain_ms, 0);
+}
+
+static void on_revoked(void *opaque)
+{
+    log_info("revoked");
+    shards_drain(opaque);
 }
 
 static void on_drain_timeout(void *opaque)
@@ -155,6 +180,8 @@ static void on_lost(void *opaque)
     loop_timer_stop(broker->drain_timer);
     broker->revoking = broker->elected = false;
     shards_close(broker);
+    if (broker->keeping)
+        on_left(broker);
 }
 
 static void on_election_error(void *opaque, const struct err *err)
@@ -168,6 +195,7 @@ static void on_election_error(void *opaque, const struct err *err)
     log_error("election_failed", LOG_ERR(err));
     shards_close(broker); /* who has our place owns our shards */
     broker->exit_code = EXIT_FATAL;
+    loop_end_within(broker->settings.drain_ms + LOOP_END_EXTRA_MS, EXIT_FATAL);
     loop_stop(broker->loop);
 }
 
@@ -269,18 +297,6 @@ static void topics_start(void *opaque)
 
 /* ---- Stopping */
 
-static void on_spans_flushed(void *opaque)
-{
-    struct broker *broker = opaque;
-
-    loop_stop(broker->loop);
-}
-
-static void on_left(void *opaque)
-{
-    broker_trace_flush(opaque, on_spans_flushed);
-}
-
 void broker_stop(struct broker *broker, int exit_code)
 {
     if (broker->phase == BROKER_DRAINING) {
@@ -291,10 +307,16 @@ void broker_stop(struct broker *broker, int exit_code)
     if (exit_code != EXIT_DRAINED)
         broker->exit_code = exit_code;
     broker->phase = BROKER_DRAINING;
-    if (broker->election == NULL)
+    loop_end_within(broker->settings.drain_ms + LOOP_END_EXTRA_MS, EXIT_FATAL);
+    if (broker->election == NULL) {
         loop_stop(broker->loop);
-    else
-        queue_election_leave(broker->election, on_left);
+    } else if (broker->settings.keep_place && exit_code == EXIT_DRAINED) {
+        broker->keeping = true;
+        shards_drain(broker);
+    } else {
+        queue_election_leave(broker->election, (uint32_t)broker->settings.drain_ms + LEAVE_EXTRA_MS,
+                             on_left);
+    }
 }
 
 static void on_sigterm(void *opaque)
@@ -425,6 +447,13 @@ static int broker_run(struct broker *broker, struct err *err)
     return broker->exit_code;
 }
 
+static int settings_check(const struct broker_settings *settings, struct err *err)
+{
+    if (settings->keep_place && settings->instance[0] == 0)
+        return err_set(err, ERR_USAGE, "--keep-place needs --instance: the place has that name");
+    return 0;
+}
+
 int broker_main(int argc, char **argv)
 {
     struct broker broker = {.exit_code = EXIT_DRAINED};
@@ -445,7 +474,8 @@ int broker_main(int argc, char **argv)
         return EXIT_DRAINED;
     }
     log.path = broker.settings.log_file[0] != 0 ? broker.settings.log_file : NULL;
-    if (log_level_parse(broker.settings.log_level, &log.level, &err) < 0 ||
+    if (settings_check(&broker.settings, &err) < 0 ||
+        log_level_parse(broker.settings.log_level, &log.level, &err) < 0 ||
         log_open(&log, &err) < 0) {
         (void)fprintf(stderr, "headrace broker: %s\n", err.text);
     } else {

@@ -193,11 +193,13 @@ int queue_election_open(struct loop *loop, const struct queue_election_options *
 void queue_election_release(struct queue_election *election);
 
 /* Leaves the group, so that others get our partitions within a heartbeat: on_revoked comes first
- * where something is owned; on_left is called after the release (or at once). */
-void queue_election_leave(struct queue_election *election, void (*on_left)(void *opaque));
+ * where something is owned; on_left is called when Kafka has answered, or after within_ms, whatever
+ * was answered by then. No on_assigned comes any more. */
+void queue_election_leave(struct queue_election *election, uint32_t within_ms,
+                          void (*on_left)(void *opaque));
 
-/* Blocks some milliseconds. Without queue_election_leave() a static member keeps its place until
- * the session times out: that is what a quick restart wants. */
+/* Blocks some milliseconds, and half a second when Kafka is away. Without queue_election_leave() a
+ * static member keeps its place until the session times out: that is what a quick restart wants. */
 void queue_election_close(struct queue_election **election_p);
 
 /* Stores an offset in the group, about once a second: of use for lag tools, and as a starting point

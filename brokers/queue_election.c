@@ -10,8 +10,11 @@
  * Failures: session lost: on_lost, and it joins again by itself. Another process with our instance
  * name: fatal, ERR_STALE.
  *
- * At shutdown: queue_election_leave() makes even a static member leave (librdkafka leaves for
- * those only on unsubscribe, not on close).
+ * At shutdown: queue_election_leave() makes even a static member leave. librdkafka leaves for those
+ * only when they unsubscribe, not when they close (KIP-345), and puts an unsubscribe off until a
+ * rebalance that is under way has ended; it tells of neither. So the member's id, which is given up
+ * with the request to leave, is asked for until it is gone; then the close waits for the answer.
+ * Every wait has an end: a coordinator that is away would hold librdkafka for a minute.
  *
  * Thread: the loop's.   Tests: tests/unit/test_queue.c
  */
@@ -22,6 +25,7 @@
 #include <uv.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 #include "base/loop.h"
 #include "brokers/queue_kafka.h"
 
@@ -31,6 +35,9 @@
     "60000"                      /* the others wait so long for a member that releases nothing */
 #define SERVICE_INTERVAL_MS 1000 /* stores offsets; also keeps librdkafka sure that we poll */
 #define ASK_TIMEOUT_MS 5000
+#define LEAVE_STEP_MS 10
+#define LEAVE_AWAY_MS 200 /* for a Kafka that was away, should it be back */
+#define CLOSE_MS_MAX 500
 
 struct stored {
     int64_t offset;
@@ -48,8 +55,13 @@ struct queue_election {
     void *opaque;
     bool owns;     /* something was assigned and not taken away yet */
     bool revoking; /* on_revoked was told, the release is awaited */
-    void (*on_left)(void *opaque);
-    struct stored *stored; /* by partition */
+    bool joined;   /* Kafka has told our share at least once */
+    bool away;     /* Kafka was, when we last heard of it */
+    bool is_static, is_fatal, late;
+    void (*on_left)(void *opaque); /* we are leaving */
+    uint64_t leave_by_ms;
+    rd_kafka_queue_t *closing; /* the client was told to close; what it still has to say */
+    struct stored *stored;     /* by partition */
     uint32_t stored_count;
     uint32_t ask_count; /* questions under way; the client outlives them */
     bool closed;
@@ -65,6 +77,10 @@ static void election_assigned(struct queue_election *election,
 
     (void)rd_kafka_assign(election->client, nothing);
     rd_kafka_topic_partition_list_destroy(nothing);
+    election->joined = true;
+    election->away = false;
+    if (election->on_left != NULL) /* a rebalance from before: it is taken away again */
+        return;
     partitions = xcalloc((size_t)list->cnt + 1, sizeof(*partitions));
     for (int i = 0; i < list->cnt; i++)
         partitions[i] = (uint32_t)list->elems[i].partition;
@@ -79,8 +95,6 @@ void queue_election_release(struct queue_election *election)
     election->revoking = false;
     election->owns = false;
     (void)rd_kafka_assign(election->client, NULL);
-    if (election->on_left != NULL)
-        loop_timer_start(election->timer, 0, SERVICE_INTERVAL_MS);
 }
 
 static void election_taken_away(struct queue_election *election)
@@ -105,9 +119,12 @@ static void election_failed(struct queue_election *election, rd_kafka_event_t *e
     char why[256] = "";
     struct err err;
 
+    if (rd_kafka_event_error(event) == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+        election->away = true;
     /* A fatal error may also come under its own code; the client is dead all the same. */
     code = rd_kafka_fatal_error(election->client, why, sizeof(why));
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
+        election->is_fatal = true;
         (void)err_set(&err, queue_code(code) == ERR_STALE ? ERR_STALE : ERR_DEPENDENCY,
                       "election on '%s': %s", election->topic, why);
     } else {
@@ -139,15 +156,21 @@ static void election_event(struct queue_election *election, rd_kafka_event_t *ev
     }
 }
 
-static void election_pumped(void *opaque)
+static void election_drain_queue(struct queue_election *election, rd_kafka_queue_t *queue)
 {
-    struct queue_election *election = opaque;
     rd_kafka_event_t *event;
 
-    while (!election->closed && (event = rd_kafka_queue_poll(election->queue, 0)) != NULL) {
+    while (!election->closed && (event = rd_kafka_queue_poll(queue, 0)) != NULL) {
         election_event(election, event);
         rd_kafka_event_destroy(event);
     }
+}
+
+static void election_pumped(void *opaque)
+{
+    struct queue_election *election = opaque;
+
+    election_drain_queue(election, election->queue);
 }
 
 /* ---- Stored offsets */
@@ -186,15 +209,56 @@ static void election_commit(struct queue_election *election)
     rd_kafka_topic_partition_list_destroy(list);
 }
 
+/* ---- Leaving */
+
+/* Kafka has given us a name in the group and we have not given it back. */
+static bool election_is_member(const struct queue_election *election)
+{
+    char *id = rd_kafka_memberid(election->client);
+    bool is_member = id != NULL && *id != 0;
+
+    if (id != NULL)
+        rd_kafka_mem_free(election->client, id);
+    return is_member || !election->joined; /* before that, our wish to join may be under way */
+}
+
+/* Asks the client to close and returns at once; what it asks of us then comes by this queue. */
+static void election_close_start(struct queue_election *election)
+{
+    if (election->closing != NULL)
+        return;
+    election->closing = rd_kafka_queue_new(election->client);
+    rd_kafka_error_destroy(rd_kafka_consumer_close_queue(election->client, election->closing));
+}
+
+/* True when it is over, one way or the other. */
+static bool election_leave_step(struct queue_election *election)
+{
+    uint64_t now_ms = clock_mono_ms();
+    bool late = now_ms >= election->leave_by_ms;
+
+    if (!late && (election->owns || election->revoking))
+        return false;
+    if (election->away && now_ms + LEAVE_AWAY_MS < election->leave_by_ms)
+        election->leave_by_ms = now_ms + LEAVE_AWAY_MS;
+    if (!late && election->is_static && election->closing == NULL && election_is_member(election))
+        return false;
+    election_close_start(election);
+    election_drain_queue(election, election->closing);
+    election->late = late;
+    return late || election->is_fatal || rd_kafka_consumer_closed(election->client);
+}
+
 static void election_service(void *opaque)
 {
     struct queue_election *election = opaque;
 
     election_commit(election);
     election_pumped(election);
-    if (election->on_left != NULL && !election->owns && !election->revoking) {
+    if (election->on_left != NULL && election_leave_step(election)) {
         void (*on_left)(void *) = TAKE(election->on_left);
 
+        loop_timer_stop(election->timer);
         on_left(election->opaque);
     }
 }
@@ -224,11 +288,42 @@ static void stored_ask_run(uv_work_t *work)
     rd_kafka_topic_partition_list_destroy(list);
 }
 
+/* What the client has to say while it closes needs no answer but this one. */
+static void closing_answer(struct queue_election *election)
+{
+    rd_kafka_event_t *event = rd_kafka_queue_poll(election->closing, LEAVE_STEP_MS);
+
+    if (event == NULL)
+        return;
+    if (rd_kafka_event_type(event) == RD_KAFKA_EVENT_REBALANCE)
+        (void)rd_kafka_assign(election->client, NULL);
+    rd_kafka_event_destroy(event);
+}
+
+/* A client whose coordinator does not answer can be neither closed nor destroyed before its
+ * requests have timed out (a minute). It is left to the end of the process, which is near. */
+static void client_destroy(struct queue_election *election)
+{
+    static rd_kafka_t *left; /* where leak checkers find it */
+
+    rd_kafka_queue_destroy(election->closing);
+    rd_kafka_queue_destroy(election->queue);
+    if (rd_kafka_consumer_closed(election->client) || election->is_fatal)
+        rd_kafka_destroy(election->client);
+    else
+        left = election->client;
+    (void)left;
+}
+
 static void election_free(struct queue_election *election)
 {
-    rd_kafka_queue_destroy(election->queue);
-    (void)rd_kafka_consumer_close(election->client);
-    rd_kafka_destroy(election->client);
+    uint64_t end_ms = clock_mono_ms() + CLOSE_MS_MAX;
+
+    election_close_start(election);
+    while (!election->is_fatal && !election->late && !rd_kafka_consumer_closed(election->client) &&
+           clock_mono_ms() < end_ms)
+        closing_answer(election);
+    client_destroy(election);
     free(election->topic);
     free(election->stored);
     free(election);
@@ -331,6 +426,7 @@ int queue_election_open(struct loop *loop, const struct queue_election_options *
     election->client = client;
     election->queue = rd_kafka_queue_get_consumer(client);
     election->topic = xstrdup(options->topic);
+    election->is_static = options->instance != NULL;
     election->calls = calls;
     election->opaque = opaque;
     r = queue_pump_new(loop, election->queue, election_pumped, election, &election->pump, err);
@@ -344,12 +440,14 @@ int queue_election_open(struct loop *loop, const struct queue_election_options *
     return 0;
 }
 
-void queue_election_leave(struct queue_election *election, void (*on_left)(void *opaque))
+void queue_election_leave(struct queue_election *election, uint32_t within_ms,
+                          void (*on_left)(void *opaque))
 {
+    election_commit(election);
     election->on_left = on_left;
+    election->leave_by_ms = clock_mono_ms() + within_ms;
     (void)rd_kafka_unsubscribe(election->client);
-    if (!election->owns)
-        loop_timer_start(election->timer, 0, SERVICE_INTERVAL_MS);
+    loop_timer_start(election->timer, LEAVE_STEP_MS, LEAVE_STEP_MS);
 }
 
 void queue_election_close(struct queue_election **election_p)

@@ -18,6 +18,7 @@
 #define LOOK_MS 1000 /* how often due rows are looked for without a hint */
 #define AGAIN_MS 500 /* after a failed insert */
 #define SHARDS_MAX 1024
+#define LEAVE_MS_MAX 1000 /* what is in memory is sent after it */
 
 /* Rows of one partition on their way into the ledger. */
 struct rows {
@@ -423,5 +424,5 @@ void webhook_intake_leave(struct webhook_intake *intake, void (*on_left)(void *o
     intake->on_left = on_left;
     intake->left_opaque = opaque;
     loop_timer_stop(intake->look);
-    queue_election_leave(intake->election, on_election_left);
+    queue_election_leave(intake->election, LEAVE_MS_MAX, on_election_left);
 }

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "base/clock.h"
 #include "base/loop.h"
 #include "brokers/queue.h"
 #include "brokers/queue_embedded.h"
@@ -629,12 +630,32 @@ static void test_election_moves_everything_when_a_member_comes_and_goes(void **s
     assert_true(first.revoked);
     assert_true(first.owned[0] != second.owned[0]);
 
-    queue_election_leave(first.election, on_left);
+    queue_election_leave(first.election, WAIT_MS, on_left);
     assert_true(loop_run_until(world->loop, &first.left, WAIT_MS));
     queue_election_close(&first.election);
     while (second.owned_count != 2)
         (void)loop_run_until(world->loop, &never, 10);
     queue_election_close(&second.election);
+}
+
+/* Neither leaving nor closing waits for a Kafka that is away. */
+static void test_member_whose_kafka_is_away_leaves_in_time(void **state)
+{
+    struct world *world = *state;
+    struct member member = {0};
+    bool never = false;
+    uint64_t began_ms;
+
+    member_open(world, &member, "one");
+    assert_true(loop_run_until(world->loop, &member.assigned, WAIT_MS));
+    queue_embedded_close(&world->kafka);
+    queue_election_store(member.election, 0, 7); /* a commit is under way that nobody answers */
+    (void)loop_run_until(world->loop, &never, 50);
+    began_ms = clock_mono_ms();
+    queue_election_leave(member.election, 300, on_left);
+    assert_true(loop_run_until(world->loop, &member.left, WAIT_MS));
+    queue_election_close(&member.election);
+    assert_in_range(clock_mono_ms() - began_ms, 0, 3000);
 }
 
 int main(int argc, char **argv)
@@ -655,6 +676,7 @@ int main(int argc, char **argv)
         WORLD_TEST(test_bad_options_have_names),
         WORLD_TEST(test_admin_answers_ends_and_cluster),
         WORLD_TEST(test_election_moves_everything_when_a_member_comes_and_goes),
+        WORLD_TEST(test_member_whose_kafka_is_away_leaves_in_time),
     };
 
     if (argc > 1)
