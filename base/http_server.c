@@ -22,6 +22,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,9 @@
 #define LISTEN_BACKLOG 1024
 #define BODY_STRIDE_SIZE (1u << 20)
 #define RUNS_PER_TURN_MAX 8
+#define DRAIN_IDLE_MS 500 /* a connection that was silent for so long is closed by a drain */
+#define DRAIN_SWEEP_MS 50
+#define DRAIN_BACKLOG_RUNS 200
 
 /* ---- Connections */
 
@@ -255,6 +259,15 @@ static void server_turn(void *opaque)
         loop_timer_start(server->again, 0, 0);
 }
 
+/* While draining: silent for a while, and not about to say something. */
+static bool connection_may_go(const struct http_connection *connection, uint64_t age_ms)
+{
+    int unread = 0;
+
+    return connection->server->draining && age_ms >= DRAIN_IDLE_MS &&
+           ioctl(connection->fd, FIONREAD, &unread) == 0 && unread == 0;
+}
+
 static void connection_sweep(struct http_connection *connection, uint64_t now_ms)
 {
     const struct http_server_options *options = &connection->server->options;
@@ -264,11 +277,13 @@ static void connection_sweep(struct http_connection *connection, uint64_t now_ms
     switch (connection->state) {
     case CONNECTION_FRESH:
     case CONNECTION_HEAD:
-        if (age_ms > options->header_timeout_ms)
+        if (connection->state == CONNECTION_FRESH && connection_may_go(connection, age_ms))
+            connection_cut(connection);
+        else if (age_ms > options->header_timeout_ms)
             connection_cut_late(connection);
         break;
     case CONNECTION_IDLE:
-        if (age_ms > options->idle_timeout_ms || connection->server->draining)
+        if (age_ms > options->idle_timeout_ms || connection_may_go(connection, age_ms))
             connection_cut(connection);
         break;
     case CONNECTION_BODY:
@@ -492,6 +507,7 @@ int http_server_open(struct loop *loop, const struct http_server_options *option
     int r;
 
     server->loop = loop;
+    server->listen_fd = -1;
     server->handler = handler;
     server->opaque = opaque;
     options_fill(&server->options, options);
@@ -506,6 +522,7 @@ int http_server_open(struct loop *loop, const struct http_server_options *option
     r = daemon_start(server, fd, err);
     if (r < 0)
         return r;
+    server->listen_fd = fd;
     fd = -1; /* the daemon's now */
     r = server_attach(server, err);
     if (r < 0)
@@ -520,29 +537,39 @@ static void server_stop_listening(struct http_server *server)
 {
     int fd;
 
-    if (server->is_deaf)
+    if (server->listen_fd < 0)
         return;
-    server->is_deaf = true;
+    server->listen_fd = -1;
     fd = MHD_quiesce_daemon(server->daemon);
     if (fd >= 0)
         (void)close(fd);
 }
 
+/* The kernel has connected these clients already, and would reset them with the listener. */
+static void server_take_backlog(struct http_server *server)
+{
+    struct pollfd listener = {.fd = server->listen_fd, .events = POLLIN};
+
+    for (int i = 0; i < DRAIN_BACKLOG_RUNS && poll(&listener, 1, 0) == 1 &&
+                    server->counts.connections < server->options.connection_count_max;
+         i++)
+        server_run(server);
+}
+
+void http_server_lame(struct http_server *server)
+{
+    server->lame = true;
+}
+
 void http_server_drain(struct http_server *server, void (*on_drained)(void *opaque), void *opaque)
 {
-    int unread;
-
     assert(!server->draining);
-    server->draining = true;
+    server->lame = server->draining = true;
     server->on_drained = on_drained;
     server->drained_opaque = opaque;
+    server_take_backlog(server);
     server_stop_listening(server);
-    for (struct http_connection *c = server->connections; c != NULL; c = c->next) {
-        unread = 0;
-        if ((c->state == CONNECTION_IDLE || c->state == CONNECTION_FRESH) &&
-            ioctl(c->fd, FIONREAD, &unread) == 0 && unread == 0)
-            connection_cut(c);
-    }
+    loop_timer_start(server->sweep, 0, DRAIN_SWEEP_MS);
     loop_timer_start(server->again, 0, 0);
 }
 

@@ -24,8 +24,11 @@
  * transfer codings, 413 past the body's limit, 408 for headers or bodies that trickle in. What is
  * no HTTP at all, and headers past their limit (431), libmicrohttpd answers with a page of its own.
  *
- * Drain: http_server_drain() closes the listener and idle connections, adds `Connection: close` to
- * answers, and calls back when the last connection is gone. Then http_server_close().
+ * Drain: http_server_lame() adds `Connection: close` to answers, and everything else goes on, so
+ * that clients move elsewhere by themselves. http_server_drain() takes the connections that wait in
+ * the backlog, closes the listener, lets connections that are idle go a moment later (a client that
+ * is about to use one still gets its answer), and calls back when the last connection is gone. Then
+ * http_server_close().
  *
  * Thread: the loop's.   Tests: tests/unit/test_http_server.c, test_http_target.c
  */
@@ -98,7 +101,10 @@ void http_server_close(struct http_server **server_p);
 
 uint16_t http_server_port(const struct http_server *server);
 
-/* on_drained is called once, from the loop, also when there was nothing to wait for. */
+void http_server_lame(struct http_server *server);
+
+/* on_drained is called once, from the loop, also when there was nothing to wait for. Not from a
+ * handler. */
 void http_server_drain(struct http_server *server, void (*on_drained)(void *opaque), void *opaque);
 
 struct http_server_counts {

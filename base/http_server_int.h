@@ -82,6 +82,7 @@ struct http_server {
     void *opaque;
     uint16_t port;
     bool is_tls;
+    int listen_fd;            /* the daemon's; -1 once it is closed */
     struct loop_watch *watch; /* the daemon's epoll descriptor */
     struct loop_turn *turn;
     struct loop_timer *sweep, *again;
@@ -91,8 +92,8 @@ struct http_server {
     struct http_server_counts counts;
     bool dirty;   /* somebody was woken: run the daemon before the loop waits */
     bool running; /* inside the daemon */
-    bool is_deaf; /* the listener is closed */
     bool closing;
+    bool lame; /* answers say that the connection ends with them */
     bool draining, drained;
     void (*on_drained)(void *opaque);
     void *drained_opaque;

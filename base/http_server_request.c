@@ -122,7 +122,7 @@ static enum MHD_Result request_queue(struct http_request *request)
 
     request->phase = REQUEST_REPLY;
     connection_enter(request->connection, CONNECTION_BUSY);
-    if (request->server->draining)
+    if (request->server->lame)
         (void)MHD_add_response_header(response, "Connection", "close");
     r = MHD_queue_response(request->connection->mhd, (unsigned)request->status, response);
     MHD_destroy_response(response);

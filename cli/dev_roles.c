@@ -29,6 +29,7 @@ static const struct role_extra {
     const char *role, *name, *value;
 } role_extras[] = {
     {"gateway", "HEADRACE_LOOPBACK_WEBHOOKS", "true"},
+    {"gateway", "HEADRACE_LAME_DUCK", "0ms"}, /* nobody balances over one */
     {"webhook", "HEADRACE_ALLOW", "127.0.0.0/8,::1/128"},
     {"webhook", "HEADRACE_INSTANCE", "dev"},
     {"broker", "HEADRACE_INSTANCE", "dev"},

@@ -105,8 +105,12 @@ struct gateway {
     struct cancels *cancels;
     struct loop_timer *tick; /* each second */
     LIST_HEAD(, call) calls;
-    bool draining, drained;
-    uint64_t drain_by_ms;
+    bool draining; /* SIGTERM came */
+    bool deaf;     /* no new connections */
+    bool drained;  /* no connections */
+    uint64_t lame_by_ms, drain_by_ms;
+    struct loop_timer *drain_step, *late_listen;
+    int exit_code;
 };
 
 /* ---- gateway_call.c: one HTTP request ---- */

@@ -8,8 +8,10 @@
  * goes on as each of them comes. Exit codes: 0 drained, 1 wrong settings, 2 something that it needs
  * cannot be had, 3 a fault while running.
  *
- * Drain: no new connections; requests under way are answered; submits that were produced are
- * reported; spans are posted; all within the setting `drain`. A second signal ends it at once.
+ * Drain: for --lame-duck everything goes on, but /readyz says 503 and each answer ends its
+ * connection, so that clients move elsewhere; then no new connections; requests under way are
+ * answered; submits that were produced are reported; spans are posted; all within the setting
+ * `drain`. A second signal ends it at once.
  */
 
 #include <stdio.h>
@@ -35,6 +37,7 @@ int gateway_main(int argc, char **argv);
 
 #define TICK_MS 1000
 #define DRAIN_STEP_MS 20
+#define LISTEN_STEP_MS 20
 #define TRACE_FLUSH_MS 1000
 
 enum { EXIT_DRAINED, EXIT_USAGE, EXIT_DEPENDENCY, EXIT_FAULT };
@@ -88,7 +91,7 @@ static void on_tick(void *opaque)
     gateway_watch_tick(gateway->watch, loop_now_ms(gateway->loop));
     gateway_caps_tick(gateway->caps, loop_now_ms(gateway->loop));
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
-               http_server_counts(gateway->server).connections);
+               gateway->server == NULL ? 0 : http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
                gateway_not_ready(gateway) == NULL ? 1 : 0);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_spans_dropped),
@@ -114,23 +117,31 @@ static void on_spans_flushed(void *opaque)
     loop_stop(((struct gateway *)opaque)->loop);
 }
 
+static void on_server_drained(void *opaque)
+{
+    ((struct gateway *)opaque)->drained = true;
+}
+
 static void on_drain_step(void *opaque)
 {
     struct gateway *gateway = opaque;
     uint32_t unreported = queue_producer_unreported(gateway->producer);
-    bool late = loop_now_ms(gateway->loop) >= gateway->drain_by_ms;
+    uint64_t now_ms = loop_now_ms(gateway->loop);
+    bool late = now_ms >= gateway->drain_by_ms;
 
+    if (now_ms >= gateway->lame_by_ms && !gateway->deaf) {
+        gateway->deaf = true;
+        if (gateway->server == NULL)
+            gateway->drained = true;
+        else
+            http_server_drain(gateway->server, on_server_drained, gateway);
+    }
     if (!late &&
         (!gateway->drained || unreported > 0 || gateway_submits_waiting(gateway->submits) > 0))
         return;
     log_info("drained", LOG_BOOL("in_time", !late), LOG_U64("unreported", unreported));
-    loop_timer_stop(gateway->tick);
+    loop_timer_stop(gateway->drain_step);
     tracer_flush(gateway->tracer, TRACE_FLUSH_MS, on_spans_flushed, gateway);
-}
-
-static void on_server_drained(void *opaque)
-{
-    ((struct gateway *)opaque)->drained = true;
 }
 
 static void on_signal(void *opaque)
@@ -142,12 +153,15 @@ static void on_signal(void *opaque)
         return;
     }
     gateway->draining = true;
+    loop_end_within(gateway->settings.drain_ms + LOOP_END_EXTRA_MS, EXIT_FAULT);
     gateway->drain_by_ms = loop_now_ms(gateway->loop) + gateway->settings.drain_ms;
+    gateway->lame_by_ms = loop_now_ms(gateway->loop) + gateway->settings.lame_duck_ms;
+    if (gateway->lame_by_ms > gateway->drain_by_ms)
+        gateway->lame_by_ms = gateway->drain_by_ms;
     log_info("draining", LOG_U64("submits", gateway_submits_waiting(gateway->submits)));
-    loop_timer_free(&gateway->tick);
-    gateway->tick = loop_timer_new(gateway->loop, on_drain_step, gateway);
-    loop_timer_start(gateway->tick, DRAIN_STEP_MS, DRAIN_STEP_MS);
-    http_server_drain(gateway->server, on_server_drained, gateway);
+    loop_timer_start(gateway->drain_step, 0, DRAIN_STEP_MS);
+    if (gateway->server != NULL)
+        http_server_lame(gateway->server);
 }
 
 static void on_reload(void *opaque)
@@ -244,12 +258,13 @@ static int open_blobs(struct gateway *gateway, struct err *err)
     return r;
 }
 
-static int open_server(struct gateway *gateway, struct err *err)
+static int gateway_listen(struct gateway *gateway, struct err *err)
 {
     const struct gateway_settings *settings = &gateway->settings;
     const struct http_server_options options = {
         .address = settings->listen,
         .port = (uint16_t)settings->port,
+        .reuse_port = settings->reuse_port,
         .tls_cert_path = settings->tls_cert[0] != '\0' ? settings->tls_cert : NULL,
         .tls_key_path = settings->tls_key[0] != '\0' ? settings->tls_key : NULL,
         .connection_count_max = (uint32_t)settings->connections_max,
@@ -260,6 +275,48 @@ static int open_server(struct gateway *gateway, struct err *err)
     };
 
     return http_server_open(gateway->loop, &options, call_begin, gateway, &gateway->server, err);
+}
+
+static int exit_code_of(const struct err *err)
+{
+    switch (err->code) {
+    case ERR_USAGE:
+    case ERR_RANGE:
+    case ERR_MALFORMED:
+        return EXIT_USAGE;
+    default:
+        return EXIT_DEPENDENCY;
+    }
+}
+
+/* Who shares a port is sent requests from the moment that it listens: it must be ready by then. */
+static int open_server(struct gateway *gateway, struct err *err)
+{
+    return gateway->settings.reuse_port ? 0 : gateway_listen(gateway, err);
+}
+
+static void log_started(const struct gateway *gateway)
+{
+    log_info("started", LOG_U64("wire", MESSAGE_WIRE_VERSION), LOG_STR("boot", gateway->boot),
+             LOG_STR("address", gateway->settings.listen),
+             LOG_U64("port", http_server_port(gateway->server)));
+}
+
+static void on_late_listen(void *opaque)
+{
+    struct gateway *gateway = opaque;
+    struct err err;
+
+    if (gateway->draining || gateway_not_ready(gateway) != NULL)
+        return;
+    loop_timer_stop(gateway->late_listen);
+    if (gateway_listen(gateway, &err) == 0) {
+        log_started(gateway);
+        return;
+    }
+    log_error("not_started", LOG_ERR(&err));
+    gateway->exit_code = exit_code_of(&err);
+    loop_stop(gateway->loop);
 }
 
 static int gateway_open(struct gateway *gateway, struct err *err)
@@ -288,6 +345,10 @@ static int gateway_open(struct gateway *gateway, struct err *err)
         return r;
     gateway->tick = loop_timer_new(gateway->loop, on_tick, gateway);
     loop_timer_start(gateway->tick, 0, TICK_MS);
+    gateway->drain_step = loop_timer_new(gateway->loop, on_drain_step, gateway);
+    gateway->late_listen = loop_timer_new(gateway->loop, on_late_listen, gateway);
+    if (gateway->server == NULL)
+        loop_timer_start(gateway->late_listen, LISTEN_STEP_MS, LISTEN_STEP_MS);
     return 0;
 }
 
@@ -295,6 +356,8 @@ static int gateway_open(struct gateway *gateway, struct err *err)
 static void gateway_close(struct gateway *gateway)
 {
     loop_timer_free(&gateway->tick);
+    loop_timer_free(&gateway->drain_step);
+    loop_timer_free(&gateway->late_listen);
     http_server_close(&gateway->server);
     cache_listener_close(&gateway->listener);
     cache_close(&gateway->cache);
@@ -320,18 +383,6 @@ static void gateway_close(struct gateway *gateway)
     loop_close(&gateway->loop);
 }
 
-static int exit_code_of(const struct err *err)
-{
-    switch (err->code) {
-    case ERR_USAGE:
-    case ERR_RANGE:
-    case ERR_MALFORMED:
-        return EXIT_USAGE;
-    default:
-        return EXIT_DEPENDENCY;
-    }
-}
-
 static int gateway_run(struct gateway *gateway)
 {
     struct err err;
@@ -341,10 +392,10 @@ static int gateway_run(struct gateway *gateway)
         log_error("not_started", LOG_ERR(&err));
         code = exit_code_of(&err);
     } else {
-        log_info("started", LOG_U64("wire", MESSAGE_WIRE_VERSION), LOG_STR("boot", gateway->boot),
-                 LOG_STR("address", gateway->settings.listen),
-                 LOG_U64("port", http_server_port(gateway->server)));
+        if (gateway->server != NULL)
+            log_started(gateway);
         loop_run(gateway->loop);
+        code = gateway->exit_code;
     }
     gateway_close(gateway);
     log_close();
