@@ -65,7 +65,8 @@ struct agent {
     char *cache, *logs, *lock_path;
     int lock_fd;
     uint32_t gone_unreported, fetching;
-    uint64_t sweep_ms; /* when the next sweep is due; 0: there was none yet */
+    uint64_t sweep_ms;  /* when the next sweep is due; 0: there was none yet */
+    uint64_t end_by_ms; /* 0: we are not ending */
     uint32_t seconds;
     uint64_t starts_told, crashes_told;
     struct agent_series *series; /* agent_pages.c */

@@ -14,7 +14,7 @@
  * and adopts them; after it they drain by themselves.
  *
  * Shutdown: SIGTERM stops all workers (SIGTERM, after drain_timeout and some SIGKILL) and ends when
- * the last one has, with what it had to write written, or 5 s later.
+ * the last one has, with what it had to write written, or soon after drain_timeout.
  */
 
 #include <errno.h>
@@ -35,8 +35,9 @@
 #define AGENT_POLL_MS 1000
 #define AGENT_SEEN_SECONDS 5
 #define AGENT_END_MS 20
-#define AGENT_END_TRIES 250 /* 5 s */
-#define AGENT_STOP_EXTRA_MS 10000
+#define AGENT_END_MS_MAX 5000
+#define AGENT_STOP_EXTRA_MS 1250 /* a worker hands back, and has told, a second after its drain */
+#define AGENT_DRAIN_EXTRA_MS 1500
 
 int agent_main(int argc, char **argv);
 
@@ -92,15 +93,18 @@ static void agent_on_end(void *opaque)
     bool quiet = pg_in_flight(agent->pg) == 0 && agent->gone_unreported == 0 &&
                  agent->fetching == 0;
 
-    if (!quiet && --agent->seconds > 0)
+    if (!quiet && loop_now_ms(agent->loop) < agent->end_by_ms)
         return;
     loop_stop(agent->loop);
 }
 
 void agent_end(struct agent *agent, int exit_code)
 {
+    uint64_t end_by_ms = loop_now_ms(agent->loop) + AGENT_END_MS_MAX;
+
     agent->exit_code = exit_code;
-    agent->seconds = AGENT_END_TRIES;
+    if (agent->end_by_ms == 0 || end_by_ms < agent->end_by_ms)
+        agent->end_by_ms = end_by_ms;
     loop_timer_stop(agent->second_timer);
     loop_timer_start(agent->end_timer, AGENT_END_MS, AGENT_END_MS);
 }
@@ -112,6 +116,9 @@ static void agent_on_drain(void *opaque)
     if (agent->exiting)
         return;
     agent->exiting = true;
+    agent->end_by_ms = loop_now_ms(agent->loop) + agent->settings.drain_timeout_ms +
+                       AGENT_DRAIN_EXTRA_MS;
+    loop_end_within(agent->settings.drain_timeout_ms + LOOP_END_EXTRA_MS, 3);
     log_info("agent_drains");
     agent_tick(agent);
     agent_core_drain(agent->core);

@@ -186,6 +186,7 @@ static void on_sigterm(void *opaque)
     }
     log_info("draining", LOG_U64("in_memory", webhook_sender_count(webhook->sender)));
     webhook->draining = true;
+    loop_end_within(webhook->settings.drain_timeout_ms + LOOP_END_EXTRA_MS, 3);
     loop_timer_start(webhook->drain_limit, webhook->settings.drain_timeout_ms, 0);
     webhook_intake_leave(webhook->intake, on_left, webhook);
 }

@@ -19,7 +19,8 @@
 #define NEVER_US UINT64_MAX
 #define WORKER_RESTART_US_MIN 50000u /* before a host is started again; doubled each time … */
 #define WORKER_RESTART_US_MAX 5000000u
-#define WORKER_LEAVE_EXTRA_US 10000000u /* after the drain, for Kafka to take the last reports */
+#define WORKER_LEAVE_EXTRA_US 1000000u /* after the drain, for Kafka to take the last reports */
+#define WORKER_LATE_GRACE_US 500000u   /* to obey a cancel when the drain is over */
 #define WORKER_EXIT_DRAINED 0
 #define WORKER_EXIT_LOAD 2
 #define WORKER_EXIT_DEVICE 3
@@ -253,11 +254,16 @@ static void held_fail(struct worker_core *core, struct held *held, enum error_cl
 /* Stops what the host is doing for it; it keeps its slots until the host says that it has ended. */
 static void held_stop(struct worker_core *core, struct held *held)
 {
+    uint64_t grace_us = core->options.cancel_grace_us;
+
     if (held->place == PLACE_HOST) {
         if (held->cancel_us != 0)
             return;
         core->canceled_count++;
-        held->cancel_us = core->now_us + core->options.cancel_grace_us;
+        if (core->leaving && core->drain_until_us <= core->now_us &&
+            grace_us > WORKER_LATE_GRACE_US)
+            grace_us = WORKER_LATE_GRACE_US;
+        held->cancel_us = core->now_us + grace_us;
         due_at(&core->scan_due_us, held->cancel_us);
         (void)todo_add(core, WORKER_TODO_CANCEL, held->token);
         return;
@@ -502,17 +508,19 @@ static void leave_step(struct worker_core *core)
     todo->exit.why = core->why;
 }
 
-/* Nobody takes our last words: the agent's Gone, or a lease that lapses, says as much. */
-static void leave_unheard(struct worker_core *core)
+/* The time is over. Where nobody took our last words, the agent's Gone, or a lease that lapses,
+ * says as much; a host that still runs has nothing that anybody waits for. */
+static void leave_late(struct worker_core *core)
 {
+    bool heard = HASH_COUNT(core->held) == 0 && (!core->said_hello || core->said_bye);
     struct worker_todo *todo;
 
     if (core->asked_exit)
         return;
     core->asked_exit = true;
     todo = todo_add(core, WORKER_TODO_EXIT, 0);
-    todo->exit.code = WORKER_EXIT_UNHEARD;
-    todo->exit.why = "Kafka did not take the last reports in time";
+    todo->exit.code = heard ? core->exit_code : WORKER_EXIT_UNHEARD;
+    todo->exit.why = heard ? core->why : "Kafka did not take the last reports in time";
 }
 
 static void leave(struct worker_core *core, int exit_code, const char *why)
@@ -525,8 +533,7 @@ static void leave(struct worker_core *core, int exit_code, const char *why)
         mem_copy_text(core->why, why);
         core->drain_until_us = core->now_us + core->options.drain_us;
         core->beat_due_us = core->now_us;
-        core->leave_until_us = core->drain_until_us + 2 * core->options.cancel_grace_us +
-                               WORKER_LEAVE_EXTRA_US;
+        core->leave_until_us = core->drain_until_us + WORKER_LEAVE_EXTRA_US;
         due_at(&core->scan_due_us, core->drain_until_us);
     }
     HASH_ITER(hh, core->held, held, next)
@@ -803,7 +810,7 @@ static void scan(struct worker_core *core)
     if (!core->leaving)
         return;
     if (core->leave_until_us <= core->now_us)
-        leave_unheard(core);
+        leave_late(core);
     else
         due_at(&core->scan_due_us, core->leave_until_us);
     if (core->drain_until_us > core->now_us) {

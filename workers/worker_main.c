@@ -117,6 +117,7 @@ static void worker_on_drain(void *opaque)
     struct worker *worker = opaque;
 
     log_info("worker_drains");
+    loop_end_within(worker->settings.drain_timeout_ms + LOOP_END_EXTRA_MS, 3);
     worker_tick(worker);
     worker_core_drain(worker->core);
     worker_act(worker);

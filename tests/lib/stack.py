@@ -305,21 +305,27 @@ class Stack:
         assert reply.status == 201, reply
         return reply.json["request_id"]
 
-    def push_sim(self, name, slots=4, replicas=1, seconds=30, **config):
-        """Makes a model of the simulated engine and waits until a worker serves it. config: settings
-        of the engine (workers/engines/sim/sim_config.c); requests may carry orders by default."""
+    def push_sim_rows(self, name, slots=4, replicas=1, shard=0, **config):
+        """Makes a model of the simulated engine. config: settings of the engine
+        (workers/engines/sim/sim_config.c); requests may carry orders by default."""
         config = json.dumps({"test_mode": True, **config})
         self.sql("""
             INSERT INTO headrace.model (id, tenant, name, deployment_count)
                 VALUES (:'a1', 'default', :'a1', 1);
             INSERT INTO headrace.deployment (id, model_id, name, number, pool, shard, engine, config,
                     slot_count, replicas_min, replicas_max, replicas_wanted)
-                VALUES (:'a1', :'a1', 'deployment-1', 1, :'a1', 0, 'sim', :'a2', :a3, :a4, :a4, :a4);
+                VALUES (:'a1', :'a1', 'deployment-1', 1, :'a1', :a5, 'sim', :'a2', :a3, :a4, :a4, :a4);
             INSERT INTO headrace.environment (model_id, name) VALUES (:'a1', 'production');
             INSERT INTO headrace.environment_target (model_id, environment, deployment_id)
                 VALUES (:'a1', 'production', :'a1');
-            """, name, config, slots, replicas)
+            """, name, config, slots, replicas, shard)
 
+    def push_sim(self, name, seconds=30, **options):
+        """push_sim_rows(), and waits until a worker serves it."""
+        self.push_sim_rows(name, **options)
+        self.wait_active(name, seconds)
+
+    def wait_active(self, name, seconds=30):
         def ask():
             ((status, reason),) = self.sql(
                 "SELECT status, status_reason FROM headrace.deployment WHERE id = :'a1'", name)

@@ -661,12 +661,28 @@ static void test_drain_has_an_end(void **state)
     SAYS(&world, "run1");
     world_tick(&world, 30000000);
     SAYS(&world, "started1 HANDED_BACK1 cancel1 beat:1/1");
-    world_tick(&world, 2000000);
-    SAYS(&world, "host-kill beat:1/1");
+    world_tick(&world, 500000);
+    SAYS(&world, "host-kill");
     worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "killed");
     SAYS(&world, "");
-    world_tick(&world, 20000000);
+    world_tick(&world, 500000);
     SAYS(&world, "exit3 beat:1/1"); /* Kafka took nothing */
+    worker_core_free(&world.core);
+}
+
+/* All was told, and only the host is slow to end: that is no reason to say that nothing was heard. */
+static void test_late_host_is_no_fault(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 1);
+    worker_core_drain(world.core);
+    SAYS(&world, "host-drain bye");
+    worker_core_on_bye_reported(world.core);
+    SAYS(&world, "");
+    world_tick(&world, 31000000);
+    SAYS(&world, "exit0 host-kill");
     worker_core_free(&world.core);
 }
 
@@ -747,6 +763,7 @@ int main(void)
         cmocka_unit_test(test_input_by_blob_key),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_drain_has_an_end),
+        cmocka_unit_test(test_late_host_is_no_fault),
         cmocka_unit_test(test_drain_while_loading),
         cmocka_unit_test(test_second_signal_is_haste),
         cmocka_unit_test(test_short_jobs_are_cheap),
