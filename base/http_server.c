@@ -447,7 +447,8 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
 
     if (server->is_tls) {
         if ((r = file_read(options->tls_cert_path, &cert, err)) < 0 ||
-            (r = file_read(options->tls_key_path, &key, err)) < 0)
+            (r = file_read(options->tls_key_path, &key, err)) < 0 ||
+            (r = tls_check(options, &cert, &key, err)) < 0)
             return err_wrap(err, "TLS certificate and key");
         tls[0].ptr_value = (void *)(uintptr_t)buf_text(&cert);
         tls[1].ptr_value = (void *)(uintptr_t)buf_text(&key);
@@ -466,8 +467,7 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
         MHD_OPTION_CONNECTION_TIMEOUT, longest_ms / 1000 + 2, MHD_OPTION_ARRAY,
         server->is_tls ? tls : tls + 3, MHD_OPTION_END);
     if (server->daemon == NULL)
-        return err_set(err, ERR_DEPENDENCY, "start the HTTP server%s",
-                       server->is_tls ? " (are certificate and key a pair?)" : "");
+        return err_set(err, ERR_DEPENDENCY, "start the HTTP server");
     return 0;
 }
 
@@ -511,9 +511,10 @@ int http_server_open(struct loop *loop, const struct http_server_options *option
     server->handler = handler;
     server->opaque = opaque;
     options_fill(&server->options, options);
-    server->is_tls = options->tls_cert_path != NULL && options->tls_cert_path[0] != '\0';
-    if (server->is_tls && options->tls_key_path == NULL)
-        return err_set(err, ERR_USAGE, "TLS certificate '%s' has no key", options->tls_cert_path);
+    server->is_tls = options->tls_cert_path != NULL;
+    if (server->is_tls != (options->tls_key_path != NULL))
+        return err_set(err, ERR_USAGE, "TLS needs a certificate and its key; only '%s' is given",
+                       server->is_tls ? options->tls_cert_path : options->tls_key_path);
     if (options->server_name != NULL)
         server->server_name = xstrdup(options->server_name);
     r = listener_open(&server->options, &fd, &server->port, err);

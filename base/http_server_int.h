@@ -8,6 +8,7 @@
  *   http_server_request.c  a request from its headers to its final answer
  *   http_server_guard.c    which headers are refused before anybody reads them
  *   http_server_answer.c   answers, files, streams
+ *   http_server_tls.c      certificate and key, before the TLS library has them
  *   http_server_target.c   paths and queries (pure)
  *
  * libmicrohttpd calls request_step() again and again; what it does is decided by the request's
@@ -169,6 +170,10 @@ void request_unref(struct http_request *request);
 void request_refuse(struct http_request *request, int status, const char *text);
 void request_render_raw(struct http_server *server, int status, const struct http_header *headers,
                         size_t header_count, const void *body, size_t body_size, struct buf *to);
+
+/* http_server_tls.c: ERR_USAGE that names the file and what is wrong with it. */
+int tls_check(const struct http_server_options *options, const struct buf *cert,
+              const struct buf *key, struct err *err) MUST_CHECK;
 
 /* http_server_guard.c: status 0 and NULL, or what to refuse with. */
 int guard_check(struct http_request *request, const char *version, const char **ret_text);

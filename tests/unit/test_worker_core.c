@@ -670,7 +670,7 @@ static void test_drain_has_an_end(void **state)
     worker_core_free(&world.core);
 }
 
-/* All was told, and only the host is slow to end: that is no reason to say that nothing was heard. */
+/* All was told, and only the host is slow to end: no reason to say that nothing was heard. */
 static void test_late_host_is_no_fault(void **state)
 {
     struct world world;
