@@ -156,6 +156,9 @@ void broker_pace_close(struct broker *broker);
 int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
 void watch_close(struct broker *broker);
 
+/* What was told of the shard is another broker's to tell from now on. */
+void watch_shard_left(struct shard *shard);
+
 /* ---- Spans (broker_trace.c) */
 
 int broker_trace_open(struct broker *broker, struct err *err) MUST_CHECK;

@@ -79,6 +79,7 @@ static void shard_let_go(struct shard *shard)
     queue_reader_close(&shard->outcome);
     loop_timer_stop(shard->prober);
     publications_free(&shard->publications);
+    watch_shard_left(shard);
     owner_free(&shard->owner);
     shard->takeover = NULL;
     store_close(&shard->store);

@@ -97,6 +97,33 @@ static void shard_gather(struct shard *shard)
     owner_each_depth(shard->owner, depth_set, broker);
 }
 
+static void depth_clear(void *opaque, struct wire_text pool, enum job_rank rank, uint64_t waiting,
+                        uint64_t running)
+{
+    (void)waiting, (void)running;
+    depth_set(opaque, pool, rank, 0, 0);
+}
+
+void watch_shard_left(struct shard *shard)
+{
+    static const enum broker_metric gauges[] = {
+        BROKER_METRIC_broker_shard_live,    BROKER_METRIC_broker_jobs_in_memory,
+        BROKER_METRIC_broker_jobs_running,  BROKER_METRIC_broker_jobs_in_memory_bytes,
+        BROKER_METRIC_broker_jobs_delayed,  BROKER_METRIC_broker_changes_unflushed,
+        BROKER_METRIC_broker_workers,       BROKER_METRIC_broker_flushes_unpublished,
+        BROKER_METRIC_broker_intake_paused,
+    };
+    char number[16];
+
+    if (shard->owner == NULL)
+        return;
+    shard_gather(shard); /* counts of the time since the last look */
+    (void)snprintf(number, sizeof(number), "%u", shard->number);
+    for (size_t i = 0; i < COUNT_OF(gauges); i++)
+        shard_gauge(shard->broker, gauges[i], number, 0);
+    owner_each_depth(shard->owner, depth_clear, shard->broker);
+}
+
 static void total_count(struct broker *broker, enum broker_metric metric, uint64_t now,
                         uint64_t *before)
 {
