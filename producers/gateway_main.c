@@ -307,7 +307,7 @@ static void on_late_listen(void *opaque)
     struct gateway *gateway = opaque;
     struct err err;
 
-    if (gateway->draining || gateway_not_ready(gateway) != NULL)
+    if (gateway->draining || gateway_not_ready(gateway) != NULL || !pg_pool_connected(gateway->pg))
         return;
     loop_timer_stop(gateway->late_listen);
     if (gateway_listen(gateway, &err) == 0) {

@@ -11,6 +11,7 @@ import subprocess
 
 import pytest
 from fleet import Client, Fleet
+from stack import wait_until
 
 EXIT_USAGE = 1
 
@@ -33,12 +34,19 @@ def world(stack, certificates, tmp_path_factory):
     stack.push_sim("sim")
     with Fleet(stack, tmp_path_factory.mktemp("fleet")) as fleet:
         gateway = fleet.start("gateway", "tls", tls_cert=certificates / "cert.pem", tls_key=certificates / "key.pem")
-        gateway.wait_log("started")
+        wait_ready(gateway, stack.key, certificates)
         yield stack, gateway, fleet
 
 
 def context(certificates, name="cert.pem"):
     return ssl.create_default_context(cafile=certificates / name)
+
+
+def wait_ready(gateway, key, certificates):
+    gateway.wait_log("started")
+    client = Client(gateway.port, key, context(certificates))
+    wait_until(f"{gateway} to be ready", lambda: client.request("GET", "/readyz")[0] == 200, 60)
+    client.close()
 
 
 def test_client_that_verifies_gets_its_job_done(world, certificates):
@@ -58,6 +66,7 @@ def test_who_cannot_verify_it_does_not_talk_to_it(world, certificates):
         Client(gateway.port, stack.key, context(certificates, "other-cert.pem")).request("GET", "/v1/models")
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1")  # that they are old is the point
 def test_old_protocols_and_plain_text_get_nothing(world, certificates):
     _, gateway, _ = world
     old = context(certificates)
@@ -95,7 +104,7 @@ def test_drain_over_tls_answers_what_comes_and_says_close(world, certificates):
     stack, gateway, fleet = world
     lame = fleet.start("gateway", "lame", tls_cert=certificates / "cert.pem", tls_key=certificates / "key.pem",
                        lame_duck="5s")
-    lame.wait_log("started")
+    wait_ready(lame, stack.key, certificates)
     client = Client(lame.port, stack.key, context(certificates))
     assert client.request("GET", "/v1/models")[0] == 200
     kept = client.connection.sock
