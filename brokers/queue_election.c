@@ -30,7 +30,7 @@
 #include "brokers/queue_kafka.h"
 
 #define SESSION_TIMEOUT_MS_DEFAULT 6000
-#define HEARTBEAT_INTERVAL_MS "500"
+#define HEARTBEAT_INTERVAL_MS "250" /* so soon a member hears that another one left */
 #define POLL_INTERVAL_MS_MAX                                                                       \
     "60000"                      /* the others wait so long for a member that releases nothing */
 #define SERVICE_INTERVAL_MS 1000 /* stores offsets; also keeps librdkafka sure that we poll */
