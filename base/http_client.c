@@ -350,6 +350,11 @@ const char *http_transfer_header(const struct http_transfer *transfer, const cha
     return header->value;
 }
 
+int64_t http_date_parse(const char *text)
+{
+    return (int64_t)curl_getdate(text, NULL);
+}
+
 const char *http_outcome_name(enum http_outcome outcome)
 {
     static const char *const names[] = {

@@ -76,6 +76,9 @@ struct http_result {
 /* A header of the answer, during on_done; NULL when absent. */
 const char *http_transfer_header(const struct http_transfer *transfer, const char *name);
 
+/* Seconds since 1970 of an HTTP date in any of its three forms; -1: it is none. Thread: any. */
+int64_t http_date_parse(const char *text);
+
 typedef void http_result_call(const struct http_result *result, void *opaque);
 
 /* The answer as it comes instead of collected; returning false ends the transfer (CANCELED). */

@@ -19,11 +19,12 @@
 #include "cli/dev_files.h"
 #include "cli/dev_roles.h"
 #include "schema/api_key.h"
+#include "schema/webhook_key.h"
 
 #define TENANT "default"
 #define SECRET_ID "dev"
 
-enum { CLIENT_SIZE_MAX = 8192, SECRET_TAIL_SIZE = 40, SECRET_HINT_SIZE = 4 };
+enum { CLIENT_SIZE_MAX = 8192 };
 
 static void connection_finish(PGconn **connection_p)
 {
@@ -139,39 +140,31 @@ static int key_ensure(struct dev *dev, PGconn *connection, struct err *err)
 /* --- the webhook secret ------------------------------------------------------------------------
  */
 
-static char *secret_random(void)
-{
-    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
-    char text[sizeof("whsec_") + SECRET_TAIL_SIZE] = "whsec_";
-
-    for (size_t i = strlen(text); i + 1 < sizeof(text); i++)
-        text[i] = letters[randombytes_uniform(sizeof(letters) - 1)];
-    text[sizeof(text) - 1] = '\0';
-    return xstrdup(text);
-}
-
 static int secret_make(struct dev *dev, PGconn *connection, struct err *err)
 {
     OWNED(mem_free) char *path = xasprintf("%s/seal.key", dev->data_dir);
     OWNED(seal_key_close) struct seal_key *key = NULL;
     OWNED(buf_done) struct buf sealed = BUF_WITH_LIMIT(1024);
-    OWNED(mem_free) char *secret = secret_random();
+    OWNED(mem_free) char *secret = xcalloc(1, WEBHOOK_SECRET_TEXT_SIZE);
     OWNED(mem_free) char *sealed_text = NULL;
+    uint8_t random[WEBHOOK_SECRET_RANDOM_SIZE];
     int rows;
     int code = seal_key_open(path, &key, err);
 
     if (code < 0)
         return code;
+    rng_secret_bytes(random, sizeof(random));
+    webhook_secret_make(random, secret);
     seal_close(key, "webhook_secret " SECRET_ID, secret, strlen(secret), &sealed);
     sealed_text = bytea_text(sealed.bytes, sealed.size);
-    code = sql_run(connection,
-                   "INSERT INTO headrace.webhook_secret (id, tenant, name, sealed, hint) "
-                   "VALUES ('" SECRET_ID "', '" TENANT "', 'headrace dev', $1::bytea, $2) "
-                   "ON CONFLICT (id) DO UPDATE SET sealed = excluded.sealed, "
-                   "hint = excluded.hint, retires_at = NULL, deleted_at = NULL",
-                   2,
-                   (const char *const[]){sealed_text, secret + strlen(secret) - SECRET_HINT_SIZE},
-                   &rows, err);
+    code = sql_run(
+        connection,
+        "INSERT INTO headrace.webhook_secret (id, tenant, name, sealed, hint) "
+        "VALUES ('" SECRET_ID "', '" TENANT "', 'headrace dev', $1::bytea, $2) "
+        "ON CONFLICT (id) DO UPDATE SET sealed = excluded.sealed, "
+        "hint = excluded.hint, retires_at = NULL, deleted_at = NULL",
+        2, (const char *const[]){sealed_text, secret + strlen(secret) - WEBHOOK_SECRET_HINT_SIZE},
+        &rows, err);
     if (code == 0)
         dev->webhook_secret = TAKE(secret);
     return code;
@@ -182,7 +175,7 @@ static int secret_ensure(struct dev *dev, PGconn *connection, struct err *err)
     int rows = 0;
     int code = sql_run(connection,
                        "SELECT 1 FROM headrace.webhook_secret WHERE tenant = '" TENANT "' "
-                       "AND deleted_at IS NULL AND retires_at IS NULL",
+                       "AND kind = 'hmac' AND deleted_at IS NULL AND retires_at IS NULL",
                        0, NULL, &rows, err);
 
     mem_free(&dev->webhook_secret);

@@ -20,10 +20,13 @@ CREATE TABLE delivery (
     webhook_id text NOT NULL, -- the same on every try
     last_error text,
     record bytea NOT NULL, -- the `completed` message: the body is made from it, blobs by their key
+    try_base smallint NOT NULL DEFAULT 0, -- tries made before the last replay
+    replayed_at timestamptz,
     PRIMARY KEY (job_id, round, endpoint)
 ) PARTITION BY RANGE (job_id);
 CREATE TABLE delivery_default PARTITION OF delivery DEFAULT;
 CREATE INDEX delivery_due ON delivery (shard, next_at) WHERE state = 1;
+CREATE INDEX delivery_failed ON delivery (tenant, job_id) WHERE state = 3;
 
 CREATE TABLE delivery_try (
     job_id uuid NOT NULL,

@@ -70,6 +70,6 @@ int webhook_body_write(const struct message_completed *completed, struct wire_by
     r = append_errors(body, completed, err);
     if (r < 0)
         return r;
-    buf_append_byte(body, '}');
+    buf_printf(body, ",\"round\":%llu}", (unsigned long long)completed->round);
     return buf_check(body, "webhook body", err);
 }

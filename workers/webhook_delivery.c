@@ -17,6 +17,7 @@ void webhook_delivery_free(struct webhook_delivery **delivery_p)
     free(delivery->tenant);
     free(delivery->model);
     free(delivery->url);
+    free(delivery->disabled);
     buf_done(&delivery->record);
     buf_done(&delivery->body);
     free(delivery);

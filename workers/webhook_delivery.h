@@ -4,14 +4,17 @@
 /*
  * One webhook message in the sender's memory.
  *
- *   NEW ─▶ SECRETS (its tenant's are being read) ─▶ SENDING ─▶ ENDED (result is being written) ─▶
- * gone
+ *   put ─▶ in the line of its endpoint ─▶ waiting for its tenant's secrets ─▶ being sent
+ *     └──────────── put off ────────────────────────────────────────────────▶ result being
+ *                                                                              written ─▶ gone
  *
  * Owned by the sender's table (workers/webhook_sender.h). Its row in the ledger is the truth; what
  * is lost with the process is claimed and sent again.
  */
 
+#include <stdbool.h>
 #include <stdint.h>
+#include <sys/queue.h>
 #include <uthash.h>
 
 #include "base/buf.h"
@@ -27,19 +30,26 @@ struct webhook_key {
     uint64_t round;
 };
 
+struct webhook_endpoint;
+
 struct webhook_delivery {
     struct webhook_key key;
     UT_hash_handle hh;
-    struct webhook_delivery *next; /* in the line of those that wait for secrets */
+    TAILQ_ENTRY(webhook_delivery) next; /* in a line: its endpoint's, or for secrets */
+    struct webhook_endpoint *endpoint;
     uint32_t shard;
-    uint32_t try_count; /* made so far */
+    uint32_t try_count; /* made so far, all replays together */
+    uint32_t try_base;  /* made before its last replay */
+    uint64_t age_ms;    /* since it was made, or last replayed */
+    char *disabled;     /* why its endpoint is; NULL: it is not */
     char *tenant, *model, *url;
     char webhook_id[WEBHOOK_ID_SIZE];
     char trace[33];    /* id, for logs; "": none, or not begun */
     struct buf record; /* the encoded `completed` message */
     struct buf body;   /* while it is sent */
 
-    /* The result of the try that just ended. */
+    /* The result of the try that just ended, or of not trying. */
+    bool tried;
     uint64_t started_us, took_us;
     int http_status;
     enum webhook_outcome outcome;

@@ -104,24 +104,40 @@ static void rows_free(struct rows *rows)
     rows->size = 0;
 }
 
+/* The delivery of a row that came back, or NULL. Rows come back in the order in which they went, so
+ * each look begins behind the last hit; *at is where. */
+static struct webhook_delivery **rows_find(struct rows *rows, const struct webhook_key *key,
+                                           size_t *at)
+{
+    for (size_t n = 0; n < rows->count; n++) {
+        size_t i = (*at + n) % rows->count;
+
+        if (rows->deliveries[i] != NULL &&
+            memcmp(&rows->deliveries[i]->key, key, sizeof(*key)) == 0) {
+            *at = i + 1;
+            return &rows->deliveries[i];
+        }
+    }
+    return NULL;
+}
+
 /* Those that the insert made go to the sender; others were there before, or are final. */
 static void rows_dispatch(struct partition *partition, const struct pg_answer *answer)
 {
     struct webhook_sender *sender = partition->intake->options.sender;
     struct rows *rows = &partition->inserting;
+    size_t at = 0;
 
     for (size_t row = 0; row < pg_row_count(answer, 0); row++) {
-        struct wire_id id = pg_id(answer, 0, row, 0);
+        const struct webhook_key key = {.job = pg_id(answer, 0, row, 0),
+                                        .round = pg_u64(answer, 0, row, 1)};
+        struct webhook_delivery **delivery;
 
         if (pg_i64(answer, 0, row, 2) != DELIVERY_PENDING || webhook_sender_room(sender) == 0)
             continue; /* the claim brings it back later */
-        for (size_t i = 0; i < rows->count; i++) {
-            if (rows->deliveries[i] != NULL &&
-                memcmp(&rows->deliveries[i]->key.job, &id, sizeof(id)) == 0) {
-                webhook_sender_put(sender, &rows->deliveries[i]);
-                break;
-            }
-        }
+        delivery = rows_find(rows, &key, &at);
+        if (delivery != NULL)
+            webhook_sender_put(sender, delivery);
     }
 }
 

@@ -55,7 +55,7 @@ struct webhook {
     struct model_names *names;
     struct metrics_pages pages;
     struct http_server *server; /* of the pages */
-    struct pg *pg;
+    struct pg *pg, *results_pg;
     struct blob_store *blobs;
     struct seal_key *key;
     struct webhook_secret_cache *secrets;
@@ -103,6 +103,17 @@ static void on_try(void *opaque, const struct webhook_delivery *delivery)
              LOG_I64("http_status", delivery->http_status),
              LOG_DOUBLE("seconds", (double)delivery->took_us / 1e6),
              LOG_STR(delivery->error[0] != '\0' ? "error" : NULL, delivery->error));
+}
+
+static void on_circuit(void *opaque, const struct webhook_endpoint *endpoint)
+{
+    bool closed = webhook_endpoint_circuit(endpoint) == WEBHOOK_CIRCUIT_CLOSED;
+
+    (void)opaque;
+    log_info(closed ? "circuit_closed" : "circuit_open", LOG_STR("tenant", endpoint->tenant),
+             LOG_STR("endpoint", endpoint->url), LOG_U64("failures", endpoint->valve.failure_count),
+             LOG_I64("http_status", endpoint->last_status),
+             LOG_STR(endpoint->last_error[0] != '\0' ? "error" : NULL, endpoint->last_error));
 }
 
 static void on_intake_trouble(void *opaque, const char *what, const struct err *err)
@@ -204,9 +215,14 @@ static int stores_open(struct webhook *webhook, struct err *err)
 {
     const struct webhook_settings *settings = &webhook->settings;
     const struct pg_options pg = {.url = settings->postgres, .application = "headrace webhook"};
+    const struct pg_options results_pg = {.url = settings->postgres,
+                                          .application = "headrace webhook results",
+                                          .settings = "-c synchronous_commit=off"};
     int r;
 
     r = pg_open(webhook->loop, &pg, &webhook->pg, err);
+    if (r == 0)
+        r = pg_open(webhook->loop, &results_pg, &webhook->results_pg, err);
     if (r == 0 && *settings->blobs != '\0')
         r = blob_store_open(webhook->loop, settings->blobs, &webhook->blobs, err);
     if (r == 0 && *settings->seal_key_file != '\0')
@@ -223,25 +239,29 @@ static int sender_open(struct webhook *webhook, struct err *err)
 {
     const struct webhook_settings *settings = &webhook->settings;
     struct webhook_sender_options options = {
-        .pg = webhook->pg,
+        .results_pg = webhook->results_pg,
         .secrets = webhook->secrets,
-        .blobs = webhook->blobs,
+        .poster = {.blobs = webhook->blobs,
+                   .metrics = webhook->metrics,
+                   .tracer = webhook->tracer,
+                   .names = webhook->names,
+                   .connections_max = (uint32_t)settings->connections,
+                   .timeout_ms = (uint32_t)settings->timeout_ms},
         .metrics = webhook->metrics,
-        .tracer = webhook->tracer,
-        .names = webhook->names,
         .in_memory_max = (uint32_t)settings->in_memory,
-        .connections_max = (uint32_t)settings->connections,
-        .connections_per_host_max = (uint32_t)settings->connections_per_host,
-        .timeout_ms = (uint32_t)settings->timeout_ms,
+        .per_host_max = (uint32_t)settings->connections_per_host,
+        .per_endpoint_max = (uint32_t)settings->connections_per_endpoint,
+        .failures_max = (uint32_t)settings->circuit_failures,
         .time_scale = (double)settings->schedule_percent / 100,
         .on_trouble = on_delivery_trouble,
         .on_try = on_try,
+        .on_circuit = on_circuit,
         .on_room = on_room,
         .opaque = webhook,
     };
     int r;
 
-    r = webhook_allow_parse(settings->allow, &options.allow, err);
+    r = webhook_allow_parse(settings->allow, &options.poster.allow, err);
     if (r < 0)
         return err_wrap(err, "--allow");
     return webhook_sender_new(webhook->loop, &options, &webhook->sender, err);
@@ -328,6 +348,7 @@ static void parts_close(struct webhook *webhook)
     if (webhook->loop == NULL)
         return;
     pg_close(&webhook->pg);
+    pg_close(&webhook->results_pg);
     webhook_intake_close(&webhook->intake);
     webhook_sender_free(&webhook->sender);
     webhook_secret_cache_free(&webhook->secrets);

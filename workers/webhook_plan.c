@@ -2,7 +2,10 @@
 
 #include "workers/webhook_plan.h"
 
+#include <string.h>
+
 #include "base/assert.h"
+#include "base/http_client.h"
 
 #define SECOND_MS 1000u
 #define MINUTE_MS (60 * SECOND_MS)
@@ -47,4 +50,30 @@ struct webhook_next webhook_plan_next(const struct webhook_try *try)
     if (try->number >= tries_max)
         return (struct webhook_next){WEBHOOK_GIVEN_UP, 0};
     return (struct webhook_next){WEBHOOK_AGAIN, delay_after(try)};
+}
+
+uint64_t webhook_plan_retry_after(const char *text, uint64_t now_s)
+{
+    const uint64_t most_s = WEBHOOK_RETRY_AFTER_MS_MAX / 1000;
+    uint64_t seconds = 0;
+    int64_t date_s;
+
+    if (*text != '\0' && text[strspn(text, "0123456789")] == '\0') {
+        for (; *text != '\0' && seconds < most_s; text++)
+            seconds = seconds * 10 + (uint64_t)(*text - '0');
+    } else {
+        date_s = http_date_parse(text);
+        if (date_s > 0 && (uint64_t)date_s > now_s)
+            seconds = (uint64_t)date_s - now_s;
+    }
+    return (seconds < most_s ? seconds : most_s) * 1000;
+}
+
+bool webhook_plan_is_over(uint64_t age_ms, double time_scale)
+{
+    uint64_t total_ms = 0;
+
+    for (int i = 0; i < WEBHOOK_TRIES_MAX - 1; i++)
+        total_ms += delays_ms[i];
+    return (double)age_ms >= (double)total_ms * 1.2 * time_scale;
 }

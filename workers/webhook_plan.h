@@ -12,6 +12,7 @@
  * Thread: any.   Tests: tests/unit/test_webhook_plan.c
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define WEBHOOK_TRIES_MAX 10
@@ -23,10 +24,11 @@ enum webhook_outcome {
     WEBHOOK_AGAIN,
     WEBHOOK_GIVEN_UP,
     WEBHOOK_GIVEN_UP_GONE, /* and nothing more goes to this endpoint */
+    WEBHOOK_PUT_OFF,       /* not tried: its endpoint has no place, or its circuit is open */
 };
 
 struct webhook_try {
-    uint32_t number;         /* of this try, from 1 */
+    uint32_t number;         /* of this try, from 1; a replay starts anew */
     int http_status;         /* 0: no answer (network error, timeout) */
     int blocked;             /* the address is one that we do not connect to */
     uint64_t retry_after_ms; /* the receiver's Retry-After; 0: none */
@@ -40,3 +42,10 @@ struct webhook_next {
 };
 
 struct webhook_next webhook_plan_next(const struct webhook_try *try);
+
+/* Milliseconds that a Retry-After asks for: seconds, or an HTTP date; 0: nothing that makes sense.
+ * More than a day counts as a day. */
+uint64_t webhook_plan_retry_after(const char *text, uint64_t now_s);
+
+/* True when a delivery of this age would be given up, had it been tried on schedule. */
+bool webhook_plan_is_over(uint64_t age_ms, double time_scale);

@@ -13,6 +13,7 @@
 #define SECRETS_FRESH_MS 5000
 #define TENANTS_MAX 10000 /* beyond it the cache starts anew */
 #define CONTEXT_SIZE 128
+#define SEALED_TEXT_SIZE_MAX 128 /* a private key, the longer of the two */
 
 struct tenant_entry {
     char *tenant; /* key */
@@ -75,11 +76,32 @@ void webhook_secret_cache_on_ready(struct webhook_secret_cache *cache,
     cache->opaque = opaque;
 }
 
+/* Puts what was sealed where it belongs; a third of its kind is older than what still signs. */
+static int secret_keep(const char *kind, const char *text, struct webhook_secrets *secrets,
+                       struct err *err)
+{
+    struct webhook_key_pair key;
+    int r;
+
+    if (strcmp(kind, "ed25519") == 0) {
+        r = webhook_key_parse(text, &key, err);
+        if (r == 0 && secrets->key_count < WEBHOOK_SECRETS_MAX)
+            memcpy(secrets->private_keys[secrets->key_count++], key.private_key,
+                   sizeof(key.private_key));
+        sodium_memzero(&key, sizeof(key));
+        return r;
+    }
+    r = webhook_secret_check(text, err);
+    if (r == 0 && secrets->count < WEBHOOK_SECRETS_MAX)
+        mem_copy_text(secrets->text[secrets->count++], text);
+    return r;
+}
+
 /* Opens one row; a row that does not open is an error of the installation, not of the delivery. */
 static int secret_open(struct tenant_entry *entry, const struct pg_answer *answer, size_t row,
                        struct webhook_secrets *secrets, struct err *err)
 {
-    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(WEBHOOK_SECRET_TEXT_SIZE);
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(SEALED_TEXT_SIZE_MAX);
     struct wire_bytes sealed = pg_bytes(answer, 0, row, 1);
     char context[CONTEXT_SIZE] = "webhook_secret ";
     int r;
@@ -92,12 +114,9 @@ static int secret_open(struct tenant_entry *entry, const struct pg_answer *answe
                      pg_c(answer, 0, row, 0));
     r = seal_open(entry->cache->key, context, sealed.bytes, sealed.size, &text, err);
     if (r == 0)
-        r = webhook_secret_check(buf_text(&text), err);
-    if (r < 0)
-        return err_wrap(err, "tenant '%s'", entry->tenant);
-    mem_copy_text(secrets->text[secrets->count++], buf_text(&text));
+        r = secret_keep(pg_c(answer, 0, row, 2), buf_text(&text), secrets, err);
     sodium_memzero(text.bytes, text.size);
-    return 0;
+    return r < 0 ? err_wrap(err, "tenant '%s'", entry->tenant) : 0;
 }
 
 static void on_secrets(void *opaque, const struct pg_answer *answer)

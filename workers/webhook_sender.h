@@ -2,58 +2,46 @@
 #pragma once
 
 /*
- * Sends deliveries: signs, POSTs, decides what follows, writes the try down.
+ * Sends deliveries: finds out whether they may go now, POSTs, decides what follows, has it written.
  *
- * Happy path: put → secrets of its tenant → POST → result staged → written with others of the same
- * turn → out of memory. A delivery that must be tried again leaves memory too: its row says when.
+ * Happy path: put → gate (workers/webhook_gate.h) → secrets of its tenant → POST
+ * (workers/webhook_post.h) → result staged → written with others of the same turn
+ * (workers/webhook_results.h) → out of memory. A delivery that must be tried again, or that finds
+ * no place, leaves memory too: its row says when it comes back.
  *
  * Failures: the receiver's are results (workers/webhook_plan.h). An unreachable ledger: results
  * wait and are written again, deliveries keep their place, so that the table fills up and no more
  * are put: nothing is lost, nothing grows. A secret that does not open: the delivery is dropped
  * from memory and claimed again later; the error is counted and shown.
  *
- * Shutdown: webhook_sender_drain() takes no more, waits for what is being sent and written.
+ * Shutdown: webhook_sender_drain() takes no more, waits for what is being sent and written; what
+ * waits in lines is put back at once, for the next sender.
  *
  * Thread: the loop's.   Tests: tests/stack/test_webhook.py
  */
 
-#include "base/http_client.h"
-#include "base/metrics.h"
-#include "brokers/blob.h"
-#include "workers/webhook_address.h"
+#include "workers/webhook_post.h"
 #include "workers/webhook_secrets.h"
 #include "workers/webhook_store.h"
 
-struct loop;
-struct model_names;
-struct tracer;
 struct webhook_sender;
 
-enum webhook_metric {
-#define METRICS_ENUM(name) WEBHOOK_METRIC_##name,
-#include "base/metrics_rows.def"
-#include "workers/webhook_metrics.def"
-#include "base/metrics_end.def"
-    WEBHOOK_METRIC_COUNT
-};
-
 struct webhook_sender_options {
-    struct pg *pg;
+    struct pg *results_pg; /* for what becomes of deliveries: commits need no flush */
     struct webhook_secret_cache *secrets;
-    struct blob_store *blobs; /* NULL: results in blobs cannot be delivered */
+    struct webhook_poster_options poster; /* without done, on_trouble and opaque */
     struct metrics *metrics;
-    struct tracer *tracer;
-    struct model_names *names;
-    struct webhook_allow allow;
     uint32_t in_memory_max;
-    uint32_t connections_max, connections_per_host_max;
-    uint32_t timeout_ms;
+    uint32_t per_host_max, per_endpoint_max;
+    uint32_t failures_max; /* in a row that open a circuit; 0: none does */
     double time_scale;
     /* Something went wrong that its operator must know; called with the delivery's id. */
     void (*on_trouble)(void *opaque, const struct webhook_delivery *delivery,
                        const struct err *err);
-    /* A try is over; its result is in the delivery. */
+    /* A try is over, or will not be made; its result is in the delivery. */
     void (*on_try)(void *opaque, const struct webhook_delivery *delivery);
+    /* A circuit opened or closed. */
+    void (*on_circuit)(void *opaque, const struct webhook_endpoint *endpoint);
     /* There is room again, or a retry that fell due soon was written: look for more. */
     void (*on_room)(void *opaque);
     void *opaque;

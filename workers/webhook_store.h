@@ -12,6 +12,7 @@
 
 #include "brokers/pg.h"
 #include "workers/webhook_delivery.h"
+#include "workers/webhook_gate.h"
 #include "workers/webhook_sign.h"
 
 #define WEBHOOK_STORE_TIMEOUT_MS 10000
@@ -36,10 +37,19 @@ int webhook_store_claim(struct pg *pg, const uint32_t *shards, size_t shard_coun
                         struct err *err) MUST_CHECK;
 struct webhook_delivery *webhook_store_row(const struct pg_answer *answer, size_t row);
 
-/* Writes tries and what follows from them, and endpoints that are gone, in one transaction. */
+#define WEBHOOK_RESULTS_MAX 500 /* in one transaction */
+
+/* Writes tries and what follows from them, what was put off, and endpoints that are gone, in one
+ * transaction. */
 int webhook_store_results(struct pg *pg, struct webhook_delivery *const *deliveries, size_t count,
                           pg_done_fn *done, void *opaque, struct err *err) MUST_CHECK;
 
-/* The active secrets of a tenant, newest first. Answer: statement 0, rows (id, sealed). */
+/* Writes what is known of endpoints (webhook_gate.h); times of circuits count from now_ms. */
+int webhook_store_health(struct pg *pg, struct webhook_endpoint *const *endpoints, size_t count,
+                         uint64_t now_ms, pg_done_fn *done, void *opaque,
+                         struct err *err) MUST_CHECK;
+
+/* The active secrets and keys of a tenant, newest first. Answer: statement 0, rows (id, sealed,
+ * kind). */
 int webhook_store_secrets(struct pg *pg, const char *tenant, pg_done_fn *done, void *opaque,
                           struct err *err) MUST_CHECK;

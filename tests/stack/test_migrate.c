@@ -203,6 +203,8 @@ static void test_a_day_is_dropped_without_its_live_rows(void **state)
     job_insert("2026-01-02", 4, 1); /* over */
     script_once(
         "INSERT INTO headrace.job_input SELECT id, 'x' FROM headrace.job;"
+        "INSERT INTO headrace.job_result (job_id, round, token, output_size, output) "
+        "SELECT id, 1, 1, 1, 'x' FROM headrace.job WHERE state = 3;"
         "INSERT INTO headrace.delivery (job_id, round, shard, state, tenant, model, url, "
         "webhook_id, record) SELECT id, 1, 0, CASE state WHEN 3 THEN 1 ELSE 2 END, 't', 'm', "
         "'http://x', 'w', 'x' FROM headrace.job WHERE state IN (3, 4);"
@@ -219,6 +221,7 @@ static void test_a_day_is_dropped_without_its_live_rows(void **state)
     expect_once("SELECT count(*)::text FROM headrace.job_default", "4");
     expect_once("SELECT count(*)::text FROM headrace.job_input", "4");
     expect_once("SELECT count(*)::text FROM headrace.delivery", "1");
+    expect_once("SELECT count(*)::text FROM headrace.job_result", "1"); /* its webhook is owed */
     /* Shard 0: the newest and what is above its mark (98 … 100, and the mark itself); shard 1 has
      * gone on today, its mark stands at 100. */
     expect_once("SELECT string_agg(number::text, ' ' ORDER BY shard, number) FROM headrace.flush",

@@ -18,7 +18,7 @@ static struct message_completed completed_make(void)
 {
     return (struct message_completed){
         .id = {{0x01, 0x9a, [6] = 0x70, [8] = 0x80, [15] = 7}},
-        .round = 1,
+        .round = 2,
         .tenant = WIRE_TEXT_OF("default"),
         .model = WIRE_TEXT_OF("minilm"),
         .deployment = WIRE_TEXT_OF("d\"1"),
@@ -54,6 +54,7 @@ static void test_success(void **state)
     assert_string_equal(json_string_value(json_object_get(json, "time")),
                         "2023-11-14T22:13:20.123456+00:00");
     assert_int_equal(json_array_size(json_object_get(json, "errors")), 0);
+    assert_int_equal(json_integer_value(json_object_get(json, "round")), completed.round);
     assert_int_equal(json_array_size(json_object_get(json_object_get(json, "data"), "x")), 2);
     json_decref(json);
 }

@@ -79,12 +79,56 @@ static void test_jitter_and_retry_after(void **state)
     assert_int_equal(webhook_plan_next(&try).delay_ms, WEBHOOK_RETRY_AFTER_MS_MAX);
 }
 
+static void test_retry_after_as_it_is_written(void **state)
+{
+    const uint64_t now_s = 1764000600; /* Mon, 24 Nov 2025 16:10:00 GMT */
+    static const struct {
+        const char *text;
+        uint64_t want_ms;
+    } forms[] = {
+        {"120", 120000},
+        {"0", 0},
+        {"86400", WEBHOOK_RETRY_AFTER_MS_MAX},
+        {"86401", WEBHOOK_RETRY_AFTER_MS_MAX},
+        {"99999999999999999999999999", WEBHOOK_RETRY_AFTER_MS_MAX},
+        {"Mon, 24 Nov 2025 16:11:30 GMT", 90000},
+        {"Monday, 24-Nov-25 16:11:30 GMT", 90000},
+        {"Mon Nov 24 16:11:30 2025", 90000},
+        {"Mon, 24 Nov 2025 16:09:00 GMT", 0}, /* past */
+        {"Mon, 24 Nov 2035 16:09:00 GMT", WEBHOOK_RETRY_AFTER_MS_MAX},
+        {"soon", 0},
+        {"-5", 0},
+        {"1.5", 0},
+        {"", 0},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(forms); i++) {
+        uint64_t got_ms = webhook_plan_retry_after(forms[i].text, now_s);
+
+        if (got_ms != forms[i].want_ms)
+            fail_msg("'%s': %llu ms", forms[i].text, (unsigned long long)got_ms);
+    }
+}
+
+static void test_what_was_never_tried_ends_too(void **state)
+{
+    const uint64_t hour_ms = 3600000;
+
+    (void)state;
+    assert_false(webhook_plan_is_over(80 * hour_ms, 1.0));
+    assert_true(webhook_plan_is_over(91 * hour_ms, 1.0));
+    assert_true(webhook_plan_is_over(hour_ms, 0.01));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outcomes),
         cmocka_unit_test(test_schedule_spans_75_hours),
         cmocka_unit_test(test_jitter_and_retry_after),
+        cmocka_unit_test(test_retry_after_as_it_is_written),
+        cmocka_unit_test(test_what_was_never_tried_ends_too),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

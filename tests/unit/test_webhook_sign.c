@@ -16,6 +16,7 @@
 #include <cmocka.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "workers/webhook_sign.h"
 
 #define OLD_SECRET "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8G"
@@ -77,17 +78,50 @@ static void test_no_secret_no_signature(void **state)
     assert_int_equal(value.size, 0);
 }
 
-static void test_secret_form(void **state)
+/* The vector of the asymmetric scheme that the libraries of the standard share. */
+#define PRIVATE_KEY                                                                                \
+    "whsk_6Xb/dCcHpPea21PS1N9VY/"                                                                  \
+    "NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg=="
+#define KEY_SIGNATURE                                                                              \
+    "v1a,hnO3f9T8Ytu9HwrXslvumlUpqtNVqkhqw/enGzPCXe5BdqzCInXqYXFymVJaA7AZdpXwVLPo3mNl8EM+m7TBAg=="
+
+static void add_key(struct webhook_secrets *secrets)
 {
+    struct webhook_key_pair key;
     struct err err;
 
+    assert_int_equal(webhook_key_parse(PRIVATE_KEY, &key, &err), 0);
+    memcpy(secrets->private_keys[secrets->key_count++], key.private_key, sizeof(key.private_key));
+}
+
+static void test_key_signs_for_the_standard_alone(void **state)
+{
+    struct webhook_secrets secrets = {.count = 0};
+    struct webhook_message message = message_make();
+    OWNED(buf_done) struct buf value = BUF_WITH_LIMIT(1000);
+
     (void)state;
-    assert_int_equal(webhook_secret_check(OLD_SECRET, &err), 0);
-    assert_int_equal(webhook_secret_check("whsec_short", &err), ERR_MALFORMED);
-    assert_int_equal(webhook_secret_check("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r8G", &err),
-                     ERR_MALFORMED);
-    assert_int_equal(webhook_secret_check("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwMfKQ9r+/", &err),
-                     ERR_MALFORMED);
+    add_key(&secrets);
+    webhook_sign_baseten(&secrets, &message, &value);
+    assert_int_equal(value.size, 0);
+    webhook_sign_standard(&secrets, &message, &value);
+    assert_string_equal(buf_text(&value), KEY_SIGNATURE);
+}
+
+static void test_secrets_come_before_keys(void **state)
+{
+    struct webhook_secrets secrets = {.text = {NEW_SECRET, OLD_SECRET}, .count = 2};
+    struct webhook_message message = message_make();
+    OWNED(buf_done) struct buf value = BUF_WITH_LIMIT(1000);
+
+    (void)state;
+    add_key(&secrets);
+    add_key(&secrets);
+    webhook_sign_standard(&secrets, &message, &value);
+    assert_string_equal(buf_text(&value),
+                        "v1,/QYjsUtFLjV+k9mmWQupZm2UjEaHtld4Mqv+VWYxpcs= "
+                        "v1,aYC3F5B152oCAHjXMpe7RzTJsF8y8mmZHfWfWUU7w+M= " KEY_SIGNATURE
+                        " " KEY_SIGNATURE);
 }
 
 int main(void)
@@ -96,7 +130,8 @@ int main(void)
         cmocka_unit_test(test_one_secret),
         cmocka_unit_test(test_rotation_signs_with_both_newest_first),
         cmocka_unit_test(test_no_secret_no_signature),
-        cmocka_unit_test(test_secret_form),
+        cmocka_unit_test(test_key_signs_for_the_standard_alone),
+        cmocka_unit_test(test_secrets_come_before_keys),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
