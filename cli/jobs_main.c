@@ -37,14 +37,6 @@ static const struct setting jobs_rows[] = {
 
 #define JOBS_ACTION jobs_rows, COUNT_OF(jobs_rows), sizeof(struct jobs_settings)
 
-static void append_filter(struct buf *path, const char *name, const char *value)
-{
-    if (*value == '\0')
-        return;
-    buf_printf(path, "&%s=", name);
-    client_append_escaped(path, value);
-}
-
 static int jobs_ls(const struct client *client, const void *values, char **operands,
                    int operand_count)
 {
@@ -62,11 +54,11 @@ static int jobs_ls(const struct client *client, const void *values, char **opera
     (void)operands;
     (void)operand_count;
     buf_printf(&path, "/v1/requests?limit=%lld", (long long)settings->limit);
-    append_filter(&path, "status", settings->status);
-    append_filter(&path, "model", settings->model);
-    append_filter(&path, "environment", settings->environment);
-    append_filter(&path, "since", settings->since);
-    append_filter(&path, "cursor", settings->cursor);
+    path_append_field(&path, "status", settings->status);
+    path_append_field(&path, "model", settings->model);
+    path_append_field(&path, "environment", settings->environment);
+    path_append_field(&path, "since", settings->since);
+    path_append_field(&path, "cursor", settings->cursor);
     view.path = buf_text(&path);
     return list_run(client, &view, settings->json);
 }

@@ -1,15 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* headrace keys, headrace webhooks: API keys, and the secrets that sign webhooks. A key or a secret
- * is shown once, when it is made. */
-
-#include <string.h>
+/* headrace keys: API keys. A key is shown once, when it is made. */
 
 #include "cli/limits.h"
 #include "cli/list.h"
 
 int keys_main(int argc, char **argv);
-int webhooks_main(int argc, char **argv);
 
 #define KEYS_CREATE_SETTINGS                                                                       \
     VERB_COMMON_SETTINGS                                                                           \
@@ -124,61 +120,6 @@ int keys_main(int argc, char **argv)
         {"rm", "PREFIX", "Revokes a key.", KEYS_ACTION, keys_rm},
     };
     static const struct verb verb = {"keys", "API keys of this tenant.", actions,
-                                     COUNT_OF(actions)};
-
-    return verb_main(&verb, argc, argv);
-}
-
-static int secret_ls(const struct client *client, bool json)
-{
-    static const struct table_column columns[] = {
-        {"ID", "id", false, false},
-        {"STATE", "state", false, false},
-        {"CREATED", "created_at", false, true},
-        {"SIGNS UNTIL", "expires_at", false, true},
-    };
-    static const struct list_view view = {"webhooks secret ls",
-                                          "/v1/webhook_secrets",
-                                          "webhook_secrets",
-                                          "no secret: webhooks are sent without signatures",
-                                          columns,
-                                          COUNT_OF(columns)};
-
-    return list_run(client, &view, json);
-}
-
-static int webhooks_secret(const struct client *client, const void *values, char **operands,
-                           int operand_count)
-{
-    const struct keys_settings *settings = values;
-    OWNED(mem_free) char *path = NULL;
-
-    if (!verb_operands("create, rotate, ls or rm ID", operand_count, 1, 2))
-        return CLI_EXIT_USAGE;
-    if (strcmp(operands[0], "ls") == 0)
-        return secret_ls(client, settings->json);
-    if (strcmp(operands[0], "create") == 0)
-        return show_run(client, "webhooks secret create", "POST", "/v1/webhook_secrets", NULL,
-                        settings->json);
-    if (strcmp(operands[0], "rotate") == 0)
-        return show_run(client, "webhooks secret rotate", "POST", "/v1/webhook_secrets/rotate",
-                        NULL, settings->json);
-    if (strcmp(operands[0], "rm") != 0 || operand_count != 2) {
-        (void)fprintf(stderr, "headrace webhooks secret: create, rotate, ls or rm ID expected\n");
-        return CLI_EXIT_USAGE;
-    }
-    path = path_make("/v1/webhook_secrets/%", operands[1]);
-    return show_run(client, "webhooks secret rm", "DELETE", path, NULL, settings->json);
-}
-
-int webhooks_main(int argc, char **argv)
-{
-    static const struct verb_action actions[] = {
-        {"secret", "create|rotate|ls|rm [ID]",
-         "Manages the secrets that sign webhooks; after a rotation both sign for a day.",
-         KEYS_ACTION, webhooks_secret},
-    };
-    static const struct verb verb = {"webhooks", "Webhook secrets of this tenant.", actions,
                                      COUNT_OF(actions)};
 
     return verb_main(&verb, argc, argv);

@@ -57,3 +57,11 @@ char *path_make(const char *pattern, ...)
     va_end(args);
     return xstrdup(buf_text(&path));
 }
+
+void path_append_field(struct buf *path, const char *name, const char *value)
+{
+    if (*value == '\0')
+        return;
+    buf_printf(path, "&%s=", name);
+    client_append_escaped(path, value);
+}

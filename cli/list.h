@@ -29,3 +29,6 @@ int show_run(const struct client *client, const char *verb, const char *method, 
 /* "/v1/models/" and the escaped segments joined with the given texts between; NULL ends. The
  * caller frees. path_make("/v1/models/%/deployments/%", "a b", "d1") escapes each operand. */
 char *path_make(const char *pattern, ...);
+
+/* Appends "&name=value", escaped; nothing when the value is empty. */
+void path_append_field(struct buf *path, const char *name, const char *value);

@@ -12,7 +12,9 @@
  *   gateway_models.c   models, environments           gateway_credentials.c keys, secrets
  *   gateway_logs.c     logs of replicas              gateway_limit.c   caps, refusals
  *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
- *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core
+ *   gateway_deliveries.c webhook deliveries          gateway_endpoints.c their receivers
+ *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
+ *         gateway_delivery_id
  *
  * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
  * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
@@ -161,6 +163,12 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
 /* For pg_done_fn's: true when the answer can be used; else the call has been answered. */
 bool call_take_answer(struct call **call_p, const struct pg_answer *answer);
 
+size_t count_characters(const char *text); /* of UTF-8 */
+
+/* A column as JSON: null, or its text; or its time as RFC 3339. */
+struct json_t *json_of_text(const struct pg_answer *answer, size_t at, size_t row, size_t column);
+struct json_t *json_of_time(const struct pg_answer *answer, size_t at, size_t row, size_t column);
+
 /* Collects the body, at most limit bytes, then calls back; the call may be answered meanwhile. */
 void call_collect_body(struct call *call, size_t limit, void (*done)(struct call *call));
 
@@ -308,6 +316,14 @@ void secrets_begin(struct call *call);
 void secret_create_begin(struct call *call);
 void secret_rotate_begin(struct call *call);
 void secret_delete_begin(struct call *call);
+void public_keys_begin(struct call *call);
+void deliveries_begin(struct call *call);
+void delivery_begin(struct call *call);
+void deliveries_replay_begin(struct call *call);
+void delivery_replay_begin(struct call *call);
+void endpoints_begin(struct call *call);
+void endpoint_enable_begin(struct call *call);
+void endpoint_disable_begin(struct call *call);
 
 /* gateway_main.c: why /readyz says no; NULL when it says yes. */
 const char *gateway_not_ready(const struct gateway *gateway);

@@ -237,6 +237,31 @@ bool call_take_answer(struct call **call_p, const struct pg_answer *answer)
     return false;
 }
 
+size_t count_characters(const char *text)
+{
+    size_t count = 0;
+
+    for (; *text != '\0'; text++)
+        count += ((unsigned char)*text & 0xc0) != 0x80;
+    return count;
+}
+
+struct json_t *json_of_text(const struct pg_answer *answer, size_t at, size_t row, size_t column)
+{
+    return pg_is_null(answer, at, row, column) ? json_null()
+                                               : json_string(pg_c(answer, at, row, column));
+}
+
+struct json_t *json_of_time(const struct pg_answer *answer, size_t at, size_t row, size_t column)
+{
+    char text[CLOCK_TEXT_SIZE];
+
+    if (pg_is_null(answer, at, row, column))
+        return json_null();
+    clock_format_iso(pg_time_us(answer, at, row, column), text);
+    return json_string(text);
+}
+
 /* ---- the beginning ---- */
 
 static void call_metrics(struct call *call)
@@ -297,6 +322,14 @@ static void call_dispatch(struct call *call)
         [ROUTE_SECRET_CREATE] = secret_create_begin,
         [ROUTE_SECRET_ROTATE] = secret_rotate_begin,
         [ROUTE_SECRET_DELETE] = secret_delete_begin,
+        [ROUTE_WEBHOOK_KEYS] = public_keys_begin,
+        [ROUTE_DELIVERIES] = deliveries_begin,
+        [ROUTE_DELIVERY] = delivery_begin,
+        [ROUTE_DELIVERIES_REPLAY] = deliveries_replay_begin,
+        [ROUTE_DELIVERY_REPLAY] = delivery_replay_begin,
+        [ROUTE_ENDPOINTS] = endpoints_begin,
+        [ROUTE_ENDPOINT_ENABLE] = endpoint_enable_begin,
+        [ROUTE_ENDPOINT_DISABLE] = endpoint_disable_begin,
         [ROUTE_READY] = call_ready,
         [ROUTE_METRICS] = call_metrics,
     };

@@ -13,7 +13,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/clock.h"
 #include "brokers/pg.h"
 #include "producers/gateway.h"
 
@@ -66,21 +65,6 @@ PG_STATEMENT(deployment_promote,
 PG_STATEMENT(models_audit, "INSERT INTO audit (tenant, actor, action, target) "
                            "VALUES ($1, $2, $3, $4)");
 
-static json_t *json_time(const struct pg_answer *answer, size_t row, size_t column)
-{
-    char text[CLOCK_TEXT_SIZE];
-
-    clock_format_iso(pg_time_us(answer, 0, row, column), text);
-    return json_string(text);
-}
-
-/* A text, or null. */
-static json_t *json_column(const struct pg_answer *answer, size_t row, size_t column)
-{
-    return pg_is_null(answer, 0, row, column) ? json_null()
-                                              : json_string(pg_c(answer, 0, row, column));
-}
-
 static void audit(struct pg_batch *batch, const struct call *call, const char *action,
                   const char *target)
 {
@@ -96,11 +80,11 @@ static void audit(struct pg_batch *batch, const struct call *call, const char *a
 static json_t *model_json(const struct pg_answer *answer, size_t row)
 {
     return json_pack("{s:s, s:s, s:o, s:I, s:o, s:o, s:o, s:s, s:s}", "id", pg_c(answer, 0, row, 0),
-                     "name", pg_c(answer, 0, row, 1), "created_at", json_time(answer, row, 2),
+                     "name", pg_c(answer, 0, row, 1), "created_at", json_of_time(answer, 0, row, 2),
                      "deployments_count", (json_int_t)pg_i64(answer, 0, row, 3),
-                     "production_deployment_id", json_column(answer, row, 4),
-                     "development_deployment_id", json_column(answer, row, 5),
-                     "newest_deployment_id", json_column(answer, row, 6), "instance_type_name",
+                     "production_deployment_id", json_of_text(answer, 0, row, 4),
+                     "development_deployment_id", json_of_text(answer, 0, row, 5),
+                     "newest_deployment_id", json_of_text(answer, 0, row, 6), "instance_type_name",
                      "local", "team_name", pg_c(answer, 0, row, 7));
 }
 
@@ -200,18 +184,18 @@ static json_t *deployment_json(const struct pg_answer *answer, size_t row)
         "target_utilization_percentage");
     json_t *deployment = json_pack(
         "{s:s, s:s, s:o, s:s, s:s, s:o, s:s, s:s, s:I, s:I, s:o}", "id", pg_c(answer, 0, row, 0),
-        "name", pg_c(answer, 0, row, 1), "created_at", json_time(answer, row, 2), "model_id",
+        "name", pg_c(answer, 0, row, 1), "created_at", json_of_time(answer, 0, row, 2), "model_id",
         pg_c(answer, 0, row, 15), "status", pg_c(answer, 0, row, 3), "error",
-        json_column(answer, row, 4), "engine", pg_c(answer, 0, row, 5), "device",
+        json_of_text(answer, 0, row, 4), "engine", pg_c(answer, 0, row, 5), "device",
         pg_c(answer, 0, row, 6), "slot_count", (json_int_t)pg_i64(answer, 0, row, 7),
         "active_replica_count", (json_int_t)pg_i64(answer, 0, row, 10), "autoscaling_settings",
         autoscaling);
     const char *environment = pg_c(answer, 0, row, 11);
     json_t *rest = json_pack(
         "{s:o, s:o, s:b, s:b, s:o, s:s, s:s, s:I, s:o, s:o}", "environment",
-        json_column(answer, row, 11), "promote_to", json_column(answer, row, 12), "is_production",
-        strcmp(environment, "production") == 0, "is_development",
-        strcmp(environment, "development") == 0, "archive_digest", json_column(answer, row, 13),
+        json_of_text(answer, 0, row, 11), "promote_to", json_of_text(answer, 0, row, 12),
+        "is_production", strcmp(environment, "production") == 0, "is_development",
+        strcmp(environment, "development") == 0, "archive_digest", json_of_text(answer, 0, row, 13),
         "instance_type_name", "local", "pool", pg_c(answer, 0, row, 16), "shard",
         (json_int_t)pg_i64(answer, 0, row, 17), "labels",
         json_loads(pg_c(answer, 0, row, 14), 0, NULL), "config",
@@ -351,8 +335,8 @@ static void on_environments(void *opaque, const struct pg_answer *answer)
 
         if (before == NULL || strcmp(before, name) != 0) {
             last = json_pack("{s:s, s:o, s:s, s:o, s:[]}", "name", name, "created_at",
-                             json_time(answer, i, 1), "model_id", call->about,
-                             "current_deployment_id", json_column(answer, i, 2), "targets");
+                             json_of_time(answer, 0, i, 1), "model_id", call->about,
+                             "current_deployment_id", json_of_text(answer, 0, i, 2), "targets");
             (void)json_array_append_new(list, last);
         }
         if (!pg_is_null(answer, 0, i, 2))
