@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <uthash.h>
 
 #include "base/assert.h"
 #include "base/clock.h"
@@ -19,11 +20,15 @@
 #define ANSWER_SIZE_MAX (64u * 1024)
 #define SIGNATURE_SIZE_MAX 1024
 #define HEADERS_MAX 10
+#define SERIES_KEY_SIZE 210 /* three names of at most 64 bytes each */
+
+struct public_series;
 
 struct webhook_poster {
     struct webhook_poster_options options;
     struct http_client *client;
     struct wire_decoder *decoder;
+    struct public_series *series; /* by key */
 };
 
 /* A delivery that is on its way: what the callbacks need to find both. */
@@ -192,22 +197,74 @@ static void headers_fill(struct post_headers *headers, const struct webhook_deli
         headers_add(headers, "webhook-signature", buf_text(&headers->standard));
 }
 
-/* The metrics that users know by name. */
-static void post_count(struct flight *flight, const struct message_completed *completed)
+/* The metrics that users know by name, of one deployment. */
+struct public_series {
+    char *key;  /* model, deployment, environment */
+    char *name; /* of the model, as it was when the series were looked up */
+    struct metric *requests, *latency;
+    UT_hash_handle hh;
+};
+
+static void public_series_free(struct webhook_poster *poster, struct public_series *series)
 {
-    const struct webhook_poster_options *options = &flight->poster->options;
+    HASH_DEL(poster->series, series);
+    free(series->key);
+    free(series->name);
+    free(series);
+}
+
+static void public_series_drop(struct webhook_poster *poster)
+{
+    struct public_series *series, *next;
+
+    HASH_ITER(hh, poster->series, series, next)
+    public_series_free(poster, series);
+}
+
+static struct public_series *public_series_make(struct webhook_poster *poster, const char *key,
+                                                const char *name,
+                                                const struct message_completed *completed)
+{
+    struct public_series *series = xcalloc(1, sizeof(*series));
+    OWNED(mem_free) char *model = wire_text_dup(completed->model);
     OWNED(mem_free) char *deployment = wire_text_dup(completed->deployment);
     OWNED(mem_free) char *environment = wire_text_dup(completed->environment);
-    /* Of the record: a delivery that was claimed from its row carries no model. */
-    OWNED(mem_free) char *model = wire_text_dup(completed->model);
-    const char *name = model_names_find(options->names, completed->model);
-    const char *const values[] = {model, name != NULL ? name : model, deployment, environment,
-                                  "stable"};
+    const char *const values[] = {model, name, deployment, environment, "stable"};
 
-    metric_add(
-        metrics_series(options->metrics, WEBHOOK_METRIC_async_webhook_requests_total, values), 1);
-    flight->latency = metrics_series(options->metrics, WEBHOOK_METRIC_async_webhook_latency_seconds,
-                                     values);
+    if (HASH_COUNT(poster->series) >= METRICS_SERIES_MAX)
+        public_series_drop(poster);
+    series->key = xstrdup(key);
+    series->name = xstrdup(name);
+    series->requests = metrics_series(poster->options.metrics,
+                                      WEBHOOK_METRIC_async_webhook_requests_total, values);
+    series->latency = metrics_series(poster->options.metrics,
+                                     WEBHOOK_METRIC_async_webhook_latency_seconds, values);
+    HASH_ADD_KEYPTR(hh, poster->series, series->key, strlen(series->key), series);
+    return series;
+}
+
+/* Of the record: a delivery that was claimed from its row carries no model. */
+static void post_count(struct flight *flight, const struct message_completed *completed)
+{
+    struct webhook_poster *poster = flight->poster;
+    const char *name = model_names_find(poster->options.names, completed->model);
+    struct public_series *series;
+    char key[SERIES_KEY_SIZE], model[SERIES_KEY_SIZE / 3];
+
+    (void)snprintf(model, sizeof(model), "%.*s", (int)completed->model.size, completed->model.text);
+    (void)snprintf(key, sizeof(key), "%s\n%.*s\n%.*s", model, (int)completed->deployment.size,
+                   completed->deployment.text, (int)completed->environment.size,
+                   completed->environment.size > 0 ? completed->environment.text : "");
+    name = name != NULL ? name : model;
+    HASH_FIND_STR(poster->series, key, series);
+    if (series != NULL && strcmp(series->name, name) != 0) { /* it was renamed */
+        public_series_free(poster, series);
+        series = NULL;
+    }
+    if (series == NULL)
+        series = public_series_make(poster, key, name, completed);
+    metric_add(series->requests, 1);
+    flight->latency = series->latency;
 }
 
 /* Signs and sends; the body is ready. */
@@ -253,71 +310,79 @@ static int post(struct webhook_poster *poster, struct webhook_delivery *delivery
 
 /* Makes the body from the record and what its blob held, and posts it. */
 static void begin(struct webhook_poster *poster, struct webhook_delivery *delivery,
-                  struct wire_bytes output, const struct webhook_secrets *secrets)
+                  const struct message_completed *completed, struct wire_bytes output,
+                  const struct webhook_secrets *secrets)
 {
-    struct message message;
     struct err err;
-    int r = message_decode(poster->decoder, delivery->record.bytes, delivery->record.size, &message,
-                           &err);
+    int r;
 
-    if (r == 0 && message.type != MESSAGE_COMPLETED)
-        r = err_set(&err, ERR_MALFORMED, "record is no `completed` message");
     buf_init(&delivery->body, WEBHOOK_BODY_SIZE_MAX);
+    r = webhook_body_write(completed, output, &delivery->body, &err);
     if (r == 0)
-        r = webhook_body_write(&message.completed,
-                               output.size > 0 ? output : message.completed.output, &delivery->body,
-                               &err);
-    if (r == 0)
-        r = post(poster, delivery, secrets, &message.completed, &err);
+        r = post(poster, delivery, secrets, completed, &err);
     if (r < 0)
         try_failed(poster, delivery, &err);
+}
+
+/* What it points to lives until the next record is decoded. */
+static int record_read(struct webhook_poster *poster, const struct webhook_delivery *delivery,
+                       struct message *message, struct err *err)
+{
+    int r = message_decode(poster->decoder, delivery->record.bytes, delivery->record.size, message,
+                           err);
+
+    if (r == 0 && message->type != MESSAGE_COMPLETED)
+        r = err_set(err, ERR_MALFORMED, "record is no `completed` message");
+    return r;
 }
 
 static void on_blob(void *opaque, struct buf *bytes, const struct err *err)
 {
     OWNED(mem_free) struct flight *flight = opaque;
+    struct message message;
+    struct err read_err = *err;
+    int r = err->code;
 
-    if (err->code == ERR_OK)
-        begin(flight->poster, flight->delivery, (struct wire_bytes){bytes->bytes, bytes->size},
-              &flight->secrets);
+    if (r == ERR_OK)
+        r = record_read(flight->poster, flight->delivery, &message, &read_err);
+    if (r == ERR_OK)
+        begin(flight->poster, flight->delivery, &message.completed,
+              (struct wire_bytes){bytes->bytes, bytes->size}, &flight->secrets);
     else
-        try_failed(flight->poster, flight->delivery, err);
+        try_failed(flight->poster, flight->delivery, &read_err);
     sodium_memzero(&flight->secrets, sizeof(flight->secrets));
 }
 
-/* Reads the result's blob when the record names one; false when the record is all there is. */
-static bool begin_with_blob(struct webhook_poster *poster, struct webhook_delivery *delivery,
-                            const struct webhook_secrets *secrets)
+static int blob_read(struct webhook_poster *poster, struct webhook_delivery *delivery,
+                     struct wire_text blob, const struct webhook_secrets *secrets, struct err *err)
 {
-    OWNED(mem_free) char *key = NULL;
+    OWNED(mem_free) char *key = wire_text_dup(blob);
     struct flight *flight;
-    struct message message;
-    struct err err;
+    int r;
 
-    if (message_decode(poster->decoder, delivery->record.bytes, delivery->record.size, &message,
-                       &err) < 0 ||
-        message.type != MESSAGE_COMPLETED || message.completed.output_blob.size == 0)
-        return false;
-    if (poster->options.blobs == NULL) {
-        (void)err_set(&err, ERR_DEPENDENCY, "the result is in a blob and there is no --blobs");
-        try_failed(poster, delivery, &err);
-        return true;
-    }
-    key = wire_text_dup(message.completed.output_blob);
+    if (poster->options.blobs == NULL)
+        return err_set(err, ERR_DEPENDENCY, "the result is in a blob and there is no --blobs");
     flight = xcalloc(1, sizeof(*flight));
     *flight = (struct flight){.poster = poster, .delivery = delivery, .secrets = *secrets};
-    if (blob_get(poster->options.blobs, key, WEBHOOK_BODY_SIZE_MAX, on_blob, flight, &err) < 0) {
+    r = blob_get(poster->options.blobs, key, WEBHOOK_BODY_SIZE_MAX, on_blob, flight, err);
+    if (r < 0)
         free(flight);
-        try_failed(poster, delivery, &err);
-    }
-    return true;
+    return r;
 }
 
 void webhook_poster_send(struct webhook_poster *poster, struct webhook_delivery *delivery,
                          const struct webhook_secrets *secrets)
 {
-    if (!begin_with_blob(poster, delivery, secrets))
-        begin(poster, delivery, (struct wire_bytes){0}, secrets);
+    struct message message;
+    struct err err;
+    int r = record_read(poster, delivery, &message, &err);
+
+    if (r == 0 && message.completed.output_blob.size == 0)
+        begin(poster, delivery, &message.completed, message.completed.output, secrets);
+    else if (r == 0)
+        r = blob_read(poster, delivery, message.completed.output_blob, secrets, &err);
+    if (r < 0)
+        try_failed(poster, delivery, &err);
 }
 
 static bool address_allowed(const struct sockaddr *address, socklen_t address_size, void *opaque)
@@ -360,5 +425,6 @@ void webhook_poster_close(struct webhook_poster **poster_p)
         return;
     http_client_close(&poster->client);
     wire_decoder_free(&poster->decoder);
+    public_series_drop(poster);
     free(poster);
 }
