@@ -401,6 +401,17 @@ static int read_text(const json_t *value, const char *name, const char **ret_tex
     return 0;
 }
 
+/* A whole number, also when it is written as 10.0: JSON makes no difference. */
+static int read_limit(const json_t *value, int64_t *ret_limit, struct err *err)
+{
+    double number = json_number_value(value); /* 0 when it is none */
+
+    if (!(number >= 1 && number <= REPLAY_MAX) || number != (double)(int64_t)number)
+        return err_set(err, ERR_RANGE, "limit must be a number of 1 to %d", REPLAY_MAX);
+    *ret_limit = (int64_t)number;
+    return 0;
+}
+
 /* One member of the body. A name that is not known is refused: a filter with a slip of the pen
  * would choose more than was meant. */
 static int read_member(const char *name, const json_t *value, struct filter *filter,
@@ -425,13 +436,8 @@ static int read_member(const char *name, const json_t *value, struct filter *fil
         replay->dry_run = json_is_true(value);
         return 0;
     }
-    if (strcmp(name, "limit") == 0 && json_is_integer(value) && json_integer_value(value) >= 1 &&
-        json_integer_value(value) <= REPLAY_MAX) {
-        replay->limit = json_integer_value(value);
-        return 0;
-    }
     if (strcmp(name, "limit") == 0)
-        return err_set(err, ERR_RANGE, "limit must be a number of 1 to %d", REPLAY_MAX);
+        return read_limit(value, &replay->limit, err);
     if (strcmp(name, "dry_run") == 0)
         return err_set(err, ERR_MALFORMED, "dry_run must be true or false");
     return err_set(err, ERR_MALFORMED,

@@ -109,6 +109,7 @@ void endpoints_begin(struct call *call)
     static const char *const circuits[] = {"closed", "open", "half-open"};
     const char *cursor = http_target_query(&call->target, "cursor");
     const char *status = "", *circuit = "";
+    char after[URL_SIZE_MAX + 1] = "";
     struct pg_batch *batch;
     int64_t limit;
     struct err err;
@@ -120,6 +121,9 @@ void endpoints_begin(struct call *call)
     if (r == 0)
         r = read_word(call, "circuit", circuits, COUNT_OF(circuits), "closed, open or half-open",
                       &circuit, &err);
+    if (r == 0 && cursor != NULL && endpoint_url_read(cursor, after, sizeof(after), &err) < 0)
+        r = err_set(&err, ERR_MALFORMED, "cursor is '%.80s'; it must be one from next_cursor",
+                    cursor);
     if (r < 0) {
         call_fail(&call, &err);
         return;
@@ -129,7 +133,7 @@ void endpoints_begin(struct call *call)
     pg_bind_c(batch, call->tenant);
     pg_bind_c(batch, status);
     pg_bind_c(batch, circuit);
-    pg_bind_c(batch, cursor == NULL ? "" : cursor);
+    pg_bind_c(batch, after);
     pg_bind_i64(batch, limit);
     call_query(call, &batch, on_endpoints);
 }
