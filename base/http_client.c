@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <uthash.h>
 
 #include "base/assert.h"
 #include "base/loop.h"
@@ -27,7 +28,7 @@ struct http_client {
     struct loop *loop;
     CURLM *multi;
     struct loop_timer *timer;
-    struct client_socket *sockets;
+    struct client_socket *sockets; /* by descriptor */
     struct http_transfer *transfers;
     uint32_t open_count;
     CURL *spares[SPARE_COUNT_MAX];
@@ -39,11 +40,17 @@ struct http_client {
     char *ca_path, *user_agent;
 };
 
+/* A socket that curl waits for. One that we opened keeps its watch as long as it is open: between
+ * two requests of a kept connection curl lets go of it and takes it up again, and the kernel is
+ * told of neither. */
 struct client_socket {
     struct http_client *client;
-    struct client_socket *next, *prev;
     struct loop_watch *watch;
+    unsigned armed; /* events that the loop watches for */
+    bool ours;      /* we opened it, and are told when it is closed */
+    bool idle;      /* curl does not wait for it now */
     curl_socket_t fd;
+    UT_hash_handle hh;
 };
 
 struct http_transfer {
@@ -90,11 +97,22 @@ static int client_set_timer(CURLM *multi, long delay_ms, void *opaque)
     return 0;
 }
 
+static void socket_arm(struct client_socket *at, unsigned events)
+{
+    if (at->armed != events)
+        loop_watch_set(at->watch, events);
+    at->armed = events;
+}
+
 static void socket_ready(void *opaque, unsigned events)
 {
     struct client_socket *at = opaque;
     int what = 0;
 
+    if (at->idle) { /* the peer closed it, or talks out of turn: curl sees to it at its next use */
+        socket_arm(at, 0);
+        return;
+    }
     if (events & LOOP_READABLE)
         what |= CURL_CSELECT_IN;
     if (events & LOOP_WRITABLE)
@@ -104,46 +122,71 @@ static void socket_ready(void *opaque, unsigned events)
 
 static void socket_forget(struct client_socket *at)
 {
-    if (at->next != NULL)
-        at->next->prev = at->prev;
-    if (at->prev != NULL)
-        at->prev->next = at->next;
-    else
-        at->client->sockets = at->next;
+    HASH_DEL(at->client->sockets, at);
     loop_watch_free(&at->watch);
     free(at);
+}
+
+static struct client_socket *socket_find(struct http_client *client, curl_socket_t fd)
+{
+    struct client_socket *at;
+
+    HASH_FIND(hh, client->sockets, &fd, sizeof(fd), at);
+    return at;
+}
+
+/* NULL when the loop cannot watch it. */
+static struct client_socket *socket_make(struct http_client *client, curl_socket_t fd, bool ours)
+{
+    struct client_socket *at = xcalloc(1, sizeof(*at));
+    struct err err;
+
+    at->client = client;
+    at->fd = fd;
+    at->ours = ours;
+    if (loop_watch_new(client->loop, fd, socket_ready, at, &at->watch, &err) < 0) {
+        free(at);
+        return NULL;
+    }
+    HASH_ADD(hh, client->sockets, fd, sizeof(fd), at);
+    return at;
 }
 
 static int client_set_socket(CURL *easy, curl_socket_t fd, int what, void *opaque, void *of_socket)
 {
     struct http_client *client = opaque;
     struct client_socket *at = of_socket;
-    struct err err;
 
     (void)easy;
     if (what == CURL_POLL_REMOVE) {
-        if (at != NULL)
+        if (at != NULL && at->ours)
+            at->idle = true;
+        else if (at != NULL)
             socket_forget(at);
         (void)curl_multi_assign(client->multi, fd, NULL);
         return 0;
     }
     if (at == NULL) {
-        at = xcalloc(1, sizeof(*at));
-        at->client = client;
-        at->fd = fd;
-        if (loop_watch_new(client->loop, fd, socket_ready, at, &at->watch, &err) < 0) {
-            free(at);
+        at = socket_find(client, fd);
+        if (at == NULL)
+            at = socket_make(client, fd, false);
+        if (at == NULL)
             return -1;
-        }
-        at->next = client->sockets;
-        if (at->next != NULL)
-            at->next->prev = at;
-        client->sockets = at;
         (void)curl_multi_assign(client->multi, fd, at);
     }
-    loop_watch_set(at->watch, (what & CURL_POLL_IN ? LOOP_READABLE : 0) |
-                                  (what & CURL_POLL_OUT ? LOOP_WRITABLE : 0));
+    at->idle = false;
+    socket_arm(at, (what & CURL_POLL_IN ? LOOP_READABLE : 0) |
+                       (what & CURL_POLL_OUT ? LOOP_WRITABLE : 0));
     return 0;
+}
+
+static int client_close_socket(void *opaque, curl_socket_t fd)
+{
+    struct client_socket *at = socket_find(opaque, fd);
+
+    if (at != NULL)
+        socket_forget(at);
+    return close(fd);
 }
 
 /* ---- What curl asks of a transfer */
@@ -153,6 +196,7 @@ static curl_socket_t transfer_open_socket(void *opaque, curlsocktype purpose,
 {
     struct http_transfer *transfer = opaque;
     struct http_client *client = transfer->client;
+    int fd;
 
     (void)purpose;
     if (client->check_address != NULL &&
@@ -161,7 +205,10 @@ static curl_socket_t transfer_open_socket(void *opaque, curlsocktype purpose,
         return CURL_SOCKET_BAD;
     }
     transfer->address_allowed = true;
-    return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+    fd = socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
+    if (fd >= 0)
+        (void)socket_make(client, fd, true); /* without it, it is watched from use to use */
+    return fd;
 }
 
 static size_t transfer_receive(char *bytes, size_t one, size_t size, void *opaque)
@@ -465,6 +512,8 @@ static void transfer_set_limits(struct http_transfer *transfer)
     (void)curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, RECEIVE_SIZE);
     (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, transfer_open_socket);
     (void)curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, transfer);
+    (void)curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, client_close_socket);
+    (void)curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, transfer->client);
     (void)curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, transfer_receive);
     (void)curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
     (void)curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
@@ -577,6 +626,7 @@ int http_client_open(struct loop *loop, const struct http_client_options *option
 void http_client_close(struct http_client **client_p)
 {
     struct http_client *client = TAKE(*client_p);
+    struct client_socket *at, *next;
 
     if (client == NULL)
         return;
@@ -586,8 +636,8 @@ void http_client_close(struct http_client **client_p)
     while (client->spare_count > 0)
         curl_easy_cleanup(client->spares[--client->spare_count]);
     (void)curl_multi_cleanup(client->multi); /* tells of the sockets that it closes */
-    while (client->sockets != NULL)
-        socket_forget(client->sockets);
+    HASH_ITER(hh, client->sockets, at, next)
+    socket_forget(at);
     loop_timer_free(&client->timer);
     free(client->ca_path);
     free(client->user_agent);
