@@ -11,13 +11,14 @@
 
 #define AGAIN_MS 200 /* after a failed write */
 #define HEALTH_MAX 200
+#define SWEEP_MS 3600000
 #define HEALTH_MS 30000   /* how often an endpoint is written without news */
 #define HEALTH_SEEN_MIN 2 /* an address that is used once only gets no row, unless it breaks */
 
 struct webhook_results {
     struct webhook_results_options options;
     struct loop_turn *turn;
-    struct loop_timer *again;
+    struct loop_timer *again, *sweep;
     struct webhook_delivery **staged;
     uint32_t staged_count, writing_count;
     struct webhook_delivery *writing[WEBHOOK_RESULTS_MAX];
@@ -122,6 +123,24 @@ void webhook_results_touch(struct webhook_results *results, struct webhook_endpo
     TAILQ_INSERT_TAIL(&results->dirty, endpoint, dirty_next);
 }
 
+/* Endpoints that nobody uses any more; several senders may do it. */
+static void on_swept(void *opaque, const struct pg_answer *answer)
+{
+    struct webhook_results *results = opaque;
+
+    if (answer->err.code != ERR_OK)
+        results->options.on_trouble(results->options.opaque, NULL, &answer->err);
+}
+
+static void on_sweep(void *opaque)
+{
+    struct webhook_results *results = opaque;
+    struct err err;
+
+    if (webhook_store_sweep(results->options.pg, on_swept, results, &err) < 0)
+        results->options.on_trouble(results->options.opaque, NULL, &err);
+}
+
 /* ---- life ---- */
 
 void webhook_results_add(struct webhook_results *results, struct webhook_delivery *delivery)
@@ -145,6 +164,8 @@ struct webhook_results *webhook_results_new(struct loop *loop,
     results->staged = xcalloc(options->room, sizeof(struct webhook_delivery *));
     results->turn = loop_turn_new(loop, on_turn, results);
     results->again = loop_timer_new(loop, on_turn, results);
+    results->sweep = loop_timer_new(loop, on_sweep, results);
+    loop_timer_start(results->sweep, SWEEP_MS, SWEEP_MS);
     TAILQ_INIT(&results->dirty);
     return results;
 }
@@ -157,6 +178,7 @@ void webhook_results_free(struct webhook_results **results_p)
         return;
     loop_turn_free(&results->turn);
     loop_timer_free(&results->again);
+    loop_timer_free(&results->sweep);
     free(results->staged);
     free(results);
 }

@@ -102,6 +102,10 @@ PG_STATEMENT(
     "    last_failure_at = coalesce(excluded.last_failure_at, e.last_failure_at),"
     "    retry_at = excluded.retry_at, latency_ms = excluded.latency_ms, updated_at = now()");
 
+PG_STATEMENT(webhook_sweep, "DELETE FROM webhook_endpoint WHERE (tenant, url) IN"
+                            " (SELECT tenant, url FROM webhook_endpoint WHERE disabled_at IS NULL"
+                            "     AND updated_at < now() - interval '4 days' LIMIT 10000)");
+
 PG_STATEMENT(webhook_secrets, "SELECT id, sealed, kind FROM webhook_secret"
                               " WHERE tenant = $1 AND deleted_at IS NULL"
                               "   AND (retires_at IS NULL OR retires_at > now())"
@@ -337,6 +341,14 @@ int webhook_store_health(struct pg *pg, struct webhook_endpoint *const *endpoint
     BIND_ENDPOINTS(b, PG_TIME, pg_bind_time(b, e->failure_us));
     BIND_ENDPOINTS(b, PG_I64, pg_bind_i64(b, wait_of(e, now_ms)));
     BIND_ENDPOINTS(b, PG_I32, pg_bind_i32(b, (int64_t)e->latency_ms));
+    return send_batch(pg, &b, done, opaque, err);
+}
+
+int webhook_store_sweep(struct pg *pg, pg_done_fn *done, void *opaque, struct err *err)
+{
+    struct pg_batch *b = pg_batch_new();
+
+    pg_add(b, &webhook_sweep);
     return send_batch(pg, &b, done, opaque, err);
 }
 

@@ -49,6 +49,9 @@ int webhook_store_health(struct pg *pg, struct webhook_endpoint *const *endpoint
                          uint64_t now_ms, pg_done_fn *done, void *opaque,
                          struct err *err) MUST_CHECK;
 
+/* Deletes endpoints that are enabled and were not heard of for four days; at most 10,000. */
+int webhook_store_sweep(struct pg *pg, pg_done_fn *done, void *opaque, struct err *err) MUST_CHECK;
+
 /* The active secrets and keys of a tenant, newest first. Answer: statement 0, rows (id, sealed,
  * kind). */
 int webhook_store_secrets(struct pg *pg, const char *tenant, pg_done_fn *done, void *opaque,
