@@ -16,6 +16,7 @@
 #define ROWS_MAX QUEUE_BATCH_MAX /* of one insert: what the reader hands over at once */
 #define CLAIM_MAX 500
 #define LOOK_MS 1000 /* how often due rows are looked for without a hint */
+#define SOON_MS 100  /* … and after a hint that one is due soon */
 #define AGAIN_MS 500 /* after a failed insert */
 #define SHARDS_MAX 1024
 #define LEAVE_MS_MAX 1000 /* what is in memory is sent after it */
@@ -43,10 +44,13 @@ struct webhook_intake {
     struct queue_election *election;
     struct queue_consumer *consumer;
     struct wire_decoder *decoder;
-    struct loop_timer *look, *again;
+    struct loop_timer *look, *again, *sooner;
+    uint32_t claim_limit;
     struct partition *partitions[SHARDS_MAX];
     size_t partition_count;
     bool claiming;
+    bool hungry; /* more is due, or waits in memory's way, than the sender had room for */
+    bool soon;   /* a look comes before the next one of each second */
     void (*on_left)(void *opaque);
     void *left_opaque;
 };
@@ -54,6 +58,8 @@ struct webhook_intake {
 static void rows_insert(struct partition *partition);
 
 /* ---- due rows ---- */
+
+static void look(struct webhook_intake *intake);
 
 static void on_claimed(void *opaque, const struct pg_answer *answer)
 {
@@ -70,28 +76,49 @@ static void on_claimed(void *opaque, const struct pg_answer *answer)
 
         webhook_sender_put(intake->options.sender, &delivery);
     }
-    if (count == CLAIM_MAX)
-        webhook_intake_look(intake);
+    intake->hungry = count == intake->claim_limit;
+    if (intake->hungry)
+        look(intake);
 }
 
-void webhook_intake_look(struct webhook_intake *intake)
+static void look(struct webhook_intake *intake)
 {
     uint32_t room = webhook_sender_room(intake->options.sender);
     uint32_t shards[SHARDS_MAX];
     struct err err;
 
+    intake->hungry = intake->hungry || room == 0;
     if (intake->claiming || room == 0 || intake->partition_count == 0)
         return;
     for (size_t i = 0; i < intake->partition_count; i++)
         shards[i] = intake->partitions[i]->number;
+    intake->claim_limit = room < CLAIM_MAX ? room : CLAIM_MAX;
     intake->claiming = webhook_store_claim(intake->options.pg, shards, intake->partition_count,
-                                           room < CLAIM_MAX ? room : CLAIM_MAX,
-                                           intake->options.claim_ms, on_claimed, intake, &err) == 0;
+                                           intake->claim_limit, intake->options.claim_ms,
+                                           on_claimed, intake, &err) == 0;
+}
+
+static void on_soon(void *opaque)
+{
+    struct webhook_intake *intake = opaque;
+
+    intake->soon = false;
+    look(intake);
+}
+
+void webhook_intake_room(struct webhook_intake *intake, bool soon)
+{
+    if (intake->hungry)
+        look(intake);
+    if (!soon || intake->soon)
+        return;
+    intake->soon = true;
+    loop_timer_start(intake->sooner, SOON_MS, 0);
 }
 
 static void on_look(void *opaque)
 {
-    webhook_intake_look(opaque);
+    look(opaque);
 }
 
 /* ---- records to rows ---- */
@@ -133,8 +160,12 @@ static void rows_dispatch(struct partition *partition, const struct pg_answer *a
                                         .round = pg_u64(answer, 0, row, 1)};
         struct webhook_delivery **delivery;
 
-        if (pg_i64(answer, 0, row, 2) != DELIVERY_PENDING || webhook_sender_room(sender) == 0)
-            continue; /* the claim brings it back later */
+        if (pg_i64(answer, 0, row, 2) != DELIVERY_PENDING)
+            continue;
+        if (webhook_sender_room(sender) == 0) {
+            partition->intake->hungry = true;
+            continue; /* a claim brings it back later */
+        }
         delivery = rows_find(rows, &key, &at);
         if (delivery != NULL)
             webhook_sender_put(sender, delivery);
@@ -355,7 +386,7 @@ static void on_assigned(void *opaque, const uint32_t *numbers, size_t count)
         intake->partitions[intake->partition_count++] = partition;
         queue_election_ask_stored(intake->election, numbers[i], on_stored, intake);
     }
-    webhook_intake_look(intake);
+    look(intake);
 }
 
 static void on_revoked(void *opaque)
@@ -400,6 +431,7 @@ int webhook_intake_open(struct loop *loop, const struct webhook_intake_options *
     intake->decoder = wire_decoder_new();
     intake->look = loop_timer_new(loop, on_look, intake);
     intake->again = loop_timer_new(loop, on_insert_again, intake);
+    intake->sooner = loop_timer_new(loop, on_soon, intake);
     r = queue_consumer_open(loop, &options->queue, &intake->consumer, err);
     if (r == 0)
         r = queue_election_open(loop, &election, &calls, intake, &intake->election, err);
@@ -424,6 +456,7 @@ void webhook_intake_close(struct webhook_intake **intake_p)
     wire_decoder_free(&intake->decoder);
     loop_timer_free(&intake->look);
     loop_timer_free(&intake->again);
+    loop_timer_free(&intake->sooner);
     free(intake);
 }
 
@@ -440,5 +473,6 @@ void webhook_intake_leave(struct webhook_intake *intake, void (*on_left)(void *o
     intake->on_left = on_left;
     intake->left_opaque = opaque;
     loop_timer_stop(intake->look);
+    loop_timer_stop(intake->sooner);
     queue_election_leave(intake->election, LEAVE_MS_MAX, on_election_left);
 }

@@ -39,8 +39,9 @@ int webhook_intake_open(struct loop *loop, const struct webhook_intake_options *
                         struct webhook_intake **ret_intake, struct err *err) MUST_CHECK;
 void webhook_intake_close(struct webhook_intake **intake_p);
 
-/* The sender has room again. */
-void webhook_intake_look(struct webhook_intake *intake);
+/* The sender has room again, and something comes back within a second, or not. What is due is
+ * looked for when the sender had no room for all of it, or is about to be; else each second. */
+void webhook_intake_room(struct webhook_intake *intake, bool soon);
 
 /* Stops reading and leaves the group; on_left is called once others may take over. */
 void webhook_intake_leave(struct webhook_intake *intake, void (*on_left)(void *opaque),

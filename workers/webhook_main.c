@@ -131,12 +131,12 @@ static void on_fatal(void *opaque, const struct err *err)
     loop_stop(webhook->loop);
 }
 
-static void on_room(void *opaque)
+static void on_room(void *opaque, bool soon)
 {
     struct webhook *webhook = opaque;
 
     if (webhook->intake != NULL && !webhook->draining)
-        webhook_intake_look(webhook->intake);
+        webhook_intake_room(webhook->intake, soon);
 }
 
 static void on_config(void *opaque, const char *payload)

@@ -9,7 +9,9 @@
 #include "base/clock.h"
 #include "base/loop.h"
 
-#define AGAIN_MS 200 /* after a failed write */
+#define AGAIN_MS 200   /* after a failed write */
+#define GATHER_MS 10   /* a group waits for others; a row alone costs a commit */
+#define GATHER_MAX 250 /* … unless so many wait */
 #define HEALTH_MAX 200
 #define SWEEP_MS 3600000
 #define HEALTH_MS 30000   /* how often an endpoint is written without news */
@@ -17,8 +19,7 @@
 
 struct webhook_results {
     struct webhook_results_options options;
-    struct loop_turn *turn;
-    struct loop_timer *again, *sweep;
+    struct loop_timer *gather, *tell, *again, *sweep;
     struct webhook_delivery **staged;
     uint32_t staged_count, writing_count;
     struct webhook_delivery *writing[WEBHOOK_RESULTS_MAX];
@@ -44,7 +45,10 @@ static void on_written(void *opaque, const struct pg_answer *answer)
     }
     for (uint32_t i = 0; i < count; i++)
         results->options.on_written(results->options.opaque, results->writing[i]);
-    results_write(results);
+    if (results->staged_count >= GATHER_MAX)
+        results_write(results);
+    else if (results->staged_count > 0 && !loop_timer_is_running(results->gather))
+        loop_timer_start(results->gather, GATHER_MS, 0);
     results->options.on_room(results->options.opaque);
 }
 
@@ -121,6 +125,13 @@ void webhook_results_touch(struct webhook_results *results, struct webhook_endpo
         return;
     endpoint->dirty = true;
     TAILQ_INSERT_TAIL(&results->dirty, endpoint, dirty_next);
+    if (!loop_timer_is_running(results->tell))
+        loop_timer_start(results->tell, GATHER_MS, 0);
+}
+
+static void on_tell(void *opaque)
+{
+    health_write(opaque);
 }
 
 /* Endpoints that nobody uses any more; several senders may do it. */
@@ -147,12 +158,15 @@ void webhook_results_add(struct webhook_results *results, struct webhook_deliver
 {
     assert(results->staged_count < results->options.room);
     results->staged[results->staged_count++] = delivery;
+    if (results->staged_count >= GATHER_MAX)
+        results_write(results);
+    else if (!loop_timer_is_running(results->gather))
+        loop_timer_start(results->gather, GATHER_MS, 0);
 }
 
-static void on_turn(void *opaque)
+static void on_gathered(void *opaque)
 {
     results_write(opaque);
-    health_write(opaque);
 }
 
 struct webhook_results *webhook_results_new(struct loop *loop,
@@ -162,8 +176,9 @@ struct webhook_results *webhook_results_new(struct loop *loop,
 
     results->options = *options;
     results->staged = xcalloc(options->room, sizeof(struct webhook_delivery *));
-    results->turn = loop_turn_new(loop, on_turn, results);
-    results->again = loop_timer_new(loop, on_turn, results);
+    results->gather = loop_timer_new(loop, on_gathered, results);
+    results->tell = loop_timer_new(loop, on_tell, results);
+    results->again = loop_timer_new(loop, on_gathered, results);
     results->sweep = loop_timer_new(loop, on_sweep, results);
     loop_timer_start(results->sweep, SWEEP_MS, SWEEP_MS);
     TAILQ_INIT(&results->dirty);
@@ -176,7 +191,8 @@ void webhook_results_free(struct webhook_results **results_p)
 
     if (results == NULL)
         return;
-    loop_turn_free(&results->turn);
+    loop_timer_free(&results->gather);
+    loop_timer_free(&results->tell);
     loop_timer_free(&results->again);
     loop_timer_free(&results->sweep);
     free(results->staged);

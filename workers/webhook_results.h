@@ -4,9 +4,9 @@
 /*
  * Writes down what became of deliveries, in groups, and how endpoints are.
  *
- * Happy path: add → written with all others of the same turn, or of the write before → on_written
- * for each → on_room. Group by group, one at a time. Health goes in a transaction of its own, when
- * a circuit changes, else at most each half minute and endpoint.
+ * Happy path: add → written with all others of 10 ms, or of the write before → on_written for each
+ * → on_room. Group by group, one at a time. Health goes in a transaction of its own, when a circuit
+ * changes, else at most each half minute and endpoint.
  *
  * Failures: ledger away: results wait and are written again; writing one twice changes nothing.
  * Its commits need no flush to disk: what a power cut takes back is sent again.

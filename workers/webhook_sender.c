@@ -12,6 +12,7 @@
 #include "base/rng.h"
 #include "workers/webhook_results.h"
 
+#define SOON_MS 1000
 #define ENDPOINTS_KNOWN 10000 /* beyond those in use */
 #define SERIES_MAX 24         /* tries 7, deliveries 3, put off 2, circuits 2 */
 #define LINE_PER_PLACE 8      /* deliveries in a line for each place of its endpoint */
@@ -34,6 +35,7 @@ struct webhook_sender {
     struct deliveries wait_secrets;
     struct series series[SERIES_MAX];
     bool serving, stopped;
+    bool soon; /* something was written that comes back within a second */
     void (*on_drained)(void *opaque);
     void *drained_opaque;
 };
@@ -97,15 +99,21 @@ static void forget(struct webhook_sender *sender, struct webhook_delivery *deliv
 
 static void on_written(void *opaque, struct webhook_delivery *delivery)
 {
-    forget(opaque, delivery);
+    struct webhook_sender *sender = opaque;
+    bool again = delivery->outcome == WEBHOOK_AGAIN || delivery->outcome == WEBHOOK_PUT_OFF;
+
+    sender->soon = sender->soon || (again && delivery->delay_ms < SOON_MS);
+    forget(sender, delivery);
 }
 
 static void on_results_room(void *opaque)
 {
     struct webhook_sender *sender = opaque;
+    bool soon = sender->soon;
 
+    sender->soon = false;
     if (!sender->stopped)
-        sender->options.on_room(sender->options.opaque);
+        sender->options.on_room(sender->options.opaque, soon);
 }
 
 static void on_results_trouble(void *opaque, const struct webhook_delivery *delivery,

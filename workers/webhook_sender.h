@@ -42,8 +42,9 @@ struct webhook_sender_options {
     void (*on_try)(void *opaque, const struct webhook_delivery *delivery);
     /* A circuit opened or closed. */
     void (*on_circuit)(void *opaque, const struct webhook_endpoint *endpoint);
-    /* There is room again, or a retry that fell due soon was written: look for more. */
-    void (*on_room)(void *opaque);
+    /* Results were written, so there is room; soon: among them some that come back within a second.
+     */
+    void (*on_room)(void *opaque, bool soon);
     void *opaque;
 };
 
