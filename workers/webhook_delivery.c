@@ -23,6 +23,15 @@ void webhook_delivery_free(struct webhook_delivery **delivery_p)
     free(delivery);
 }
 
+void webhook_delivery_set_error(struct webhook_delivery *delivery, const char *text)
+{
+    mem_copy_text(delivery->error, text);
+    for (char *c = delivery->error; *c != '\0'; c++) {
+        if (*c < ' ' || *c > '~')
+            *c = '.';
+    }
+}
+
 void webhook_delivery_name(struct webhook_delivery *delivery)
 {
     char id[JOB_ID_TEXT_SIZE];

@@ -61,5 +61,9 @@ struct webhook_delivery {
 
 void webhook_delivery_free(struct webhook_delivery **delivery_p);
 
+/* Sets the error of a try: what is no printable ASCII becomes a dot, so that a text column takes it
+ * whatever a receiver or a library said, and wherever it is cut. */
+void webhook_delivery_set_error(struct webhook_delivery *delivery, const char *text);
+
 /* "msg_<job id>_<round>": the same on every try. */
 void webhook_delivery_name(struct webhook_delivery *delivery);

@@ -102,7 +102,7 @@ static void keep_result(struct webhook_delivery *delivery, const struct http_res
     if (result->outcome == HTTP_OUTCOME_BLOCKED)
         mem_copy_text(delivery->error, "the address is not public and is not allowed");
     else if (!answered)
-        mem_copy_text(delivery->error, result->error);
+        webhook_delivery_set_error(delivery, result->error);
     else if (delivery->http_status >= 300)
         (void)snprintf(delivery->error, sizeof(delivery->error), "HTTP %d", delivery->http_status);
 }
@@ -142,7 +142,7 @@ static void try_failed(struct webhook_poster *poster, struct webhook_delivery *d
     delivery->took_us = 0;
     delivery->http_status = 0;
     delivery->address[0] = delivery->answer[0] = '\0';
-    mem_copy_text(delivery->error, err->text);
+    webhook_delivery_set_error(delivery, err->text);
     buf_done(&delivery->body);
     poster->options.on_trouble(poster->options.opaque, delivery, err);
     poster->options.done(poster->options.opaque, delivery, false, &result);

@@ -161,7 +161,7 @@ static void give_up(struct webhook_sender *sender, struct webhook_delivery *deli
                     const char *why)
 {
     delivery->tried = false;
-    (void)snprintf(delivery->error, sizeof(delivery->error), "%s", why);
+    webhook_delivery_set_error(delivery, why);
     stage(sender, delivery, WEBHOOK_GIVEN_UP, 0);
 }
 

@@ -337,11 +337,12 @@ def test_disable_and_enable(world):
 
 
 def test_pending_deliveries_of_a_disabled_endpoint_end(world):
+    """Also when the reason, cut in the middle of a character, is no text any more."""
     stack, receiver = world
     receiver.answers["/soon_off"] = [500]
     job = stack.submit("echo", {}, webhook_endpoint=receiver.url("/soon_off"))
     wait_until("a first try", lambda: last_try(stack, job))
-    cli_json(stack, "endpoints", "disable", receiver.url("/soon_off"))
+    cli_json(stack, "endpoints", "disable", receiver.url("/soon_off"), "--reason", "ü" * 200)
     stack.http("POST", f"/v1/webhook_deliveries/{job}/replay")  # or wait for its next try
     wait_state(stack, job, FAILED)
 
