@@ -109,7 +109,8 @@ class Receiver(ThreadingHTTPServer):
     def take(self, delivery):
         with self.changed:
             delivery["repeated"] = delivery["id"] in self.seen
-            self.seen.add(delivery["id"])
+            if delivery["verified"]:
+                self.seen.add(delivery["id"])
             self.deliveries.append(delivery)
             self.changed.notify_all()
         if self.on_delivery:
