@@ -548,11 +548,13 @@ static void server_due(struct sim *sim, struct sim_request *request)
 
     answer.rows = sim_alloc(sim, (request->limit + 1) * sizeof(*answer.rows));
     for (uint32_t i = 0; i < request->limit; i++) {
-        int job = due_next(sim, request->seat->shard, &due, &due.after_us);
+        uint64_t at_us = 0;
+        int job = due_next(sim, request->seat->shard, &due, &at_us);
 
         if (job < 0)
             break;
         answer.rows[i] = sim->ledger.rows[job];
+        due.after_us = at_us;
         due.after_seq = (int64_t)answer.rows[i].seq;
     }
     answer.complete = !answer.rows[request->limit - 1].present;
