@@ -23,11 +23,6 @@ const char *limit_name(enum limit limit)
     return rules[limit].name;
 }
 
-const char *limit_sentence(enum limit limit)
-{
-    return rules[limit].sentence;
-}
-
 bool limit_is_on(enum limit limit, enum limit_on on)
 {
     return rules[limit].on[on];
@@ -58,8 +53,9 @@ int limit_check(enum limit limit, double value, struct err *err)
 
     if (value >= rule->lowest && value <= rule->highest && (!rule->whole || value == floor(value)))
         return 0;
-    return err_set(err, ERR_RANGE, "%s is %.15g; it must be a %snumber of %.15g to %.15g",
-                   rule->name, value, rule->whole ? "whole " : "", rule->lowest, rule->highest);
+    return err_set(err, ERR_RANGE, "%s is %.15g; it must be a %snumber of %.15g to %.15g: %s",
+                   rule->name, value, rule->whole ? "whole " : "", rule->lowest, rule->highest,
+                   rule->sentence);
 }
 
 void limits_set(struct limits *limits, enum limit limit, double value)

@@ -27,7 +27,6 @@ struct limits {
 };
 
 const char *limit_name(enum limit limit); /* "waiting_jobs"; static storage */
-const char *limit_sentence(enum limit limit);
 bool limit_is_on(enum limit limit, enum limit_on on);
 
 /* ERR_RANGE names the limit, or those that there are; the value, and its range. */

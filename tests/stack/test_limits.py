@@ -182,6 +182,20 @@ def test_a_job_may_take_several_slots(acme):
     assert wrong.status == 400 and "slot_count is 9; it must be 1 to 8" in wrong.json["error"]
 
 
+def test_what_sql_wrote_wrongly_is_no_limit(acme):
+    """And it is nobody else's trouble: the others' limits are read all the same."""
+    acme.sql("""UPDATE headrace.tenant SET limits =
+             '{"running_jobs": 1e400, "waiting_jobs": -5, "weight": "heavy", "odd": 1}' WHERE id = 'acme'""")
+    try:
+        made = json.loads(acme.cli("keys", "create", "--tenant", "acme", "running_jobs=1", "--json").stdout)
+        wait_all(acme, jobs_of(acme, 8, 200))
+        slow = jobs_of(acme, 4, 200, key=made["api_key"])
+        wait_all(acme, slow)
+        assert most_at_once(acme, slow) == 1
+    finally:
+        acme.sql("UPDATE headrace.tenant SET limits = '{}' WHERE id = 'acme'")
+
+
 # --- caps ---------------------------------------------------------------------------------------
 
 

@@ -251,6 +251,45 @@ static void test_a_job_of_several_slots_waits_for_them(void **state)
     talk_end(&talk);
 }
 
+struct pace {
+    int count;
+    uint64_t service_us, slots;
+};
+
+static void pace_see(void *opaque, struct wire_text pool, uint64_t service_us, uint64_t slots)
+{
+    struct pace *pace = opaque;
+
+    assert_true(wire_text_equal(pool, "p"));
+    pace->count++;
+    pace->service_us = service_us;
+    pace->slots = slots;
+}
+
+/* Nothing is said about a pool before one of its jobs has ended; then what it took moves the mean.
+ */
+static void test_the_pace_of_a_pool(void **state)
+{
+    struct pace pace = {0};
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 9, 0, 0, NULL, 0);
+    say_submit(&talk, 1);
+    token = want_attempt(&talk, 1);
+    owner_each_pace(talk.owner, pace_see, &pace);
+    assert_int_equal(pace.count, 0);
+    pass_ms(&talk, 900);
+    finish(&talk, 1, token);
+    owner_each_pace(talk.owner, pace_see, &pace);
+    assert_int_equal(pace.count, 1);
+    assert_int_equal(pace.slots, 4);
+    assert_int_equal(pace.service_us, (7 * 100000 + 900000) / 8);
+    talk_end(&talk);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -262,6 +301,7 @@ int main(void)
         cmocka_unit_test(test_who_is_held_back_still_expires_and_cancels),
         cmocka_unit_test(test_a_backlog_delays_nobody_else),
         cmocka_unit_test(test_a_job_of_several_slots_waits_for_them),
+        cmocka_unit_test(test_the_pace_of_a_pool),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
