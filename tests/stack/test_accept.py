@@ -128,6 +128,17 @@ def test_large_input_goes_by_claim_check(stack):
     assert job in fields[INPUT_BLOB] and (stack.data_dir / "blobs" / fields[INPUT_BLOB]).exists()
 
 
+def test_numbers_of_any_size_come_back_as_they_were(stack):
+    """The input is the model's: nothing on the way makes 64 bits of its numbers."""
+    numbers = b'{"n":123456789012345678901234567890,"e":[1e400,-0.10]}'
+    reply = stack.http("POST", SUBMIT, b'{"model_input":' + numbers + b"}")
+    assert reply.status == 201, reply
+    assert stack.wait_final(reply.json["request_id"])["status"] == "SUCCEEDED"
+    assert numbers in stack.result(reply.json["request_id"]).body
+    refused = stack.http("POST", SUBMIT, b'{"model_input":{},"priority":99999999999999999999}')
+    assert refused.status == 400 and "priority is 99999999999999999999" in refused.json["error"]
+
+
 def test_trace_is_carried(stack):
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     job = stack.submit("sim", {}, headers={"traceparent": trace})
