@@ -50,7 +50,8 @@ bool store_connected(const struct store *store);
 typedef void store_takeover_fn(void *opaque, struct ledger_takeover *takeover, struct err *err);
 void store_takeover(struct store *store, uint32_t shard, store_takeover_fn *done, void *opaque);
 
-/* One flush at a time; it stays unchanged until it is answered. */
+/* One flush at a time; it stays unchanged until it is answered. FLUSH_STALE is also the answer when
+ * the flush before it is not in the ledger: a failover has lost it, and rows with it. */
 typedef void store_flush_fn(void *opaque, const struct flush_result *result);
 void store_flush(struct store *store, const struct flush *flush, store_flush_fn *done,
                  void *opaque);

@@ -28,7 +28,7 @@
 #include "base/assert.h"
 #include "brokers/store_postgres.h"
 
-PG_STATEMENT(flush_guard, "SELECT flush_guard($1, $2)");
+PG_STATEMENT(flush_guard, "SELECT flush_guard($1, $2, $3)");
 PG_STATEMENT(flush_undo, "SELECT flush_undo()");
 
 PG_STATEMENT(
@@ -445,6 +445,7 @@ void store_write_flush(struct store *store, const struct flush *flush,
     pg_add(batch, &flush_guard);
     pg_bind_i16(batch, (int64_t)flush->shard);
     pg_bind_i64(batch, (int64_t)flush->epoch);
+    pg_bind_i64(batch, (int64_t)flush->number);
     if (inserts.count > 0) {
         write_inserts(store, flush->shard, &inserts, batch);
         statements.inserted = statement_count++;

@@ -330,6 +330,30 @@ static void test_halving_finds_the_row(void **state)
 }
 
 /* Numbers of any size are stored, cut to what their column holds. */
+/* GUARD chain: a standby that lacks the newest flush has lost its rows too; the owner that wrote
+ * them must begin anew, from the offsets that went back with them. */
+static void test_a_flush_follows_the_one_before_it(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *spec;
+    struct flush_job job;
+
+    take_over(world);
+    spec = spec_of(world, 1, "acme", false);
+    job = job_of(spec, JOB_SUCCEEDED);
+    flush_now(world, 1, NULL, 0);
+    flush_now(world, 2, NULL, 0);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    script(world, "DELETE FROM flush WHERE number = 2"); /* as the failover did */
+    flush_now(world, 3, &job, 1);
+    assert_int_equal(world->verdict, FLUSH_STALE);
+    expect(world, "SELECT count(*)::text FROM job", "0");
+    expect(world, "SELECT count(*) || ' ' || max(number) FROM flush", "1 1");
+    take_over(world);
+    assert_int_equal(world->takeover->intake_floor, 11);
+    job_spec_unref(&spec);
+}
+
 static void test_numbers_over_their_column(void **state)
 {
     struct world *world = *state;
@@ -619,6 +643,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_guards_of_updates, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue_deltas, setup, teardown),
         cmocka_unit_test_setup_teardown(test_halving_finds_the_row, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_a_flush_follows_the_one_before_it, setup, teardown),
         cmocka_unit_test_setup_teardown(test_numbers_over_their_column, setup, teardown),
         cmocka_unit_test_setup_teardown(test_any_day, setup, teardown),
         cmocka_unit_test_setup_teardown(test_loads_move_forward, setup, teardown),
