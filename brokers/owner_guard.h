@@ -25,7 +25,9 @@
     GUARD(COMMIT_FIRST, 13, "final key written after commit")                                      \
     GUARD(CURSOR, 14, "forward-only cursor")                                                       \
     GUARD(VERDICT, 15, "verdict after flush")                                                      \
-    GUARD(EXPIRY, 16, "deadlines of jobs that are not in memory")
+    GUARD(EXPIRY, 16, "deadlines of jobs that are not in memory")                                  \
+    GUARD(CHAIN, 24, "a flush follows the one before it")                                          \
+    GUARD(COLLECTOR, 25, "collector by day, not by missing row")
 
 enum owner_guard {
 #define GUARD(name, bit, text) OWNER_GUARD_##name = 1 << (bit),

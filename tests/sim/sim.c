@@ -203,9 +203,17 @@ static void sim_live(struct sim *sim)
 /* Small worlds are quick, and most seeds are one; some have several shards and many workers. */
 static void sim_choose_size(struct sim *sim)
 {
-    sim->shard_count = sim_percent(sim, 60) ? 1 : 2;
+    static const struct {
+        int at_first, in_the_end;
+    } shards[] = {{1, 1}, {1, 1}, {1, 1}, {1, 1}, {2, 2}, {2, 2}, {1, 2}, {2, 4}};
+    size_t choice = sim_between(sim, 0, COUNT_OF(shards) - 1);
+
+    sim->shards_open = shards[choice].at_first;
+    sim->shard_count = shards[choice].in_the_end;
     sim->worker_count = (int)sim_between(sim, 1, sim_percent(sim, 15) ? SIM_WORKERS_MAX : 6);
     sim->pool_count = (int)sim_between(sim, 1, 2) * sim->shard_count;
+    if (sim->pool_count > SIM_POOLS_MAX)
+        sim->pool_count = SIM_POOLS_MAX;
     if (sim->pool_count > sim->worker_count)
         sim->worker_count = sim->pool_count;
 }
@@ -223,7 +231,7 @@ static void sim_make_workers(struct sim *sim)
         worker->pool = i % sim->pool_count;
         worker->machine = i % SIM_MACHINES;
         worker->log = LOG_DISPATCH(i % (int)sim_between(sim, 1, (uint64_t)sim->worker_count));
-        worker->slots = sim_between(sim, 1, 3);
+        worker->slots = (uint32_t)sim_between(sim, 1, 3);
         worker->boot = 1000 * (uint64_t)(i + 1);
         kafka_producer_init(&worker->producer, &worker->process);
         worker_start(sim, worker);
@@ -245,7 +253,7 @@ static void sim_make_brokers(struct sim *sim)
         }
         broker_start(sim, broker);
     }
-    for (int shard = 0; shard < sim->shard_count; shard++)
+    for (int shard = 0; shard < sim->shards_open; shard++)
         group_assign(sim, shard, shard % SIM_BROKERS);
 }
 
@@ -267,6 +275,8 @@ void sim_run(struct sim *sim, const struct sim_options *options)
     gateway_begin(sim);
     sim_make_workers(sim);
     sim_make_brokers(sim);
+    webhook_begin(sim);
+    blob_begin(sim);
     sim_live(sim);
 }
 
@@ -276,6 +286,8 @@ void sim_done(struct sim *sim)
         for (int shard = 0; shard < SIM_SHARDS_MAX; shard++)
             owner_free(&sim->brokers[i].seats[shard].owner);
     }
+    for (int i = 0; i < sim->worker_count; i++)
+        worker_core_free(&sim->workers[i].core);
     for (int i = 0; i < SIM_LOGS_MAX; i++)
         free(sim->logs[i].records);
     for (int i = 0; i < SIM_SHARDS_MAX; i++)

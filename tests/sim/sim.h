@@ -2,14 +2,19 @@
 #pragma once
 
 /*
- * A world in which the real owner (brokers/owner.h) lives a bad life, from one seed.
+ * A world in which the real owner (brokers/owner.h) and the real worker core
+ * (workers/worker_core.h) live a bad life, from one seed.
  *
  *   sim.c          clock, events, processes, a run from birth to quiet
  *   sim_kafka.c    logs with offsets: intake, outcome, completed of each shard, dispatch partitions
  *   sim_group.c    the consumer group that elects a broker for each shard
  *   sim_store.c    the ledger: transactions, epoch guard, floors, takeover, loads
+ *   sim_failover.c a standby takes the ledger over, with or without the last commits
  *   sim_broker.c   broker processes and their seats: they carry out what the owner asks for
- *   sim_worker.c   workers: credit, heartbeats, tokens, boots
+ *   sim_worker.c   workers: the real worker core, an engine host that is played, agents
+ *   sim_webhook.c  senders: `completed` to delivery rows to receivers; the real plan of tries
+ *   sim_blob.c     inputs in the blob store, and what collects them
+ *   sim_topology.c shards, pools and programs that change while jobs run
  *   sim_gateway.c  clients and gateways: submits, keys, cancels, status questions, Redis
  *   sim_faults.c   what goes wrong, and that it stops going wrong
  *   sim_check.c    the invariants of PROTOCOL 3.1, checked at each change
@@ -37,18 +42,20 @@
 #include "brokers/owner.h"
 #include "brokers/owner_guard.h"
 #include "brokers/owner_heap.h"
+#include "workers/worker_core.h"
 
 #define SIM_SHARDS_MAX 4
 #define SIM_SHARD_FIRST 5 /* number of the first shard, in ids and in Kafka */
 #define SIM_BROKERS 3
 #define SIM_GATEWAYS 2
+#define SIM_SENDERS 2
 #define SIM_MACHINES 3
 #define SIM_WORKERS_MAX 20
 #define SIM_POOLS_MAX 4
 #define SIM_JOBS_MAX 256
-#define SIM_EPOCHS_MAX 1024
+#define SIM_TAKEOVERS_MAX 1024
 #define SIM_EPOCH_FIRST 100
-#define SIM_START_US 1000000000ull
+#define SIM_START_US 1000000000000000ull
 #define MS 1000ull
 #define SEC 1000000ull
 
@@ -80,6 +87,7 @@ struct sim_record {
     const uint8_t *bytes;
     size_t size;
     uint64_t append_us;
+    bool newer; /* of a version that old brokers do not know */
 };
 
 typedef void sim_report_fn(struct sim *sim, void *opaque, uint64_t number, int64_t offset);
@@ -117,11 +125,11 @@ struct sim_row {
     bool present;
     uint64_t seq, accepted_us;
     enum job_state state;
-    uint64_t token, fence, due_us, state_us, final_at_us;
+    uint64_t token, fence, due_us, state_us, final_at_us, output_size;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures;
     enum error_class error_class;
     struct wire_bytes submit, output;
-    struct wire_text error_message;
+    struct wire_text error_message, output_blob;
 };
 
 struct sim_change {
@@ -166,7 +174,11 @@ struct sim_request {
 /* What the ledger has of one shard. */
 struct sim_shard {
     uint32_t epoch;
-    uint64_t epoch_at_us[SIM_EPOCHS_MAX]; /* when each began, from SIM_EPOCH_FIRST on */
+    struct {
+        uint32_t epoch;
+        uint64_t at_us;
+    } takeovers[SIM_TAKEOVERS_MAX]; /* when each epoch began */
+    size_t takeover_count;
     int share_locks;
     struct sim_flush **flushes; /* committed, in order of commit */
     size_t flush_count, flush_room;
@@ -214,6 +226,9 @@ struct sim_seat {
 struct sim_broker {
     struct process process;
     struct sim_producer producer;
+    bool upgraded;      /* knows newer messages */
+    int64_t wall_us;    /* its clock, ahead of Kafka's */
+    uint64_t asleep_us; /* its monotonic clock stood still so long */
     struct sim_seat seats[SIM_SHARDS_MAX];
 };
 
@@ -232,13 +247,11 @@ enum sim_point {
     POINT_COUNT,
 };
 
-struct sim_held {
+/* A request in the engine host of a worker. */
+struct sim_engine_run {
     uint64_t token;
-    struct wire_id job;
-    enum { HELD_WAITING, HELD_RUNNING, HELD_UNREPORTED } state;
-    uint32_t number;
-    uint64_t boot; /* that it was sent to */
-    bool alone;
+    int job;
+    bool alone, canceled;
 };
 
 struct sim_worker {
@@ -246,12 +259,16 @@ struct sim_worker {
     struct sim_producer producer;
     char name[16];
     int pool, log, machine;
-    uint64_t boot, slots, received, granted_told;
-    uint32_t epoch_seen;
-    size_t position;
-    struct sim_held held[16];
-    size_t held_count;
-    bool fetching, pumping;
+    uint64_t boot;
+    uint32_t slots;
+    struct worker_options options;
+    struct worker_core *core; /* NULL: no process */
+    uint64_t position, tick_at_us;
+    bool reading, fetching;
+    bool host_up;
+    uint64_t host_life, host_granted, away_until_us;
+    struct sim_engine_run runs[32];
+    size_t run_count;
 };
 
 /* Its agent: tells the owners which boots have ended. */
@@ -263,6 +280,28 @@ struct sim_machine {
 struct sim_gateway {
     struct process process;
     struct sim_producer producer;
+    int64_t wall_us; /* its clock, ahead of Kafka's */
+    bool not_ready;  /* it has seen that its clock is wrong */
+};
+
+enum sim_delivery_state {
+    SIM_DELIVERY_PENDING,
+    SIM_DELIVERY_SUCCEEDED,
+    SIM_DELIVERY_FAILED,
+    SIM_DELIVERY_CANCELED,
+};
+
+/* A row of `delivery`. */
+struct sim_delivery {
+    bool present;
+    enum sim_delivery_state state;
+    uint32_t try_count;
+    uint64_t next_us;
+};
+
+struct sim_sender {
+    struct process process;
+    bool reading[SIM_SHARDS_MAX], in_memory[SIM_JOBS_MAX];
 };
 
 struct sim_job {
@@ -272,12 +311,17 @@ struct sim_job {
     uint32_t priority;
     uint64_t produced_us;
     bool produced, accepted, refused_503, bad_output, bad_submit, dead;
-    int64_t offset; /* in intake, first copy; -1: none */
+    bool rewound;          /* a failover lost what was known of it: it may end in another way */
+    bool attempt_given_up; /* an Attempt of it was not reported: it ended as handed back */
+    int64_t offset;        /* in intake, first copy; -1: none */
     uint64_t service_us;
     unsigned fail_percent, copies; /* of its Submit in intake */
     uint64_t queue_limit_ms, total_limit_ms;
     uint32_t cancels_sent;
     bool verdict_true, verdict_false, seen_final;
+    bool webhook, blob_input, blob_there, big_output, skewed_id;
+    uint64_t blob_put_us;
+    unsigned posts;              /* that its receiver took */
     struct wire_bytes final_key; /* in Redis */
     struct wire_bytes completed; /* first copy */
     uint64_t token_max;          /* of the Attempts that were asked for */
@@ -293,11 +337,13 @@ struct sim_options {
 
 /* Kinds of faults that a world has. */
 struct sim_faults {
-    bool broker_crash, broker_pause, two_owners, broker_points, worker_crash, worker_pause,
-        worker_false_gone, worker_leave;
-    bool kafka_stall, kafka_duplicate, ledger_down, ledger_cut, ledger_slow, ledger_left_open,
-        redis_flush;
-    bool gateway_crash, bad_rows;
+    bool broker_crash, broker_pause, two_owners, broker_points;
+    bool worker_crash, worker_pause, worker_false_gone, worker_leave, worker_points, engine;
+    bool kafka_stall, kafka_duplicate, kafka_refuse;
+    bool ledger_down, ledger_cut, ledger_slow, ledger_left_open, ledger_failover;
+    bool redis_flush, gateway_crash, bad_rows, sender_crash, receiver, blob_away;
+    bool gateway_clock, broker_clock, broker_asleep;
+    bool deployment_moves, pool_zero, upgrade, log_lost;
 };
 
 /* Faults that were counted: sim_faults.def. */
@@ -333,11 +379,17 @@ struct sim {
     struct sim_log logs[SIM_LOGS_MAX];
     struct sim_ledger ledger;
     int shard_count, pool_count, worker_count;
+    int shards_open; /* others are added later */
     struct sim_broker brokers[SIM_BROKERS];
     int assigned[SIM_SHARDS_MAX]; /* the broker that the group elected; -1: none */
     struct sim_worker workers[SIM_WORKERS_MAX];
     struct sim_gateway gateways[SIM_GATEWAYS];
     struct sim_machine machines[SIM_MACHINES];
+    struct sim_sender senders[SIM_SENDERS];
+    int webhook_reader[SIM_SHARDS_MAX];     /* sender that the group gave the shard */
+    int64_t webhook_offset[SIM_SHARDS_MAX]; /* of the group, in Kafka */
+    struct sim_delivery deliveries[SIM_JOBS_MAX];
+    bool newer_submits;
     struct sim_job jobs[SIM_JOBS_MAX];
     int job_count, key_count;
     int redis_keys[SIM_JOBS_MAX]; /* idempotency cache: key to job; -1: none */
@@ -345,9 +397,10 @@ struct sim {
     bool faults_over, worker_faulted, failed;
     uint64_t running_max; /* of tenant t0's jobs in a shard; 0: no limit */
     size_t lost_attempts;
-    struct {
-        uint64_t token;
+    struct sim_token {
+        uint64_t token, boot; /* 0: free */
         int shard;
+        bool blob; /* its result was stored */
     } tokens[SIM_TOKENS_MAX];
     uint64_t hits[FAULT_COUNT];
     struct wire_decoder *decoder;
@@ -394,6 +447,10 @@ void ledger_client_dies(struct sim *sim, struct sim_seat *seat);
 void ledger_cut(struct sim *sim, struct sim_seat *seat);
 void ledger_go_down(struct sim *sim);
 void ledger_come_up(struct sim *sim);
+
+/* sim_failover.c */
+void failover_begin(struct sim *sim, bool loses_commits);
+
 struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *flush);
 uint64_t ledger_deadline_us(struct sim *sim, const struct sim_row *row); /* of a waiting row */
 struct message_completed ledger_completed(struct sim *sim, int job);
@@ -415,6 +472,7 @@ void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_reque
 /* sim_worker.c */
 void worker_start(struct sim *sim, struct sim_worker *worker);
 void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells);
+void worker_ends(struct sim *sim, struct sim_worker *worker, bool agent_tells);
 void worker_leave(struct sim *sim, struct sim_worker *worker);
 void worker_wake(struct sim *sim, struct sim_worker *worker);
 int worker_outcome(const struct sim *sim, const struct sim_worker *worker);
@@ -427,6 +485,19 @@ void gateway_on_verdict(struct sim *sim, const struct message_wake *wake);
 void redis_set_final(struct sim *sim, int job, const struct message_completed *completed);
 void redis_flush(struct sim *sim);
 
+/* sim_webhook.c */
+void webhook_begin(struct sim *sim);
+void webhook_wake(struct sim *sim, int shard);
+void webhook_crash(struct sim *sim, struct sim_sender *sender);
+
+/* sim_blob.c */
+void blob_begin(struct sim *sim);
+void blob_put_input(struct sim *sim, int job);
+
+/* sim_topology.c */
+void topology_plan(struct sim *sim);
+void topology_settle(struct sim *sim);
+
 /* sim_faults.c */
 void faults_plan(struct sim *sim);
 void faults_stop(struct sim *sim);
@@ -437,9 +508,14 @@ void check_dispatch(struct sim *sim, const struct sim_seat *seat,
                     const struct message_attempt *attempt);
 void check_append(struct sim *sim, int log, int64_t offset);
 void check_accept(struct sim *sim, int job);
-void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held);
+void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_engine_run *run);
 void check_verdict(struct sim *sim, int job, bool canceled);
 void check_final_key(struct sim *sim, int job, const struct message_completed *completed);
 void check_status(struct sim *sim, int job);
+void check_delivery(struct sim *sim, int job, const struct message_completed *completed);
+void check_post(struct sim *sim, int job, int status);
+void check_blob_read(struct sim *sim, int job);
+void check_blob_delete(struct sim *sim, int job);
+void check_result_blob(struct sim *sim, int job, uint64_t token);
 void check_end(struct sim *sim);
 bool check_is_quiet(struct sim *sim);

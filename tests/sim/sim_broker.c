@@ -19,9 +19,19 @@ static void seat_work(struct sim *sim, struct sim_seat *seat);
 static void seat_fetch(struct sim *sim, void *opaque, uint64_t number);
 static void seat_take_over(struct sim *sim, void *opaque, uint64_t session);
 
+static uint64_t mono_us(const struct sim *sim, const struct sim_seat *seat)
+{
+    return sim->now_us - seat->broker->asleep_us;
+}
+
+static uint64_t wall_us(const struct sim *sim, const struct sim_seat *seat)
+{
+    return (uint64_t)((int64_t)sim->now_us + seat->broker->wall_us);
+}
+
 static void owner_now(struct sim *sim, struct sim_seat *seat)
 {
-    owner_tick(seat->owner, sim->now_us, sim->now_us);
+    owner_tick(seat->owner, mono_us(sim, seat), wall_us(sim, seat));
 }
 
 static bool session_is(const struct sim_seat *seat, uint64_t session)
@@ -61,6 +71,16 @@ void seat_wake(struct sim *sim, struct sim_seat *seat)
              seat->session);
 }
 
+/* The same record as a newer program writes it: its version is one that this one does not know. */
+static void newer_arrives(struct sim *sim, struct sim_seat *seat, const struct sim_record *record)
+{
+    uint8_t *bytes = (uint8_t *)sim_copy(sim, record->bytes, record->size).bytes;
+
+    sim_hit(sim, FAULT_NEWER_VERSION);
+    bytes[1]++; /* [version, type, fields] */
+    owner_on_intake(seat->owner, seat->intake_at++, record->append_us, bytes, record->size);
+}
+
 static bool fetch_intake(struct sim *sim, struct sim_seat *seat)
 {
     struct sim_log *log = &sim->logs[LOG_INTAKE(seat->shard)];
@@ -70,11 +90,14 @@ static bool fetch_intake(struct sim *sim, struct sim_seat *seat)
     for (int i = 0; i < FETCH_RECORDS && seat->intake_at < (int64_t)log->count; i++) {
         const struct sim_record *record = &log->records[seat->intake_at];
 
-        owner_on_intake(seat->owner, seat->intake_at++, record->append_us, record->bytes,
-                        record->size);
+        if (record->newer && !seat->broker->upgraded)
+            newer_arrives(sim, seat, record);
+        else
+            owner_on_intake(seat->owner, seat->intake_at++, record->append_us, record->bytes,
+                            record->size);
     }
     if (seat->intake_at >= (int64_t)log->count)
-        owner_on_intake_end(seat->owner, sim->now_us);
+        owner_on_intake_end(seat->owner, wall_us(sim, seat));
     return seat->intake_at < (int64_t)log->count;
 }
 
@@ -90,7 +113,7 @@ static bool fetch_outcome(struct sim *sim, struct sim_seat *seat)
         owner_on_outcome(seat->owner, seat->outcome_at++, record->bytes, record->size);
     }
     if (seat->outcome_at >= (int64_t)log->count)
-        owner_on_outcome_end(seat->owner, sim->now_us);
+        owner_on_outcome_end(seat->owner, mono_us(sim, seat));
     return seat->outcome_at < (int64_t)log->count;
 }
 
@@ -122,7 +145,7 @@ static void seat_tick(struct sim *sim, void *opaque, uint64_t session)
     owner_now(sim, seat);
     if (!kafka_stalled(sim, LOG_OUTCOME(seat->shard)) &&
         seat->outcome_at >= (int64_t)sim->logs[LOG_OUTCOME(seat->shard)].count)
-        owner_on_outcome_end(seat->owner, sim->now_us);
+        owner_on_outcome_end(seat->owner, mono_us(sim, seat));
     seat_wake(sim, seat);
     seat_work(sim, seat);
     if (seat->owner != NULL)
@@ -146,6 +169,7 @@ static void seat_due(struct sim *sim, void *opaque, uint64_t session)
 struct attempt_report {
     struct sim_seat *seat;
     uint64_t session, token;
+    int job;
 };
 
 static void attempt_reported(struct sim *sim, void *opaque, uint64_t number, int64_t offset)
@@ -153,6 +177,8 @@ static void attempt_reported(struct sim *sim, void *opaque, uint64_t number, int
     struct attempt_report *report = opaque;
 
     (void)number;
+    if (offset < 0)
+        sim->jobs[report->job].attempt_given_up = true;
     if (!session_is(report->seat, report->session))
         return;
     owner_now(sim, report->seat);
@@ -173,15 +199,16 @@ static bool do_attempt(struct sim *sim, struct sim_seat *seat, const struct owne
 {
     const struct message_attempt *attempt = &todo->attempt.message;
     struct attempt_report *report = sim_alloc(sim, sizeof(*report));
+    int job = sim_job_of(sim, &attempt->job);
 
-    *report = (struct attempt_report){seat, seat->session, attempt->token};
+    *report = (struct attempt_report){seat, seat->session, attempt->token, job};
     sim_trace(sim, "%s sends attempt %llu of job %d, token %u/%u, to %.*s",
-              seat->broker->process.name, (unsigned long long)attempt->number,
-              sim_job_of(sim, &attempt->job), TOKEN_EPOCH(attempt->token), (uint32_t)attempt->token,
-              (int)attempt->worker.size, attempt->worker.text);
+              seat->broker->process.name, (unsigned long long)attempt->number, job,
+              TOKEN_EPOCH(attempt->token), (uint32_t)attempt->token, (int)attempt->worker.size,
+              attempt->worker.text);
     check_dispatch(sim, seat, attempt);
-    if (attempt->token > sim->jobs[sim_job_of(sim, &attempt->job)].token_max)
-        sim->jobs[sim_job_of(sim, &attempt->job)].token_max = attempt->token;
+    if (attempt->token > sim->jobs[job].token_max)
+        sim->jobs[job].token_max = attempt->token;
     kafka_produce(sim, &seat->broker->producer, LOG_DISPATCH(todo->attempt.partition),
                   MESSAGE_ATTEMPT, attempt, attempt_reported, report, 0);
     return broker_passes(sim, seat->broker, POINT_ATTEMPT_PRODUCED);
@@ -192,21 +219,36 @@ struct publishing {
     uint64_t session, flush_number;
     const struct ledger_final *finals;
     size_t count, next, reported;
+    bool stopped;
 };
 
-static void completed_reported(struct sim *sim, void *opaque, uint64_t number, int64_t offset)
+static void completed_produce(struct sim *sim, struct publishing *publishing, size_t index);
+
+static void completed_reported(struct sim *sim, void *opaque, uint64_t index, int64_t offset)
 {
     struct publishing *publishing = opaque;
     struct sim_seat *seat = publishing->seat;
 
-    (void)number;
-    (void)offset;
-    if (++publishing->reported < publishing->count || !session_is(seat, publishing->session) ||
+    if (!session_is(seat, publishing->session))
+        return;
+    if (offset < 0) { /* sent until it is reported, so that it may be there twice */
+        completed_produce(sim, publishing, index);
+        return;
+    }
+    if (++publishing->reported < publishing->count ||
         !broker_passes(sim, seat->broker, POINT_AFTER_COMPLETED))
         return;
     owner_now(sim, seat);
     owner_on_published(seat->owner, publishing->flush_number);
     seat_work(sim, seat);
+}
+
+static void completed_produce(struct sim *sim, struct publishing *publishing, size_t index)
+{
+    struct sim_seat *seat = publishing->seat;
+
+    kafka_produce(sim, &seat->broker->producer, LOG_COMPLETED(seat->shard), MESSAGE_COMPLETED,
+                  &publishing->finals[index].completed, completed_reported, publishing, index);
 }
 
 /* False when the broker stands still or is dead: then it goes on later, or never. */
@@ -232,14 +274,16 @@ static void publish_goes_on(struct sim *sim, void *opaque, uint64_t number)
 
         if (!publish_passes(sim, publishing, before))
             break;
+        if (publishing->stopped)
+            sim_hit(sim, FAULT_REDIS_LATE);
+        publishing->stopped = false;
         redis_set_final(sim, sim_job_of(sim, &completed->id), completed);
         if (!publish_passes(sim, publishing, POINT_BEFORE_COMPLETED))
             break;
-        kafka_produce(sim, &seat->broker->producer, LOG_COMPLETED(seat->shard), MESSAGE_COMPLETED,
-                      completed, completed_reported, publishing, 0);
-        publishing->next++;
+        completed_produce(sim, publishing, publishing->next++);
     }
-    if (publishing->next < publishing->count)
+    publishing->stopped = publishing->next < publishing->count;
+    if (publishing->stopped)
         sim_post(sim, &seat->broker->process, 0, publish_goes_on, publishing, 0);
 }
 
@@ -407,6 +451,8 @@ static void seat_work(struct sim *sim, struct sim_seat *seat)
         sim_fail(sim, "invariant 16: %llu jobs wait in memory",
                  (unsigned long long)stats.waiting_in_memory);
     due_us = owner_next_due_us(seat->owner);
+    if (due_us != UINT64_MAX)
+        due_us += seat->broker->asleep_us;
     if (seat->ticking || due_us > sim->now_us + TICK_US)
         return;
     seat->ticking = true;
@@ -429,13 +475,26 @@ static void seat_take_over(struct sim *sim, void *opaque, uint64_t session)
     ledger_ask(sim, seat, request);
 }
 
+/* The log does not hold the floor: nobody skips silently. It is tried again until somebody has
+ * brought the log back. */
+static bool floor_is_lost(struct sim *sim, struct sim_seat *seat)
+{
+    if (!sim->faults.log_lost || sim->faults_over || !sim_percent(sim, 20))
+        return false;
+    sim_trace(sim, "%s waits: the log of shard %d does not hold the floor",
+              seat->broker->process.name, seat->shard);
+    sim_hit(sim, FAULT_FLOOR_PASSED);
+    sim_post(sim, &seat->broker->process, 200 * MS, seat_take_over, seat, seat->session);
+    return true;
+}
+
 void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_takeover *takeover)
 {
     struct owner_ends ends = {.intake_end = (int64_t)sim->logs[LOG_INTAKE(seat->shard)].count,
                               .outcome_end = (int64_t)sim->logs[LOG_OUTCOME(seat->shard)].count};
 
     seat->taking_over = false;
-    if (!broker_passes(sim, seat->broker, POINT_OFFSETS_READ)) {
+    if (!broker_passes(sim, seat->broker, POINT_OFFSETS_READ) || floor_is_lost(sim, seat)) {
         for (size_t i = 0; i < takeover->row_count; i++)
             job_spec_unref(&takeover->rows[i].spec);
         return;
@@ -445,7 +504,8 @@ void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_take
     sim_trace(sim, "%s owns shard %d in epoch %u, reads from %lld and %lld up to %lld and %lld",
               seat->broker->process.name, seat->shard, takeover->epoch, (long long)seat->intake_at,
               (long long)seat->outcome_at, (long long)ends.intake_end, (long long)ends.outcome_end);
-    seat->owner = owner_new(&sim->owner_options, takeover, ends, sim->now_us, sim->now_us);
+    seat->owner = owner_new(&sim->owner_options, takeover, ends, mono_us(sim, seat),
+                            wall_us(sim, seat));
     seat_take_limits(sim, seat);
     seat_wake(sim, seat);
     sim_post(sim, &seat->broker->process, TICK_US, seat_tick, seat, seat->session);

@@ -51,12 +51,16 @@ static void check_numbers(struct sim *sim, const struct sim_flush *flush)
                  (unsigned long long)flush->number, flush->epoch, (unsigned long long)before);
 }
 
+/* Inline, or by the key of its blob. */
 static bool output_is_of(const struct sim_row *row, uint64_t token)
 {
-    char text[64];
-    int size = snprintf(text, sizeof(text), "result of %llx", (unsigned long long)token);
+    char text[64], key[32];
 
-    return row->output.size == (size_t)size && memcmp(row->output.bytes, text, (size_t)size) == 0;
+    (void)snprintf(text, sizeof(text), "result of %llx", (unsigned long long)token);
+    (void)snprintf(key, sizeof(key), "r%llx", (unsigned long long)token);
+    if (row->output_blob.size > 0)
+        return wire_text_equal(row->output_blob, key);
+    return row->output.size == strlen(text) && memcmp(row->output.bytes, text, strlen(text)) == 0;
 }
 
 static void check_rows(struct sim *sim, const struct sim_flush *flush)
@@ -149,11 +153,13 @@ static void check_outcome_record(struct sim *sim, const struct sim_flush *flush,
     job = sim_job_of(sim, &message.finished.job);
     row = &sim->ledger.rows[job];
     /* What an earlier owner's attempt brought may be given up, and what a job brings that was
-     * ended before, for a reason that is still to be written: the next owner ends it again. */
-    if (sim->jobs[job].dead || message.finished.token != sim->jobs[job].token_max ||
+     * ended before, for a reason that is still to be written: the next owner ends it again. One
+     * that was handed back costs nobody anything. */
+    if (sim->jobs[job].dead || message.finished.error_class == ERROR_CLASS_HANDED_BACK ||
+        message.finished.token != sim->jobs[job].token_max ||
         TOKEN_EPOCH(message.finished.token) != flush->epoch || sim->worker_faulted ||
-        sim->jobs[job].cancels_sent > 0 || sim->jobs[job].total_limit_ms > 0 ||
-        sim->jobs[job].service_us > 3 * SEC)
+        sim->jobs[job].cancels_sent > 0 || sim->jobs[job].attempt_given_up ||
+        sim->jobs[job].total_limit_ms > 0 || sim->jobs[job].service_us > 3 * SEC)
         return;
     if (!row->present || (!job_state_final(row->state) && row->fence < message.finished.token))
         sim_fail(sim, "invariant 7: the outcome floor passes the end of job %d at %lld", job,
@@ -219,6 +225,16 @@ void check_commit(struct sim *sim, const struct sim_flush *flush)
 
 /* ---- an append ---- */
 
+/* It tells of what the ledger has, not of what a failover lost. */
+static bool completed_is_current(const struct sim *sim, int job,
+                                 const struct message_completed *completed)
+{
+    const struct sim_row *row = &sim->ledger.rows[job];
+
+    return row->present && row->state == completed->state &&
+           row->state_us == completed->finished_us;
+}
+
 static void check_completed(struct sim *sim, int log, int64_t offset)
 {
     const struct sim_record *record = &sim->logs[log].records[offset];
@@ -232,6 +248,8 @@ static void check_completed(struct sim *sim, int log, int64_t offset)
     if (!decode(sim, log, offset, &message))
         NEVER("a completed record cannot be decoded");
     job = sim_job_of(sim, &message.completed.id);
+    if (sim->jobs[job].rewound && !completed_is_current(sim, job, &message.completed))
+        return; /* of a commit that was lost */
     if (!job_state_final(sim->ledger.rows[job].state) || !sim->ledger.rows[job].present) {
         sim_fail(sim, "invariant 4: job %d is told completed before its row is final", job);
         return;
@@ -252,26 +270,40 @@ static void check_completed(struct sim *sim, int log, int64_t offset)
     sim->jobs[job].completed = own;
 }
 
-/* False: that token was seen in that shard before. */
-static bool token_is_new(struct sim *sim, uint64_t token, int shard)
+/* Where the token is kept, or would be. */
+static struct sim_token *token_place(struct sim *sim, uint64_t token, int shard)
 {
     size_t at = (size_t)((token * 0x9e3779b97f4a7c15u) >> 40) % SIM_TOKENS_MAX;
 
     for (size_t i = 0; i < SIM_TOKENS_MAX; i++, at = (at + 1) % SIM_TOKENS_MAX) {
-        if (sim->tokens[at].token == token && sim->tokens[at].shard == shard)
-            return false;
-        if (sim->tokens[at].token != 0)
-            continue;
-        sim->tokens[at].token = token;
-        sim->tokens[at].shard = shard;
-        return true;
+        struct sim_token *place = &sim->tokens[at];
+
+        if (place->token == 0 || (place->token == token && place->shard == shard))
+            return place;
     }
+    NEVER("a world has more Attempts than it can remember");
+}
+
+/* False: that token was seen in that shard before. */
+static bool token_is_new(struct sim *sim, uint64_t token, int shard, uint64_t boot)
+{
+    struct sim_token *place = token_place(sim, token, shard);
+
+    if (place->token != 0)
+        return false;
+    *place = (struct sim_token){.token = token, .boot = boot, .shard = shard};
     return true;
 }
 
-static uint64_t epoch_began_us(const struct sim *sim, int shard, uint64_t token)
+static uint64_t epoch_began_us(const struct sim *sim, int index, uint64_t token)
 {
-    return shard_of(sim, shard)->epoch_at_us[TOKEN_EPOCH(token) - SIM_EPOCH_FIRST];
+    const struct sim_shard *shard = shard_of(sim, index);
+
+    for (size_t i = shard->takeover_count; i > 0; i--) {
+        if (shard->takeovers[i - 1].epoch == TOKEN_EPOCH(token))
+            return shard->takeovers[i - 1].at_us;
+    }
+    NEVER("an Attempt has a token of no epoch");
 }
 
 static void check_attempt(struct sim *sim, int log, int64_t offset)
@@ -286,16 +318,17 @@ static void check_attempt(struct sim *sim, int log, int64_t offset)
     token = message.attempt.token;
     job = sim_job_of(sim, &message.attempt.job);
     row = &sim->ledger.rows[job];
-    if (!token_is_new(sim, token, sim->jobs[job].shard))
+    if (!token_is_new(sim, token, sim->jobs[job].shard, message.attempt.boot))
         sim_fail(sim, "invariant 6: two Attempts share token %llx", (unsigned long long)token);
     before = sim->jobs[job].token_logged;
     if (before < token && TOKEN_EPOCH(before) == TOKEN_EPOCH(token) && row->present &&
-        !job_state_final(row->state) && row->fence < before)
+        !sim->jobs[job].rewound && !job_state_final(row->state) && row->fence < before)
         sim_fail(sim, "invariant 8: job %d gets a second Attempt before the first has ended", job);
     if (before < token)
         sim->jobs[job].token_logged = token;
     /* An unmarked second copy of a Submit may run for nothing; its result is not taken. */
     if (row->present && job_state_final(row->state) && sim->jobs[job].copies == 1 &&
+        !sim->jobs[job].rewound &&
         row->final_at_us < epoch_began_us(sim, sim->jobs[job].shard, token))
         sim_fail(sim, "invariant 8: job %d was final before the takeover that dispatches it", job);
 }
@@ -313,6 +346,28 @@ static void check_intake(struct sim *sim, int log, int64_t offset)
         job->offset = offset;
 }
 
+static void trace_outcome(struct sim *sim, int log, int64_t offset)
+{
+    struct message message;
+
+    if (!sim->options.trace || !decode(sim, log, offset, &message))
+        return;
+    if (message.type == MESSAGE_FINISHED)
+        sim_trace(sim, "outcome %lld: %.*s finished job %d, token %u/%u: %s", (long long)offset,
+                  (int)message.finished.worker.size, message.finished.worker.text,
+                  sim_job_of(sim, &message.finished.job), TOKEN_EPOCH(message.finished.token),
+                  (uint32_t)message.finished.token,
+                  error_class_name((enum error_class)message.finished.error_class));
+    else if (message.type == MESSAGE_HEARTBEAT)
+        sim_trace(sim, "outcome %lld: %.*s holds %zu, granted %llu, received %llu",
+                  (long long)offset, (int)message.heartbeat.worker.size,
+                  message.heartbeat.worker.text, message.heartbeat.tokens.count,
+                  (unsigned long long)message.heartbeat.granted,
+                  (unsigned long long)message.heartbeat.received);
+    else
+        sim_trace(sim, "outcome %lld: %s", (long long)offset, message_type_name(message.type));
+}
+
 void check_append(struct sim *sim, int log, int64_t offset)
 {
     switch (kafka_topic(log)) {
@@ -320,6 +375,7 @@ void check_append(struct sim *sim, int log, int64_t offset)
         check_intake(sim, log, offset);
         return;
     case SIM_OUTCOME:
+        trace_outcome(sim, log, offset);
         return;
     case SIM_COMPLETED:
         check_completed(sim, log, offset);
@@ -332,26 +388,25 @@ void check_append(struct sim *sim, int log, int64_t offset)
 
 /* ---- effects ---- */
 
-/* A run begins: it was sent to this very boot, and, as long as nobody is mistaken about who lives,
- * the job runs nowhere else. */
-void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_held *held)
+/* A run begins: there is a slot for it, and it was sent to this very boot. */
+void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_engine_run *run)
 {
-    uint64_t running = 0;
+    uint64_t boot = token_place(sim, run->token, sim->jobs[run->job].shard)->boot;
 
-    for (size_t i = 0; i < worker->held_count; i++)
-        running += worker->held[i].state == HELD_RUNNING;
-    if (running > worker->slots)
-        sim_fail(sim, "invariant 9: %s runs %llu jobs in %llu slots", worker->name,
-                 (unsigned long long)running, (unsigned long long)worker->slots);
-    if (held->boot != worker->boot)
+    if (worker->run_count > worker->slots)
+        sim_fail(sim, "invariant 9: %s runs %zu jobs in %u slots", worker->name, worker->run_count,
+                 worker->slots);
+    if (boot != worker->boot)
         sim_fail(sim, "invariant 9: boot %llu of %s runs what was sent to boot %llu",
-                 (unsigned long long)worker->boot, worker->name, (unsigned long long)held->boot);
+                 (unsigned long long)worker->boot, worker->name, (unsigned long long)boot);
 }
 
 void check_verdict(struct sim *sim, int job, bool canceled)
 {
     const struct sim_row *row = &sim->ledger.rows[job];
 
+    if (sim->jobs[job].rewound)
+        return;
     if (canceled && (!row->present || row->state != JOB_CANCELED))
         sim_fail(sim, "invariant 4: job %d is told canceled, its row is %s", job,
                  row->present ? job_state_name(row->state) : "not there");
@@ -363,6 +418,8 @@ void check_final_key(struct sim *sim, int job, const struct message_completed *c
 {
     const struct sim_row *row = &sim->ledger.rows[job];
 
+    if (sim->jobs[job].rewound && !completed_is_current(sim, job, completed))
+        return;
     if (!row->present || !job_state_final(row->state))
         sim_fail(sim, "invariant 4: job %d has a final key before its row is final", job);
     else if (row->state != completed->state || !bytes_equal(row->output, completed->output))
@@ -380,12 +437,65 @@ void check_status(struct sim *sim, int index)
         return; /* 503 */
     if (!final && row->present)
         final = job_state_final(row->state);
-    else if (!final && newest != NULL && !job->dead &&
+    else if (!final && newest != NULL && !job->dead && !job->skewed_id &&
              job_id_time_ms(&job->id) * 1000 + 2 * SEC < newest->floor_us)
         sim_fail(sim, "invariant 13: the status of accepted job %d is 404", index);
-    if (job->seen_final && !final)
+    if (job->seen_final && !final && !job->rewound)
         sim_fail(sim, "invariant 13: job %d was final and is not any more", index);
     job->seen_final = final;
+}
+
+/* ---- deliveries ---- */
+
+/* A row is about to be made of that record: its job is final, and the row tells of it. */
+void check_delivery(struct sim *sim, int index, const struct message_completed *completed)
+{
+    const struct sim_row *row = &sim->ledger.rows[index];
+
+    if (sim->jobs[index].rewound)
+        return;
+    if (!row->present || row->state != completed->state)
+        sim_fail(sim, "invariant 4: the delivery of job %d tells of what is not committed", index);
+    if (!sim->jobs[index].webhook)
+        sim_fail(sim, "invariant 17: job %d has a delivery that nobody asked for", index);
+}
+
+void check_post(struct sim *sim, int index, int status)
+{
+    const struct sim_job *job = &sim->jobs[index];
+
+    if (!sim->deliveries[index].present && !job->rewound)
+        sim_fail(sim, "invariant 17: job %d is delivered without a row", index);
+    if (job->verdict_true && sim->ledger.rows[index].state == JOB_CANCELED && !job->rewound)
+        sim_fail(sim, "invariant 11: job %d was canceled and is delivered", index);
+    sim->jobs[index].posts += status >= 200 && status < 300;
+}
+
+/* ---- blobs ---- */
+
+void check_blob_read(struct sim *sim, int index)
+{
+    if (!job_state_final(sim->ledger.rows[index].state) || !sim->ledger.rows[index].present)
+        sim_fail(sim, "invariant 15: the input of job %d is gone", index);
+}
+
+void check_blob_delete(struct sim *sim, int index)
+{
+    const struct sim_job *job = &sim->jobs[index];
+    const struct sim_row *row = &sim->ledger.rows[index];
+
+    if (job->offset >= 0 && !job->dead && !(row->present && job_state_final(row->state)))
+        sim_fail(sim, "invariant 15: the input of job %d is deleted before the job is over", index);
+}
+
+void check_result_blob(struct sim *sim, int index, uint64_t token)
+{
+    struct sim_token *place = token_place(sim, token, sim->jobs[index].shard);
+
+    if (place->blob)
+        sim_fail(sim, "invariant 15: the result of token %llx is written twice",
+                 (unsigned long long)token);
+    place->blob = true;
 }
 
 /* ---- the end ---- */
@@ -397,6 +507,11 @@ static bool job_is_done(const struct sim *sim, int index)
 
     if (job->dead || (job->offset < 0 && !job->accepted))
         return true;
+    if (job->webhook && !job->rewound && !sim->deliveries[index].present)
+        return false;
+    if (job->webhook && sim->deliveries[index].present &&
+        sim->deliveries[index].state == SIM_DELIVERY_PENDING)
+        return false;
     return row->present && job_state_final(row->state) && job->completed.bytes != NULL;
 }
 
@@ -429,7 +544,8 @@ static void check_keys(struct sim *sim)
     for (int i = 0; i < sim->job_count; i++) {
         for (int j = i + 1; j < sim->job_count; j++) {
             if (sim->jobs[i].key >= 0 && sim->jobs[i].key == sim->jobs[j].key &&
-                sim->jobs[i].accepted && sim->jobs[j].accepted)
+                sim->jobs[i].accepted && sim->jobs[j].accepted && !sim->jobs[i].rewound &&
+                !sim->jobs[j].rewound)
                 sim_fail(sim, "invariant 12: jobs %d and %d have one key", i, j);
         }
     }
@@ -450,6 +566,9 @@ static void check_end_job(struct sim *sim, int index)
     if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
         job->cancels_sent < 2)
         sim_fail(sim, "invariant 11: job %d was told not canceled and is", index);
+    if (job->webhook && sim->deliveries[index].state == SIM_DELIVERY_SUCCEEDED &&
+        sim->deliveries[index].present && job->posts == 0)
+        sim_fail(sim, "invariant 17: job %d counts as delivered, nobody took it", index);
 }
 
 static void check_end_owner(struct sim *sim, const struct owner *owner)

@@ -66,7 +66,7 @@ static void fault_broker_pause(struct sim *sim, void *opaque, uint64_t number)
 /* The session of the owner has ended without its knowing. */
 static void fault_two_owners(struct sim *sim, void *opaque, uint64_t number)
 {
-    int shard = (int)sim_between(sim, 0, (uint64_t)sim->shard_count - 1);
+    int shard = (int)sim_between(sim, 0, (uint64_t)sim->shards_open - 1);
     int broker = (int)sim_between(sim, 0, SIM_BROKERS - 1);
 
     (void)opaque;
@@ -117,7 +117,7 @@ static void fault_worker_pause(struct sim *sim, void *opaque, uint64_t number)
         return;
     sim->worker_faulted = true;
     sim_trace(sim, "%s stands still", worker->name);
-    if (worker->held_count > 0)
+    if (worker->run_count > 0)
         sim_hit(sim, FAULT_WORKER_PAUSE);
     worker->process.paused_until_us = sim->now_us + sim_between(sim, 100 * MS, 6 * SEC);
     fault_again(sim, fault_worker_pause, 4 * SEC);
@@ -193,6 +193,16 @@ static void fault_ledger_down(struct sim *sim, void *opaque, uint64_t number)
     fault_again(sim, fault_ledger_down, 4 * SEC);
 }
 
+static void fault_ledger_failover(struct sim *sim, void *opaque, uint64_t number)
+{
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    failover_begin(sim, sim_percent(sim, 70));
+    fault_again(sim, fault_ledger_failover, 5 * SEC);
+}
+
 static void fault_ledger_cut(struct sim *sim, void *opaque, uint64_t number)
 {
     (void)opaque;
@@ -215,15 +225,92 @@ static void fault_redis_flush(struct sim *sim, void *opaque, uint64_t number)
     fault_again(sim, fault_redis_flush, 1 * SEC);
 }
 
+/* All that waits for Kafka's answer is 503, and a new producer is made. */
+static void fault_gateway_fatal(struct sim *sim, struct sim_gateway *gateway)
+{
+    sim_trace(sim, "the producer of %s is over", gateway->process.name);
+    sim_hit(sim, FAULT_GATEWAY_FATAL);
+    kafka_producer_dies(sim, &gateway->producer);
+}
+
 static void fault_gateway_crash(struct sim *sim, void *opaque, uint64_t number)
 {
     (void)opaque;
     (void)number;
     if (sim->faults_over)
         return;
-    sim_hit(sim, FAULT_GATEWAY_CRASH);
-    gateway_crash(sim, &sim->gateways[sim_between(sim, 0, SIM_GATEWAYS - 1)]);
+    if (sim_percent(sim, 30)) {
+        fault_gateway_fatal(sim, &sim->gateways[sim_between(sim, 0, SIM_GATEWAYS - 1)]);
+    } else {
+        sim_hit(sim, FAULT_GATEWAY_CRASH);
+        gateway_crash(sim, &sim->gateways[sim_between(sim, 0, SIM_GATEWAYS - 1)]);
+    }
     fault_again(sim, fault_gateway_crash, 3 * SEC);
+}
+
+static void fault_sender_crash(struct sim *sim, void *opaque, uint64_t number)
+{
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    sim_hit(sim, FAULT_SENDER_CRASH);
+    webhook_crash(sim, &sim->senders[sim_between(sim, 0, SIM_SENDERS - 1)]);
+    fault_again(sim, fault_sender_crash, 3 * SEC);
+}
+
+static void clock_is_set(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_broker *broker = opaque;
+
+    (void)sim;
+    (void)number;
+    broker->wall_us = 0;
+}
+
+static void fault_broker_clock(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_broker *broker = some_owner(sim);
+
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    sim_hit(sim, FAULT_CLOCK_BROKER);
+    broker->wall_us = (int64_t)sim_between(sim, 0, 3 * SEC) - (int64_t)(1500 * MS);
+    sim_post(sim, NULL, sim_between(sim, 500 * MS, 4 * SEC), clock_is_set, broker, 0);
+    fault_again(sim, fault_broker_clock, 4 * SEC);
+}
+
+/* A machine asleep: the clock that leases are aged by stands still too. */
+static void fault_broker_asleep(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_broker *broker = some_owner(sim);
+    uint64_t long_us = sim_between(sim, 100 * MS, 5 * SEC);
+
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    if (process_runs(sim, &broker->process)) {
+        sim_hit(sim, FAULT_CLOCK_ASLEEP);
+        broker->asleep_us += long_us;
+        broker_stands_still(sim, broker, long_us);
+    }
+    fault_again(sim, fault_broker_asleep, 4 * SEC);
+}
+
+static void fault_gateway_clock(struct sim *sim, void *opaque, uint64_t number)
+{
+    struct sim_gateway *gateway = &sim->gateways[SIM_GATEWAYS - 1];
+
+    (void)opaque;
+    (void)number;
+    if (sim->faults_over)
+        return;
+    sim_trace(sim, "the clock of %s is three days off", gateway->process.name);
+    sim_hit(sim, FAULT_CLOCK_GATEWAY);
+    gateway->wall_us = (sim_percent(sim, 50) ? 1 : -1) * (int64_t)(3 * 86400 * SEC);
 }
 
 static void plan(struct sim *sim, bool *chosen, sim_fn *fn)
@@ -247,29 +334,51 @@ void faults_plan(struct sim *sim)
     plan(sim, &faults->worker_leave, fault_worker_leave);
     plan(sim, &faults->worker_pause, fault_worker_pause);
     plan(sim, &faults->worker_false_gone, fault_false_gone);
+    plan(sim, &faults->worker_points, NULL);
+    plan(sim, &faults->engine, NULL);
     plan(sim, &faults->kafka_stall, fault_kafka_stall);
     plan(sim, &faults->kafka_duplicate, NULL);
+    plan(sim, &faults->kafka_refuse, NULL);
     plan(sim, &faults->ledger_down, fault_ledger_down);
+    plan(sim, &faults->ledger_failover, fault_ledger_failover);
     plan(sim, &faults->ledger_cut, fault_ledger_cut);
     plan(sim, &faults->ledger_slow, NULL);
     plan(sim, &faults->ledger_left_open, NULL);
     plan(sim, &faults->redis_flush, fault_redis_flush);
     plan(sim, &faults->gateway_crash, fault_gateway_crash);
+    plan(sim, &faults->gateway_clock, fault_gateway_clock);
+    plan(sim, &faults->broker_clock, fault_broker_clock);
+    plan(sim, &faults->broker_asleep, fault_broker_asleep);
+    plan(sim, &faults->sender_crash, fault_sender_crash);
+    plan(sim, &faults->receiver, NULL);
+    plan(sim, &faults->blob_away, NULL);
+    plan(sim, &faults->log_lost, NULL);
+    plan(sim, &faults->deployment_moves, NULL);
+    plan(sim, &faults->pool_zero, NULL);
+    plan(sim, &faults->upgrade, NULL);
+    topology_plan(sim);
 }
 
 void faults_stop(struct sim *sim)
 {
     sim_trace(sim, "no more faults");
     sim->faults_over = true;
-    sim->faults.kafka_duplicate = false;
+    sim->faults.kafka_duplicate = sim->faults.kafka_refuse = false;
     for (int i = 0; i < SIM_LOGS_MAX; i++)
         sim->logs[i].stalled_until_us = 0;
+    topology_settle(sim);
+    for (int i = 0; i < SIM_GATEWAYS; i++) {
+        sim->gateways[i].wall_us = 0;
+        sim->gateways[i].not_ready = false;
+    }
     for (int i = 0; i < SIM_BROKERS; i++) {
+        sim->brokers[i].wall_us = 0;
         sim->brokers[i].process.paused_until_us = 0;
         if (!sim->brokers[i].process.alive)
             broker_start(sim, &sim->brokers[i]);
     }
     for (int i = 0; i < sim->worker_count; i++) {
+        sim->workers[i].away_until_us = 0;
         sim->workers[i].process.paused_until_us = 0;
         if (!sim->workers[i].process.alive)
             worker_start(sim, &sim->workers[i]);

@@ -5,6 +5,7 @@
  * questions. 201 only after Kafka's report; a report after the 503 is followed by a Cancel.
  */
 
+#include <stdio.h>
 #include <string.h>
 
 #include "schema/job_id.h"
@@ -69,6 +70,12 @@ void gateway_on_verdict(struct sim *sim, const struct message_wake *wake)
 {
     int job = sim_job_of(sim, &wake->id);
 
+    if (sim->faults.redis_flush && !sim->faults_over && sim_percent(sim, 20)) {
+        sim_hit(sim, FAULT_WAKE_DROPPED);
+        check_verdict(sim, job, wake->canceled);
+        return; /* its caller asks for the status instead */
+    }
+
     sim_trace(sim, "verdict on job %d: %s", job, wake->canceled ? "canceled" : "not canceled");
     check_verdict(sim, job, wake->canceled);
     if (wake->canceled)
@@ -104,10 +111,25 @@ static void http_timer(struct sim *sim, void *opaque, uint64_t number)
         job->refused_503 = true;
 }
 
+/* The append time in the report shows a clock that is wrong: the gateway is not ready any more. */
+static void note_clock(struct sim *sim, const struct sim_job *job)
+{
+    struct sim_gateway *gateway = gateway_of(sim, job);
+
+    gateway->not_ready = gateway->wall_us > (int64_t)(2 * SEC) ||
+                         gateway->wall_us < -(int64_t)(2 * SEC);
+}
+
 static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int64_t offset)
 {
     struct sim_job *job = opaque;
 
+    if (offset < 0) { /* 503; Kafka may have it all the same */
+        job->refused_503 = !job->accepted;
+        if (job->key >= 0)
+            client_retries(sim, job);
+        return;
+    }
     if (repeat) {
         job->accepted = true; /* the answer names the first id */
         return;
@@ -116,6 +138,12 @@ static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int6
         sim_hit(sim, FAULT_GATEWAY_LATE);
         send_cancel(sim, job);
         return;
+    }
+    note_clock(sim, job);
+    if (sim->faults.gateway_crash && !sim->faults_over && sim_percent(sim, 2)) {
+        sim_hit(sim, FAULT_GATEWAY_REPORTED);
+        gateway_crash(sim, gateway_of(sim, job));
+        return; /* nobody was told */
     }
     job->accepted = true;
     check_accept(sim, job_index(sim, job));
@@ -139,7 +167,6 @@ static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
         .deployment = WIRE_TEXT_OF("d"),
         .pool = sim_pool_name(job->pool),
         .priority = job->priority,
-        .input = {(const uint8_t *)"{}", 2},
         .input_digest = {digest, sizeof(digest)},
         .max_attempts = 3,
         .initial_delay_ms = 50,
@@ -151,6 +178,15 @@ static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
         .received_us = sim->now_us,
         .repeat = repeat,
     };
+    char blob[16];
+
+    (void)snprintf(blob, sizeof(blob), "i%d", job_index(sim, job));
+    if (job->blob_input)
+        submit.input_blob = WIRE_TEXT_OF(blob);
+    else
+        submit.input = (struct wire_bytes){(const uint8_t *)"{}", 2};
+    if (job->webhook)
+        submit.webhook_url = WIRE_TEXT_OF("https://example.org/hook");
 
     kafka_produce(sim, &gateway_of(sim, job)->producer, LOG_INTAKE(job->shard), MESSAGE_SUBMIT,
                   &submit, submit_reported, job, repeat);
@@ -163,7 +199,9 @@ static void name_job(struct sim *sim, struct sim_job *job)
 
     entropy[6] = (uint8_t)(index >> 8);
     entropy[7] = (uint8_t)index;
-    job->id = job_id_make(SIM_SHARD_FIRST + (uint32_t)job->shard, sim->now_us / 1000, entropy);
+    job->id = job_id_make(SIM_SHARD_FIRST + (uint32_t)job->shard,
+                          (uint64_t)((int64_t)sim->now_us + gateway_of(sim, job)->wall_us) / MS,
+                          entropy);
 }
 
 /* The first job of this key, as far as the gateway can know; -1: none. */
@@ -200,6 +238,12 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
     (void)number;
     if (job->produced)
         return;
+    if (job->shard >= sim->shards_open) { /* its deployment is not made yet */
+        sim_post(sim, NULL, 500 * MS, client_submits, job, 0);
+        return;
+    }
+    if (gateway_of(sim, job)->not_ready) /* the balancer sends it to the other one */
+        job->gateway = (job->gateway + 1) % SIM_GATEWAYS;
     if (!gateway_of(sim, job)->process.alive) {
         client_retries(sim, job);
         return;
@@ -209,6 +253,16 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
         return;
     job->produced = true;
     job->produced_us = sim->now_us;
+    job->skewed_id = gateway_of(sim, job)->wall_us != 0;
+    if (job->skewed_id)
+        job->blob_input = false;
+    if (job->blob_input)
+        blob_put_input(sim, job_index(sim, job));
+    if (job->blob_input && sim->faults.gateway_crash && !sim->faults_over && sim_percent(sim, 10)) {
+        sim_hit(sim, FAULT_GATEWAY_BLOB);
+        gateway_crash(sim, gateway_of(sim, job));
+        return;
+    }
     /* A gateway may die between its reservation and its produce. */
     if (job->key >= 0 && sim->faults.gateway_crash && !sim->faults_over && sim_percent(sim, 20)) {
         sim_hit(sim, FAULT_GATEWAY_RESERVED);
@@ -270,6 +324,9 @@ static void make_job(struct sim *sim, int index)
         .fail_percent = sim_percent(sim, 30) ? 50 : 0,
         .queue_limit_ms = sim_percent(sim, 10) ? sim_between(sim, 500, 3000) : 10000000,
         .total_limit_ms = sim_percent(sim, 10) ? sim_between(sim, 500, 5000) : 0,
+        .webhook = sim_percent(sim, 30),
+        .blob_input = sim_percent(sim, 20),
+        .big_output = sim_percent(sim, 20),
         .bad_output = sim->faults.bad_rows && sim_percent(sim, 4),
         .bad_submit = sim->faults.bad_rows && sim_percent(sim, 2),
     };

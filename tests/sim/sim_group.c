@@ -16,7 +16,7 @@ static int group_load(const struct sim *sim, int broker)
 {
     int count = 0;
 
-    for (int shard = 0; shard < sim->shard_count; shard++)
+    for (int shard = 0; shard < sim->shards_open; shard++)
         count += sim->assigned[shard] == broker;
     return count;
 }
@@ -52,7 +52,7 @@ static void group_balance(struct sim *sim)
 {
     int least = group_choose(sim, -1);
 
-    for (int shard = 0; least >= 0 && shard < sim->shard_count; shard++) {
+    for (int shard = 0; least >= 0 && shard < sim->shards_open; shard++) {
         if (group_load(sim, sim->assigned[shard]) < group_load(sim, least) + 2)
             continue;
         sim_hit(sim, FAULT_SHARD_MOVED);
@@ -67,7 +67,7 @@ static void group_looks(struct sim *sim, void *opaque, uint64_t number)
 
     (void)opaque;
     (void)number;
-    for (int shard = 0; shard < sim->shard_count; shard++) {
+    for (int shard = 0; shard < sim->shards_open; shard++) {
         int broker = sim->assigned[shard];
 
         if (broker >= 0 && process_runs(sim, &sim->brokers[broker].process) &&
@@ -93,6 +93,6 @@ void group_look(struct sim *sim, uint64_t delay_us)
 
 void group_settle(struct sim *sim)
 {
-    for (int shard = 0; shard < sim->shard_count; shard++)
+    for (int shard = 0; shard < sim->shards_open; shard++)
         group_assign(sim, shard, group_choose(sim, sim->assigned[shard]));
 }

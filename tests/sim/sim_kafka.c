@@ -62,6 +62,8 @@ static void readers_wake(struct sim *sim, int log)
         for (int i = 0; i < SIM_BROKERS; i++)
             seat_wake(sim, &sim->brokers[i].seats[log % SIM_SHARDS_MAX]);
     }
+    if (kafka_topic(log) == SIM_COMPLETED)
+        webhook_wake(sim, log - LOG_COMPLETED(0));
     if (log < LOG_DISPATCH(0))
         return;
     for (int i = 0; i < sim->worker_count; i++) {
@@ -105,43 +107,79 @@ static void duplicate_soon(struct sim *sim, int log, const struct sim_record *re
         sim_post(sim, NULL, sim_between(sim, 0, 3 * SEC), duplicate_arrives, duplicate, 0);
 }
 
+static void report_later(struct sim *sim, const struct sim_producer *producer,
+                         const struct sim_pending *pending, int64_t offset)
+{
+    struct sim_report *report;
+
+    if (pending->report == NULL)
+        return;
+    report = sim_alloc(sim, sizeof(*report));
+    *report = (struct sim_report){pending->report, pending->opaque, offset};
+    sim_post(sim, producer->process, sim_between(sim, 50, 2 * MS), report_arrives, report,
+             pending->number);
+}
+
+static void arrives(struct sim *sim, const struct sim_producer *producer, int log,
+                    const struct sim_pending *pending, bool told)
+{
+    int64_t offset = log_append(sim, log, pending->record);
+
+    check_append(sim, log, offset);
+    readers_wake(sim, log);
+    if (sim->faults.kafka_duplicate && log < LOG_COMPLETED(0) && sim_percent(sim, 3))
+        duplicate_soon(sim, log, &pending->record);
+    report_later(sim, producer, pending, told ? offset : -1);
+}
+
+/* Its producer has given it up: nobody knows whether Kafka has it. */
+static void given_up(struct sim *sim, const struct sim_producer *producer, int log,
+                     const struct sim_pending *pending)
+{
+    uint32_t type = 0;
+    struct err err;
+
+    if (sim_percent(sim, 50)) {
+        sim_hit(sim, FAULT_KAFKA_POSSIBLY);
+        arrives(sim, producer, log, pending, false);
+        return;
+    }
+    sim_hit(sim, FAULT_KAFKA_REFUSED);
+    if (wire_peek_type(pending->record.bytes, pending->record.size, &type, &err) == 0 &&
+        type == MESSAGE_HELLO)
+        sim_hit(sim, FAULT_HELLO_LOST);
+    report_later(sim, producer, pending, -1);
+}
+
 /* The first record of the pipe arrives; then the next one. */
-static void pipe_pump(struct sim *sim, void *opaque, uint64_t log)
+static void pipe_pump(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_producer *producer = opaque;
+    int log = (int)number;
     struct sim_pipe *pipe = &producer->pipes[log];
     struct sim_pending *pending = pipe->head;
-    struct sim_report *report;
-    int64_t offset;
 
     pipe->pumping = false;
     if (pending == NULL)
         return;
-    if (kafka_stalled(sim, (int)log) || pending->at_us > sim->now_us) {
+    if (kafka_stalled(sim, log) || pending->at_us > sim->now_us) {
         uint64_t wait_us = pending->at_us > sim->now_us ? pending->at_us - sim->now_us : 0;
 
         pipe->pumping = true;
         sim_post(sim, NULL, wait_us > STALL_CHECK_US ? wait_us : STALL_CHECK_US, pipe_pump,
-                 producer, log);
+                 producer, number);
         return;
     }
     pipe->head = pending->next;
     if (pipe->head == NULL)
         pipe->tail = &pipe->head;
-    offset = log_append(sim, (int)log, pending->record);
-    check_append(sim, (int)log, offset);
-    readers_wake(sim, (int)log);
-    if (sim->faults.kafka_duplicate && log < (uint64_t)LOG_COMPLETED(0) && sim_percent(sim, 3))
-        duplicate_soon(sim, (int)log, &pending->record);
-    if (pending->report != NULL) {
-        report = sim_alloc(sim, sizeof(*report));
-        *report = (struct sim_report){pending->report, pending->opaque, offset};
-        sim_post(sim, producer->process, sim_between(sim, 50, 2 * MS), report_arrives, report,
-                 pending->number);
-    }
-    if (pipe->head != NULL) {
+    if (sim->faults.kafka_refuse && sim_percent(sim, 1))
+        given_up(sim, producer, log, pending);
+    else
+        arrives(sim, producer, log, pending, true);
+    if (pipe->head != NULL && !pipe->pumping) {
         pipe->pumping = true;
-        sim_post(sim, NULL, 0, pipe_pump, producer, log);
+        sim_post(sim, NULL, 0, pipe_pump, producer, number);
     }
 }
 
@@ -154,6 +192,8 @@ void kafka_produce_bytes(struct sim *sim, struct sim_producer *producer, int log
 
     assert(pipe_log(producer, pipe) == log);
     pending->record = (struct sim_record){.bytes = copy.bytes, .size = size};
+    pending->record.newer = sim->newer_submits && kafka_topic(log) == SIM_INTAKE &&
+                            sim_percent(sim, 30);
     pending->at_us = sim->now_us + sim_between(sim, 100, 2 * MS);
     if (sim_percent(sim, 5)) {
         sim_hit(sim, FAULT_KAFKA_DELAY);

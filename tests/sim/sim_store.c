@@ -28,7 +28,7 @@ static void copy_change(struct sim *sim, struct sim_change *to, const struct flu
     to->job = job;
     to->action = from->action;
     to->final_token = from->final_token;
-    to->refused = sim->jobs[job].bad_submit || (sim->jobs[job].bad_output && from->output.size > 0);
+    to->refused = sim->jobs[job].bad_submit || (sim->jobs[job].bad_output && from->output_size > 0);
     to->row = (struct sim_row){
         .present = true,
         .seq = spec->seq,
@@ -45,7 +45,11 @@ static void copy_change(struct sim *sim, struct sim_change *to, const struct flu
         .error_class = from->error_class,
         .submit = sim_copy(sim, spec + 1, spec->record_size),
         .output = sim_copy(sim, from->output.bytes, from->output.size),
+        .output_size = from->output_size,
     };
+    to->row.output_blob.text =
+        (const char *)sim_copy(sim, from->output_blob.text, from->output_blob.size).bytes;
+    to->row.output_blob.size = from->output_blob.size;
     to->row.error_message.text =
         (const char *)sim_copy(sim, from->error_message.text, from->error_message.size).bytes;
     to->row.error_message.size = from->error_message.size;
@@ -238,7 +242,8 @@ struct message_completed ledger_completed(struct sim *sim, int job)
         .error_class = row->error_class,
         .error_message = row->error_message,
         .output = row->output,
-        .output_size = row->output.size,
+        .output_blob = row->output_blob,
+        .output_size = row->output_size,
         .webhook_url = submit->webhook_url,
         .accepted_us = row->accepted_us,
         .finished_us = row->state_us,
@@ -371,6 +376,15 @@ static void flush_commits(struct sim *sim, void *opaque, uint64_t number)
     answer_send(sim, &answer);
 }
 
+/* The flush before it is not there: a failover has lost it. */
+static bool flush_has_gap(struct sim *sim, const struct sim_flush *flush)
+{
+    const struct sim_flush before = {
+        .shard = flush->shard, .epoch = flush->epoch, .number = flush->number - 1};
+
+    return flush->number > 1 && flush_find(sim, &before) == NULL;
+}
+
 static void server_flush(struct sim *sim, struct sim_request *request)
 {
     struct sim_flush *flush = request->flush;
@@ -385,7 +399,8 @@ static void server_flush(struct sim *sim, struct sim_request *request)
         answer_send(sim, &answer);
         return;
     }
-    if (flush->epoch != shard->epoch && sim_guarded(sim, OWNER_GUARD_EPOCH)) {
+    if ((flush->epoch != shard->epoch && sim_guarded(sim, OWNER_GUARD_EPOCH)) ||
+        (flush_has_gap(sim, flush) && sim_guarded(sim, OWNER_GUARD_CHAIN))) {
         answer.verdict = FLUSH_STALE;
         answer_send(sim, &answer);
         return;
@@ -441,6 +456,18 @@ static void takeover_snapshot(struct sim *sim, int index, struct sim_takeover *t
     }
 }
 
+/* As the statement has it: the clock keeps a failover that lost a raise from giving the same epoch
+ * out twice. */
+static void shard_raise(const struct sim *sim, struct sim_shard *shard)
+{
+    uint32_t clock = SIM_EPOCH_FIRST + (uint32_t)((sim->now_us - SIM_START_US) / (10 * MS));
+
+    shard->epoch = shard->epoch + 1 > clock ? shard->epoch + 1 : clock;
+    assert(shard->takeover_count < SIM_TAKEOVERS_MAX);
+    shard->takeovers[shard->takeover_count].epoch = shard->epoch;
+    shard->takeovers[shard->takeover_count++].at_us = sim->now_us;
+}
+
 static void server_takeover(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_request *request = opaque;
@@ -453,9 +480,7 @@ static void server_takeover(struct sim *sim, void *opaque, uint64_t number)
         sim_post(sim, NULL, 1 * MS, server_takeover, request, number);
         return;
     }
-    shard->epoch++;
-    assert(shard->epoch - SIM_EPOCH_FIRST < SIM_EPOCHS_MAX);
-    shard->epoch_at_us[shard->epoch - SIM_EPOCH_FIRST] = sim->now_us;
+    shard_raise(sim, shard);
     answer.takeover = sim_alloc(sim, sizeof(*answer.takeover));
     takeover_snapshot(sim, request->seat->shard, answer.takeover);
     sim_trace(sim, "%s raises the epoch of shard %d to %u", request->seat->broker->process.name,
