@@ -231,6 +231,7 @@ static void *limit_wait(void *nothing)
     (void)alarm(1);
     log_error("ended_by_force", LOG_U64("after_ms", limit.ms),
               LOG_STR("error", "it did not end by itself within its drain limit"));
+    (void)alarm(0);
     _exit(limit.exit_code);
     return nothing;
 }
