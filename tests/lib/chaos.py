@@ -436,7 +436,7 @@ class Hurt:
 
     def cut_gateway(self):
         port = 18080
-        process, _ = self.world.run_there("gateway", HEADRACE_PORT=port)
+        process, _ = self.world.run_there("gateway", HEADRACE_PORT=port, HEADRACE_LOOPBACK_WEBHOOKS="true")
         url = f"http://{self.world.machine.ADDRESS}:{port}"
         wait_until("the second gateway", lambda: is_ready(url), 60, 0.1)
         here = list(self.load.urls)

@@ -71,7 +71,7 @@ class Load:
         return json.dumps(body), f"key-{rng.getrandbits(64):x}" if rng.random() < 0.33 else None, hook
 
     def _submit(self, url, body, key, hook):
-        """True when it was answered 201."""
+        """True when there is no use in sending it again: 201, or an answer that should not be."""
         try:
             status, answer = request(url, "POST", "/model/sim/production/async_predict", self.api_key, body, key)
             job = answer["request_id"] if status == 201 else None
@@ -90,7 +90,7 @@ class Load:
                 self.refused_unkeyed += key is None
             else:
                 self.odd.append((status, answer))
-        return job is not None
+        return job is not None or status not in (0, 429, 503)
 
     def burst(self, count, seconds=FINAL_SECONDS):
         """Until so many more were accepted."""
