@@ -298,6 +298,9 @@ bool call_is_operator(const struct call *call);
 /* The member "limits" of a body as JSON text, checked; NULL: there is none. The caller frees. */
 int limits_of_body(const struct json_t *body, enum limit_on on, char **ret_json,
                    struct err *err) MUST_CHECK;
+/* ERR_RANGE names a field of the body that is none of these. */
+int fields_check(const struct json_t *body, const char *const *names, size_t count,
+                 struct err *err) MUST_CHECK;
 struct json_t *limits_json(const char *text); /* of a row; the caller's */
 /* gateway_credentials.c: adds the row of audit. */
 void call_audit(struct pg_batch *batch, const struct call *call, const char *tenant,

@@ -278,6 +278,7 @@ static void on_key_set(void *opaque, const struct pg_answer *answer)
 
 static void set_key(struct call *call)
 {
+    static const char *const fields[] = {"name", "limits"};
     OWNED(mem_free) char *limits = NULL;
     enum api_key_role role; /* a key keeps the one that it was made with */
     const char *name = NULL, *tenant = "";
@@ -286,6 +287,8 @@ static void set_key(struct call *call)
     struct err err;
     int r = call_read_json(call, &body, &err);
 
+    if (r == 0)
+        r = fields_check(body, fields, COUNT_OF(fields), &err);
     if (r == 0)
         r = read_key_body(body, &name, &role, &err);
     if (r == 0)

@@ -111,6 +111,23 @@ int limits_of_body(const json_t *body, enum limit_on on, char **ret_json, struct
     return r;
 }
 
+int fields_check(const json_t *body, const char *const *names, size_t count, struct err *err)
+{
+    const char *field;
+    json_t *value;
+
+    json_object_foreach((json_t *)body, field, value)
+    {
+        size_t i = 0;
+
+        while (i < count && strcmp(names[i], field) != 0)
+            i++;
+        if (i == count)
+            return err_set(err, ERR_RANGE, "there is no field '%.60s' here", field);
+    }
+    return 0;
+}
+
 static int name_of_body(const json_t *body, const char **ret_name, struct err *err)
 {
     const json_t *name = json_object_get(body, "name");
@@ -234,6 +251,7 @@ static int read_id(const json_t *body, const char **ret_id, struct err *err)
 
 static void create_tenant(struct call *call)
 {
+    static const char *const fields[] = {"id", "name", "limits"};
     OWNED(mem_free) char *limits = NULL;
     const char *id = NULL, *name = NULL;
     struct pg_batch *batch;
@@ -241,6 +259,8 @@ static void create_tenant(struct call *call)
     struct err err;
     int r = call_read_json(call, &body, &err);
 
+    if (r == 0)
+        r = fields_check(body, fields, COUNT_OF(fields), &err);
     if (r == 0)
         r = read_id(body, &id, &err);
     if (r == 0)
@@ -283,6 +303,7 @@ static void on_set(void *opaque, const struct pg_answer *answer)
 
 static void set_tenant(struct call *call)
 {
+    static const char *const fields[] = {"name", "limits"};
     OWNED(mem_free) char *limits = NULL;
     const char *name = NULL;
     struct pg_batch *batch;
@@ -290,6 +311,8 @@ static void set_tenant(struct call *call)
     struct err err;
     int r = call_read_json(call, &body, &err);
 
+    if (r == 0)
+        r = fields_check(body, fields, COUNT_OF(fields), &err);
     if (r == 0)
         r = name_of_body(body, &name, &err);
     if (r == 0)

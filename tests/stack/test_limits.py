@@ -108,6 +108,8 @@ def test_tenants_by_command_line(platform):
         wrong = platform.cli("tenants", "set", "small", *words, check=False)
         assert wrong.returncode in (1, 2) and text in wrong.stderr, wrong.stderr
     assert platform.http("PATCH", "/v1/tenants/small", {"limits": {"weight": "3"}}).status == 400
+    wrong = platform.http("PATCH", "/v1/tenants/small", {"limit": {"weight": 3}})
+    assert wrong.status == 400 and "there is no field 'limit'" in wrong.json["error"]
     assert platform.http("PATCH", "/v1/tenants/nobody", {"limits": {"weight": 3}}).status == 404
 
     key = json.loads(platform.cli("keys", "create", "--tenant", "small", "running_jobs=1", "--json").stdout)
