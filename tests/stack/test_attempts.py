@@ -84,8 +84,7 @@ def test_a_killed_worker_is_noticed_at_once(stack):
         wait_ready(stack, "mortal", 2)
     print(f"\nkill -9 of a worker, 5 times: noticed after {[round(s, 3) for s in noticed]} s, "
           f"runs again after {[round(s, 3) for s in again]} s")
-    assert max(again) < LEASE_SECONDS - 1  # the report did it, not the lease
-    assert min(again) < 0.3
+    assert max(again) < LEASE_SECONDS - 1 and min(again) < 1  # the report did it, not the lease
 
 
 def second_agent(stack, folder):
@@ -234,9 +233,12 @@ def test_a_failed_job_says_why(stack, plain):
 def test_a_tenant_has_so_many_delayed_jobs_and_no_more(stack):
     """Forty jobs whose first try fails, and ten may wait for their second: the others stay untouched
     until there is room, and all succeed in the end."""
-    stack.push_sim("flaky", slots=4, replicas=1)
-    jobs = [stack.submit("flaky", {"sim": {"fail": "model_unavailable", "fail_times": 1, "retry_after_ms": 1000}},
+    stack.push_sim("flaky", slots=1, replicas=1)
+    blocker = stack.submit("flaky", {"sim": {"hang": "soft"}})  # so that all are there before the first one runs
+    wait_running(stack, blocker)
+    jobs = [stack.submit("flaky", {"sim": {"fail": "model_unavailable", "fail_times": 1, "retry_after_ms": 1500}},
                          inference_retry_config={"max_attempts": 2, "initial_delay_ms": 0}) for _ in range(40)]
+    assert stack.cancel(blocker).json["canceled"] is True
     delayed, barred = [], []
 
     def all_done():
@@ -250,7 +252,7 @@ def test_a_tenant_has_so_many_delayed_jobs_and_no_more(stack):
     wait_until("all to be over", all_done, 60)
     print(f"\n40 jobs, {DELAYED} may be delayed: {max(delayed)} were at most, {max(barred):.0f} barred at most")
     assert all(stack.job(job)["status"] == "SUCCEEDED" for job in jobs)
-    assert max(delayed) <= DELAYED + 4 and max(barred) > 0  # four slots may fail after the tenth
+    assert max(delayed) <= DELAYED + 1 and max(barred) > 0  # one runs when the tenth fails
 
 
 def gauge(stack, name):
