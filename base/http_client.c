@@ -238,7 +238,7 @@ static size_t transfer_read_file(char *to, size_t one, size_t size, void *opaque
 
     (void)one;
     n = pread(transfer->send.body_fd, to, size < left ? size : (size_t)left,
-              (off_t)transfer->sent_size);
+              (off_t)(transfer->send.body_offset + transfer->sent_size));
     if (n < 0 || (n == 0 && left > 0))
         return CURL_READFUNC_ABORT; /* the file is shorter than was promised */
     transfer->sent_size += (uint64_t)n;
@@ -402,6 +402,14 @@ int64_t http_date_parse(const char *text)
     return (int64_t)curl_getdate(text, NULL);
 }
 
+int http_transfer_status(const struct http_transfer *transfer)
+{
+    long status = 0;
+
+    (void)curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+    return (int)status;
+}
+
 const char *http_outcome_name(enum http_outcome outcome)
 {
     static const char *const names[] = {
@@ -460,9 +468,11 @@ static int transfer_set_headers(struct http_transfer *transfer, const struct htt
             return r;
         has_type = has_type || strcasecmp(send->headers[i].name, "Content-Type") == 0;
     }
-    /* A name and a colon alone keeps curl from making up that header. */
-    transfer->headers = curl_slist_append(transfer->headers, "Expect:");
-    if (!has_type)
+    /* A name and a colon alone keeps curl from making up that header. curl 7.88 would sign it all
+     * the same, as if it had been sent: a signed request goes without, and may have an Expect. */
+    if (send->sign == NULL)
+        transfer->headers = curl_slist_append(transfer->headers, "Expect:");
+    if (!has_type && send->sign == NULL)
         transfer->headers = curl_slist_append(transfer->headers, "Content-Type:");
     (void)curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, transfer->headers);
     return 0;
@@ -505,6 +515,11 @@ static void transfer_set_limits(struct http_transfer *transfer)
     if (timeout_ms != UINT32_MAX)
         (void)curl_easy_setopt(easy, CURLOPT_TIMEOUT_MS, (long)timeout_ms);
     (void)curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long)connect_ms);
+    if (send->stall_timeout_ms > 0) {
+        (void)curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
+        (void)curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME,
+                               ((long)send->stall_timeout_ms + 999) / 1000);
+    }
     (void)curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     (void)curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
     (void)curl_easy_setopt(easy, CURLOPT_PROXY, ""); /* else the environment names one */
@@ -526,6 +541,18 @@ static void transfer_set_limits(struct http_transfer *transfer)
         (void)curl_easy_setopt(easy, CURLOPT_XFERINFOFUNCTION, transfer_progress);
         (void)curl_easy_setopt(easy, CURLOPT_XFERINFODATA, transfer);
     }
+}
+
+/* curl hashes, signs and dates the request as it leaves. */
+static void transfer_set_sign(struct http_transfer *transfer)
+{
+    const struct http_send *send = &transfer->send;
+
+    if (send->sign == NULL)
+        return;
+    (void)curl_easy_setopt(transfer->easy, CURLOPT_AWS_SIGV4, send->sign);
+    (void)curl_easy_setopt(transfer->easy, CURLOPT_USERNAME, send->sign_user);
+    (void)curl_easy_setopt(transfer->easy, CURLOPT_PASSWORD, send->sign_secret);
 }
 
 static struct http_transfer *transfer_new(struct http_client *client, const struct http_send *send)
@@ -568,8 +595,10 @@ int http_client_send(struct http_client *client, const struct http_send *send,
     (void)curl_easy_setopt(transfer->easy, CURLOPT_URL, send->url);
     transfer_set_body(transfer);
     transfer_set_limits(transfer);
-    transfer->send.headers = NULL; /* curl has copies of these three */
+    transfer_set_sign(transfer);
+    transfer->send.headers = NULL; /* curl has copies of all these */
     transfer->send.url = transfer->send.method = NULL;
+    transfer->send.sign = transfer->send.sign_user = transfer->send.sign_secret = NULL;
     code = curl_multi_add_handle(client->multi, transfer->easy);
     if (code != CURLM_OK) {
         transfer_free(transfer);

@@ -81,20 +81,28 @@ int64_t http_date_parse(const char *text);
 
 typedef void http_result_call(const struct http_result *result, void *opaque);
 
+/* Status of the answer so far, also from on_receive; 0 before it began. */
+int http_transfer_status(const struct http_transfer *transfer);
+
 /* The answer as it comes instead of collected; returning false ends the transfer (CANCELED). */
 typedef bool http_receive_call(const void *bytes, size_t size, void *opaque);
 
 struct http_send {
     const char *method; /* NULL: GET, or POST with a body */
     const char *url;
-    const struct http_header *headers; /* "Expect" is never sent */
+    const struct http_header *headers; /* "Expect" is sent only with `sign` */
     size_t header_count;
     const void *body; /* borrowed until on_done */
     size_t body_size;
-    int body_fd; /* with body NULL and body_size > 0: read from this file's start; borrowed */
+    int body_fd;          /* with body NULL and body_size > 0: read from this file; borrowed */
+    uint64_t body_offset; /* where in that file the body begins */
+    const char *sign;     /* AWS signature, version 4: "aws:amz:<region>:s3"; NULL: none. The caller
+                           * adds x-amz-content-sha256 and keeps the query sorted and escaped */
+    const char *sign_user, *sign_secret;
     void (*on_progress)(uint64_t sent_size, void *opaque); /* of the body; NULL: none */
     uint32_t timeout_ms;           /* the whole exchange [30 s]; UINT32_MAX: none */
     uint32_t connect_timeout_ms;   /* [5 s] */
+    uint32_t stall_timeout_ms;     /* nothing moved for so long, in whole seconds: TIMEOUT [none] */
     size_t answer_size_max;        /* [64 KiB] */
     http_receive_call *on_receive; /* NULL: collect */
     http_result_call *on_done;
