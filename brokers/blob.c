@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Each call is a struct blob_call that travels to a thread of libuv's pool, does its blocking work
- * there, and comes back to the loop. The store counts what is under way; closed with calls open, it
- * lives until the last one is back and tells nobody.
+ * Each call is a struct blob_call. With a directory it travels to a thread of libuv's pool, does
+ * its blocking work there, and comes back to the loop; with S3 the work on local files goes that
+ * way, too, and the rest is asked of blob_s3.c. The store counts what is under way; closed with
+ * calls open, it lives until the last one is back and tells nobody.
  */
 
 #include "brokers/blob.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,11 +20,16 @@
 #include "base/clock.h"
 #include "base/loop.h"
 #include "brokers/blob_dir.h"
+#include "brokers/blob_s3.h"
+#include "brokers/blob_s3_options.h"
 #include "schema/job_id.h"
+
+#define COPY_PIECE_SIZE (256u << 10)
 
 struct blob_store {
     struct loop *loop;
-    struct blob_dir *dir;
+    struct blob_dir *dir; /* one of the two */
+    struct blob_s3 *s3;
     uint32_t call_count; /* under way */
     bool closed;
 };
@@ -34,12 +41,16 @@ struct blob_upload {
     char *path;
     uint64_t size;
     bool busy, ended, freed; /* busy: a call is under way and holds the memory */
+    bool nameless;           /* the file goes with its descriptor */
 };
 
 enum blob_work {
     BLOB_WORK_PUT,
     BLOB_WORK_GET,
     BLOB_WORK_OPEN,
+    BLOB_WORK_PUT_FILE,
+    BLOB_WORK_COPY,
+    BLOB_WORK_LIST,
     BLOB_WORK_REMOVE,
     BLOB_WORK_UPLOAD_WRITE,
     BLOB_WORK_UPLOAD_END,
@@ -50,15 +61,23 @@ struct blob_call {
     struct blob_store *store;
     struct blob_upload *upload; /* of the two upload calls */
     enum blob_work work;
-    char key[BLOB_KEY_SIZE];
+    char key[BLOB_KEY_SIZE]; /* of a list: the prefix */
+    char *after;
+    struct blob_listing listing;
+    struct blob_list list;
     struct buf bytes;
-    size_t limit;
-    int fd;
+    uint64_t limit;
+    int fd; /* the call's own, but for on_file, which takes it */
     uint64_t size;
+    EVP_MD_CTX *hash;
+    uint8_t digest[BLOB_DIGEST_SIZE];
+    struct blob_s3_ask ask;
     struct err err;
     blob_done_call *on_done;
     blob_bytes_call *on_bytes;
     blob_file_call *on_file;
+    blob_copied_call *on_copied;
+    blob_list_call *on_list;
     void *opaque;
 };
 
@@ -132,8 +151,8 @@ static int work_get(struct blob_call *call)
     if (r < 0)
         return r;
     if (size > call->limit)
-        r = err_set(&call->err, ERR_TOO_BIG, "blob '%s' has %llu bytes; %zu are allowed", call->key,
-                    (unsigned long long)size, call->limit);
+        r = err_set(&call->err, ERR_TOO_BIG, "blob '%s' has %llu bytes; %llu are allowed",
+                    call->key, (unsigned long long)size, (unsigned long long)call->limit);
     call->bytes = BUF_WITH_LIMIT((size_t)size + BLOB_PADDING);
     to = r == 0 ? buf_reserve(&call->bytes, (size_t)size + BLOB_PADDING) : NULL;
     for (size_t at = 0; r == 0 && at < size;) {
@@ -153,6 +172,68 @@ static int work_get(struct blob_call *call)
         memset(to + size, 0, BLOB_PADDING);
         buf_commit(&call->bytes, (size_t)size);
     }
+    return r;
+}
+
+/* From one file to another, piece by piece; the digest of what passed if one is begun. */
+static int copy_bytes(struct blob_call *call, int from, int to, uint64_t size)
+{
+    OWNED(mem_free) uint8_t *piece = xmalloc(COPY_PIECE_SIZE);
+    int r = 0;
+
+    for (uint64_t at = 0; r == 0 && at < size;) {
+        uint64_t left = size - at;
+        ssize_t n = pread(from, piece, left < COPY_PIECE_SIZE ? (size_t)left : COPY_PIECE_SIZE,
+                          (off_t)at);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            r = err_set_errno(&call->err, ERR_IO, "read blob '%s'", call->key);
+        else if (n == 0)
+            r = err_set(&call->err, ERR_IO, "blob '%s' shrank while it was read", call->key);
+        else if (call->hash != NULL && EVP_DigestUpdate(call->hash, piece, (size_t)n) != 1)
+            r = err_set(&call->err, ERR_INTERNAL, "digest of a blob failed");
+        else
+            r = blob_dir_write(to, piece, (size_t)n, &call->err);
+        at += n > 0 ? (uint64_t)n : 0;
+    }
+    return r;
+}
+
+static int work_copy(struct blob_call *call)
+{
+    int from, r = blob_dir_read(call->store->dir, call->key, &from, &call->size, &call->err);
+
+    if (r < 0)
+        return r;
+    if (call->size > call->limit)
+        r = err_set(&call->err, ERR_TOO_BIG, "blob '%s' has %llu bytes; %llu are allowed",
+                    call->key, (unsigned long long)call->size, (unsigned long long)call->limit);
+    else if (EVP_DigestInit_ex(call->hash, EVP_sha256(), NULL) != 1)
+        r = err_set(&call->err, ERR_INTERNAL, "SHA-256 is not to be had");
+    else if (ftruncate(call->fd, 0) < 0 || lseek(call->fd, 0, SEEK_SET) < 0)
+        r = err_set_errno(&call->err, ERR_IO, "empty the file for blob '%s'", call->key);
+    if (r == 0)
+        r = copy_bytes(call, from, call->fd, call->size);
+    (void)close(from);
+    return r;
+}
+
+static int work_put_file(struct blob_call *call)
+{
+    struct blob_dir *dir = call->store->dir;
+    OWNED(mem_free) char *path = NULL;
+    int fd, r = blob_dir_make_file(dir, &fd, &path, &call->err);
+
+    if (r < 0)
+        return r;
+    r = copy_bytes(call, call->fd, fd, call->size);
+    if (r == 0)
+        r = blob_dir_adopt(dir, call->key, fd, path, &call->err);
+    (void)close(fd);
+    if (r < 0)
+        (void)unlink(path);
     return r;
 }
 
@@ -180,6 +261,15 @@ static void on_work(uv_work_t *uv)
     case BLOB_WORK_OPEN:
         r = blob_dir_read(dir, call->key, &call->fd, &call->size, &call->err);
         break;
+    case BLOB_WORK_PUT_FILE:
+        r = work_put_file(call);
+        break;
+    case BLOB_WORK_COPY:
+        r = work_copy(call);
+        break;
+    case BLOB_WORK_LIST:
+        r = blob_dir_list(dir, &call->listing, &call->list, &call->err);
+        break;
     case BLOB_WORK_REMOVE:
         r = blob_dir_remove(dir, call->key, &call->err);
         break;
@@ -199,7 +289,7 @@ static void upload_release(struct blob_upload *upload)
 {
     if (upload->fd >= 0)
         (void)close(upload->fd);
-    if (!upload->ended && upload->path != NULL)
+    if (!upload->ended && upload->path != NULL && !upload->nameless)
         (void)unlink(upload->path);
     EVP_MD_CTX_free(upload->digest);
     free(upload->path);
@@ -228,28 +318,124 @@ static bool call_settle_upload(struct blob_call *call)
     return false;
 }
 
-static void on_worked(uv_work_t *uv, int status)
+static void call_free(struct blob_call *call)
 {
-    struct blob_call *call = (struct blob_call *)uv;
+    if (call->fd >= 0)
+        (void)close(call->fd);
+    EVP_MD_CTX_free(call->hash);
+    blob_list_done(&call->list);
+    buf_done(&call->bytes);
+    free(call->after);
+    free(call);
+}
+
+static void call_tell(struct blob_call *call)
+{
+    bool good = call->err.code == ERR_OK;
+
+    if (good && call->hash != NULL && EVP_DigestFinal_ex(call->hash, call->digest, NULL) != 1)
+        call->err.code = err_set(&call->err, ERR_INTERNAL, "digest of a blob failed");
+    if (call->on_bytes != NULL)
+        call->on_bytes(call->opaque, &call->bytes, &call->err);
+    else if (call->on_file != NULL)
+        call->on_file(call->opaque, good ? call->fd : -1, call->size, &call->err);
+    else if (call->on_copied != NULL)
+        call->on_copied(call->opaque, call->size, call->digest, &call->err);
+    else if (call->on_list != NULL)
+        call->on_list(call->opaque, &call->list, &call->err);
+    else if (call->on_done != NULL)
+        call->on_done(call->opaque, &call->err);
+    if (call->on_file != NULL && good)
+        call->fd = -1; /* the callback's */
+}
+
+static void call_finish(struct blob_call *call)
+{
     struct blob_store *store = call->store;
     bool wanted = call_settle_upload(call) && !store->closed;
 
-    if (status < 0)
-        (void)err_set(&call->err, ERR_CANCELED, "blob call was canceled");
     assert(store->call_count > 0);
     store->call_count--;
-    if (wanted && call->on_bytes != NULL)
-        call->on_bytes(call->opaque, &call->bytes, &call->err);
-    else if (wanted && call->on_file != NULL)
-        call->on_file(call->opaque, call->err.code == 0 ? call->fd : -1, call->size, &call->err);
-    else if (wanted && call->on_done != NULL)
-        call->on_done(call->opaque, &call->err);
-    else if (call->fd >= 0)
-        (void)close(call->fd);
-    buf_done(&call->bytes);
-    free(call);
+    if (wanted)
+        call_tell(call);
+    call_free(call);
     if (store->closed && store->call_count == 0)
         store_release(store);
+}
+
+static void on_worked(uv_work_t *uv, int status)
+{
+    struct blob_call *call = (struct blob_call *)uv;
+
+    if (status < 0)
+        (void)err_set(&call->err, ERR_CANCELED, "blob call was canceled");
+    call_finish(call);
+}
+
+/* ---- S3 ---- */
+
+static void on_asked(struct blob_s3_ask *ask)
+{
+    struct blob_call *call = (struct blob_call *)((char *)ask - offsetof(struct blob_call, ask));
+    uint8_t *padding;
+
+    call->err = ask->err;
+    if (ask->work == BLOB_S3_GET && call->err.code == ERR_OK) {
+        call->size = ask->size;
+        if (ask->to != NULL && (padding = buf_reserve(&call->bytes, BLOB_PADDING)) != NULL)
+            memset(padding, 0, BLOB_PADDING);
+        if (call->work == BLOB_WORK_OPEN && lseek(call->fd, 0, SEEK_SET) < 0)
+            (void)err_set_errno(&call->err, ERR_IO, "rewind blob '%s'", call->key);
+    }
+    call_finish(call);
+}
+
+static void ask_put(struct blob_call *call, struct blob_s3_ask *ask)
+{
+    ask->work = BLOB_S3_PUT;
+    if (call->work == BLOB_WORK_PUT) {
+        ask->bytes = call->bytes.size == 0 ? (const uint8_t *)"" : call->bytes.bytes;
+        ask->size = call->bytes.size;
+    } else {
+        ask->fd = call->upload != NULL ? call->upload->fd : call->fd;
+        ask->size = call->upload != NULL ? call->upload->size : call->size;
+    }
+}
+
+/* True when this call is S3's; the others are work on local files. */
+static bool ask_fill(struct blob_call *call, struct blob_s3_ask *ask)
+{
+    *ask = (struct blob_s3_ask){.key = call->key, .fd = call->fd, .done = on_asked};
+    switch (call->work) {
+    case BLOB_WORK_PUT:
+    case BLOB_WORK_PUT_FILE:
+    case BLOB_WORK_UPLOAD_END:
+        ask_put(call, ask);
+        return true;
+    case BLOB_WORK_GET:
+        call->bytes = BUF_WITH_LIMIT((size_t)call->limit + BLOB_PADDING);
+        ask->to = &call->bytes;
+        break;
+    case BLOB_WORK_OPEN:
+    case BLOB_WORK_COPY:
+        break;
+    case BLOB_WORK_LIST:
+        ask->work = BLOB_S3_LIST;
+        ask->after = call->listing.after;
+        ask->count_max = call->listing.count_max;
+        ask->folders = call->listing.folders;
+        ask->list = &call->list;
+        return true;
+    case BLOB_WORK_REMOVE:
+        ask->work = BLOB_S3_REMOVE;
+        return true;
+    case BLOB_WORK_UPLOAD_WRITE:
+        return false;
+    }
+    ask->work = BLOB_S3_GET;
+    ask->limit = call->limit;
+    ask->digest = call->hash;
+    return true;
 }
 
 /* Takes the call. */
@@ -258,15 +444,18 @@ static int call_send(struct blob_store *store, struct blob_call *call, struct er
     int r;
 
     if (store->call_count >= BLOB_CALLS_MAX) {
-        buf_done(&call->bytes);
-        free(call);
+        call_free(call);
         return err_set(err, ERR_FULL, "%d calls of the blob store are under way", BLOB_CALLS_MAX);
     }
-    r = uv_queue_work(loop_uv(store->loop), &call->uv, on_work, on_worked);
-    assert(r == 0);
     store->call_count++;
     if (call->upload != NULL)
         call->upload->busy = true;
+    if (store->s3 != NULL && ask_fill(call, &call->ask)) {
+        blob_s3_send(store->s3, &call->ask);
+        return 0;
+    }
+    r = uv_queue_work(loop_uv(store->loop), &call->uv, on_work, on_worked);
+    assert(r == 0);
     return 0;
 }
 
@@ -326,6 +515,94 @@ int blob_open(struct blob_store *store, const char *key, blob_file_call *done, v
     if (r < 0)
         return r;
     call->on_file = done;
+    call->limit = UINT64_MAX;
+    if (store->s3 != NULL && (r = blob_s3_spool(store->s3, &call->fd, err)) < 0) {
+        call_free(call);
+        return r;
+    }
+    return call_send(store, call, err);
+}
+
+static int call_dup(struct blob_call *call, int fd, struct err *err)
+{
+    call->fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (call->fd >= 0)
+        return 0;
+    (void)err_set_errno(err, ERR_IO, "duplicate the descriptor for blob '%s'", call->key);
+    call_free(call);
+    return err->code;
+}
+
+int blob_put_file(struct blob_store *store, const char *key, int fd, uint64_t size,
+                  blob_done_call *done, void *opaque, struct err *err)
+{
+    struct blob_call *call;
+    int r = call_new(store, BLOB_WORK_PUT_FILE, key, opaque, &call, err);
+
+    if (r == 0)
+        r = call_dup(call, fd, err);
+    if (r < 0)
+        return r;
+    call->size = size;
+    call->on_done = done;
+    return call_send(store, call, err);
+}
+
+int blob_copy(struct blob_store *store, const char *key, int fd, uint64_t limit,
+              blob_copied_call *done, void *opaque, struct err *err)
+{
+    struct blob_call *call;
+    int r = call_new(store, BLOB_WORK_COPY, key, opaque, &call, err);
+
+    if (r == 0)
+        r = call_dup(call, fd, err);
+    if (r < 0)
+        return r;
+    call->limit = limit;
+    call->on_copied = done;
+    call->hash = EVP_MD_CTX_new();
+    if (call->hash == NULL) {
+        call_free(call);
+        return err_set(err, ERR_INTERNAL, "SHA-256 is not to be had");
+    }
+    return call_send(store, call, err);
+}
+
+/* ---- lists ---- */
+
+void blob_list_add(struct blob_list *list, const char *key, uint64_t size, uint64_t modified_us)
+{
+    struct blob_entry *entry;
+
+    if (list->count == list->room) {
+        list->room = list->room == 0 ? 64 : 2 * list->room;
+        list->entries = xrealloc(list->entries, list->room, sizeof(*list->entries));
+    }
+    entry = &list->entries[list->count++];
+    *entry = (struct blob_entry){.size = size, .modified_us = modified_us};
+    mem_copy_text(entry->key, key);
+}
+
+void blob_list_done(struct blob_list *list)
+{
+    free(list->entries);
+    *list = (struct blob_list){0};
+}
+
+int blob_list(struct blob_store *store, const struct blob_listing *listing, blob_list_call *done,
+              void *opaque, struct err *err)
+{
+    struct blob_call *call;
+    int r = call_new(store, BLOB_WORK_LIST, NULL, opaque, &call, err);
+
+    if (r < 0)
+        return r;
+    mem_copy_text(call->key, listing->prefix);
+    call->after = xstrdup(listing->after);
+    call->listing = *listing;
+    call->listing.prefix = call->key;
+    call->listing.after = call->after;
+    call->on_list = done;
     return call_send(store, call, err);
 }
 
@@ -353,9 +630,15 @@ int blob_upload_new(struct blob_store *store, struct blob_upload **ret_upload, s
     upload->digest = EVP_MD_CTX_new();
     if (upload->digest == NULL || EVP_DigestInit_ex(upload->digest, EVP_sha256(), NULL) != 1)
         return err_set(err, ERR_INTERNAL, "SHA-256 is not to be had");
-    r = blob_dir_make_file(store->dir, &upload->fd, &upload->path, err);
+    if (store->s3 != NULL)
+        r = blob_s3_spool(store->s3, &upload->fd, err);
+    else
+        r = blob_dir_make_file(store->dir, &upload->fd, &upload->path, err);
     if (r < 0)
         return r;
+    upload->nameless = store->s3 != NULL;
+    if (upload->nameless)
+        upload->path = xasprintf("/proc/self/fd/%d", upload->fd);
     *ret_upload = TAKE(upload);
     return 0;
 }
@@ -421,16 +704,24 @@ void blob_upload_free(struct blob_upload **upload_p)
 int blob_store_open(struct loop *loop, const char *url, struct blob_store **ret_store,
                     struct err *err)
 {
+    OWNED(blob_s3_options_done) struct blob_s3_options options = {0};
     OWNED(mem_free) struct blob_store *store = xcalloc(1, sizeof(*store));
     const char *path = url;
-    int r;
+    int r = 0;
 
     if (strncmp(url, "file://", 7) == 0)
         path = url + 7;
+    else if (strncmp(url, "s3://", 5) == 0)
+        path = NULL;
     else if (strstr(url, "://") != NULL)
-        return err_set(err, ERR_UNSUPPORTED, "blob store '%.60s' is neither file:// nor a path",
-                       url);
-    r = blob_dir_open(path, &store->dir, err);
+        return err_set(err, ERR_UNSUPPORTED,
+                       "blob store '%.60s' is neither file:// nor s3:// nor a path", url);
+    if (path != NULL)
+        r = blob_dir_open(path, &store->dir, err);
+    else
+        r = blob_s3_options_read(url, getenv, &options, err);
+    if (r == 0 && path == NULL)
+        r = blob_s3_open(loop, &options, &store->s3, err);
     if (r < 0)
         return r;
     store->loop = loop;
@@ -445,6 +736,8 @@ void blob_store_close(struct blob_store **store_p)
     if (store == NULL)
         return;
     store->closed = true;
-    if (store->call_count == 0)
+    store->call_count++; /* the store stays while S3 ends its calls */
+    blob_s3_close(&store->s3);
+    if (--store->call_count == 0)
         store_release(store);
 }

@@ -15,6 +15,9 @@
 
 #define TMP_AGE_S_MAX 3600
 #define DIR_MODE 0750
+#define ADOPT_TRIES 3
+#define LIST_DEPTH_MAX 4
+#define NAMES_MAX 4000000 /* of one folder */
 
 struct blob_dir {
     char *path, *tmp_path;
@@ -178,14 +181,13 @@ int blob_dir_adopt(struct blob_dir *dir, const char *key, int fd, const char *pa
 
     if (fsync(fd) < 0)
         return err_set_errno(err, write_code(errno), "sync blob '%s'", key);
-    if (renameat(AT_FDCWD, path, dir->fd, key) < 0) {
-        if (errno != ENOENT)
-            return err_set_errno(err, ERR_IO, "rename to blob '%s'", key);
+    /* A removal may take an emptied parent away between the two steps: then once more. */
+    for (int i = 0; renameat(AT_FDCWD, path, dir->fd, key) < 0; i++) {
+        if (errno != ENOENT || i == ADOPT_TRIES)
+            return err_set_errno(err, write_code(errno), "rename to blob '%s'", key);
         r = make_parents(dir, key, err);
         if (r < 0)
             return r;
-        if (renameat(AT_FDCWD, path, dir->fd, key) < 0)
-            return err_set_errno(err, ERR_IO, "rename to blob '%s'", key);
     }
     return sync_parent(dir, key, slash == NULL ? 0 : (size_t)(slash - key), err);
 }
@@ -227,7 +229,131 @@ int blob_dir_read(struct blob_dir *dir, const char *key, int *ret_fd, uint64_t *
 
 int blob_dir_remove(struct blob_dir *dir, const char *key, struct err *err)
 {
+    OWNED(mem_free) char *parent = NULL;
+
     if (unlinkat(dir->fd, key, 0) < 0 && errno != ENOENT)
         return err_set_errno(err, ERR_IO, "remove blob '%s'", key);
+    parent = xstrdup(key);
+    for (char *slash; (slash = strrchr(parent, '/')) != NULL && slash != strchr(parent, '/');) {
+        *slash = '\0';
+        if (unlinkat(dir->fd, parent, AT_REMOVEDIR) < 0)
+            break; /* it holds others, or somebody else was faster */
+    }
     return 0;
+}
+
+/* ---- what is there ---- */
+
+struct names {
+    char **items;
+    size_t count, room;
+};
+
+static void names_done(struct names *names)
+{
+    for (size_t i = 0; i < names->count; i++)
+        free(names->items[i]);
+    free(names->items);
+}
+
+static int name_order(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names in one folder, sorted; none when it is not there. */
+static int names_read(struct blob_dir *dir, const char *folder, struct names *names,
+                      struct err *err)
+{
+    int fd = openat(dir->fd, folder[0] == '\0' ? "." : folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *stream = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *entry;
+
+    if (stream == NULL) {
+        int e = errno;
+
+        if (fd >= 0)
+            (void)close(fd);
+        errno = e;
+        return e == ENOENT || e == ENOTDIR
+                   ? 0
+                   : err_set_errno(err, ERR_IO, "read the folder '%s' of blobs", folder);
+    }
+    while ((entry = readdir(stream)) != NULL && names->count < NAMES_MAX) {
+        if (entry->d_name[0] == '.')
+            continue;
+        if (names->count == names->room) {
+            names->room = names->room == 0 ? 64 : 2 * names->room;
+            names->items = xrealloc(names->items, names->room, sizeof(*names->items));
+        }
+        names->items[names->count++] = xstrdup(entry->d_name);
+    }
+    (void)closedir(stream);
+    qsort(names->items, names->count, sizeof(*names->items), name_order);
+    return 0;
+}
+
+static void list_take(const struct blob_listing *listing, struct blob_list *list, const char *key,
+                      const struct stat *st)
+{
+    struct err bad;
+
+    if (list->count == listing->count_max) {
+        list->more = true;
+        return;
+    }
+    mem_copy_text(list->last, key);
+    if (blob_key_check(key, &bad) < 0)
+        return;
+    if (listing->folders)
+        blob_list_add(list, key, 0, 0);
+    else
+        blob_list_add(list, key, (uint64_t)st->st_size,
+                      (uint64_t)st->st_mtim.tv_sec * 1000000 +
+                          (uint64_t)st->st_mtim.tv_nsec / 1000);
+}
+
+/* Whether keys below this folder can lie behind `after`. */
+static bool folder_is_behind(const char *folder, const char *after)
+{
+    size_t size = strlen(folder);
+
+    return strcmp(folder, after) > 0 || (strncmp(folder, after, size) == 0 && after[size] == '/');
+}
+
+/* The files below a folder in the order of their keys. That is the order of their names, because
+ * days have one length, ids have one, and no file lies beside a folder. */
+static int list_folder(struct blob_dir *dir, const struct blob_listing *listing, const char *folder,
+                       int depth, struct blob_list *list, struct err *err)
+{
+    OWNED(names_done) struct names names = {0};
+    int r = names_read(dir, folder, &names, err);
+
+    for (size_t i = 0; r == 0 && i < names.count && !list->more; i++) {
+        OWNED(mem_free)
+        char *key = xasprintf("%s%s%s", folder, folder[0] == '\0' ? "" : "/", names.items[i]);
+        struct stat st;
+
+        if (fstatat(dir->fd, key, &st, AT_SYMLINK_NOFOLLOW) < 0)
+            continue; /* gone meanwhile */
+        if (S_ISREG(st.st_mode) && !listing->folders && strcmp(key, listing->after) > 0)
+            list_take(listing, list, key, &st);
+        else if (S_ISDIR(st.st_mode) && listing->folders && strcmp(key, listing->after) > 0)
+            list_take(listing, list, key, &st);
+        else if (S_ISDIR(st.st_mode) && !listing->folders && depth < LIST_DEPTH_MAX &&
+                 folder_is_behind(key, listing->after))
+            r = list_folder(dir, listing, key, depth + 1, list, err);
+    }
+    return r;
+}
+
+int blob_dir_list(struct blob_dir *dir, const struct blob_listing *listing, struct blob_list *list,
+                  struct err *err)
+{
+    OWNED(mem_free) char *folder = xstrdup(listing->prefix);
+    size_t size = strlen(folder);
+
+    if (size > 0 && folder[size - 1] == '/')
+        folder[size - 1] = '\0';
+    return list_folder(dir, listing, folder, 0, list, err);
 }

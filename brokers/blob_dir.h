@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#include "base/buf.h"
+#include "brokers/blob.h"
 
 struct blob_dir;
 
@@ -26,6 +26,10 @@ int blob_dir_put(struct blob_dir *dir, const char *key, const void *bytes, size_
 int blob_dir_read(struct blob_dir *dir, const char *key, int *ret_fd, uint64_t *ret_size,
                   struct err *err) MUST_CHECK;
 int blob_dir_remove(struct blob_dir *dir, const char *key, struct err *err) MUST_CHECK;
+
+/* As blob_list(): keys of blobs lie at any depth below the prefix. */
+int blob_dir_list(struct blob_dir *dir, const struct blob_listing *listing, struct blob_list *list,
+                  struct err *err) MUST_CHECK;
 
 /* A new file under tmp/, for writing; *ret_path is the caller's to free. */
 int blob_dir_make_file(struct blob_dir *dir, int *ret_fd, char **ret_path,

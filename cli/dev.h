@@ -105,7 +105,8 @@ struct dev {
     char *deps_dir;
     char *binary; /* our own executable, for the roles */
     char *postgres_account;
-    char *key; /* an API key for people, once it is made */
+    char *blobs; /* URL of the blob store; NULL: a folder of the data directory */
+    char *key;   /* an API key for people, once it is made */
     char *webhook_secret;
     enum dev_on_death on_death;
     bool json;

@@ -240,6 +240,7 @@ static void dev_done(struct dev *dev)
     mem_free(&dev->deps_dir);
     mem_free(&dev->binary);
     mem_free(&dev->postgres_account);
+    mem_free(&dev->blobs);
     mem_free(&dev->key);
     mem_free(&dev->webhook_secret);
 }
@@ -260,6 +261,8 @@ static int dev_init(struct dev *dev, const struct dev_settings *settings, struct
     dev->deps_dir = deps_find(settings->deps, dev->data_dir, dev->binary);
     if (*settings->postgres_account != '\0')
         dev->postgres_account = xstrdup(settings->postgres_account);
+    if (*settings->blobs != '\0')
+        dev->blobs = xstrdup(settings->blobs);
     code = on_death_parse(settings->on_death, &dev->on_death, err);
     return code < 0 ? code : services_add(dev, settings, err);
 }

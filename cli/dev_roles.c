@@ -56,7 +56,10 @@ static void role_set_env(struct dev *dev, const struct dev_service *service,
     dev_command_set_env(command, "HEADRACE_KAFKA", "%s", dev_service_url(dev, "kafka"));
     dev_command_set_env(command, "HEADRACE_REDIS", "%s", dev_service_url(dev, "redis"));
     dev_command_set_env(command, "HEADRACE_POSTGRES", "%s", dev_service_url(dev, "postgres"));
-    dev_command_set_env(command, "HEADRACE_BLOBS", "%s/blobs", dev->data_dir);
+    if (dev->blobs != NULL)
+        dev_command_set_env(command, "HEADRACE_BLOBS", "%s", dev->blobs);
+    else
+        dev_command_set_env(command, "HEADRACE_BLOBS", "%s/blobs", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_AGENT_DIR", "%s/agent", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_SEAL_KEY_FILE", "%s/seal.key", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_LISTEN", "127.0.0.1");

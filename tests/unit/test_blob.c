@@ -10,6 +10,7 @@
 
 #include <cmocka.h>
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,6 +29,7 @@ struct world {
     int code, fd;
     uint64_t size;
     struct buf bytes;
+    struct blob_list list;
 };
 
 static int world_open(void **state)
@@ -50,6 +52,7 @@ static int world_close(void **state)
     blob_store_close(&world->store);
     loop_close(&world->loop);
     buf_done(&world->bytes);
+    blob_list_done(&world->list);
     (void)snprintf(command, sizeof(command), "rm -rf %s", world->path);
     return system(command); /* NOLINT: a test's own directory */
 }
@@ -275,13 +278,111 @@ static void test_keys(void **state)
     assert_int_equal(blob_key_check(key, &err), 0);
 }
 
+static void on_copied(void *opaque, uint64_t size, const uint8_t digest[BLOB_DIGEST_SIZE],
+                      const struct err *err)
+{
+    struct world *world = opaque;
+
+    world->size = size;
+    world->fd = digest[0];
+    on_done(opaque, err);
+}
+
+/* From one file to another through the store, with nothing in memory. */
+static void test_files(void **state)
+{
+    static const char piece[4096] = "water";
+    struct world *world = *state;
+    char path[100], path_too[100];
+    int from, to;
+    struct err err;
+
+    (void)snprintf(path, sizeof(path), "%s/from", world->path);
+    (void)snprintf(path_too, sizeof(path_too), "%s/to", world->path);
+    from = open(path, O_RDWR | O_CREAT, 0600);
+    to = open(path_too, O_RDWR | O_CREAT, 0600);
+    for (int i = 0; i < 256; i++)
+        assert_int_equal(write(from, piece, sizeof(piece)), sizeof(piece));
+    assert_int_equal(blob_put_file(world->store, "a/b/c", from, 1 << 20, on_done, world, &err), 0);
+    (void)close(from); /* the store has its own */
+    assert_int_equal(wait_code(world), 0);
+    assert_int_equal(write(to, "old", 3), 3);
+    assert_int_equal(blob_copy(world->store, "a/b/c", to, 1 << 20, on_copied, world, &err), 0);
+    assert_int_equal(wait_code(world), 0);
+    assert_int_equal(world->size, 1 << 20);
+    assert_int_equal(lseek(to, 0, SEEK_END), 1 << 20);
+    assert_int_equal(blob_copy(world->store, "a/b/c", to, 100, on_copied, world, &err), 0);
+    assert_int_equal(wait_code(world), ERR_TOO_BIG);
+    assert_int_equal(blob_copy(world->store, "a/none", to, 100, on_copied, world, &err), 0);
+    assert_int_equal(wait_code(world), ERR_NOT_FOUND);
+    (void)close(to);
+}
+
+static void on_list(void *opaque, struct blob_list *list, const struct err *err)
+{
+    struct world *world = opaque;
+
+    blob_list_done(&world->list);
+    world->list = *list;
+    *list = (struct blob_list){0};
+    on_done(opaque, err);
+}
+
+static int list(struct world *world, const char *after, uint32_t count_max, bool folders)
+{
+    const struct blob_listing listing = {
+        .prefix = "jobs/", .after = after, .count_max = count_max, .folders = folders};
+    struct err err;
+
+    assert_int_equal(blob_list(world->store, &listing, on_list, world, &err), 0);
+    return wait_code(world);
+}
+
+static void test_list(void **state)
+{
+    static const char *const keys[] = {"jobs/2026-01-30/a/input", "jobs/2026-01-31/a/0001",
+                                       "jobs/2026-01-31/a/input", "jobs/2026-01-31/b/input",
+                                       "jobs/2026-02-01/c/input"};
+    struct world *world = *state;
+    char after[BLOB_LIST_LAST_SIZE] = "";
+    size_t seen = 0;
+    struct err err;
+
+    assert_int_equal(list(world, "", 10, false), 0);
+    assert_int_equal(world->list.count, 0);
+    for (size_t i = COUNT_OF(keys); i-- > 0;)
+        assert_int_equal(put(world, keys[i], "water"), 0);
+    assert_int_equal(put(world, "archives/x", "water"), 0);
+    do {
+        assert_int_equal(list(world, after, 2, false), 0);
+        for (size_t i = 0; i < world->list.count; i++) {
+            assert_string_equal(world->list.entries[i].key, keys[seen++]);
+            assert_int_equal(world->list.entries[i].size, 5);
+            assert_true(world->list.entries[i].modified_us > 1700000000000000);
+        }
+        mem_copy_text(after, world->list.last);
+    } while (world->list.more);
+    assert_int_equal(seen, COUNT_OF(keys));
+    assert_int_equal(list(world, "jobs/2026-01-30", 10, true), 0);
+    assert_int_equal(world->list.count, 2);
+    assert_string_equal(world->list.entries[0].key, "jobs/2026-01-31");
+
+    /* A removal takes emptied folders along, but not the first. */
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        assert_int_equal(blob_remove(world->store, keys[i], on_done, world, &err), 0);
+        assert_int_equal(wait_code(world), 0);
+    }
+    assert_int_equal(file_count(world, "jobs"), 0);
+    assert_int_equal(put(world, keys[0], "again"), 0);
+}
+
 static void test_open_refuses(void **state)
 {
     struct world *world = *state;
     struct blob_store *store = NULL;
     struct err err;
 
-    assert_int_equal(blob_store_open(world->loop, "s3://bucket", &store, &err), ERR_UNSUPPORTED);
+    assert_int_equal(blob_store_open(world->loop, "ftp://bucket", &store, &err), ERR_UNSUPPORTED);
     assert_int_equal(blob_store_open(world->loop, "relative", &store, &err), ERR_USAGE);
     assert_int_equal(blob_store_open(world->loop, "file:///proc/nope", &store, &err), ERR_IO);
     assert_null(store);
@@ -297,6 +398,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_upload_dropped, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_close_drops_answers, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_keys, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_files, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_list, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_open_refuses, world_open, world_close),
     };
 
