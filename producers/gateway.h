@@ -142,6 +142,7 @@ struct call {
     void (*on_body)(struct call *call); /* what goes on once… the body is here */
     void (*on_choice)(struct call *call, const struct config_choice *choice);
     void (*on_model)(struct call *call, const struct config_model *model);
+    uint64_t output_size;                  /* of a result that is in the blob store */
     char about[CONFIG_NAME_SIZE];          /* what the code of a route must not forget meanwhile */
     void *state;                           /* of the route's own code, which frees it… */
     void (*on_dropped)(struct call *call); /* …also when the client left while reading */

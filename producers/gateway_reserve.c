@@ -50,8 +50,8 @@ int reserve_key_check(const char *key, struct err *err)
     return 0;
 }
 
-void reserve_fingerprint(const char *model, const char *environment, const char *deployment,
-                         struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE])
+EVP_MD_CTX *reserve_fingerprint_begin(const char *model, const char *environment,
+                                      const char *deployment)
 {
     EVP_MD_CTX *digest = EVP_MD_CTX_new();
     const char *const names[] = {model, environment, environment[0] != '\0' ? "" : deployment};
@@ -59,7 +59,16 @@ void reserve_fingerprint(const char *model, const char *environment, const char 
 
     for (size_t i = 0; i < COUNT_OF(names); i++)
         ok &= EVP_DigestUpdate(digest, names[i], strlen(names[i]) + 1);
-    ok &= EVP_DigestUpdate(digest, body.bytes, body.size);
+    assert(ok == 1);
+    return digest;
+}
+
+void reserve_fingerprint(const char *model, const char *environment, const char *deployment,
+                         struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE])
+{
+    EVP_MD_CTX *digest = reserve_fingerprint_begin(model, environment, deployment);
+    int ok = EVP_DigestUpdate(digest, body.bytes, body.size);
+
     ok &= EVP_DigestFinal_ex(digest, to, NULL);
     EVP_MD_CTX_free(digest);
     assert(ok == 1);

@@ -50,6 +50,9 @@ int reserve_key_check(const char *key, struct err *err) MUST_CHECK;
 
 /* Of the route and the body: the same request again has the same one, by whatever name it calls the
  * model. */
+struct evp_md_ctx_st;
+struct evp_md_ctx_st *reserve_fingerprint_begin(const char *model, const char *environment,
+                                                const char *deployment); /* feed it the body */
 void reserve_fingerprint(const char *model, const char *environment, const char *deployment,
                          struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE]);
 

@@ -12,6 +12,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "brokers/blob.h"
@@ -31,9 +32,10 @@ PG_STATEMENT(status_find,
              "WHERE j.id = $1 AND j.tenant = $2");
 PG_STATEMENT(status_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
                            "ORDER BY epoch DESC, number DESC LIMIT 1");
-PG_STATEMENT(status_result, "SELECT r.output, coalesce(r.output_blob, '') FROM job j "
-                            "JOIN job_result r ON r.job_id = j.id AND r.round = j.round "
-                            "WHERE j.id = $1 AND j.tenant = $2");
+PG_STATEMENT(status_result,
+             "SELECT r.output, coalesce(r.output_blob, ''), r.output_size FROM job j "
+             "JOIN job_result r ON r.job_id = j.id AND r.round = j.round "
+             "WHERE j.id = $1 AND j.tenant = $2");
 
 /* ---- answers ---- */
 
@@ -67,14 +69,27 @@ static void answer_not_found(struct call *call)
                  "there is no such request; results are kept for a limited time");
 }
 
+/* The ledger shows a job for longer than its result's blob stays. */
 static void on_output_blob(void *opaque, int fd, uint64_t size, const struct err *err)
 {
     struct call *call = opaque;
+    struct err mine = *err;
 
-    if (err->code == ERR_OK)
+    if (err->code == ERR_OK && size == call->output_size) {
         call_answer_file(&call, 200, fd, size);
-    else
-        call_fail(&call, err);
+        return;
+    }
+    if (err->code == ERR_OK) {
+        (void)close(fd);
+        (void)err_set(&mine, ERR_IO, "the result's blob has %llu bytes, the ledger says %llu",
+                      (unsigned long long)size, (unsigned long long)call->output_size);
+    } else if (err->code == ERR_NOT_FOUND) {
+        answer_not_found(call);
+        return;
+    } else {
+        (void)err_wrap(&mine, "the result cannot be read");
+    }
+    call_fail(&call, &mine);
 }
 
 static void answer_output(struct call *call, struct wire_bytes output, const char *blob)
@@ -160,6 +175,7 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
     if (wants_result(call) && pg_row_count(answer, 2) == 1) {
         output = pg_bytes(answer, 2, 0, 0);
         blob = pg_c(answer, 2, 0, 1);
+        call->output_size = pg_u64(answer, 2, 0, 2);
     }
     answer_view(call, &view, output, blob);
 }
@@ -222,6 +238,7 @@ static void on_cached(void *opaque, int code, const void *bytes, size_t size)
     (void)snprintf(blob, sizeof(blob), "%.*s", (int)message.completed.output_blob.size,
                    message.completed.output_blob.size > 0 ? message.completed.output_blob.text
                                                           : "");
+    call->output_size = message.completed.output_size;
     answer_view(call, &view, message.completed.output, blob);
 }
 

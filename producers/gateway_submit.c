@@ -33,6 +33,7 @@
 #include "brokers/queue.h"
 #include "producers/gateway.h"
 #include "producers/gateway_body.h"
+#include "producers/gateway_large.h"
 #include "producers/gateway_late.h"
 #include "producers/gateway_reserve.h"
 #include "schema/job.h"
@@ -56,7 +57,8 @@ struct submit {
     uint64_t run_limit_ms;
     uint32_t slot_max;
     char *key; /* Idempotency-Key; NULL: none */
-    bool repeat;
+    bool repeat, has_fingerprint;
+    struct large *large; /* a body that was not collected; NULL: it was */
     uint8_t fingerprint[RESERVE_DIGEST_SIZE], input_digest[32];
     struct buf http_body; /* what body.input points into */
     struct submit_body body;
@@ -88,6 +90,7 @@ static void submit_free(struct submit **submit_p)
     submits->bytes -= submit->size;
     metric_set(metrics_of(submit->gateway->metrics, GATEWAY_METRIC_gateway_submits_waiting),
                submits->count);
+    large_free(&submit->large);
     submit_body_done(&submit->body);
     buf_done(&submit->http_body);
     free(submit->key);
@@ -99,6 +102,17 @@ static void submit_fail(struct submit **submit_p, const struct err *err)
     if ((*submit_p)->call != NULL)
         call_fail(&(*submit_p)->call, err);
     submit_free(submit_p);
+}
+
+/* The store's trouble is ours and not the request's: it may come again, whatever it was. */
+static void submit_fail_store(struct submit *submit, const struct err *err)
+{
+    struct err mine = *err;
+
+    if (err_class(mine.code) != ERR_CLASS_REJECT && mine.code != ERR_FULL)
+        mine.code = ERR_UNAVAILABLE;
+    (void)err_wrap(&mine, "the input cannot be stored");
+    submit_fail(&submit, &mine);
 }
 
 static void submit_dropped(struct call *call)
@@ -340,11 +354,22 @@ static void on_blob(void *opaque, const struct err *err)
     struct submit *submit = opaque;
 
     if (err->code != ERR_OK) {
-        submit_fail(&submit, err);
+        submit_fail_store(submit, err);
         return;
     }
     fault_point(FAULT_gateway_blob_put);
+    large_free(&submit->large);
     submit_produce(submit);
+}
+
+static void submit_store_large(struct submit *submit)
+{
+    struct err err;
+
+    large_input_digest(submit->large, submit->input_digest);
+    blob_key_input(&submit->id, submit->blob);
+    if (large_end(submit->large, submit->blob, on_blob, submit, &err) < 0)
+        submit_fail_store(submit, &err);
 }
 
 static void submit_store_input(struct submit *submit)
@@ -353,9 +378,14 @@ static void submit_store_input(struct submit *submit)
     const struct submit_body *body = &submit->body;
     struct buf input = BUF_WITH_LIMIT(body->input_size);
     struct err err;
-    int done = EVP_Digest(body->input, body->input_size, submit->input_digest, NULL,
-                          submits->sha256, NULL);
+    int done;
 
+    if (submit->large != NULL) {
+        submit_store_large(submit);
+        return;
+    }
+    done = EVP_Digest(body->input, body->input_size, submit->input_digest, NULL, submits->sha256,
+                      NULL);
     assert(done == 1);
     if (body->input_size <= JOB_INPUT_INLINE_MAX) {
         submit_produce(submit);
@@ -364,7 +394,7 @@ static void submit_store_input(struct submit *submit)
     blob_key_input(&submit->id, submit->blob);
     buf_append(&input, body->input, body->input_size);
     if (blob_put(submit->gateway->blobs, submit->blob, &input, on_blob, submit, &err) < 0)
-        submit_fail(&submit, &err);
+        submit_fail_store(submit, &err);
 }
 
 /* ---- Idempotency-Key ---- */
@@ -435,9 +465,10 @@ static void submit_reserve(struct submit *submit)
                               .lifetime_ms = gateway->settings.keyed_lifetime_ms};
     struct err err;
 
-    reserve_fingerprint(submit->model, submit->environment, submit->deployment,
-                        (struct wire_bytes){submit->http_body.bytes, submit->http_body.size},
-                        submit->fingerprint);
+    if (!submit->has_fingerprint)
+        reserve_fingerprint(submit->model, submit->environment, submit->deployment,
+                            (struct wire_bytes){submit->http_body.bytes, submit->http_body.size},
+                            submit->fingerprint);
     memcpy(reserve.fingerprint, submit->fingerprint, sizeof(reserve.fingerprint));
     if (reserve_send(gateway->pg, &reserve, on_reserved, submit, &err) < 0)
         submit_fail(&submit, &err);
@@ -525,40 +556,132 @@ static bool submits_admit(const struct submits *submits, size_t size, struct ref
     return false;
 }
 
-static void on_submit_body(struct call *call)
+/* The body was read; from here on the submit has its own id. */
+static void submit_take_id(struct submit *submit, size_t size)
 {
-    struct submit *submit = call->state;
-    struct gateway *gateway = call->gateway;
     uint8_t entropy[JOB_ID_RANDOM_SIZE];
-    uint32_t shard = job_id_shard(&submit->id);
-    struct refusal refusal;
-    struct err err;
-    int r;
 
-    buf_move(&submit->http_body, http_request_body(call->request));
-    call->public.body_size = submit->http_body.size;
-    if (!submits_admit(gateway->submits, submit->http_body.size, &refusal)) {
-        call_refuse(&submit->call, &refusal);
-        submit_free(&submit);
-        return;
-    }
-    r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
-                         gateway->settings.loopback_webhooks, &submit->body, &err);
-    if (r == 0)
-        r = submit_check_slots(submit, &err);
-    if (r < 0) {
-        submit_fail(&submit, &err);
-        return;
-    }
-    submit->size = submit->http_body.size;
-    gateway->submits->bytes += submit->size;
+    submit->size += size;
+    submit->gateway->submits->bytes += size;
     rng_secret_bytes(entropy, sizeof(entropy));
-    submit->id = job_id_make(shard, clock_wall_ms(), entropy);
-    job_id_format(&submit->id, call->job);
+    submit->id = job_id_make(job_id_shard(&submit->id), clock_wall_ms(), entropy);
+    job_id_format(&submit->id, submit->call->job);
     if (submit->body.refuse_late)
         submit_ask_late(submit);
     else
         submit_go_on(submit);
+}
+
+static int submit_read_body(struct submit *submit, struct err *err)
+{
+    struct gateway *gateway = submit->gateway;
+    int r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
+                             gateway->settings.loopback_webhooks, &submit->body, err);
+
+    return r < 0 ? r : submit_check_slots(submit, err);
+}
+
+/* Room for it, counted; else the call is refused and the submit gone. */
+static bool submit_admit(struct submit *submit, size_t size)
+{
+    struct refusal refusal;
+
+    if (submits_admit(submit->gateway->submits, size, &refusal))
+        return true;
+    call_refuse(&submit->call, &refusal);
+    submit_free(&submit);
+    return false;
+}
+
+static void on_submit_body(struct call *call)
+{
+    struct submit *submit = call->state;
+    struct err err;
+
+    buf_move(&submit->http_body, http_request_body(call->request));
+    call->public.body_size = submit->http_body.size;
+    if (!submit_admit(submit, submit->http_body.size))
+        return;
+    if (submit_read_body(submit, &err) < 0)
+        submit_fail(&submit, &err);
+    else
+        submit_take_id(submit, submit->http_body.size);
+}
+
+/* ---- a large body: its input is in the blob store's hands, the rest is read as if it were all */
+
+/* What is here instead of a blob: an input that turned out to be small. */
+static void submit_take_small(struct submit *submit)
+{
+    struct buf *input = large_small_input(submit->large);
+
+    submit->body.input = NULL;
+    submit->body.input_size = (size_t)large_input_size(submit->large);
+    if (input == NULL)
+        return;
+    buf_done(&submit->http_body);
+    buf_move(&submit->http_body, input);
+    submit->body.input = (const char *)submit->http_body.bytes;
+    large_free(&submit->large);
+}
+
+static void on_large(void *opaque, const struct err *err)
+{
+    struct submit *submit = opaque;
+    struct large *large = submit->large;
+    struct err bad;
+
+    submit->call->reading = false;
+    if (err->code != ERR_OK) {
+        if (err_class(err->code) == ERR_CLASS_REJECT)
+            submit_fail(&submit, err);
+        else
+            submit_fail_store(submit, err);
+        return;
+    }
+    submit->call->public.body_size = (size_t)large_body_size(large);
+    submit->has_fingerprint = submit->key != NULL;
+    if (submit->has_fingerprint)
+        large_fingerprint(large, submit->fingerprint);
+    buf_move(&submit->http_body, large_envelope(large));
+    if (submit_read_body(submit, &bad) < 0) {
+        submit_fail(&submit, &bad);
+        return;
+    }
+    if (large_input_size(large) > 0)
+        submit_take_small(submit);
+    else /* it is in the envelope: its key was spelled with escapes */
+        large_free(&submit->large);
+    submit_take_id(submit, 0);
+}
+
+static bool submit_is_large(const struct call *call)
+{
+    uint64_t announced = http_request_announced_size(call->request);
+    uint64_t limit = call->gateway->settings.body_max_size;
+
+    if (announced == UINT64_MAX)
+        return limit > LARGE_BODY_SIZE;
+    return announced > LARGE_BODY_SIZE && announced <= limit; /* over the limit: refused there */
+}
+
+static void submit_begin_large(struct submit *submit)
+{
+    struct call *call = submit->call;
+    struct gateway *gateway = submit->gateway;
+    struct evp_md_ctx_st *fingerprint = NULL;
+
+    if (!submit_admit(submit, LARGE_MEMORY_SIZE))
+        return;
+    submit->size = LARGE_MEMORY_SIZE;
+    gateway->submits->bytes += submit->size;
+    if (submit->key != NULL)
+        fingerprint = reserve_fingerprint_begin(submit->model, submit->environment,
+                                                submit->deployment);
+    submit->large = large_new(gateway->blobs, gateway->settings.body_max_size, on_large, submit,
+                              &fingerprint);
+    if (call_begin_reading(call))
+        large_begin(submit->large, call->request);
 }
 
 static int submit_read_key(struct submit *submit, struct err *err)
@@ -596,6 +719,8 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     r = submit_read_key(submit, &err);
     if (r < 0)
         submit_fail(&submit, &err);
+    else if (submit_is_large(call))
+        submit_begin_large(submit);
     else
         call_collect_body(call, gateway->settings.body_max_size, on_submit_body);
 }
