@@ -11,6 +11,7 @@
  *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
  *   broker_pace.c      how fast pools work, for estimates
  *   broker_limits.c    limits of tenants and keys, from Postgres to the owners
+ *   broker_blobs.c     the collector of blobs
  *   broker_watch.c     /metrics, /healthz, /readyz
  *   broker_trace.c     spans of jobs and of their waiting
  *   broker_public.c    metrics under the names that users know
@@ -30,6 +31,7 @@
 #include "brokers/store.h"
 
 struct broker_limits;
+struct broker_blobs;
 struct http_server;
 struct loop;
 struct loop_timer;
@@ -151,6 +153,11 @@ void broker_limits_apply(struct shard *shard);   /* to an owner that was just ma
 void broker_pace_open(struct broker *broker);
 void broker_pace_close(struct broker *broker);
 
+/* ---- Blobs that have outlived their jobs (broker_blobs.c) */
+
+int broker_blobs_open(struct broker *broker, struct err *err) MUST_CHECK;
+void broker_blobs_close(struct broker *broker); /* after ledger_close(): nobody answers it then */
+
 /* ---- Watching (broker_watch.c) */
 
 int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
@@ -209,6 +216,7 @@ struct broker {
     struct pg *pg;
     struct loop_timer *maintenance_timer, *compact_timer, *pace_timer;
     bool maintenance_due, compact_due, pace_due; /* a statement is under way */
+    struct broker_blobs *blobs;                  /* NULL: no store was named */
     struct loop_turn *turn;
     struct loop_timer *start_timer;
     struct loop_timer *drain_timer;

@@ -25,6 +25,8 @@
 #define CHECK_TIMEOUT_MS 5000
 #define CARE_TIMEOUT_MS 60000
 #define COMPACT_INTERVAL_MS 10000
+#define SWEEP_COUNT 10000 /* rows of one table that one call takes at most */
+#define SWEEP_AGAIN_MS 1000
 
 /* ---- Of which Kafka are the offsets? */
 
@@ -76,7 +78,10 @@ void ledger_check_cluster(struct shard *shard)
 
 PG_STATEMENT(days_make, "SELECT partitions_make(now())");
 PG_STATEMENT(days_drop, "SELECT retention_drop($1 * interval '1 second')");
-PG_STATEMENT(days_sweep, "SELECT retention_sweep($1 * interval '1 second')");
+PG_STATEMENT(days_sweep, "SELECT retention_sweep($1 * interval '1 second') + "
+                         "retention_sweep_control($1 * interval '1 second', "
+                         "$2 * interval '1 second')");
+PG_STATEMENT(days_drop_flush, "SELECT flush_drop()");
 PG_STATEMENT(depths_compact, "SELECT queue_compact()");
 
 static void care_done(struct broker *broker, const struct pg_answer *answer, const char *event)
@@ -93,10 +98,15 @@ static void on_maintained(void *opaque, const struct pg_answer *answer)
 
     broker->maintenance_due = false;
     care_done(broker, answer, "maintenance_failed");
-    if (answer->err.code == ERR_OK)
-        log_info("maintenance_done", LOG_I64("days_made", pg_i64(answer, 0, 0, 0)),
-                 LOG_I64("days_dropped", pg_i64(answer, 1, 0, 0)),
-                 LOG_I64("rows_swept", pg_i64(answer, 2, 0, 0)));
+    if (answer->err.code != ERR_OK)
+        return;
+    log_info("maintenance_done", LOG_I64("days_made", pg_i64(answer, 0, 0, 0)),
+             LOG_I64("days_dropped", pg_i64(answer, 1, 0, 0)),
+             LOG_I64("flush_days_dropped", pg_i64(answer, 2, 0, 0)),
+             LOG_I64("rows_swept", pg_i64(answer, 3, 0, 0)));
+    if (pg_i64(answer, 3, 0, 0) >= SWEEP_COUNT) /* there is more: a table was swept to its bound */
+        loop_timer_start(broker->maintenance_timer, SWEEP_AGAIN_MS,
+                         broker->settings.maintenance_ms);
 }
 
 static void on_compacted(void *opaque, const struct pg_answer *answer)
@@ -128,8 +138,10 @@ static void maintain(void *opaque)
     pg_add(batch, &days_make);
     pg_add(batch, &days_drop);
     pg_bind_double(batch, keep_s);
+    pg_add(batch, &days_drop_flush);
     pg_add(batch, &days_sweep);
     pg_bind_double(batch, keep_s);
+    pg_bind_double(batch, (double)broker->settings.audit_keep_ms / 1000);
     care_send(broker, &batch, on_maintained, &broker->maintenance_due);
 }
 

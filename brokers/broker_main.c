@@ -378,6 +378,8 @@ static int parts_open(struct broker *broker, struct err *err)
         r = cache_open(broker->loop, &cache, &broker->cache, err);
     if (r == 0)
         r = ledger_open(broker, err);
+    if (r == 0)
+        r = broker_blobs_open(broker, err);
     if (r < 0)
         return r;
     broker_public_open(broker);
@@ -400,6 +402,7 @@ static void parts_close(struct broker *broker)
     loop_timer_free(&broker->drain_timer);
     broker_pace_close(broker);
     ledger_close(broker);
+    broker_blobs_close(broker);
     model_names_free(&broker->names);
     broker_limits_close(broker);
     cache_close(&broker->cache);

@@ -85,6 +85,8 @@ bool error_class_final(enum error_class class)
 
 const char *error_class_reason(enum error_class class)
 {
+    if (class == ERROR_CLASS_INPUT_LOST) /* has tries like what kills workers, and is none of it */
+        return "input_lost";
     switch (error_class_budget(class)) {
     case ERROR_BUDGET_USER:
         return "attempts_used";

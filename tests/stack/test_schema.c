@@ -276,9 +276,9 @@ static void test_the_reader_reads_views_only(void **state)
         "SELECT headrace.retention_drop('0 days')",
     };
     static const char *const views[] = {
-        "jobs",           "results",     "attempts",         "deliveries", "queue_depth",
-        "models",         "deployments", "workers",          "shards",     "environments",
-        "delivery_tries", "audit",       "webhook_endpoints"};
+        "jobs",           "results",     "attempts",          "deliveries", "queue_depth",
+        "models",         "deployments", "workers",           "shards",     "environments",
+        "delivery_tries", "audit",       "webhook_endpoints", "blobs"};
     struct pg_session *session = looker_open();
     struct pg_answer answer;
     struct err err = {0};
