@@ -46,6 +46,7 @@ struct frame_link {
     struct link_fds out, in;
     void *mapped; /* of the frame that was last given out */
     size_t mapped_size;
+    int mapped_fd; /* while something is mapped */
 };
 
 /* ---- a bounded queue of descriptors ---- */
@@ -95,9 +96,16 @@ struct frame_link *frame_link_new(int fd)
 
 static void link_unmap(struct frame_link *link)
 {
-    if (link->mapped != NULL)
-        (void)munmap(link->mapped, link->mapped_size);
+    if (link->mapped == NULL)
+        return;
+    (void)munmap(link->mapped, link->mapped_size);
+    (void)close(link->mapped_fd);
     link->mapped = NULL;
+}
+
+int frame_link_fd_of(const struct frame_link *link, const void *bytes)
+{
+    return link->mapped != NULL && link->mapped == bytes ? link->mapped_fd : -1;
 }
 
 void frame_link_free(struct frame_link **link_p)
@@ -134,8 +142,6 @@ static int memfd_fill(int fd, struct wire_bytes bytes, struct err *err)
             return err_set_errno(err, ERR_MEMORY, "write %zu bytes to a memfd", bytes.size);
         at += (size_t)n;
     }
-    if (fcntl(fd, F_ADD_SEALS, LINK_SEALS) < 0)
-        return err_set_errno(err, ERR_IO, "seal a memfd");
     return 0;
 }
 
@@ -175,21 +181,36 @@ static int link_gather(struct frame_link *link, enum frame_type type, const void
     return r;
 }
 
-static int link_gather_fd(struct frame_link *link, enum frame_type type, const void *fields,
-                          struct wire_bytes bytes, struct err *err)
+/* Takes the descriptor. */
+static int link_gather_fd(struct frame_link *link, enum frame_type type, const void *fields, int fd,
+                          struct err *err)
 {
     uint64_t position = link->gathered_size;
-    int fd = -1, r;
+    int r = 0;
 
-    r = memfd_make(bytes, &fd, err);
-    if (r < 0)
-        return r;
-    r = link_gather(link, type, fields, err);
+    if (fcntl(fd, F_ADD_SEALS, LINK_SEALS) < 0)
+        r = err_set_errno(err, ERR_IO, "seal a memfd");
+    if (r == 0)
+        r = link_gather(link, type, fields, err);
     if (r == 0 && !fds_push(&link->out, (struct link_fd){fd, position}))
         r = err_set(err, ERR_FULL, "%d descriptors wait to be sent", FRAME_LINK_FDS_MAX);
     if (r < 0)
         (void)close(fd);
     return r;
+}
+
+static int link_gather_bytes(struct frame_link *link, enum frame_type type, const void *fields,
+                             struct wire_bytes bytes, struct err *err)
+{
+    int fd = -1, r = memfd_make(bytes, &fd, err);
+
+    return r < 0 ? r : link_gather_fd(link, type, fields, fd, err);
+}
+
+int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int fd,
+                       struct err *err)
+{
+    return link_gather_fd(link, FRAME_REQ, req, fd, err);
 }
 
 int frame_link_send(struct frame_link *link, enum frame_type type, const void *fields,
@@ -201,7 +222,7 @@ int frame_link_send(struct frame_link *link, enum frame_type type, const void *f
 
         req.input = (struct wire_bytes){0};
         req.input_fd_size = input.size;
-        return link_gather_fd(link, type, &req, input, err);
+        return link_gather_bytes(link, type, &req, input, err);
     }
     if (type == FRAME_EVT && ((const struct frame_evt *)fields)->data.size > FRAME_INLINE_MAX) {
         struct frame_evt evt = *(const struct frame_evt *)fields;
@@ -209,7 +230,7 @@ int frame_link_send(struct frame_link *link, enum frame_type type, const void *f
 
         evt.data = (struct wire_bytes){0};
         evt.data_fd_size = data.size;
-        return link_gather_fd(link, type, &evt, data, err);
+        return link_gather_bytes(link, type, &evt, data, err);
     }
     return link_gather(link, type, fields, err);
 }
@@ -367,10 +388,12 @@ static int link_map(struct frame_link *link, uint64_t size, struct wire_bytes *r
     if (first == NULL)
         return err_set(err, ERR_MALFORMED, "a frame names a descriptor that did not come");
     r = memfd_map(first->fd, (size_t)size, &mapped, err);
-    (void)close(first->fd);
+    link->mapped_fd = first->fd;
     fds_drop_first(&link->in);
-    if (r < 0)
+    if (r < 0) {
+        (void)close(link->mapped_fd);
         return r;
+    }
     link->mapped = mapped;
     link->mapped_size = (size_t)size;
     *ret_bytes = (struct wire_bytes){mapped, (size_t)size};

@@ -36,6 +36,11 @@ int frame_link_fd(const struct frame_link *link);
 int frame_link_send(struct frame_link *link, enum frame_type type, const void *fields,
                     struct err *err) MUST_CHECK;
 
+/* A REQ whose input is in a memfd already: its input_fd_size names the bytes. Seals the descriptor,
+ * which must allow it, and takes it, also when it fails. */
+int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int fd,
+                       struct err *err) MUST_CHECK;
+
 /* Writes as much as the socket takes; true in *ret_more when something is left. */
 int frame_link_flush(struct frame_link *link, bool *ret_more, struct err *err) MUST_CHECK;
 
@@ -46,3 +51,7 @@ int frame_link_receive(struct frame_link *link, struct err *err) MUST_CHECK;
 /* 1: a frame, valid until the next call of this or of frame_link_receive(); bytes that came in a
  * memfd stand in `input` or `data` as if they had come inside. 0: none is whole. */
 int frame_link_next(struct frame_link *link, struct frame *ret_frame, struct err *err) MUST_CHECK;
+
+/* The descriptor behind bytes of the frame that was given out last; -1 when they came inside it.
+ * Borrowed: closed where the frame ends to be valid. */
+int frame_link_fd_of(const struct frame_link *link, const void *bytes);

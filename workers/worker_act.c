@@ -3,19 +3,22 @@
 /*
  * Carries out what the core asks for.
  *
- * Inputs by blob key are fetched whole and checked against the digest that the gateway made; they
- * stay here until they are sent to the host. Outputs over the inline limit are stored under
- * day/id/token first and named in the Finished.
+ * Inputs by blob key flow from the store into a memfd, are checked on the way against the digest
+ * that the gateway made, and the memfd goes to the host. Outputs over the inline limit are stored
+ * under day/id/token first and named in the Finished; large ones flow from the host's memfd.
+ * Neither is ever whole in this process' own memory.
  *
- * Failures of the blob store cost the user nothing: the attempt ends as lost_worker, which has a
- * budget of its own, and the text says what the store said.
+ * A store that is away or full costs nothing: the job goes back and waits longer each time. An
+ * input that is missing, short or not what was submitted ends the attempt as input_lost, which is
+ * tried on a few workers and then final; the blob is left for people to look at.
  */
 
 #include <jansson.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "brokers/fault.h"
@@ -29,7 +32,8 @@ static void input_free(struct worker *worker, struct input **input_p)
     struct input *input = TAKE(*input_p);
 
     HASH_DEL(worker->inputs, input);
-    buf_done(&input->bytes);
+    if (input->fd >= 0)
+        (void)close(input->fd);
     free(input);
 }
 
@@ -51,18 +55,13 @@ void worker_inputs_free(struct worker *worker)
     }
 }
 
-static int input_check(const struct input *input, const struct buf *bytes, struct err *err)
+static int input_check(const struct input *input, uint64_t size,
+                       const uint8_t digest[BLOB_DIGEST_SIZE], struct err *err)
 {
-    uint8_t digest[EVP_MAX_MD_SIZE];
-
-    if (bytes->size != input->size)
-        return err_set(err, ERR_MISMATCH, "the input's blob has %zu bytes, it should have %llu",
-                       bytes->size, (unsigned long long)input->size);
-    if (!input->has_digest)
-        return 0;
-    if (EVP_Digest(bytes->bytes, bytes->size, digest, NULL, EVP_sha256(), NULL) != 1)
-        return err_set(err, ERR_INTERNAL, "SHA-256 is not to be had");
-    if (memcmp(digest, input->digest, sizeof(input->digest)) != 0)
+    if (size != input->size)
+        return err_set(err, ERR_MISMATCH, "the input's blob has %llu bytes, it should have %llu",
+                       (unsigned long long)size, (unsigned long long)input->size);
+    if (input->has_digest && memcmp(digest, input->digest, sizeof(input->digest)) != 0)
         return err_set(err, ERR_MISMATCH, "the input's blob is not what was submitted");
     return 0;
 }
@@ -77,14 +76,22 @@ static enum error_class blob_error_class(const struct err *err)
                                                    : ERROR_CLASS_LOST_WORKER;
 }
 
+static enum error_class input_error_class(const struct err *err)
+{
+    return err->code == ERR_NOT_FOUND || err->code == ERR_MISMATCH || err->code == ERR_TOO_BIG
+               ? ERROR_CLASS_INPUT_LOST
+               : blob_error_class(err);
+}
+
 static void input_tell(struct worker *worker, uint64_t token, const struct err *err)
 {
     worker_tick(worker);
-    worker_core_on_input(worker->core, token, blob_error_class(err), err->text);
+    worker_core_on_input(worker->core, token, input_error_class(err), err->text);
     worker_act(worker);
 }
 
-static void input_on_bytes(void *opaque, struct buf *bytes, const struct err *err)
+static void input_on_copied(void *opaque, uint64_t size, const uint8_t digest[BLOB_DIGEST_SIZE],
+                            const struct err *err)
 {
     struct input *input = opaque;
     struct worker *worker = input->worker;
@@ -97,12 +104,22 @@ static void input_on_bytes(void *opaque, struct buf *bytes, const struct err *er
         return;
     }
     if (mine.code == ERR_OK)
-        (void)input_check(input, bytes, &mine);
-    if (mine.code == ERR_OK)
-        buf_move(&input->bytes, bytes);
-    else
+        mine.code = input_check(input, size, digest, &mine);
+    if (mine.code != ERR_OK) {
+        log_warn("input_not_read", LOG_U64("token", token), LOG_ERR(&mine));
         input_free(worker, &input);
+    }
     input_tell(worker, token, &mine);
+}
+
+static int input_fetch(struct worker *worker, struct input *input, const char *key, struct err *err)
+{
+    if (worker->blobs == NULL)
+        return err_set(err, ERR_DEPENDENCY, "this worker has no blob store for large inputs");
+    input->fd = memfd_create("headrace-input", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (input->fd < 0)
+        return err_set_errno(err, ERR_IO, "make a memfd for an input");
+    return blob_copy(worker->blobs, key, input->fd, FRAME_FD_SIZE_MAX, input_on_copied, input, err);
 }
 
 static void act_fetch(struct worker *worker, const struct worker_todo *todo)
@@ -112,21 +129,19 @@ static void act_fetch(struct worker *worker, const struct worker_todo *todo)
     struct err err = {0};
     int r;
 
-    *input = (struct input){.worker = worker, .token = todo->token, .size = todo->fetch.size};
+    *input = (struct input){
+        .worker = worker, .token = todo->token, .size = todo->fetch.size, .fd = -1};
     input->has_digest = todo->fetch.digest.size == sizeof(input->digest);
     if (input->has_digest)
         memcpy(input->digest, todo->fetch.digest.bytes, sizeof(input->digest));
     HASH_ADD(hh, worker->inputs, token, sizeof(input->token), input);
-    if (worker->blobs == NULL)
-        r = err_set(&err, ERR_DEPENDENCY, "this worker has no blob store for large inputs");
-    else
-        r = blob_get(worker->blobs, key, FRAME_FD_SIZE_MAX, input_on_bytes, input, &err);
+    r = input_fetch(worker, input, key, &err);
     if (r == 0) {
         input->fetching = true;
         return;
     }
     input_free(worker, &input);
-    worker_core_on_input(worker->core, todo->token, blob_error_class(&err), err.text);
+    worker_core_on_input(worker->core, todo->token, input_error_class(&err), err.text);
 }
 
 static void act_forget(struct worker *worker, uint64_t token)
@@ -156,11 +171,14 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
         .trace = worker_trace_begin(worker, todo),
     };
 
-    if (input != NULL)
-        req.input = (struct wire_bytes){input->bytes.bytes, input->bytes.size};
-    worker_host_run(worker->host, &req);
-    if (input != NULL)
+    if (input == NULL) {
+        worker_host_run(worker->host, &req);
+    } else {
+        req.input_fd_size = input->size;
+        worker_host_run_fd(worker->host, &req, input->fd);
+        input->fd = -1;
         input_free(worker, &input);
+    }
     fault_point(FAULT_worker_running);
 }
 
@@ -303,11 +321,26 @@ static void stored_on_put(void *opaque, const struct err *err)
     stored_say(opaque, err);
 }
 
+/* What came in a memfd goes on from there, the rest is at most FRAME_INLINE_MAX. */
+static int stored_put(struct stored *stored, struct wire_bytes output, struct err *err)
+{
+    struct worker *worker = stored->worker;
+    int fd = worker_host_output_fd(worker->host, output.bytes);
+    struct buf bytes = BUF_WITH_LIMIT(FRAME_INLINE_MAX);
+
+    if (fd >= 0)
+        return blob_put_file(worker->blobs, stored->key, fd, output.size, stored_on_put, stored,
+                             err);
+    buf_append(&bytes, output.bytes, output.size);
+    if (buf_check(&bytes, "a result", err) < 0)
+        return err->code;
+    return blob_put(worker->blobs, stored->key, &bytes, stored_on_put, stored, err);
+}
+
 static void act_store(struct worker *worker, const struct worker_todo *todo)
 {
     const struct message_finished *finished = &todo->finished;
     struct stored *stored = xcalloc(1, sizeof(*stored));
-    OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(FRAME_FD_SIZE_MAX);
     struct err err = {0};
     int r;
 
@@ -318,10 +351,9 @@ static void act_store(struct worker *worker, const struct worker_todo *todo)
     stored->finished.output = (struct wire_bytes){0};
     stored->finished.error_message = (struct wire_text){0};
     blob_key_output(&finished->job, finished->token, stored->key);
-    buf_append(&bytes, finished->output.bytes, finished->output.size);
     r = worker->blobs == NULL
             ? err_set(&err, ERR_DEPENDENCY, "this worker has no blob store for large results")
-            : blob_put(worker->blobs, stored->key, &bytes, stored_on_put, stored, &err);
+            : stored_put(stored, finished->output, &err);
     if (r < 0)
         stored_say(stored, &err);
 }

@@ -251,6 +251,21 @@ void worker_host_run(struct worker_host *host, const struct frame_req *req)
     host_send(host, FRAME_REQ, req);
 }
 
+void worker_host_run_fd(struct worker_host *host, const struct frame_req *req, int fd)
+{
+    struct err err;
+
+    if (host->link == NULL)
+        (void)close(fd);
+    else if (frame_link_send_fd(host->link, req, fd, &err) < 0)
+        host_break(host, &err);
+}
+
+int worker_host_output_fd(const struct worker_host *host, const void *output)
+{
+    return host->link == NULL ? -1 : frame_link_fd_of(host->link, output);
+}
+
 void worker_host_cancel(struct worker_host *host, uint64_t token)
 {
     const struct frame_cancel cancel = {.id = token};

@@ -42,6 +42,12 @@ void worker_host_free(struct worker_host **host_p);
 
 void worker_host_start(struct worker_host *host);
 void worker_host_run(struct worker_host *host, const struct frame_req *req);
+
+/* The same with the input in a sealable memfd, which is taken. */
+void worker_host_run_fd(struct worker_host *host, const struct frame_req *req, int fd);
+
+/* During on_final: the memfd that the output came in; -1 when it came in the frame. Borrowed. */
+int worker_host_output_fd(const struct worker_host *host, const void *output);
 void worker_host_cancel(struct worker_host *host, uint64_t token);
 void worker_host_drain(struct worker_host *host);
 void worker_host_kill(struct worker_host *host);

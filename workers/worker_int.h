@@ -53,7 +53,7 @@ struct input {
     uint64_t token, size;
     uint8_t digest[BLOB_DIGEST_SIZE];
     bool has_digest, fetching, forgotten;
-    struct buf bytes;
+    int fd; /* a memfd: from the store to the host without a copy of our own */
 };
 
 struct worker {

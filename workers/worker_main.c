@@ -186,6 +186,16 @@ static void worker_make_core(struct worker *worker)
     worker->core = worker_core_new(&worker->options, clock_mono_us());
 }
 
+/* The store has its keys by now; they are no business of the engine, which may be a user's code. */
+static void keys_forget(void)
+{
+    static const char *const names[] = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+                                        "AWS_SESSION_TOKEN"};
+
+    for (size_t i = 0; i < COUNT_OF(names); i++)
+        (void)unsetenv(names[i]);
+}
+
 static int worker_watch_agent(struct worker *worker, struct err *err)
 {
     worker->lock_fd = -1;
@@ -209,6 +219,7 @@ static int worker_open(struct worker *worker, struct err *err)
         r = worker_watch_agent(worker, err);
     if (r == 0 && worker->settings.blobs[0] != '\0')
         r = blob_store_open(worker->loop, worker->settings.blobs, &worker->blobs, err);
+    keys_forget();
     if (r == 0)
         r = worker_trace_open(worker, err);
     if (r == 0)

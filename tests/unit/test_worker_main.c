@@ -450,14 +450,14 @@ static void test_large_input_and_output(void **state)
     attempt.input_digest = (struct wire_bytes){wrong, sizeof(wrong)};
     world_send(world, MESSAGE_ATTEMPT, &attempt);
     world_wait(world, is_finished, 2);
-    assert_int_equal(world->seen[2].class, ERROR_CLASS_LOST_WORKER);
+    assert_int_equal(world->seen[2].class, ERROR_CLASS_INPUT_LOST);
     assert_string_equal(world->seen[2].why, "the input's blob is not what was submitted");
 
     attempt.token = EPOCH + 3;
     attempt.input_blob = WIRE_TEXT_OF("input/none");
     world_send(world, MESSAGE_ATTEMPT, &attempt);
     world_wait(world, is_finished, 3);
-    assert_int_equal(world->seen[3].class, ERROR_CLASS_LOST_WORKER);
+    assert_int_equal(world->seen[3].class, ERROR_CLASS_INPUT_LOST);
     blob_store_close(&store);
 }
 
