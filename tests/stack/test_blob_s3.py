@@ -158,14 +158,16 @@ def test_a_bad_large_body_is_refused(platform, s3):
 
 def test_what_is_lost_or_forged_fails_by_name(platform, s3):
     platform.push_sim("one", slots=1)
-    blocker = platform.submit("one", {"sim": {"sleep_ms": 6000}})
+    blocker = platform.submit("one", {"sim": {"sleep_ms": 120000}})
     wait_until("it to run", lambda: platform.job(blocker)["status"] == "IN_PROGRESS")
     jobs = {what: platform.submit("one", {"text": what * 20000}) for what in ("missing", "short", "forged")}
-    keys = {what: next(key for key in s3.keys() if job in key) for what, job in jobs.items()}
-    size = s3.keys()[keys["forged"]]
+    stored = s3.keys()
+    keys = {what: next(key for key in stored if job in key) for what, job in jobs.items()}
+    size = stored[keys["forged"]]
     s3.delete(keys["missing"])
     s3.put(keys["short"], "x")
     s3.put(keys["forged"], "x" * size)
+    platform.cancel(blocker)
     words = {"missing": "NoSuchKey", "short": "has 1 bytes", "forged": "not what was submitted"}
     for what, job in jobs.items():
         status = platform.wait_final(job, 60)
@@ -260,7 +262,6 @@ def test_orphans_go_with_their_day(folder):
         VALUES (:'a1', now(), now(), now(), now(), 0, 1, 1, 900, 4, 1, 1, 'default', 'sim', 'sim', 'sim',
             decode(repeat('00', 32), 'hex'), 'x')""", straggler)
     wait_until("the orphan of the old day to go", lambda: not files(folder, old), 30)
-    wait_until("a pass that leaves the three", lambda: metric(folder, "headrace_broker_blobs") >= 3)
     assert metric(folder, "headrace_broker_blobs_removed_total") >= 1
     assert files(folder, kept) and files(folder, fresh) and files(folder, straggler)
 
