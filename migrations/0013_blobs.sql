@@ -155,8 +155,11 @@ BEGIN
           WHERE coalesce(deleted_at, retires_at) < now() - keep LIMIT 10000);
     GET DIAGNOSTICS n = ROW_COUNT;
     swept := swept + n;
-    DELETE FROM webhook_gone WHERE (tenant, url) IN
-        (SELECT tenant, url FROM webhook_gone WHERE at < now() - audit_keep LIMIT 10000);
+    -- What is known of a receiver that nobody has written to since; what a person disabled stays.
+    DELETE FROM webhook_endpoint WHERE (tenant, url) IN
+        (SELECT tenant, url FROM webhook_endpoint
+          WHERE (disabled_at IS NULL AND updated_at < now() - keep)
+             OR (disabled_by = 'receiver' AND updated_at < now() - audit_keep) LIMIT 10000);
     GET DIAGNOSTICS n = ROW_COUNT;
     swept := swept + n;
     -- Their job's day was dropped before they came.

@@ -63,7 +63,8 @@ static const char days_of_work[] =
     "'p', 'h', 'STOPPED', at FROM work;"
     "INSERT INTO webhook_secret (id, tenant, sealed, hint, retires_at) SELECT n::text, 't', 'x', "
     "'x', at FROM work;"
-    "INSERT INTO webhook_gone (tenant, url, at) SELECT 't', 'http://' || n, at FROM work;";
+    "INSERT INTO webhook_endpoint (tenant, url, updated_at) SELECT 't', 'http://' || n, at FROM "
+    "work;";
 
 /* What broker_ledger.c sends, with its defaults, but for audit: two days instead of 400. */
 static const char care[] =
