@@ -27,6 +27,7 @@ def test_sample_of_the_table():
     seed = os.environ.get("HEADRACE_CHAOS_SEED") or str(commit_seed())
     done = subprocess.run(
         [sys.executable, str(ROOT / "bench/chaos"), "--quick", "--no-record", "--sample", str(CELLS), "--seed", seed,
+         "--within", "330",
          "--binary", os.environ["HEADRACE_BIN"]],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=520)
     print("\n" + done.stdout)
@@ -34,6 +35,8 @@ def test_sample_of_the_table():
     closing = re.search(r"^chaos: seed \d+: (\d+) cells ok, 0 failed, (\d+) skipped(.*)$", done.stdout, re.M)
     assert closing, done.stdout
     ok, skipped = int(closing[1]), int(closing[2])
+    if "not begun" in closing[3]:  # twelve take two minutes and a half on two quiet cores
+        pytest.skip(f"this machine is busy: {closing[0]}")
     assert ok + skipped == CELLS
     if skipped > 0:
         pytest.skip(f"{ok} cells ok; {skipped} cells need namespaces{closing[3]}")
