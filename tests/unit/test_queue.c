@@ -239,23 +239,13 @@ static uint64_t cpu_used_us(void)
            (uint64_t)(used.ru_utime.tv_usec + used.ru_stime.tv_usec);
 }
 
-/* Goal: while Kafka takes its time, what waits costs nothing: no second request, no thread of
- * librdkafka that polls without a pause. Method: two groups against a slow Kafka; the process may
- * use a fraction of the time that it waits. */
-static void test_waiting_records_wait_in_peace(void **state)
+/* Two groups of one partition against a slow Kafka; the CPU that the process used meanwhile. */
+static uint64_t wait_for_two_groups(struct world *world, struct reports *reports, uint32_t group)
 {
-    const uint32_t group = 64, delay_ms = 400;
-    struct world *world = *state;
-    struct reports *reports = xcalloc(1, sizeof(*reports));
+    uint64_t groups = queue_producer_counts(world->producer).groups, cpu_us = cpu_used_us();
     struct err err;
-    uint64_t groups, cpu_us;
 
-    world_open_producer(world, 0);
-    produce_all(world, reports, 2); /* connected, the topic is known */
     memset(reports, 0, sizeof(*reports));
-    queue_embedded_set_delay(world->kafka, delay_ms);
-    groups = queue_producer_counts(world->producer).groups;
-    cpu_us = cpu_used_us();
     for (uint32_t i = 0; i < 2 * group; i++) {
         assert_int_equal(produce(world, reports, 0, i, &err), 0);
         while (i == group - 1 && queue_producer_counts(world->producer).groups == groups)
@@ -263,12 +253,33 @@ static void test_waiting_records_wait_in_peace(void **state)
     }
     reports->want = 2 * group;
     assert_true(loop_run_until(world->loop, &reports->done, WAIT_MS));
-    cpu_us = cpu_used_us() - cpu_us;
     assert_int_equal(reports->ok_count, 2 * group);
     assert_int_equal(queue_producer_counts(world->producer).groups, groups + 2);
+    return cpu_used_us() - cpu_us;
+}
+
+/* Goal: while Kafka takes its time, what waits costs nothing: no second request, no thread of
+ * librdkafka that polls without a pause. Method: it used 29 ms of CPU a round before. A machine
+ * that stops us in the middle of handing a group over cuts it in two, and the second half does
+ * spin, so one round of ten has to be quiet. */
+static void test_waiting_records_wait_in_peace(void **state)
+{
+    const uint32_t delay_ms = 100;
+    struct world *world = *state;
+    struct reports *reports = xcalloc(1, sizeof(*reports));
+    uint64_t cpu_us = UINT64_MAX;
+
+    world_open_producer(world, 0);
+    produce_all(world, reports, 2); /* connected, the topic is known */
+    queue_embedded_set_delay(world->kafka, delay_ms);
+    for (int round = 0; round < 10 && cpu_us > 10000; round++) {
+        uint64_t used_us = wait_for_two_groups(world, reports, 64);
+
+        cpu_us = used_us < cpu_us ? used_us : cpu_us;
+    }
     print_message("%llu us of CPU while two answers took %u ms each\n", (unsigned long long)cpu_us,
                   delay_ms);
-    assert_true(cpu_us < 50000); /* it was 117,000 when its thread did not rest */
+    assert_true(cpu_us <= 10000);
     free(reports);
 }
 
