@@ -250,17 +250,17 @@ def test_orphans_go_with_their_day(folder):
     was written lately; a straggler of that day keeps its own."""
     today, day = time.strftime("%Y-%m-%d", time.gmtime()), "2025-03-04"
     kept, fresh, old, straggler = id_of(today), id_of(day), id_of(day), id_of(day)
+    folder.sql("""
+        INSERT INTO headrace.job (id, accepted_at, received_at, start_deadline_at, state_at, seq, run_limit_ms,
+            queue_limit_ms, shard, state, rank, max_attempts, tenant, model, deployment, pool, input_digest, input_blob)
+        VALUES (:'a1', now(), now(), now(), now(), 0, 1, 1, 900, 4, 1, 1, 'default', 'sim', 'sim', 'sim',
+            decode(repeat('00', 32), 'hex'), 'x')""", straggler)
     for one in (kept, fresh, old, straggler):
         path = folder.data_dir / "blobs" / "jobs" / (today if one == kept else day) / one / "input"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"{}")
         if one != fresh:
             os.utime(path, (1, 1))
-    folder.sql("""
-        INSERT INTO headrace.job (id, accepted_at, received_at, start_deadline_at, state_at, seq, run_limit_ms,
-            queue_limit_ms, shard, state, rank, max_attempts, tenant, model, deployment, pool, input_digest, input_blob)
-        VALUES (:'a1', now(), now(), now(), now(), 0, 1, 1, 900, 4, 1, 1, 'default', 'sim', 'sim', 'sim',
-            decode(repeat('00', 32), 'hex'), 'x')""", straggler)
     wait_until("the orphan of the old day to go", lambda: not files(folder, old), 30)
     assert metric(folder, "headrace_broker_blobs_removed_total") >= 1
     assert files(folder, kept) and files(folder, fresh) and files(folder, straggler)
