@@ -220,7 +220,7 @@ static void lane_take_row(struct owner *owner, struct ledger_row *row)
     struct job *job = job_find(owner, &row->spec->submit.id);
 
     if (job != NULL) {
-        if (!job->row && job->place != JOB_ENDED)
+        if (!job->row && !(job->place == JOB_ENDED && job->in_flush))
             job_take_spec(owner, job, row->spec);
         else
             job_spec_unref(&row->spec);
