@@ -8,11 +8,13 @@
  *   broker_shard.c     one owned shard: takeover, readers, the owner's events
  *   broker_todo.c      carries out what the owner asks for
  *   broker_publish.c   a committed flush becomes known: Redis, wake-ups, `completed`
+ *   broker_command.c   commands: reads them, puts their Places into intake
  *   broker_ledger.c    the cluster check before a takeover, and the care of Postgres' days
  *   broker_pace.c      how fast pools work, for estimates
  *   broker_limits.c    limits of tenants and keys, from Postgres to the owners
  *   broker_blobs.c     the collector of blobs
  *   broker_watch.c     /metrics, /healthz, /readyz
+ *   broker_switch.c    kill switches, read for all shards
  *   broker_trace.c     spans of jobs and of their waiting
  *   broker_public.c    metrics under the names that users know
  *
@@ -39,6 +41,8 @@ struct loop_turn;
 struct metrics;
 struct model_names;
 struct pg;
+struct pg_answer;
+struct pg_batch;
 
 #define BROKER_SHARDS_MAX 1024
 
@@ -133,6 +137,19 @@ void publications_forget(struct broker *broker);
 /* Sends what could not be sent before. True while something is still unsent. */
 bool publications_push(struct shard *shard);
 
+/* ---- Commands (broker_command.c) */
+
+void shard_listen(struct shard *shard);
+void carry_out_commands(struct shard *shard, const struct owner_todo *todo);
+void carry_out_place(struct shard *shard, const struct message_place *place);
+
+/* ---- Kill switches (broker_switch.c) */
+
+void switches_open(struct broker *broker);
+void switches_close(struct broker *broker);
+void switches_ask(struct pg_batch *batch); /* adds one statement… */
+void switches_take(struct broker *broker, const struct pg_answer *answer, size_t at);
+
 /* ---- Postgres beside the ledger (broker_ledger.c) */
 
 int ledger_open(struct broker *broker, struct err *err) MUST_CHECK;
@@ -209,7 +226,7 @@ struct broker {
     uint32_t shard_count; /* partitions of intake */
     struct queue_admin *admin;
     struct queue_producer *producer;
-    struct queue_topic *completed, *intake_dead;
+    struct queue_topic *intake, *completed, *intake_dead;
     struct queue_consumer *consumer;
     struct queue_election *election;
     struct cache *cache;
@@ -236,6 +253,10 @@ struct broker {
     struct tracer *tracer;
     struct model_names *names;
     struct broker_limits *limits;
+    struct ledger_switch *switches;
+    size_t switch_count;
+    bool switches_due; /* a statement is under way */
+    struct loop_timer *switches_timer;
     struct public_memo memo_attempt, memo_final;
     struct metric *flush_seconds, *flush_jobs;
     struct queue_producer_counts counted_queue;

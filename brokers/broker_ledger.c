@@ -52,6 +52,7 @@ static void on_cluster(void *opaque, const struct pg_answer *answer)
                       shard->number, shard->broker->cluster_id);
         broker_give_up(shard, &err);
     } else if (shard->phase == SHARD_CHECKING) {
+        switches_take(shard->broker, answer, 1);
         shard_take(shard);
     }
     shard_unref(&shard);
@@ -68,6 +69,7 @@ void ledger_check_cluster(struct shard *shard)
     pg_bind_c(batch, broker->cluster_id);
     pg_bind_c(batch, topic_name(TOPIC_INTAKE));
     pg_bind_c(batch, topic_name(TOPIC_OUTCOME));
+    switches_ask(batch);
     if (pg_send(broker->pg, &batch, CHECK_TIMEOUT_MS, on_cluster, shard_ref(shard), &err) < 0) {
         shard_retry(shard, &err);
         shard_unref(&shard);
@@ -169,6 +171,7 @@ int ledger_open(struct broker *broker, struct err *err)
     loop_timer_start(broker->maintenance_timer, 0, broker->settings.maintenance_ms);
     broker->compact_timer = loop_timer_new(broker->loop, compact, broker);
     loop_timer_start(broker->compact_timer, COMPACT_INTERVAL_MS, COMPACT_INTERVAL_MS);
+    switches_open(broker);
     return 0;
 }
 
@@ -176,5 +179,6 @@ void ledger_close(struct broker *broker)
 {
     loop_timer_free(&broker->maintenance_timer);
     loop_timer_free(&broker->compact_timer);
+    switches_close(broker);
     pg_close(&broker->pg);
 }

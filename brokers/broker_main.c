@@ -383,6 +383,7 @@ static int parts_open(struct broker *broker, struct err *err)
     if (r < 0)
         return r;
     broker_public_open(broker);
+    broker->intake = queue_producer_topic(broker->producer, topic_name(TOPIC_INTAKE));
     broker_limits_open(broker);
     broker_pace_open(broker);
     broker->completed = queue_producer_topic(broker->producer, topic_name(TOPIC_COMPLETED));

@@ -325,6 +325,8 @@ static void shard_own(struct shard *shard)
     shard->phase = SHARD_OWNED;
     broker_limits_apply(shard);
     shard->broker->takeover_count++;
+    shard_listen(shard);
+    owner_set_switches(shard->owner, shard->broker->switches, shard->broker->switch_count);
     if (shard_read(shard, &err) < 0) {
         shard_retry(shard, &err);
         return;

@@ -289,6 +289,12 @@ static void carry_out(struct shard *shard, const struct owner_todo *todo)
     case OWNER_TODO_DUE:
         store_due(shard->store, shard->number, &todo->due.cursor, todo->due.limit, on_due, shard);
         break;
+    case OWNER_TODO_COMMANDS:
+        carry_out_commands(shard, todo);
+        break;
+    case OWNER_TODO_PLACE:
+        carry_out_place(shard, &todo->place);
+        break;
     case OWNER_TODO_INTAKE_PAUSE:
         log_warn("intake_paused", LOG_U64("shard", shard->number));
         queue_reader_pause(shard->intake);

@@ -77,6 +77,8 @@ static void shard_gather(struct shard *shard)
     COUNT(retries_total, retried);
     COUNT(jobs_expired_total, expired);
     COUNT(jobs_canceled_total, canceled);
+    COUNT(commands_total, commands);
+    COUNT(jobs_replayed_total, replayed);
     COUNT(leases_lost_total, lost);
     COUNT(jobs_published_total, published);
     COUNT(records_dead_total, dead_records);
@@ -87,6 +89,7 @@ static void shard_gather(struct shard *shard)
     GAUGE(jobs_running, running);
     GAUGE(jobs_delayed, delayed);
     GAUGE(jobs_barred, barred);
+    GAUGE(jobs_parked, parked);
     GAUGE(changes_unflushed, unflushed);
     GAUGE(flushes_unpublished, unpublished);
     GAUGE(workers, workers);

@@ -44,7 +44,7 @@ int job_spec_new(struct wire_decoder *decoder, const void *record, size_t record
                        message_type_name(message.type));
     spec->submit = message.submit;
     spec->seq = seq;
-    spec->accepted_us = append_us;
+    spec->accepted_us = spec->queued_us = append_us;
     spec->start_deadline_us = deadline_us(append_us, submit->queue_limit_ms);
     spec->total_deadline_us = submit->total_limit_ms == 0
                                   ? UINT64_MAX
@@ -57,6 +57,22 @@ int job_spec_new(struct wire_decoder *decoder, const void *record, size_t record
     spec->record_size = record_size;
     *ret_spec = TAKE(spec);
     return 0;
+}
+
+struct job_spec *job_spec_placed(struct wire_decoder *decoder, const struct job_spec *from,
+                                 uint64_t seq, uint64_t queued_us)
+{
+    struct job_spec *spec = NULL;
+    struct err err;
+
+    if (job_spec_new(decoder, from + 1, from->record_size, seq, queued_us, &spec, &err) < 0)
+        NEVER("a Submit that was decoded cannot be decoded again");
+    spec->accepted_us = from->accepted_us;
+    spec->rank = from->rank;
+    spec->submit.priority = from->submit.priority;
+    spec->submit.sync = from->submit.sync;
+    spec->round = from->round;
+    return spec;
 }
 
 struct job_spec *job_spec_ref(struct job_spec *spec)

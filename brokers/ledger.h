@@ -30,8 +30,9 @@
  * memory; texts and bytes point into it. Shared by window, staging and flush. */
 struct job_spec {
     uint32_t ref_count;
-    uint64_t seq;               /* offset of its Submit in intake: arrival order in the shard */
+    uint64_t seq; /* offset in intake of its Submit, or its newest Place: order in the shard */
     uint64_t accepted_us;       /* Kafka's append time */
+    uint64_t queued_us;         /* of the record that began its round; deadlines count from here */
     uint64_t start_deadline_us; /* not started by then: EXPIRED */
     uint64_t total_deadline_us; /* UINT64_MAX: none */
     enum job_rank rank;
@@ -44,6 +45,9 @@ struct job_spec {
 /* Copies the encoded Submit and decodes the copy. ERR_MALFORMED and friends: see message_decode. */
 int job_spec_new(struct wire_decoder *decoder, const void *record, size_t record_size, uint64_t seq,
                  uint64_t append_us, struct job_spec **ret_spec, struct err *err) MUST_CHECK;
+/* The same job in another place: its seq and the time that its round began at. */
+struct job_spec *job_spec_placed(struct wire_decoder *decoder, const struct job_spec *from,
+                                 uint64_t seq, uint64_t queued_us);
 struct job_spec *job_spec_ref(struct job_spec *spec);
 void job_spec_unref(struct job_spec **spec_p);
 size_t job_spec_size(const struct job_spec *spec); /* bytes of memory, for the caps */
@@ -73,12 +77,14 @@ struct flush_attempt {
 enum flush_action {
     FLUSH_INSERT, /* first row of this job, perhaps already final */
     FLUSH_UPDATE,
+    FLUSH_REPLAY, /* the row is dead (FAILED, EXPIRED) and of the round before */
 };
 
 /* One changed job. Final changes carry the result. */
 struct flush_job {
     const struct job_spec *spec;
     enum flush_action action;
+    bool placed; /* UPDATE: rank and seq are others than the row's */
     enum job_state state;
     uint64_t token, fence;
     uint64_t final_token; /* final by an attempt: its token, checked as fence < token; 0: else */
@@ -95,11 +101,40 @@ struct flush_job {
     uint64_t output_size;
 };
 
+/* What somebody asked for in SQL: a row of `command`. */
+enum command_kind { COMMAND_CANCEL, COMMAND_REPLAY, COMMAND_PRIORITY };
+
+struct ledger_command {
+    uint64_t id;
+    struct wire_id job;
+    enum command_kind kind;
+    uint32_t round;    /* REPLAY: the one that ended badly */
+    uint32_t priority; /* PRIORITY */
+};
+
+/* A kill switch that is on: jobs of the tenant that it matches wait. */
+enum switch_kind { SWITCH_TENANT, SWITCH_MODEL, SWITCH_TAG };
+
+struct ledger_switch {
+    enum switch_kind kind;
+    char tenant[65], value[65]; /* id of the model, or the tag */
+};
+
+/* What came of a command. */
+struct flush_command {
+    uint64_t id;
+    struct wire_id job;
+    uint32_t round; /* applied: only if the row is of that round by now; 0: in any case */
+    bool applied;
+    const char *reason; /* static storage; why not */
+};
+
 struct flush {
     uint32_t shard, epoch;
     uint64_t number;      /* 1, 2, … within the epoch */
     int64_t intake_floor; /* lowest offset whose effect this flush leaves unwritten */
     int64_t outcome_floor;
+    uint64_t command_floor;   /* lowest id of a command that this flush leaves unacknowledged */
     uint64_t floor_us;        /* append time that intake was read and written up to */
     uint32_t published_epoch; /* flushes up to this one have all records reported */
     uint64_t published_number;
@@ -107,6 +142,8 @@ struct flush {
     size_t job_count;
     const struct flush_attempt *attempts;
     size_t attempt_count;
+    const struct flush_command *commands;
+    size_t command_count;
 };
 
 enum flush_verdict {
@@ -149,6 +186,7 @@ struct ledger_final {
 struct ledger_takeover {
     uint32_t shard, epoch;
     int64_t intake_floor, outcome_floor; /* -1: no flush yet, start at the beginning */
+    uint64_t command_floor;
     uint32_t published_epoch;
     uint64_t published_number;
     struct ledger_row *rows; /* IN_PROGRESS, and QUEUED with attempts behind them */

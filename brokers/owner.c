@@ -25,6 +25,8 @@ const struct owner_options owner_options_default = {
     .window_jobs = 20000,
     .window_bytes = 64u << 20,
     .load_jobs = 1000,
+    .commands = 1000,
+    .command_poll_us = 5000000,
     .workers_max = 1024,
     .run_grace_us = 30000000,
     .ageing_percent = 5,
@@ -62,6 +64,8 @@ struct owner *owner_new(const struct owner_options *options, struct ledger_takeo
     owner->outcome.next = takeover->outcome_floor < 0 ? 0 : takeover->outcome_floor;
     owner->flushed_intake = owner->intake.next;
     owner->flushed_outcome = owner->outcome.next;
+    owner->commands.next = owner->flushed_commands = (int64_t)takeover->command_floor;
+    owner->commands_noticed = true; /* what came before: a notification is heard by who is there */
     owner->published_epoch = takeover->published_epoch;
     owner->published_number = owner->flushed_published = takeover->published_number;
     owner->decoder = wire_decoder_new();
@@ -72,8 +76,12 @@ struct owner *owner_new(const struct owner_options *options, struct ledger_takeo
     TAILQ_INIT(&owner->barring);
     TAILQ_INIT(&owner->lazy);
     TAILQ_INIT(&owner->urgent);
+    TAILQ_INIT(&owner->parked);
     TAILQ_INIT(&owner->unpublished);
     TAILQ_INIT(&owner->cancels);
+    TAILQ_INIT(&owner->unpublished_cancels);
+    TAILQ_INIT(&owner->commands_unsent);
+    owner->acks_tail = &owner->acks;
     TAILQ_INIT(&owner->todos);
     owner->unknown = worker_new(owner, (struct wire_text){0}, 0);
     owner_take_rows(owner, takeover);
@@ -112,6 +120,8 @@ void owner_free(struct owner **owner_p)
         return;
     owner->phase = OWNER_OVER;
     owner_free_jobs(owner);
+    command_free_all(owner);
+    switch_free_all(owner);
     takeover_free(owner);
     flush_batch_free(&owner->batch);
     while ((batch = TAILQ_FIRST(&owner->unpublished)) != NULL) {
@@ -128,6 +138,7 @@ void owner_free(struct owner **owner_p)
     limit_free_all(owner);
     pin_log_done(&owner->intake);
     pin_log_done(&owner->outcome);
+    pin_log_done(&owner->commands);
     buf_done(&owner->scratch);
     wire_decoder_free(&owner->decoder);
     free(owner);
@@ -218,6 +229,17 @@ static int intake_cancel(struct owner *owner, struct pin *pin, const void *bytes
     return 0;
 }
 
+static int intake_place(struct owner *owner, struct pin *pin, const void *bytes, size_t size,
+                        struct err *err)
+{
+    struct message message;
+    int r = message_decode(owner->decoder, bytes, size, &message, err);
+
+    if (r == 0)
+        command_on_place(owner, &message.place, pin);
+    return r;
+}
+
 void owner_on_intake(struct owner *owner, int64_t offset, uint64_t append_us, const void *bytes,
                      size_t size)
 {
@@ -236,6 +258,8 @@ void owner_on_intake(struct owner *owner, int64_t offset, uint64_t append_us, co
         r = intake_submit(owner, pin, bytes, size, &err);
     else if (r == 0 && type == MESSAGE_CANCEL)
         r = intake_cancel(owner, pin, bytes, size, &err);
+    else if (r == 0 && type == MESSAGE_PLACE)
+        r = intake_place(owner, pin, bytes, size, &err);
     else if (r == 0)
         r = err_set(&err, ERR_UNSUPPORTED, "message type %u does not belong into intake", type);
     if (r < 0)
@@ -370,6 +394,8 @@ uint64_t owner_next_due_us(const struct owner *owner)
     }
     if (expiry_due_us(owner) < due)
         due = expiry_due_us(owner);
+    if (owner->phase == OWNER_LIVE && command_due_us(owner) < due)
+        due = command_due_us(owner);
     if (owner->stats.workers > 0 && owner->leases_us + LEASE_CHECK_US < due)
         due = owner->leases_us + LEASE_CHECK_US;
     return due;
@@ -382,7 +408,8 @@ void owner_drain(struct owner *owner)
 
 bool owner_drained(const struct owner *owner)
 {
-    return owner->batch == NULL && owner->urgent_count + owner->lazy_count == 0 &&
+    return owner->batch == NULL &&
+           owner->urgent_count + owner->lazy_count + owner->ack_count == 0 &&
            TAILQ_EMPTY(&owner->unpublished) && TAILQ_EMPTY(&owner->todos);
 }
 

@@ -40,6 +40,8 @@ struct owner_options {
     uint32_t window_jobs;     /* waiting jobs in memory; the rest is in the ledger; 20,000 */
     uint64_t window_bytes;    /* 64 MiB */
     uint32_t load_jobs;       /* rows per LOAD; 1,000 */
+    uint32_t commands;        /* rows per COMMANDS, and commands in memory; 1,000 */
+    uint64_t command_poll_us; /* asked for without a notice this often; 5 s */
     uint32_t workers_max;     /* 1,024 */
     uint64_t run_grace_us;    /* a run that its worker did not end is ended this late; 30 s */
     uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5; 0: strict ranks */
@@ -113,6 +115,21 @@ void owner_on_limits(struct owner *owner, const struct owner_limit *limits, size
 void owner_on_due(struct owner *owner, const struct ledger_due *due, struct ledger_row *rows,
                   size_t row_count, bool complete);
 
+/* The kill switches that are on, all of them. Jobs that they match are not dispatched; what runs
+ * goes on. Jobs that waited for a switch that is off now wait for a worker again. */
+void owner_set_switches(struct owner *owner, const struct ledger_switch *switches,
+                        size_t switch_count);
+
+/* Commands may have come. */
+void owner_on_command_notice(struct owner *owner);
+
+/* The answer to COMMANDS, by id. complete: there were no more. */
+void owner_on_commands(struct owner *owner, const struct ledger_command *commands,
+                       size_t command_count, bool complete);
+
+/* The report of a Place: Kafka has it, or may not have it and it is asked for again later. */
+void owner_on_place_reported(struct owner *owner, uint64_t command, bool ok);
+
 /* Time passes: at least every 10 ms, and before any other event with the times of that event.
  * Wall time follows Kafka's append time; monotonic time drives leases. */
 void owner_tick(struct owner *owner, uint64_t now_mono_us, uint64_t now_wall_us);
@@ -132,6 +149,8 @@ enum owner_todo_type {
     OWNER_TODO_LOAD,         /* answer owner_on_rows */
     OWNER_TODO_LOOKUP,       /* answer owner_on_lookup */
     OWNER_TODO_DUE,          /* answer owner_on_due */
+    OWNER_TODO_COMMANDS,     /* read them behind a cursor; answer owner_on_commands */
+    OWNER_TODO_PLACE,        /* produce to intake[s]; report with the command's id */
     OWNER_TODO_INTAKE_PAUSE, /* the ledger cannot write: the only reason */
     OWNER_TODO_INTAKE_RESUME,
     OWNER_TODO_DEAD, /* produce an undecodable record to intake.dead, then go on */
@@ -182,6 +201,11 @@ struct owner_todo {
             uint32_t limit;
         } due;
         struct {
+            uint64_t from; /* ids of at least this */
+            uint32_t limit;
+        } commands;
+        struct message_place place;
+        struct {
             int64_t offset;
             const void *bytes;
             size_t size;
@@ -205,8 +229,9 @@ uint64_t owner_next_due_us(const struct owner *owner);
 struct owner_stats {
     uint64_t accepted, dispatched, finished, retried, expired, canceled, lost;
     uint64_t fenced; /* Finished of tokens that were over */
+    uint64_t commands, replayed;
     uint64_t handed_back, published, dead_records, duplicate_records, flushes;
-    uint64_t waiting_in_memory, waiting_bytes, running, unflushed, unpublished, delayed;
+    uint64_t waiting_in_memory, waiting_bytes, running, unflushed, unpublished, delayed, parked;
     uint64_t barred; /* held up by what their tenant has delayed */
     uint32_t workers;
     bool live, intake_paused;

@@ -8,6 +8,9 @@
  *   in memory, certain   decided at once
  *   insert still out     waits for it, since the row may be there already, even final
  *   not in memory        LOOKUP: the row may be spilled, or final; none: it was never accepted
+ *
+ * Commands (owner_command.c) take the same ways. They are acknowledged in the flush of their
+ * effect, so they wait until the job has a row: an insert may turn out to have been there before.
  */
 
 #include <stdlib.h>
@@ -74,8 +77,14 @@ static void verdict_add(struct verdict **list, const struct cancel *cancel, bool
 void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row)
 {
     struct verdict *verdict = NULL;
-    bool canceled = row != NULL && row->state == JOB_CANCELED &&
-                    wire_text_equal(row->spec->submit.tenant, cancel->tenant);
+    bool canceled;
+
+    if (cancel->command != 0) {
+        command_give_up(owner, cancel, row);
+        return;
+    }
+    canceled = row != NULL && row->state == JOB_CANCELED &&
+               wire_text_equal(row->spec->submit.tenant, cancel->tenant);
 
     verdict_add(&verdict, cancel, canceled);
     verdict_tell(owner, &verdict, true);
@@ -86,6 +95,10 @@ void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct led
 /* Decides one cancel of a job that is certain. Takes the cancel. */
 static void cancel_apply(struct owner *owner, struct job *job, struct cancel *cancel)
 {
+    if (cancel->command != 0) {
+        command_apply(owner, job, cancel);
+        return;
+    }
     if (!wire_text_equal(job->spec->submit.tenant, cancel->tenant)) {
         cancel_give_up(owner, cancel, NULL);
         return;
@@ -101,18 +114,30 @@ static void cancel_apply(struct owner *owner, struct job *job, struct cancel *ca
         verdict_tell(owner, &job->verdicts, true);
 }
 
+static bool cancel_must_wait(const struct job *job, const struct cancel *cancel)
+{
+    return !job->certain || (cancel->command != 0 && !job->row);
+}
+
 void cancel_apply_all(struct owner *owner, struct job *job)
 {
-    struct cancel *cancel;
+    struct cancel *cancel, *next;
 
-    while ((cancel = TAILQ_FIRST(&job->cancels)) != NULL) {
+    TAILQ_FOREACH_SAFE(cancel, &job->cancels, link, next)
+    {
+        if (cancel_must_wait(job, cancel))
+            continue;
         TAILQ_REMOVE(&job->cancels, cancel, link);
         cancel_apply(owner, job, cancel);
     }
 }
 
-static void cancel_look_up(struct owner *owner, struct cancel *cancel)
+void cancel_look_up(struct owner *owner, struct cancel *cancel)
 {
+    if (owner->cancel_count == OWNER_CANCELS_MAX && cancel->command != 0) {
+        command_refuse(owner, cancel, "too many commands wait; ask again");
+        return;
+    }
     if (owner->cancel_count == OWNER_CANCELS_MAX) {
         cancel_give_up(owner, cancel, NULL); /* "not canceled" is true; the caller may ask again */
         return;
@@ -153,16 +178,23 @@ void cancel_ask_again(struct owner *owner, struct verdict **list, const struct j
 void cancel_on_record(struct owner *owner, const struct message_cancel *message, struct pin *pin)
 {
     struct cancel *cancel = xcalloc(1, sizeof(*cancel));
-    struct job *job = job_find(owner, &message->id);
 
     cancel->id = message->id;
     cancel->request = message->request;
     cancel->pin = pin;
     text_copy(cancel->tenant, message->tenant);
     text_copy(cancel->gateway, message->gateway);
+    cancel_decide(owner, &cancel);
+}
+
+void cancel_decide(struct owner *owner, struct cancel **cancel_p)
+{
+    struct cancel *cancel = TAKE(*cancel_p);
+    struct job *job = job_find(owner, &cancel->id);
+
     if (job == NULL)
         cancel_look_up(owner, cancel);
-    else if (!job->certain)
+    else if (cancel_must_wait(job, cancel))
         TAILQ_INSERT_TAIL(&job->cancels, cancel, link);
     else
         cancel_apply(owner, job, cancel);
@@ -177,6 +209,7 @@ void cancel_free_all(struct owner *owner)
     {
         cancel_postpone_all(owner, job);
     }
+    TAILQ_CONCAT(&owner->cancels, &owner->unpublished_cancels, link);
     while ((cancel = TAILQ_FIRST(&owner->cancels)) != NULL) {
         TAILQ_REMOVE(&owner->cancels, cancel, link);
         free(cancel);

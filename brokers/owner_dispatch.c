@@ -131,6 +131,10 @@ static bool pool_dispatch(struct owner *owner, struct pool *pool)
         return false;
     if (job_expire(owner, job))
         return true;
+    if (switch_holds(owner, job)) {
+        job_move(owner, job, JOB_PARKED);
+        return true;
+    }
     if (delayed_bars(owner, job)) {
         delayed_bar(owner, job);
         return true;

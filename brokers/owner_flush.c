@@ -82,6 +82,7 @@ uint64_t flush_oldest_us(const struct owner *owner)
 static bool flush_has_news(const struct owner *owner)
 {
     return pin_floor(&owner->intake) != owner->flushed_intake ||
+           pin_floor(&owner->commands) != owner->flushed_commands ||
            pin_floor(&owner->outcome) != owner->flushed_outcome ||
            owner->published_number != owner->flushed_published ||
            pin_floor_us(&owner->intake) >= owner->flushed_floor_us + FLOOR_NEWS_US;
@@ -94,7 +95,7 @@ uint64_t flush_due_us(const struct owner *owner)
 
     if (owner->batch != NULL)
         return UINT64_MAX;
-    if (owner->urgent_count > 0)
+    if (owner->urgent_count > 0 || owner->acks != NULL)
         return owner->now_us;
     if (lazy != NULL)
         due = owner->draining ? owner->now_us : lazy->changed_us + owner->options.row_delay_us;
@@ -144,7 +145,10 @@ static void compose_row(struct flush_job *row, const struct job *job, const stru
 
     *row = (struct flush_job){
         .spec = item->spec,
-        .action = job->row ? FLUSH_UPDATE : FLUSH_INSERT,
+        .action = job->row      ? FLUSH_UPDATE
+                  : job->replay ? FLUSH_REPLAY
+                                : FLUSH_INSERT,
+        .placed = job->placed,
         .state = job->state,
         .token = job->token,
         .fence = job->fence,
@@ -190,8 +194,9 @@ static void compose_job(struct owner *owner, struct flush_batch *batch, struct j
     compose_row(&batch->jobs[index], job, item);
     if (job->ended.present)
         compose_attempt(batch, job, item);
+    ack_compose(owner, batch, &job->acks);
     job->ended.present = false;
-    job->revoke = false;
+    job->revoke = job->placed = false;
     job->in_flush = true;
     pin_write(&job->pins);
 }
@@ -221,11 +226,12 @@ static void flush_send(struct owner *owner)
     todo_add(owner, OWNER_TODO_FLUSH)->todo.flush = &owner->batch->flush;
 }
 
-static struct flush_batch *batch_new(size_t limit)
+static struct flush_batch *batch_new(size_t limit, size_t command_limit)
 {
     struct flush_batch *batch = xcalloc(1, sizeof(*batch));
 
     batch->oldest_us = UINT64_MAX;
+    batch->commands = xcalloc(command_limit + 1, sizeof(*batch->commands));
     if (limit > 0) {
         batch->jobs = xcalloc(limit, sizeof(*batch->jobs));
         batch->items = xcalloc(limit, sizeof(*batch->items));
@@ -241,10 +247,12 @@ static void compose(struct owner *owner)
 
     if (limit > owner->options.flush_jobs)
         limit = owner->options.flush_jobs;
-    batch = batch_new(limit);
+    batch = batch_new(limit, owner->ack_count);
     compose_jobs(owner, batch, limit);
+    ack_compose_rest(owner, batch);
     pin_trim(&owner->intake);
     pin_trim(&owner->outcome);
+    pin_trim(&owner->commands);
     batch->flush.shard = owner->shard;
     batch->flush.epoch = owner->epoch;
     batch->flush.number = ++owner->flush_count;
@@ -254,15 +262,18 @@ static void compose(struct owner *owner)
     batch->flush.outcome_floor = owner_guarded(owner, OWNER_GUARD_OUTCOME_FLOOR)
                                      ? pin_floor(&owner->outcome)
                                      : owner->outcome.next;
+    batch->flush.command_floor = (uint64_t)pin_floor(&owner->commands);
     batch->flush.floor_us = pin_floor_us(&owner->intake);
     batch->flush.published_epoch = owner->published_epoch;
     batch->flush.published_number = owner->published_number;
     batch->flush.jobs = batch->jobs;
     batch->flush.attempts = batch->attempts;
+    batch->flush.commands = batch->commands;
     owner->batch = batch;
     owner->flushed_us = owner->now_us;
     owner->flushed_intake = batch->flush.intake_floor;
     owner->flushed_outcome = batch->flush.outcome_floor;
+    owner->flushed_commands = (int64_t)batch->flush.command_floor;
     owner->flushed_published = owner->published_number;
     owner->flushed_floor_us = batch->flush.floor_us;
     flush_send(owner);
@@ -294,6 +305,7 @@ void flush_run(struct owner *owner)
 {
     pin_trim(&owner->intake);
     pin_trim(&owner->outcome);
+    pin_trim(&owner->commands);
     pause_or_resume(owner);
     if (owner->batch == NULL && !publish_lags(owner) && flush_due_us(owner) <= owner->now_us)
         compose(owner);
@@ -322,6 +334,7 @@ void flush_batch_free(struct flush_batch **batch_p)
     free(batch->items);
     free(batch->attempts);
     free(batch->finals);
+    free(batch->commands);
     free(batch);
 }
 
@@ -364,7 +377,8 @@ static void settle_job(struct owner *owner, struct job *job, const struct flush_
     job->row = true;
     if (!job->certain) {
         job->certain = true;
-        owner->stats.accepted++;
+        owner->stats.accepted += !job->replay;
+        owner->stats.replayed += job->replay;
     }
     job_settle(owner, job);
 }
@@ -404,6 +418,18 @@ static void refuse_attempts(struct flush_batch *batch, const struct wire_id *id,
             batch->attempts[kept++] = *attempt;
     }
     batch->flush.attempt_count = kept;
+}
+
+static void refuse_commands(struct flush_batch *batch, const struct wire_id *id)
+{
+    for (size_t i = 0; i < batch->flush.command_count; i++) {
+        struct flush_command *command = &batch->commands[i];
+
+        if (command->applied && memcmp(&command->job, id, sizeof(*id)) == 0) {
+            command->applied = false;
+            command->reason = "the ledger refused the row of the job";
+        }
+    }
 }
 
 static void refuse_verdicts(struct verdict *verdict)
@@ -452,6 +478,7 @@ static void flush_refused(struct owner *owner, size_t index, const char *why)
     struct job *job = item->job;
 
     refuse_attempts(batch, &row->spec->submit.id, !job->refused);
+    refuse_commands(batch, &row->spec->submit.id);
     free(item->refused_why);
     item->refused_why = xasprintf("the ledger refused its row: %.200s", why == NULL ? "" : why);
     if (job->refused) {

@@ -26,6 +26,8 @@
     GUARD(CURSOR, 14, "forward-only cursor")                                                       \
     GUARD(VERDICT, 15, "verdict after flush")                                                      \
     GUARD(EXPIRY, 16, "deadlines of jobs that are not in memory")                                  \
+    GUARD(REPLAY, 17, "replay after publish")                                                      \
+    GUARD(ROUND, 18, "a replay names its round")                                                   \
     GUARD(CHAIN, 24, "a flush follows the one before it")                                          \
     GUARD(COLLECTOR, 25, "collector by day, not by missing row")
 

@@ -12,6 +12,8 @@
  *   owner_job.c       jobs: places, timers, how attempts end, deadlines
  *   owner_delayed.c   how many jobs of a tenant may wait for their next try
  *   owner_cancel.c    cancels and their verdicts
+ *   owner_command.c   commands, their acknowledgements; replays and new places
+ *   owner_switch.c    kill switches, and the jobs that they hold
  *   owner_worker.c    workers: credit, leases, heartbeats
  *   owner_limit.c     tenants and keys: how many of their jobs may run
  *   owner_dispatch.c  which job goes to which worker
@@ -56,6 +58,7 @@ enum job_place {
     JOB_DELAYED, /* a retry that is not due */
     JOB_WAITING, /* in its lane */
     JOB_BARRED,  /* would be next, but for what its tenant has delayed */
+    JOB_PARKED,  /* its turn came, and a switch held it */
     JOB_RUNNING, /* has a token */
     JOB_ENDED,   /* final; until its flush is back */
 };
@@ -90,13 +93,26 @@ struct verdict {
     char gateway[OWNER_NAME_SIZE];
 };
 
-/* A Cancel that cannot be decided yet. */
+/* What came of a command; written in the flush of its effect. */
+struct ack {
+    struct ack *next;
+    struct flush_command command;
+    struct pin *pin; /* of the command, or of its Place in intake */
+};
+
+/* A Cancel that cannot be decided yet; or a command, or the Place that followed from one, which go
+ * the same way to their job. */
 struct cancel {
     TAILQ_ENTRY(cancel) link;
     struct wire_id id;
     uint64_t request;
     struct pin *pin;
-    bool asked; /* in the LOOKUP that is out */
+    uint64_t command; /* its id; 0: a Cancel from a gateway */
+    enum command_kind kind;
+    uint32_t round, priority;
+    uint64_t seq, append_us; /* of the Place */
+    uint64_t barrier;        /* told first: what up to this flush became final; 0: not asked yet */
+    bool asked;              /* in the LOOKUP that is out */
     char tenant[OWNER_NAME_SIZE], gateway[OWNER_NAME_SIZE];
 };
 TAILQ_HEAD(cancels, cancel);
@@ -225,6 +241,8 @@ struct job {
     bool row;     /* is in the ledger */
     bool certain; /* false: nothing is decided before its insert is answered */
     bool alone, started, adopted, on_worker, told_end, in_flush, revoke, refused;
+    bool replay; /* without its row: a round of a job that has one */
+    bool placed; /* rank and seq of the row are old */
     uint64_t token, fence, final_token;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures, free_losses;
     uint64_t due_us, state_us, started_us, dispatched_us, mark;
@@ -239,11 +257,13 @@ struct job {
     struct ended ended;
     struct pin *pins;
     struct verdict *verdicts;
+    struct ack *acks;
     struct cancels cancels;
     enum stage stage;
     uint64_t changed_us; /* monotonic, of the oldest change that is not in a flush */
     size_t stage_size;
     TAILQ_ENTRY(job) stage_link;
+    TAILQ_ENTRY(job) parked_link;
 };
 TAILQ_HEAD(job_list, job);
 
@@ -266,6 +286,7 @@ struct flush_batch {
     struct flush_job *jobs;
     struct flush_attempt *attempts;
     struct flush_item *items;
+    struct flush_command *commands;
     struct ledger_final *finals;
     size_t final_count, item_count;
     size_t size;
@@ -312,7 +333,7 @@ struct owner {
     struct wire_decoder *decoder;
     struct buf scratch;
 
-    struct pin_log intake, outcome;
+    struct pin_log intake, outcome, commands;
 
     struct job *jobs; /* by id */
     struct heap timers;
@@ -341,12 +362,13 @@ struct owner {
     } gone[OWNER_GONE_MAX];
     size_t gone_next;
 
-    struct job_list lazy, urgent;
+    struct job_list lazy, urgent, parked;
+    struct switch_on *switches;
     size_t lazy_count, urgent_count;
     uint64_t unflushed_bytes; /* staged and in flight */
     struct flush_batch *batch;
     uint64_t flush_count, flushed_us;
-    int64_t flushed_intake, flushed_outcome;
+    int64_t flushed_intake, flushed_outcome, flushed_commands;
     uint64_t flushed_published, flushed_floor_us;
 
     TAILQ_HEAD(, flush_batch) unpublished; /* committed, in order of number; 0 is the takeover's */
@@ -358,7 +380,14 @@ struct owner {
     uint64_t evidence_bytes;
     struct cancels cancels;
     size_t cancel_count;
-    struct wire_id *lookup; /* ids of the LOOKUP that is out; NULL: none is */
+    struct cancels unpublished_cancels; /* replays of what is not told yet, by barrier */
+    struct ack *acks, **acks_tail;      /* that need no change of a job */
+    size_t ack_count;                   /* those of jobs too */
+    struct command *commands_sent;      /* by id: their Places are on the way to Kafka */
+    TAILQ_HEAD(, command) commands_unsent;
+    bool commands_asked, commands_noticed;
+    uint64_t commands_us, places_us; /* monotonic: asked last; not again before */
+    struct wire_id *lookup;          /* ids of the LOOKUP that is out; NULL: none is */
     size_t lookup_count, lookup_wanted;
 
     TAILQ_HEAD(, todo_node) todos;
@@ -414,6 +443,8 @@ struct job *job_find(struct owner *owner, const struct wire_id *id);
 struct job *job_add(struct owner *owner, struct job_spec *spec); /* takes the reference */
 /* Takes another spec of the same job, and the reference. */
 void job_take_spec(struct owner *owner, struct job *job, struct job_spec *spec);
+/* Moves the job to the lane that its new spec names, and takes the reference. */
+void job_change_lane(struct owner *owner, struct job *job, struct job_spec *spec);
 struct job *job_add_row(struct owner *owner, struct ledger_row *row);
 void job_remove(struct owner *owner, struct job *job); /* frees it; its pins count as written */
 void job_move(struct owner *owner, struct job *job, enum job_place place);
@@ -450,8 +481,30 @@ void cancel_postpone_all(struct owner *owner, struct job *job); /* to a lookup *
 void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row);
 void cancel_ask_again(struct owner *owner, struct verdict **list, const struct job_spec *spec);
 void cancel_free_all(struct owner *owner);
+void cancel_decide(struct owner *owner,
+                   struct cancel **cancel_p); /* now, or when its job is known */
+void cancel_look_up(struct owner *owner, struct cancel *cancel);
 void verdict_tell(struct owner *owner, struct verdict **list, bool applied);
 void verdict_free(struct verdict **list);
+
+/* owner_command.c */
+void command_plan(struct owner *owner);
+void command_on_place(struct owner *owner, const struct message_place *message, struct pin *pin);
+void command_apply(struct owner *owner, struct job *job, struct cancel *cancel);
+void command_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row);
+void command_refuse(struct owner *owner, struct cancel *cancel, const char *reason);
+void command_on_published(struct owner *owner);
+void command_free_all(struct owner *owner);
+uint64_t command_due_us(const struct owner *owner);
+void ack_job(struct owner *owner, struct job *job, struct cancel *cancel, bool applied,
+             const char *reason);
+void ack_compose(struct owner *owner, struct flush_batch *batch, struct ack **list);
+void ack_compose_rest(struct owner *owner, struct flush_batch *batch);
+void ack_keep_all(struct owner *owner, struct job *job); /* of a job that leaves memory */
+
+/* owner_switch.c */
+bool switch_holds(const struct owner *owner, const struct job *job);
+void switch_free_all(struct owner *owner);
 
 /* owner_worker.c */
 struct worker_key worker_key_of(struct wire_text name, uint64_t boot);

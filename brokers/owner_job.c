@@ -7,6 +7,7 @@
  *   arrival ─▶ HELD ───────────▶ DELAYED ─────────▶ WAITING ─────────▶ RUNNING
  *               ▲  └────────────────────────────────▲                    │
  *               └── attempt ended, budget left ──────────────────────────┤
+ *        taken while a kill switch is on: PARKED until it is off          │
  *                                            ENDED ◀── final ────────────┘
  *
  * The class of an error decides (schema/error_classes.def): which budget pays, and whether the job
@@ -32,7 +33,8 @@ struct job *job_find(struct owner *owner, const struct wire_id *id)
 
 static bool place_waits(enum job_place place)
 {
-    return place == JOB_HELD || place == JOB_DELAYED || place == JOB_WAITING || place == JOB_BARRED;
+    return place == JOB_HELD || place == JOB_DELAYED || place == JOB_WAITING ||
+           place == JOB_BARRED || place == JOB_PARKED;
 }
 
 /* Adds the job to the counts of its place, or takes it out of them (sign -1). */
@@ -55,6 +57,8 @@ static void job_count(struct owner *owner, const struct job *job, int sign)
     }
     if (job->place == JOB_DELAYED)
         owner->stats.delayed += one;
+    if (job->place == JOB_PARKED)
+        owner->stats.parked += one;
     if (job->place == JOB_RUNNING) {
         lane->pool->running[rank] += one;
         owner->stats.running += one;
@@ -101,11 +105,15 @@ void job_move(struct owner *owner, struct job *job, enum job_place place)
         sched_remove(&pool->sched, &job->sched);
     if (job->place == JOB_BARRED)
         delayed_unbar(owner, job);
+    if (job->place == JOB_PARKED)
+        TAILQ_REMOVE(&owner->parked, job, parked_link);
     job_count(owner, job, -1);
     job->place = place;
     job_count(owner, job, 1);
+    if (place == JOB_PARKED)
+        TAILQ_INSERT_TAIL(&owner->parked, job, parked_link);
     if (place == JOB_WAITING) {
-        job->sched.accepted_us = job->spec->accepted_us;
+        job->sched.accepted_us = job->spec->queued_us;
         sched_push(&pool->sched, &job->flow->sched, &job->sched, job->spec->start_deadline_us,
                    job->spec->seq);
     }
@@ -125,7 +133,7 @@ struct job *job_add(struct owner *owner, struct job_spec *spec)
     job->sched.flow = &job->flow->sched;
     job->sched.slot_count = spec->slot_count;
     job->state = JOB_QUEUED;
-    job->state_us = spec->accepted_us;
+    job->state_us = spec->queued_us;
     job->place = JOB_HELD;
     job->dispatch_offset = -1;
     TAILQ_INIT(&job->cancels);
@@ -148,6 +156,25 @@ void job_take_spec(struct owner *owner, struct job *job, struct job_spec *spec)
     job_count(owner, job, 1);
     if (waited)
         job_wait(owner, job);
+}
+
+void job_change_lane(struct owner *owner, struct job *job, struct job_spec *spec)
+{
+    if (job->place == JOB_WAITING || job->place == JOB_PARKED || job->place == JOB_BARRED)
+        job_move(owner, job, JOB_HELD);
+    job_count(owner, job, -1);
+    HASH_DEL(owner->jobs, job);
+    job->lane->jobs--;
+    job->flow->jobs--;
+    job_spec_unref(&job->spec);
+    job->spec = spec;
+    job->lane = lane_get(owner, spec);
+    job->lane->jobs++;
+    job->flow = limit_flow(owner, job->lane, spec->submit.key_prefix);
+    job->flow->jobs++;
+    job->sched.flow = &job->flow->sched;
+    HASH_ADD_KEYPTR(hh, owner->jobs, &spec->submit.id, sizeof(struct wire_id), job);
+    job_count(owner, job, 1);
 }
 
 struct job *job_add_row(struct owner *owner, struct ledger_row *row)
@@ -189,6 +216,7 @@ void job_remove(struct owner *owner, struct job *job)
     job->lane->jobs--;
     job->flow->jobs--;
     pin_write(&job->pins);
+    ack_keep_all(owner, job);
     verdict_free(&job->verdicts);
     job_spec_unref(&job->spec);
     free(job->finish);

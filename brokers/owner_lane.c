@@ -212,6 +212,23 @@ void lane_plan_loads(struct owner *owner)
     }
 }
 
+/* The row is of another round or rank than the Submit that intake repeated, when it was replayed or
+ * moved since; its fence counts then. */
+static void lane_confirm(struct owner *owner, struct job *job, struct ledger_row *row)
+{
+    bool waited = job->place == JOB_WAITING || job->place == JOB_PARKED || job->place == JOB_BARRED;
+
+    if (row->fence > job->fence)
+        job->fence = row->fence;
+    if (lane_get(owner, row->spec) == job->lane) {
+        job_take_spec(owner, job, TAKE(row->spec));
+        return;
+    }
+    job_change_lane(owner, job, TAKE(row->spec));
+    if (waited)
+        job_wait(owner, job);
+}
+
 /* A row came back. It may be in memory already: read from intake with its insert still out, or
  * looked up. Then the row only confirms it; but what it says of arrival and deadlines is what was
  * committed, and a repeated Submit came later. */
@@ -221,7 +238,7 @@ static void lane_take_row(struct owner *owner, struct ledger_row *row)
 
     if (job != NULL) {
         if (!job->row && !(job->place == JOB_ENDED && job->in_flush))
-            job_take_spec(owner, job, row->spec);
+            lane_confirm(owner, job, row);
         else
             job_spec_unref(&row->spec);
         job->row = true;

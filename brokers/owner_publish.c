@@ -55,6 +55,7 @@ static void publish_advance(struct owner *owner)
         owner->stats.published += batch->final_count;
         flush_batch_free(&batch);
     }
+    command_on_published(owner);
 }
 
 static void publish_add(struct owner *owner, struct flush_batch *batch)

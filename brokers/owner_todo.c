@@ -36,6 +36,7 @@ static void owner_work(struct owner *owner)
         expiry_run(owner);
         lane_plan_loads(owner);
         delayed_run(owner);
+        command_plan(owner);
         dispatch_run(owner);
     }
     flush_run(owner);

@@ -69,6 +69,17 @@ typedef void store_due_fn(void *opaque, const struct ledger_due *due, struct led
 void store_due(struct store *store, uint32_t shard, const struct ledger_due *due, uint32_t limit,
                store_due_fn *done, void *opaque);
 
+/* Calls when commands of the shard may have come: after a notification, and with each connection.
+ */
+typedef void store_notice_fn(void *opaque);
+void store_on_commands(struct store *store, uint32_t shard, store_notice_fn *call, void *opaque);
+
+/* Commands with ids of at least `from` that nobody has acknowledged, by id. */
+typedef void store_commands_fn(void *opaque, const struct ledger_command *commands,
+                               size_t command_count, bool complete, struct err *err);
+void store_commands(struct store *store, uint32_t shard, uint64_t from, uint32_t limit,
+                    store_commands_fn *done, void *opaque);
+
 /* Rows of these ids, the final ones too. lane is NULL in the answer. */
 void store_lookup(struct store *store, const struct wire_id *ids, size_t id_count,
                   store_rows_fn *done, void *opaque);

@@ -37,7 +37,7 @@ PG_STATEMENT(takeover_raise,
              "UPDATE shard SET epoch = greatest(epoch + 1, extract(epoch FROM now())::bigint - "
              "1735689600), owner = $2, taken_at = now() WHERE id = $1 RETURNING epoch");
 PG_STATEMENT(takeover_flush, "SELECT intake_floor, outcome_floor, published_epoch, "
-                             "published_number FROM flush WHERE shard = $1 "
+                             "published_number, command_floor FROM flush WHERE shard = $1 "
                              "ORDER BY epoch DESC, number DESC LIMIT 1");
 PG_STATEMENT(takeover_rows, "SELECT" STORE_ROW_COLUMNS
                             "FROM job j WHERE j.shard = $1 AND (j.state = 2 OR (j.state = 1 AND "
@@ -143,11 +143,6 @@ static void session_name(struct store *store, uint32_t shard, uint32_t epoch)
     store_send(store, &batch, NULL, NULL);
 }
 
-static bool connection_lost(const struct err *err)
-{
-    return err->code == ERR_UNKNOWN || err->code == ERR_UNAVAILABLE;
-}
-
 /* ---- takeover ---- */
 
 static void takeover_raise_ask(struct store *store);
@@ -179,7 +174,7 @@ static void takeover_failed(struct store *store, const struct err *why)
 {
     struct err err = *why;
 
-    if (connection_lost(&err) || err.code == ERR_TIMEOUT || err.code == ERR_CONFLICT)
+    if (store_connection_lost(&err) || err.code == ERR_TIMEOUT || err.code == ERR_CONFLICT)
         loop_timer_start(store->takeover_pause, STORE_PAUSE_MS, 0);
     else
         takeover_answer(store, NULL, &err);
@@ -229,6 +224,7 @@ static int takeover_read(struct store *store, struct err *err)
         found->outcome_floor = pg_i64(answer, 0, 0, 1);
         found->published_epoch = (uint32_t)pg_u64(answer, 0, 0, 2);
         found->published_number = pg_u64(answer, 0, 0, 3);
+        found->command_floor = pg_u64(answer, 0, 0, 4);
     }
     r = lanes_read(answer, 2, found, err);
     if (r < 0)
@@ -351,7 +347,7 @@ static void on_query(void *opaque, const struct pg_answer *answer)
     size_t row_count = 0;
     bool complete;
 
-    if (connection_lost(&answer->err)) {
+    if (store_connection_lost(&answer->err)) {
         query_ask(query);
         return;
     }

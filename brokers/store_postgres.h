@@ -8,6 +8,7 @@
  * connection store_postgres_flush.c  one flush: verdicts, trials, unknown outcomes
  *     store_postgres_write.c  the statements of a flush and their arrays
  *     store_postgres_rows.c   rows of the ledger as structs
+ *     store_postgres_command.c commands: reading them, and the notification about them
  *
  * For brokers/store_postgres*.c only.
  */
@@ -25,8 +26,10 @@ struct flush_range {
 };
 
 /* Indexes of a batch's statements, to read which rows were applied; SIZE_MAX: it has none. */
+enum flush_statement { FLUSH_INSERTED, FLUSH_UPDATED, FLUSH_REPLAYED, FLUSH_STATEMENT_COUNT };
+
 struct flush_statements {
-    size_t inserted, updated;
+    size_t at[FLUSH_STATEMENT_COUNT];
 };
 
 struct store_flush {
@@ -49,6 +52,15 @@ struct store_takeover {
     struct pg_answer answer; /* found's texts point into it, until the next takeover */
 };
 
+struct store_commands {
+    uint32_t shard, limit, listened;
+    uint64_t from;
+    store_commands_fn *done; /* NULL: none are asked for */
+    void *opaque;
+    store_notice_fn *notice;
+    void *notice_opaque;
+};
+
 struct store {
     struct loop *loop;
     struct pg *pg;
@@ -60,10 +72,17 @@ struct store {
     struct loop_timer *flush_pause;
     struct store_takeover takeover;
     struct store_flush flush;
+    struct store_commands commands;
     struct store_query *queries; /* loads and lookups that are asked */
 };
 
 #define STORE_PAUSE_MS 100
+
+/* Whatever it was, it is asked again. */
+static inline bool store_connection_lost(const struct err *err)
+{
+    return err->code == ERR_UNKNOWN || err->code == ERR_UNAVAILABLE;
+}
 
 /* Takes the batch; nobody else uses this connection, so it is not full. */
 void store_send(struct store *store, struct pg_batch **batch_p, pg_done_fn *done, void *opaque);
@@ -93,7 +112,8 @@ void store_on_flush_pause(void *opaque);
     " j.tenant, j.model, j.deployment, j.environment, j.pool, j.input_blob, j.input_size,"         \
     " j.input_digest, j.max_attempts, j.initial_delay_ms, j.max_delay_ms, j.queue_limit_ms,"       \
     " j.run_limit_ms, j.total_limit_ms, j.webhook_url, j.idempotency_key, j.gateway, j.trace,"     \
-    " j.key_prefix"
+    " j.key_prefix, j.replayed_at,"                                                                \
+    " (SELECT string_agg(t.tag, ',' ORDER BY t.tag) FROM job_tag t WHERE t.job_id = j.id)"
 
 int store_read_row(struct store *store, const struct pg_answer *answer, size_t at, size_t row,
                    struct ledger_row *ret_row, struct err *err) MUST_CHECK;

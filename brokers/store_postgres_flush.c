@@ -76,18 +76,18 @@ static int id_compare(const void *a, const void *b)
     return memcmp(a, b, WIRE_ID_SIZE);
 }
 
-/* Marks the jobs whose ids are rows of one of the two statements. */
+/* Marks the jobs whose ids are rows of one of the statements. */
 static void applied_mark(struct store_flush *flush, const struct pg_answer *answer,
-                         const size_t statements[2])
+                         const size_t statements[FLUSH_STATEMENT_COUNT])
 {
     size_t count = 0, job_count = flush->flush->job_count;
-    struct wire_id *ids = xcalloc(job_count * 2 + 1, sizeof(*ids));
+    struct wire_id *ids = xcalloc(job_count * FLUSH_STATEMENT_COUNT + 1, sizeof(*ids));
 
-    for (int s = 0; s < 2; s++) {
+    for (int s = 0; s < FLUSH_STATEMENT_COUNT; s++) {
         if (statements[s] == SIZE_MAX)
             continue;
         for (size_t row = 0; row < pg_row_count(answer, statements[s]); row++) {
-            assert(count < job_count * 2);
+            assert(count < job_count * FLUSH_STATEMENT_COUNT);
             ids[count++] = pg_id(answer, statements[s], row, 0);
         }
     }
@@ -99,7 +99,7 @@ static void applied_mark(struct store_flush *flush, const struct pg_answer *answ
 }
 
 static void flush_committed(struct store *store, const struct pg_answer *answer,
-                            const size_t statements[2])
+                            const size_t statements[FLUSH_STATEMENT_COUNT])
 {
     applied_mark(&store->flush, answer, statements);
     flush_answer(
@@ -178,7 +178,7 @@ static void on_resolve_terminated(void *opaque, const struct pg_answer *answer)
 static void on_resolved(void *opaque, const struct pg_answer *answer)
 {
     struct store *store = opaque;
-    static const size_t statements[2] = {3, SIZE_MAX};
+    static const size_t statements[FLUSH_STATEMENT_COUNT] = {3, SIZE_MAX, SIZE_MAX};
 
     if (strcmp(answer->sqlstate, STORE_NO_PATIENCE) == 0) {
         store_terminate_others(store, store->flush.flush->shard, store->flush.flush->epoch,
@@ -237,11 +237,9 @@ static void on_flush(void *opaque, const struct pg_answer *answer)
 {
     struct store *store = opaque;
     struct store_flush *flush = &store->flush;
-    const size_t statements[2] = {flush->statements.inserted, flush->statements.updated};
-
     if (answer->err.code == ERR_OK) {
         assert(!flush->range.trial);
-        flush_committed(store, answer, statements);
+        flush_committed(store, answer, flush->statements.at);
     } else if (strcmp(answer->sqlstate, SQLSTATE_STALE) == 0) {
         flush_answer(store, (struct flush_result){.verdict = FLUSH_STALE});
     } else if (strcmp(answer->sqlstate, SQLSTATE_TRIAL) == 0) {

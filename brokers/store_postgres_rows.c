@@ -46,6 +46,8 @@ enum row_column {
     ROW_GATEWAY,
     ROW_TRACE,
     ROW_KEY_PREFIX,
+    ROW_REPLAYED_AT,
+    ROW_TAGS,
     ROW_INPUT,
 };
 
@@ -100,6 +102,7 @@ static struct message_submit read_submit(const struct pg_answer *answer, size_t 
         .received_us = pg_time_us(answer, at, row, ROW_RECEIVED_AT),
         .slot_count = pg_u64(answer, at, row, ROW_SLOT_COUNT),
         .key_prefix = pg_text(answer, at, row, ROW_KEY_PREFIX),
+        .tags = pg_text(answer, at, row, ROW_TAGS),
     };
 }
 
@@ -107,6 +110,8 @@ int store_read_row(struct store *store, const struct pg_answer *answer, size_t a
                    struct ledger_row *ret_row, struct err *err)
 {
     struct message_submit submit = read_submit(answer, at, row);
+    uint64_t accepted_us = pg_time_us(answer, at, row, ROW_ACCEPTED_AT);
+    bool replayed = !pg_is_null(answer, at, row, ROW_REPLAYED_AT);
     struct job_spec *spec;
     int r;
 
@@ -115,9 +120,11 @@ int store_read_row(struct store *store, const struct pg_answer *answer, size_t a
     if (r == 0)
         r = job_spec_new(store->decoder, store->record.bytes, store->record.size,
                          pg_u64(answer, at, row, ROW_SEQ),
-                         pg_time_us(answer, at, row, ROW_ACCEPTED_AT), &spec, err);
+                         replayed ? pg_time_us(answer, at, row, ROW_REPLAYED_AT) : accepted_us,
+                         &spec, err);
     if (r < 0)
         return err_wrap(err, "row of a job");
+    spec->accepted_us = accepted_us;
     spec->round = (uint32_t)pg_u64(answer, at, row, ROW_ROUND);
     *ret_row = (struct ledger_row){
         .spec = spec,

@@ -106,6 +106,60 @@ PG_STATEMENT(
     "IN (3, 4, 5, 6)), 0)::bigint FROM applied WHERE state <> state_before GROUP BY shard, rank, "
     "deployment, pool) SELECT id FROM applied");
 
+/* A dead row begins its next round in another place; budgets and numbers of attempts begin anew. */
+PG_STATEMENT(
+    flush_replay,
+    "WITH applied AS (UPDATE job SET state = u.state, state_at = u.state_at, round = u.round, seq "
+    "= u.seq, rank = u.rank, replayed_at = u.replayed_at, start_deadline_at = "
+    "u.start_deadline_at, total_deadline_at = u.total_deadline_at, due_at = NULL, started_at = "
+    "NULL, worker = NULL, token = 0, fence = greatest(job.fence, u.fence), attempt_count = 0, "
+    "user_failures = 0, oom_failures = 0, "
+    "lost_failures = 0, error_class = u.error_class, error_message = u.error_message FROM (SELECT "
+    "unnest($1::uuid[]) AS id, unnest($2::smallint[]) AS round, unnest($3::bigint[]) AS seq, "
+    "unnest($4::smallint[]) AS rank, unnest($5::timestamptz[]) AS replayed_at, "
+    "unnest($6::timestamptz[]) AS start_deadline_at, unnest($7::timestamptz[]) AS "
+    "total_deadline_at, unnest($8::smallint[]) AS state, unnest($9::timestamptz[]) AS state_at, "
+    "unnest($10::smallint[]) AS error_class, unnest($11::text[]) AS error_message, "
+    "unnest($12::bigint[]) AS fence) u WHERE "
+    "job.id = u.id AND job.round = u.round - 1 AND job.state IN (4, 5) RETURNING job.id, "
+    "job.shard, job.rank, job.deployment, job.pool, job.state, job.input_size), deltas AS (INSERT "
+    "INTO "
+    "queue_delta (shard, rank, deployment, pool, waiting, running, bytes) SELECT shard, rank, "
+    "deployment, pool, count(*), 0, sum(input_size)::bigint FROM applied WHERE state = 1 GROUP BY "
+    "shard, rank, "
+    "deployment, pool) SELECT id FROM applied");
+
+/* Rows that were updated by the statement before move to another line. */
+PG_STATEMENT(
+    flush_place,
+    "WITH u AS MATERIALIZED (SELECT unnest($1::uuid[]) AS id, unnest($2::smallint[]) AS rank, "
+    "unnest($3::bigint[]) AS seq), old AS MATERIALIZED (SELECT j.id, j.shard, j.rank, "
+    "j.deployment, "
+    "j.pool, j.state, (j.due_at IS NOT NULL)::integer AS due, j.input_size, u.rank AS new_rank, "
+    "u.seq FROM u JOIN job j ON j.id = u.id), moved AS (UPDATE job SET rank = old.new_rank, seq = "
+    "old.seq FROM old WHERE job.id = old.id RETURNING job.id), sides AS (SELECT shard, rank, "
+    "deployment, pool, state, due, input_size, -1 AS n FROM old UNION ALL SELECT shard, new_rank, "
+    "deployment, pool, state, due, input_size, 1 FROM old) INSERT INTO queue_delta (shard, rank, "
+    "deployment, pool, waiting, running, delayed, bytes) SELECT shard, rank, deployment, pool, "
+    "coalesce(sum(n) FILTER (WHERE state = 1), 0), coalesce(sum(n) FILTER (WHERE state = 2), 0), "
+    "coalesce(sum(n * due) FILTER (WHERE state = 1), 0), sum(n * input_size)::bigint FROM sides "
+    "WHERE state IN (1, 2) GROUP BY shard, rank, deployment, pool");
+
+PG_STATEMENT(flush_tags,
+             "INSERT INTO job_tag (job_id, tag) SELECT u.id, t.tag FROM (SELECT "
+             "unnest($1::uuid[]) AS id, unnest($2::text[]) AS tags) u CROSS JOIN LATERAL "
+             "unnest(string_to_array(u.tags, ',')) AS t (tag) ON CONFLICT DO NOTHING");
+
+/* Behind the statements of the jobs: what they did is what counts. Written once: a second copy of
+ * a Place says less than the first. */
+PG_STATEMENT(flush_commands,
+             "INSERT INTO command_done (command_id, applied, reason, epoch, number) SELECT id, "
+             "applied AND here, CASE WHEN applied AND NOT here THEN 'the job is gone' ELSE reason "
+             "END, $6, $7 FROM (SELECT u.*, u.round = 0 OR EXISTS (SELECT FROM job j WHERE j.id = "
+             "u.job AND j.round = u.round) AS here FROM (SELECT unnest($1::bigint[]) AS id, "
+             "unnest($2::uuid[]) AS job, unnest($3::smallint[]) AS round, unnest($4::boolean[]) AS "
+             "applied, unnest($5::text[]) AS reason) u) c ON CONFLICT DO NOTHING");
+
 PG_STATEMENT(
     flush_attempts,
     "INSERT INTO attempt (job_id, token, boot, dispatched_at, started_at, ended_at, round, "
@@ -120,8 +174,8 @@ PG_STATEMENT(
 
 PG_STATEMENT(flush_row,
              "INSERT INTO flush (shard, epoch, number, intake_floor, outcome_floor, floor_at, "
-             "published_epoch, published_number, final_ids) "
-             "VALUES ($1, $2, $3, $4, $5, coalesce($6, 'epoch'), $7, $8, $9)");
+             "published_epoch, published_number, final_ids, command_floor) "
+             "VALUES ($1, $2, $3, $4, $5, coalesce($6, 'epoch'), $7, $8, $9, $10)");
 
 /* A range's jobs of one action. */
 struct selection {
@@ -309,7 +363,7 @@ static void bind_results(struct pg_batch *batch, const struct selection *all)
     selection_done(&succeeded);
 }
 
-/* An input is worth a row while its job may still run: not final, or failed and to be replayed. */
+/* An input is worth a row while its job may still run: not final, or dead and to be replayed. */
 static void bind_inputs(struct pg_batch *batch, const struct selection *all)
 {
     struct selection kept = {.jobs = xcalloc(all->count + 1, sizeof(struct flush_job *))};
@@ -319,12 +373,30 @@ static void bind_inputs(struct pg_batch *batch, const struct selection *all)
         const struct flush_job *job = all->jobs[i];
 
         if (job->spec->submit.input.size > 0 &&
-            (!job_state_final(job->state) || job->state == JOB_FAILED))
+            (!job_state_final(job->state) || job_state_dead(job->state)))
             kept.jobs[kept.count++] = job;
     }
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
     BIND_EACH(PG_BYTES, pg_bind_bytes(batch, submit->input));
     selection_done(&kept);
+}
+
+/* Few jobs have tags: their rows cost the others nothing. */
+static void write_tags(struct store *store, const struct selection *inserts, struct pg_batch *batch)
+{
+    OWNED(selection_done)
+    struct selection tagged = {.jobs = xcalloc(inserts->count + 1, sizeof(struct flush_job *))};
+    const struct selection *selection = &tagged;
+
+    for (size_t i = 0; i < inserts->count; i++) {
+        if (inserts->jobs[i]->spec->submit.tags.size > 0 && !unstorable(inserts->jobs[i]))
+            tagged.jobs[tagged.count++] = inserts->jobs[i];
+    }
+    if (tagged.count == 0)
+        return;
+    pg_add(batch, &flush_tags);
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, submit->tags));
 }
 
 static void write_inserts(struct store *store, uint32_t shard, const struct selection *selection,
@@ -347,6 +419,66 @@ static void write_updates(struct store *store, const struct selection *selection
     BIND_I64(job->final_token);
     bind_state(store, batch, selection);
     bind_results(batch, selection);
+}
+
+static void write_replays(struct store *store, const struct selection *selection,
+                          struct pg_batch *batch)
+{
+    pg_add(batch, &flush_replay);
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_I16(job->spec->round);
+    BIND_I64(job->spec->seq);
+    BIND_I16(job->spec->rank);
+    BIND_TIME(job->spec->queued_us);
+    BIND_TIME(job->spec->start_deadline_us);
+    BIND_TIME(job->spec->total_deadline_us);
+    BIND_I16((uint64_t)job->state);
+    BIND_TIME(job->state_us);
+    BIND_I16((uint64_t)job->error_class);
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->error_message));
+    BIND_I64(job->fence);
+}
+
+static void write_places(const struct selection *updates, struct pg_batch *batch)
+{
+    OWNED(selection_done)
+    struct selection placed = {.jobs = xcalloc(updates->count + 1, sizeof(struct flush_job *))};
+    const struct selection *selection = &placed;
+
+    for (size_t i = 0; i < updates->count; i++) {
+        if (updates->jobs[i]->placed)
+            placed.jobs[placed.count++] = updates->jobs[i];
+    }
+    if (placed.count == 0)
+        return;
+    pg_add(batch, &flush_place);
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+    BIND_I16(job->spec->rank);
+    BIND_I64(job->spec->seq);
+}
+
+#define COMMAND_EACH(type, bind)                                                                   \
+    do {                                                                                           \
+        pg_bind_array(batch, (type), flush->command_count);                                        \
+        for (size_t n_ = 0; n_ < flush->command_count; n_++) {                                     \
+            const struct flush_command *command = &flush->commands[n_];                            \
+                                                                                                   \
+            bind;                                                                                  \
+        }                                                                                          \
+    } while (0)
+
+static void write_commands(const struct flush *flush, struct pg_batch *batch)
+{
+    if (flush->command_count == 0)
+        return;
+    pg_add(batch, &flush_commands);
+    COMMAND_EACH(PG_I64, pg_bind_i64(batch, cut(command->id, INT64_MAX)));
+    COMMAND_EACH(PG_ID, pg_bind_id(batch, &command->job));
+    COMMAND_EACH(PG_I16, pg_bind_i16(batch, cut(command->round, INT16_MAX)));
+    COMMAND_EACH(PG_BOOL, pg_bind_bool(batch, command->applied));
+    COMMAND_EACH(PG_TEXT, pg_bind_c(batch, command->reason));
+    pg_bind_i64(batch, (int64_t)flush->epoch);
+    pg_bind_i64(batch, cut(flush->number, INT64_MAX));
 }
 
 static bool range_has_job(const struct flush *flush, const struct flush_range *range,
@@ -429,36 +561,52 @@ static void write_row(const struct flush *flush, struct pg_batch *batch)
         if (job_state_final(flush->jobs[i].state))
             pg_bind_id(batch, &flush->jobs[i].spec->submit.id);
     }
+    pg_bind_i64(batch, cut(flush->command_floor, INT64_MAX));
+}
+
+/* What a trial leaves out. */
+static void write_end(const struct flush *flush, struct pg_batch *batch)
+{
+    write_commands(flush, batch);
+    write_row(flush, batch);
 }
 
 void store_write_flush(struct store *store, const struct flush *flush,
                        const struct flush_range *range, struct pg_batch *batch,
                        struct flush_statements *ret_statements)
 {
-    struct flush_statements statements = {SIZE_MAX, SIZE_MAX};
+    struct flush_statements statements = {{SIZE_MAX, SIZE_MAX, SIZE_MAX}};
     size_t statement_count = 1;
     OWNED(selection_done) struct selection inserts = {0};
     OWNED(selection_done) struct selection updates = {0};
+    OWNED(selection_done) struct selection replays = {0};
 
     selection_make(flush, range, FLUSH_INSERT, &inserts);
     selection_make(flush, range, FLUSH_UPDATE, &updates);
+    selection_make(flush, range, FLUSH_REPLAY, &replays);
     pg_add(batch, &flush_guard);
     pg_bind_i16(batch, (int64_t)flush->shard);
     pg_bind_i64(batch, (int64_t)flush->epoch);
     pg_bind_i64(batch, (int64_t)flush->number);
     if (inserts.count > 0) {
         write_inserts(store, flush->shard, &inserts, batch);
-        statements.inserted = statement_count++;
+        statements.at[FLUSH_INSERTED] = statement_count++;
     }
     if (updates.count > 0) {
         write_updates(store, &updates, batch);
-        statements.updated = statement_count++;
+        statements.at[FLUSH_UPDATED] = statement_count++;
     }
+    if (replays.count > 0) {
+        write_replays(store, &replays, batch);
+        statements.at[FLUSH_REPLAYED] = statement_count++;
+    }
+    write_places(&updates, batch);
+    write_tags(store, &inserts, batch);
     if (!range->without_attempts)
         write_attempts(store, flush, range, batch);
     if (range->trial)
         pg_add(batch, &flush_undo);
     else
-        write_row(flush, batch);
+        write_end(flush, batch);
     *ret_statements = statements;
 }

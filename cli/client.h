@@ -14,7 +14,7 @@
  * It must belong to its reader and be readable by nobody else, because it holds a key.
  *
  * Exit codes of verbs: 0 done, 1 wrong use, 2 the platform cannot be reached or refused, 3 the job
- * or the model failed.
+ * or the model failed, 4 a filter matched nothing.
  *
  * Thread: the only one of a command.   Tests: tests/unit/test_cli_client.c, tests/stack/test_cli.py
  */
@@ -29,6 +29,7 @@
 #define CLI_EXIT_USAGE 1
 #define CLI_EXIT_REFUSED 2
 #define CLI_EXIT_FAILED 3
+#define CLI_EXIT_NOTHING 4 /* a filter matched no job */
 
 #define CLI_ANSWER_SIZE_MAX (128u << 20)
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* headrace jobs: what was submitted, how it goes, and cancel. */
+/* headrace jobs: what was submitted, how it goes, cancel, replay and priority. */
 
 #include <stdio.h>
 #include <string.h>
 
+#include "cli/jobs_bulk.h"
 #include "cli/list.h"
 #include "cli/watch.h"
 
@@ -36,6 +37,15 @@ static const struct setting jobs_rows[] = {
 };
 
 #define JOBS_ACTION jobs_rows, COUNT_OF(jobs_rows), sizeof(struct jobs_settings)
+
+static const struct setting bulk_rows[] = {
+#define SETTINGS_ROWS struct bulk_settings
+#include "base/settings_rows.def"
+    BULK_SETTINGS
+#include "base/settings_end.def"
+};
+
+#define BULK_ACTION bulk_rows, COUNT_OF(bulk_rows), sizeof(struct bulk_settings)
 
 static int jobs_ls(const struct client *client, const void *values, char **operands,
                    int operand_count)
@@ -163,13 +173,25 @@ static int jobs_result(const struct client *client, const void *values, char **o
 static int jobs_cancel(const struct client *client, const void *values, char **operands,
                        int operand_count)
 {
-    const struct jobs_settings *settings = values;
+    const struct bulk_settings *settings = values;
     OWNED(mem_free) char *path = NULL;
 
-    if (!verb_operands("one request id", operand_count, 1, 1))
-        return CLI_EXIT_USAGE;
-    path = path_make("/async_request/%", operands[0]);
+    if (operand_count != 1 || bulk_has_filter(settings))
+        return bulk_run(client, "cancel", settings, operands, operand_count);
+    path = path_make("/async_request/%", operands[0]); /* one job: its verdict at once */
     return show_run(client, "jobs cancel", "DELETE", path, NULL, settings->json);
+}
+
+static int jobs_replay(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    return bulk_run(client, "replay", values, operands, operand_count);
+}
+
+static int jobs_priority(const struct client *client, const void *values, char **operands,
+                         int operand_count)
+{
+    return bulk_run(client, "priority", values, operands, operand_count);
 }
 
 int jobs_main(int argc, char **argv)
@@ -180,7 +202,15 @@ int jobs_main(int argc, char **argv)
          JOBS_ACTION, jobs_show},
         {"watch", "REQUEST", "Waits until a job is final.", JOBS_ACTION, jobs_watch},
         {"result", "REQUEST", "Prints what the model said.", JOBS_ACTION, jobs_result},
-        {"cancel", "REQUEST", "Cancels a waiting or running job.", JOBS_ACTION, jobs_cancel},
+        {"cancel", "[REQUEST…]",
+         "Cancels waiting and running jobs: those named, or those that --where matches.",
+         BULK_ACTION, jobs_cancel},
+        {"replay", "[REQUEST…]",
+         "Runs dead jobs (FAILED, EXPIRED) again, as their next round: those named, or those that "
+         "--where matches.",
+         BULK_ACTION, jobs_replay},
+        {"priority", "[REQUEST…]", "Serves waiting jobs at another priority (--to).", BULK_ACTION,
+         jobs_priority},
     };
     static const struct verb verb = {"jobs", "Jobs that were submitted.", actions,
                                      COUNT_OF(actions)};

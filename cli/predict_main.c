@@ -29,6 +29,7 @@ int predict_main(int argc, char **argv);
     SETTING_BOOL(quiet, false, "say nothing on standard error while waiting")                      \
     SETTING_STRING(webhook, "", "URL that gets the result too")                                    \
     SETTING_STRING(idempotency_key, "", "key that makes sending twice harmless")                   \
+    SETTING_STRING(tags, "", "words for filters and kill switches, by comma")                      \
     SETTING_INT(priority, 0, 0, 2, "lower runs first")                                             \
     SETTING_INT(max_time_in_queue_seconds, 600, 10, 259200, "not started by then: EXPIRED")
 
@@ -103,7 +104,7 @@ static int submit(const struct client *client, const struct predict_settings *se
 {
     OWNED(client_json_free) json_t *body = NULL;
     OWNED(mem_free) char *path = submit_path(settings, model);
-    struct http_header key = {.name = "Idempotency-Key", .value = settings->idempotency_key};
+    struct http_header headers[2];
     struct client_call call = {.method = "POST", .path = path};
     json_t *input = NULL;
     int status, r;
@@ -116,10 +117,13 @@ static int submit(const struct client *client, const struct predict_settings *se
                      (json_int_t)settings->max_time_in_queue_seconds);
     if (*settings->webhook != '\0')
         (void)json_object_set_new(body, "webhook_endpoint", json_string(settings->webhook));
-    if (*settings->idempotency_key != '\0') {
-        call.send.headers = &key;
-        call.send.header_count = 1;
-    }
+    call.send.headers = headers;
+    if (*settings->idempotency_key != '\0')
+        headers[call.send.header_count++] = (struct http_header){
+            .name = "Idempotency-Key", .value = settings->idempotency_key};
+    if (*settings->tags != '\0')
+        headers[call.send.header_count++] = (struct http_header){.name = "X-Headrace-Tags",
+                                                                 .value = settings->tags};
     call.body = body;
     return client_exchange(client, &call, &status, ret_answer, err);
 }

@@ -10,6 +10,7 @@
  *   gateway_status.c   status, result                 gateway_cancel.c  cancel
  *   gateway_list.c     lists, queue depths            gateway_push.c    archives, deployments
  *   gateway_models.c   models, environments           gateway_credentials.c keys, secrets
+ *   gateway_jobs.c     many jobs at once             gateway_switch.c  kill switches
  *   gateway_logs.c     logs of replicas              gateway_limit.c   caps, refusals
  *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
  *   gateway_deliveries.c webhook deliveries          gateway_endpoints.c their receivers
@@ -277,6 +278,11 @@ void gateway_cancels_on_wake(struct cancels *cancels, const void *bytes, size_t 
 void gateway_cancels_look(struct cancels *cancels); /* asks Postgres for all that wait */
 void cancel_begin(struct call *call);
 
+void jobs_begin(struct call *call);
+void operation_begin(struct call *call);
+void switches_begin(struct call *call);
+void switch_on_begin(struct call *call);
+void switch_off_begin(struct call *call);
 void queue_status_begin(struct call *call);
 void requests_begin(struct call *call);
 void detail_begin(struct call *call);

@@ -19,7 +19,8 @@ struct config {
     struct config_target *targets;         /* by model, then environment */
     struct config_ref *refs;               /* by tenant, then text */
     struct config_limits *limits;          /* by what they are on, then name */
-    size_t model_count, deployment_count, target_count, ref_count, limits_count;
+    struct config_switch *switches;        /* by tenant, kind, value */
+    size_t model_count, deployment_count, target_count, ref_count, limits_count, switch_count;
     bool sealed;
 };
 
@@ -39,6 +40,7 @@ void gateway_config_free(struct config **config_p)
     free(config->targets);
     free(config->refs);
     free(config->limits);
+    free(config->switches);
     free(config);
 }
 
@@ -80,6 +82,22 @@ static int compare_limits(const void *a, const void *b)
     const struct config_limits *x = a, *y = b;
 
     return x->on != y->on ? (x->on < y->on ? -1 : 1) : strcmp(x->name, y->name);
+}
+
+void gateway_config_add_switch(struct config *config, const struct config_switch *on)
+{
+    config->switches = grown(config->switches, config->switch_count, sizeof(*on));
+    config->switches[config->switch_count++] = *on;
+}
+
+static int compare_switches(const void *a, const void *b)
+{
+    const struct config_switch *x = a, *y = b;
+    int r = strcmp(x->tenant, y->tenant);
+
+    if (r == 0)
+        r = strcmp(x->kind, y->kind);
+    return r != 0 ? r : strcmp(x->value, y->value);
 }
 
 static int compare_models(const void *a, const void *b)
@@ -151,6 +169,7 @@ void gateway_config_seal(struct config *config)
          compare_deployments);
     sort(config->targets, config->target_count, sizeof(config->targets[0]), compare_targets);
     sort(config->limits, config->limits_count, sizeof(config->limits[0]), compare_limits);
+    sort(config->switches, config->switch_count, sizeof(config->switches[0]), compare_switches);
     link_parts(config);
     config->refs = xcalloc(2 * config->model_count, sizeof(config->refs[0]));
     for (size_t i = 0; i < config->model_count; i++) {
@@ -321,4 +340,38 @@ int gateway_config_choose(const struct config *config, const char *tenant,
     if (r == 0)
         *ret_choice = choice;
     return r;
+}
+
+static const struct config_switch *find_switch(const struct config *config, const char *tenant,
+                                               const char *kind, const char *value,
+                                               size_t value_size)
+{
+    struct config_switch want = {.reason = ""};
+
+    if (strlen(tenant) >= sizeof(want.tenant) || value_size >= sizeof(want.value))
+        return NULL;
+    mem_copy_text(want.tenant, tenant);
+    mem_copy_text(want.kind, kind);
+    memcpy(want.value, value, value_size);
+    return bsearch(&want, config->switches, config->switch_count, sizeof(want), compare_switches);
+}
+
+const struct config_switch *gateway_config_find_switch(const struct config *config,
+                                                       const char *tenant, const char *model,
+                                                       const char *tags)
+{
+    const struct config_switch *on;
+
+    if (config->switch_count == 0)
+        return NULL;
+    on = find_switch(config, tenant, "tenant", tenant, strlen(tenant));
+    if (on == NULL)
+        on = find_switch(config, tenant, "model", model, strlen(model));
+    while (on == NULL && *tags != '\0') {
+        size_t size = strcspn(tags, ",");
+
+        on = find_switch(config, tenant, "tag", tags, size);
+        tags += tags[size] == ',' ? size + 1 : size;
+    }
+    return on;
 }

@@ -49,6 +49,12 @@ struct config_limits {
     struct limits limits;
 };
 
+/* A kill switch that is on. */
+struct config_switch {
+    char tenant[CONFIG_NAME_SIZE], kind[CONFIG_NAME_SIZE], value[CONFIG_NAME_SIZE];
+    char reason[256]; /* the beginning of it */
+};
+
 struct config *gateway_config_new(void);
 void gateway_config_free(struct config **config_p);
 void gateway_config_add_model(struct config *config, const struct config_model *model);
@@ -56,6 +62,7 @@ void gateway_config_add_deployment(struct config *config,
                                    const struct config_deployment *deployment);
 void gateway_config_add_target(struct config *config, const struct config_target *target);
 void gateway_config_add_limits(struct config *config, const struct config_limits *limits);
+void gateway_config_add_switch(struct config *config, const struct config_switch *on);
 void gateway_config_seal(struct config *config);
 size_t gateway_config_model_count(const struct config *config);
 
@@ -83,3 +90,9 @@ struct config_choice {
 int gateway_config_choose(const struct config *config, const char *tenant,
                           const struct route_match *match, uint64_t random,
                           struct config_choice *ret_choice, struct err *err) MUST_CHECK;
+
+/* The switch that a submit meets: of its tenant, its model (an id) or one of its tags ("a,b");
+ * NULL: none is on. */
+const struct config_switch *gateway_config_find_switch(const struct config *config,
+                                                       const char *tenant, const char *model,
+                                                       const char *tags);

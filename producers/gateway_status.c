@@ -230,6 +230,11 @@ static void on_cached(void *opaque, int code, const void *bytes, size_t size)
         return;
     }
     view = view_of_completed(&message.completed);
+    /* Who is dead may have been replayed since: the key speaks of the round before. */
+    if (job_state_dead(view.state) && pg_pool_connected(gateway->pg)) {
+        ask_postgres(call);
+        return;
+    }
     if (view.has_webhook && pg_pool_connected(gateway->pg) &&
         (call->match.route == ROUTE_STATUS || call->match.route == ROUTE_STATUS_OF_MODEL)) {
         ask_postgres(call);

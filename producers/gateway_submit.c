@@ -36,6 +36,7 @@
 #include "producers/gateway_large.h"
 #include "producers/gateway_late.h"
 #include "producers/gateway_reserve.h"
+#include "producers/gateway_tags.h"
 #include "schema/job.h"
 #include "schema/message.h"
 #include "schema/topics.h"
@@ -43,6 +44,7 @@
 #define RECORD_SIZE_MAX (128u << 10)
 #define ANSWER_SIZE_MAX (64u << 10)
 #define SWEEP_MS 50
+#define SWITCH_RETRY_S "30"
 
 struct submit {
     LIST_ENTRY(submit) all_link;
@@ -53,7 +55,7 @@ struct submit {
     char tenant[CONFIG_NAME_SIZE], model[CONFIG_NAME_SIZE], deployment[CONFIG_NAME_SIZE];
     char environment[CONFIG_NAME_SIZE], pool[CONFIG_NAME_SIZE];
     char blob[BLOB_KEY_SIZE]; /* "": the input is inline */
-    char trace[TRACE_PARENT_SIZE];
+    char trace[TRACE_PARENT_SIZE], tags[TAGS_SIZE];
     uint64_t run_limit_ms;
     uint32_t slot_max;
     char *key; /* Idempotency-Key; NULL: none */
@@ -310,6 +312,7 @@ static struct message_submit submit_message(const struct submit *submit)
         .received_us = submit->call->begun_us,
         .slot_count = body->slot_count,
         .key_prefix = WIRE_TEXT_OF(submit->call->key_prefix),
+        .tags = WIRE_TEXT_OF(submit->tags),
     };
 }
 
@@ -697,16 +700,42 @@ static int submit_read_key(struct submit *submit, struct err *err)
     return r;
 }
 
+/* True: a kill switch is on and the call was answered. */
+static bool refuse_switched_off(struct call *call, const struct config_choice *choice,
+                                const char *tags)
+{
+    const struct config_switch *on = gateway_config_find_switch(
+        gateway_watch_config(call->gateway->watch), call->tenant, choice->model->id, tags);
+    char text[480];
+
+    if (on == NULL)
+        return false;
+    (void)snprintf(text, sizeof(text), "%s '%s' is switched off%s%s", on->kind,
+                   strcmp(on->kind, "model") == 0 ? choice->model->name : on->value,
+                   on->reason[0] == '\0' ? "" : ": ", on->reason);
+    mem_copy_text(call->retry_after, SWITCH_RETRY_S);
+    call_fail_as(&call, 503, "switched_off", text);
+    return true;
+}
+
 static void on_choice(struct call *call, const struct config_choice *choice)
 {
     struct gateway *gateway = call->gateway;
     uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
     struct refusal refusal;
+    char tags[TAGS_SIZE];
     struct submit *submit;
     struct err err;
     int r;
 
     public_target(call, choice);
+    r = tags_read(http_request_header(call->request, "X-Headrace-Tags"), tags, &err);
+    if (r < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    if (refuse_switched_off(call, choice, tags))
+        return;
     if (!gateway_caps_admit_pool(gateway->caps, choice->deployment->pool, &refusal) ||
         !submits_admit(gateway->submits, 0, &refusal)) {
         call_refuse(&call, &refusal);
@@ -714,6 +743,7 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     }
     submit_new(call, choice);
     submit = call->state;
+    mem_copy_text(submit->tags, tags);
     submit->id = job_id_make(choice->deployment->shard, 0,
                              entropy); /* keeps the shard till later */
     r = submit_read_key(submit, &err);

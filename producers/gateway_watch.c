@@ -4,10 +4,10 @@
  * What the gateway knows of the rest: models and where their requests go, limits that people have
  * set, how many shards there are.
  *
- * Models and limits are read whole (five statements, one transaction) after each notification of
- * headrace_config, every config_poll, and when a request names one that is not known; readings are
- * never nearer than READ_GAP_MS, and all requests that wait share the next one. With Postgres away
- * the last snapshot is used, however old.
+ * Models, limits and switches are read whole (six statements, one transaction) after each
+ * notification of headrace_config, every config_poll, and when a request names one that is not
+ * known; readings are never nearer than READ_GAP_MS, and all requests that wait share the next one.
+ * With Postgres away the last snapshot is used, however old.
  */
 
 #include <stdlib.h>
@@ -45,6 +45,8 @@ static const struct pg_statement watch_key_limits = {
 #include "schema/limits.def"
 #undef LIMIT
                         " FROM api_key WHERE limits <> '{}' AND revoked_at IS NULL"};
+PG_STATEMENT(watch_switches,
+             "SELECT tenant, kind, value, left(reason, 60) FROM switch LIMIT 10000");
 
 struct waiter {
     STAILQ_ENTRY(waiter) link;
@@ -118,6 +120,15 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
     }
     copy_limits(config, answer, 3, LIMIT_ON_TENANT);
     copy_limits(config, answer, 4, LIMIT_ON_KEY);
+    for (size_t i = 0; i < pg_row_count(answer, 5); i++) {
+        struct config_switch on = {.reason = ""};
+
+        mem_copy_text(on.tenant, pg_c(answer, 5, i, 0));
+        mem_copy_text(on.kind, pg_c(answer, 5, i, 1));
+        mem_copy_text(on.value, pg_c(answer, 5, i, 2));
+        mem_copy_text(on.reason, pg_c(answer, 5, i, 3));
+        gateway_config_add_switch(config, &on);
+    }
 }
 
 static void call_choose(struct call *call, bool may_ask);
@@ -166,6 +177,7 @@ static void read_now(void *opaque)
     pg_add(batch, &watch_targets);
     pg_add(batch, &watch_tenant_limits);
     pg_add(batch, &watch_key_limits);
+    pg_add(batch, &watch_switches);
     if (pg_send(watch->gateway->pg_control, &batch, READ_TIMEOUT_MS, on_config, watch, &err) == 0) {
         watch->is_reading = true;
         STAILQ_CONCAT(&watch->reading, &watch->waiting);

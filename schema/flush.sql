@@ -13,6 +13,7 @@ CREATE TABLE flush (
     published_epoch bigint NOT NULL,
     published_number bigint NOT NULL,
     final_ids uuid[] NOT NULL DEFAULT '{}',
+    command_floor bigint NOT NULL DEFAULT 0, -- all commands of the shard below are acknowledged
     PRIMARY KEY (shard, epoch, number, at)
 ) PARTITION BY RANGE (at);
 CREATE TABLE flush_default PARTITION OF flush DEFAULT;

@@ -42,6 +42,11 @@ bool job_state_final(enum job_state state)
     return states[state].final;
 }
 
+bool job_state_dead(enum job_state state)
+{
+    return state == JOB_FAILED || state == JOB_EXPIRED;
+}
+
 const char *job_state_name(enum job_state state)
 {
     assert(job_state_known(state));

@@ -64,6 +64,7 @@ enum job_rank {
 
 bool job_state_known(uint64_t number);
 bool job_state_final(enum job_state state);
+bool job_state_dead(enum job_state state); /* final without a result or a cancel: may be replayed */
 const char *job_state_name(enum job_state state); /* "IN_PROGRESS"; static storage */
 
 bool error_class_known(uint64_t number);

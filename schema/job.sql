@@ -11,7 +11,7 @@ CREATE TABLE job (
     due_at timestamptz, -- a retry is not tried before
     state_at timestamptz NOT NULL,
     started_at timestamptz, -- newest attempt
-    seq bigint NOT NULL,    -- offset of its Submit in intake
+    seq bigint NOT NULL,    -- offset in intake of its Submit, or of what gave it a new place
     token bigint NOT NULL DEFAULT 0,
     fence bigint NOT NULL DEFAULT 0, -- highest token that has ended
     input_size bigint NOT NULL DEFAULT 0,
@@ -48,6 +48,7 @@ CREATE TABLE job (
     gateway text,
     trace text,
     key_prefix text,
+    replayed_at timestamptz, -- when its newest round began; null in round 1
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE TABLE job_default PARTITION OF job DEFAULT;
@@ -63,13 +64,22 @@ CREATE INDEX job_live ON job (shard) WHERE state = 2 OR (state = 1 AND attempt_c
 -- The newest dead jobs of a model.
 CREATE INDEX job_failed ON job (model, id) WHERE state = 4;
 
--- Inputs up to the inline limit, while the job is not final, and of jobs that failed (replay).
+-- Inputs up to the inline limit, while the job is not final, and of jobs that failed or expired (replay).
 CREATE TABLE job_input (
     job_id uuid NOT NULL,
     input bytea NOT NULL,
     PRIMARY KEY (job_id)
 ) PARTITION BY RANGE (job_id);
 CREATE TABLE job_input_default PARTITION OF job_input DEFAULT;
+
+-- Words that a client gave its jobs; at most eight a job.
+CREATE TABLE job_tag (
+    job_id uuid NOT NULL,
+    tag text NOT NULL,
+    PRIMARY KEY (job_id, tag)
+) PARTITION BY RANGE (job_id);
+CREATE TABLE job_tag_default PARTITION OF job_tag DEFAULT;
+CREATE INDEX job_tag_tag ON job_tag (tag, job_id);
 
 CREATE TABLE job_result (
     job_id uuid NOT NULL,

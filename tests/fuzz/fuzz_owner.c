@@ -209,6 +209,17 @@ static void step_flush(struct fuzz *fuzz)
     owner_on_flush(fuzz->owner, &result);
 }
 
+static void give_command(struct fuzz *fuzz, uint64_t from)
+{
+    struct ledger_command command = {.id = from + next(fuzz),
+                                     .job = next_id(fuzz),
+                                     .kind = (enum command_kind)(next(fuzz) % 3),
+                                     .round = 1,
+                                     .priority = next(fuzz) % 3u};
+
+    owner_on_commands(fuzz->owner, &command, 1, true);
+}
+
 static void carry_out(struct fuzz *fuzz)
 {
     struct owner_todo todo;
@@ -236,6 +247,13 @@ static void carry_out(struct fuzz *fuzz)
             break;
         case OWNER_TODO_DUE:
             owner_on_due(fuzz->owner, &todo.due.cursor, NULL, 0, true);
+            break;
+        case OWNER_TODO_COMMANDS:
+            give_command(fuzz, todo.commands.from);
+            break;
+        case OWNER_TODO_PLACE:
+            record(fuzz, true, MESSAGE_PLACE, &todo.place);
+            owner_on_place_reported(fuzz->owner, todo.place.command, next(fuzz) != 255);
             break;
         default:
             break;

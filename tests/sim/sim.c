@@ -167,6 +167,8 @@ static void sim_choose_owner_options(struct sim *sim)
     options->lease_us = 2 * SEC;
     options->run_grace_us = 3 * SEC;
     sim->running_max = sim->options.seed % 3 == 0 ? 1 + sim->options.seed % 4 : 0;
+    options->command_poll_us = 500 * MS;
+    options->commands = (uint32_t)sim_between(sim, 1, 8);
     options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
     if (sim_percent(sim, 30))
         options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);
@@ -273,6 +275,7 @@ void sim_run(struct sim *sim, const struct sim_options *options)
     }
     faults_plan(sim);
     gateway_begin(sim);
+    command_begin(sim);
     sim_make_workers(sim);
     sim_make_brokers(sim);
     webhook_begin(sim);

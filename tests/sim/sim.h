@@ -16,6 +16,7 @@
  *   sim_blob.c     inputs in the blob store, and what collects them
  *   sim_topology.c shards, pools and programs that change while jobs run
  *   sim_gateway.c  clients and gateways: submits, keys, cancels, status questions, Redis
+ *   sim_command.c  operators who append commands: replays, cancels, priorities
  *   sim_faults.c   what goes wrong, and that it stops going wrong
  *   sim_check.c    the invariants of PROTOCOL 3.1, checked at each change
  *
@@ -54,6 +55,8 @@
 #define SIM_POOLS_MAX 4
 #define SIM_JOBS_MAX 256
 #define SIM_TAKEOVERS_MAX 1024
+#define SIM_ROUNDS_MAX 6
+#define SIM_COMMANDS_MAX 64
 #define SIM_EPOCH_FIRST 100
 #define SIM_START_US 1000000000000000ull
 #define MS 1000ull
@@ -123,7 +126,9 @@ struct sim_producer {
 
 struct sim_row {
     bool present;
-    uint64_t seq, accepted_us;
+    uint64_t seq, accepted_us, queued_us;
+    uint32_t round;
+    enum job_rank rank;
     enum job_state state;
     uint64_t token, fence, due_us, state_us, final_at_us, output_size;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures;
@@ -135,6 +140,7 @@ struct sim_row {
 struct sim_change {
     int job;
     enum flush_action action;
+    bool placed;
     struct sim_row row, before;
     uint64_t final_token;
     bool refused; /* cannot be stored as it is */
@@ -153,9 +159,19 @@ struct sim_flush {
     bool *applied;
     int *finals;
     size_t final_count;
+    uint64_t command_floor;
+    struct flush_command *acks;
+    size_t ack_count;
 };
 
-enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_DUE, SIM_LOOKUP };
+struct sim_command {
+    int job;
+    enum command_kind kind;
+    uint32_t round, priority;
+    bool done;
+};
+
+enum sim_request_type { SIM_TAKEOVER, SIM_FLUSH, SIM_LOAD, SIM_DUE, SIM_LOOKUP, SIM_READ_COMMANDS };
 
 struct sim_request {
     struct sim_request *next;
@@ -166,6 +182,7 @@ struct sim_request {
     struct ledger_lane lane;
     struct ledger_due due;
     uint32_t limit;
+    uint64_t from; /* of commands */
     struct wire_id *ids;
     size_t id_count;
     uint64_t connection;
@@ -184,6 +201,7 @@ struct sim_shard {
     size_t flush_count, flush_room;
     const struct sim_flush *newest;
     int64_t intake_floor, outcome_floor; /* the highest ever committed */
+    uint64_t command_floor;
 };
 
 struct sim_ledger {
@@ -191,6 +209,8 @@ struct sim_ledger {
     uint64_t life; /* raised when the server dies: open transactions are gone */
     struct sim_shard shards[SIM_SHARDS_MAX];
     struct sim_row rows[SIM_JOBS_MAX];
+    struct sim_command commands[SIM_COMMANDS_MAX];
+    size_t command_count;
     struct {
         bool present;
         int job;
@@ -322,10 +342,15 @@ struct sim_job {
     bool webhook, blob_input, blob_there, big_output, skewed_id;
     uint64_t blob_put_us;
     unsigned posts;              /* that its receiver took */
+    bool commanded;              /* to be canceled */
     struct wire_bytes final_key; /* in Redis */
-    struct wire_bytes completed; /* first copy */
-    uint64_t token_max;          /* of the Attempts that were asked for */
-    uint64_t token_logged;       /* the highest of those in dispatch logs */
+    enum job_state final_key_state;
+    struct {
+        struct wire_bytes committed; /* its `completed` as the row says it */
+        bool told;
+    } rounds[SIM_ROUNDS_MAX + 1];
+    uint64_t token_max;    /* of the Attempts that were asked for */
+    uint64_t token_logged; /* the highest of those in dispatch logs */
 };
 
 struct sim_options {
@@ -466,6 +491,8 @@ void seat_revoke(struct sim *sim, struct sim_seat *seat);
 void seat_wake(struct sim *sim, struct sim_seat *seat);
 void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_takeover *takeover);
 void seat_on_flush(struct sim *sim, struct sim_seat *seat, const struct flush_result *result);
+void seat_on_commands(struct sim *sim, struct sim_seat *seat, const struct ledger_command *commands,
+                      size_t command_count, bool complete);
 void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_request *request,
                   struct ledger_row *rows, size_t row_count, bool complete);
 
@@ -497,6 +524,15 @@ void blob_put_input(struct sim *sim, int job);
 /* sim_topology.c */
 void topology_plan(struct sim *sim);
 void topology_settle(struct sim *sim);
+
+/* sim_command.c */
+void command_begin(struct sim *sim);
+size_t command_read(const struct sim *sim, int shard, uint64_t from, uint32_t limit,
+                    struct ledger_command *commands);
+void command_commit(struct sim *sim, const struct flush_command *acks, size_t ack_count);
+bool command_asked_for(const struct sim *sim, int job, uint32_t round);
+uint64_t command_first_open(const struct sim *sim);
+void command_rewind(struct sim *sim, const struct sim_ledger *to); /* acknowledgements are lost */
 
 /* sim_faults.c */
 void faults_plan(struct sim *sim);

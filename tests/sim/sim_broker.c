@@ -304,6 +304,7 @@ static void early_final_keys(struct sim *sim, const struct flush *flush)
 {
     for (size_t i = 0; i < flush->job_count; i++) {
         struct message_completed completed = {.id = flush->jobs[i].spec->submit.id,
+                                              .round = flush->jobs[i].spec->round,
                                               .state = flush->jobs[i].state,
                                               .output = flush->jobs[i].output};
 
@@ -375,6 +376,46 @@ static void do_lookup(struct sim *sim, struct sim_seat *seat, const struct owner
     ledger_ask(sim, seat, request);
 }
 
+static void do_commands(struct sim *sim, struct sim_seat *seat, const struct owner_todo *todo)
+{
+    struct sim_request *request = sim_alloc(sim, sizeof(*request));
+
+    request->type = SIM_READ_COMMANDS;
+    request->from = todo->commands.from;
+    request->limit = todo->commands.limit;
+    ledger_ask(sim, seat, request);
+}
+
+void seat_on_commands(struct sim *sim, struct sim_seat *seat, const struct ledger_command *commands,
+                      size_t command_count, bool complete)
+{
+    if (seat->owner == NULL)
+        return;
+    owner_now(sim, seat);
+    owner_on_commands(seat->owner, commands, command_count, complete);
+    seat_work(sim, seat);
+}
+
+static void place_reported(struct sim *sim, void *opaque, uint64_t command, int64_t offset)
+{
+    struct attempt_report *report = opaque;
+
+    if (!session_is(report->seat, report->session))
+        return;
+    owner_now(sim, report->seat);
+    owner_on_place_reported(report->seat->owner, command, offset >= 0);
+    seat_work(sim, report->seat);
+}
+
+static void do_place(struct sim *sim, struct sim_seat *seat, const struct message_place *place)
+{
+    struct attempt_report *report = sim_alloc(sim, sizeof(*report));
+
+    *report = (struct attempt_report){.seat = seat, .session = seat->session};
+    kafka_produce(sim, &seat->broker->producer, LOG_INTAKE(seat->shard), MESSAGE_PLACE, place,
+                  place_reported, report, place->command);
+}
+
 static void seat_stop(struct sim *sim, struct sim_seat *seat, const char *why)
 {
     sim_trace(sim, "%s stops: %s", seat->broker->process.name, why);
@@ -411,6 +452,12 @@ static bool seat_do(struct sim *sim, struct sim_seat *seat, struct owner_todo *t
         return true;
     case OWNER_TODO_LOOKUP:
         do_lookup(sim, seat, todo);
+        return true;
+    case OWNER_TODO_COMMANDS:
+        do_commands(sim, seat, todo);
+        return true;
+    case OWNER_TODO_PLACE:
+        do_place(sim, seat, &todo->place);
         return true;
     case OWNER_TODO_INTAKE_PAUSE:
     case OWNER_TODO_INTAKE_RESUME:

@@ -63,6 +63,18 @@ static bool output_is_of(const struct sim_row *row, uint64_t token)
     return row->output.size == strlen(text) && memcmp(row->output.bytes, text, strlen(text)) == 0;
 }
 
+/* What every `completed` record of this round must be. */
+static void commit_round(struct sim *sim, int job)
+{
+    OWNED(buf_done) struct buf buf = BUF_WITH_LIMIT(1 << 20);
+    struct message_completed completed = ledger_completed(sim, job);
+    struct err err;
+
+    if (message_encode(MESSAGE_COMPLETED, &completed, &buf, &err) < 0)
+        NEVER("a committed row cannot be encoded");
+    sim->jobs[job].rounds[completed.round - 1].committed = sim_copy(sim, buf.bytes, buf.size);
+}
+
 static void check_rows(struct sim *sim, const struct sim_flush *flush)
 {
     for (size_t i = 0; i < flush->change_count; i++) {
@@ -71,7 +83,10 @@ static void check_rows(struct sim *sim, const struct sim_flush *flush)
 
         if (!flush->applied[i])
             continue;
-        if (old->present && job_state_final(old->state))
+        if (change->action == FLUSH_REPLAY && !command_asked_for(sim, change->job, old->round))
+            sim_fail(sim, "promise 2: nobody asked for round %u of job %d", now->round,
+                     change->job);
+        if (old->present && job_state_final(old->state) && change->action != FLUSH_REPLAY)
             sim_fail(sim, "promise 2: job %d was %s and becomes %s", change->job,
                      job_state_name(old->state), job_state_name(now->state));
         if (now->fence < old->fence)
@@ -85,6 +100,10 @@ static void check_rows(struct sim *sim, const struct sim_flush *flush)
         if (!sim->worker_faulted && now->lost_failures > 0)
             sim_fail(sim, "invariant 10: job %d is charged for a lost worker; none was",
                      change->job);
+        if (change->action == FLUSH_REPLAY)
+            sim->jobs[change->job].seen_final = false;
+        if (job_state_final(now->state))
+            commit_round(sim, change->job);
     }
 }
 
@@ -127,6 +146,12 @@ static void check_intake_record(struct sim *sim, const struct sim_flush *flush, 
 
     if (!decode(sim, LOG_INTAKE(flush->shard), offset, &message))
         return; /* kept aside */
+    if (message.type == MESSAGE_PLACE) {
+        if (!sim->ledger.commands[message.place.command - 1].done)
+            sim_fail(sim, "invariant 7: the intake floor passes the Place of command %llu",
+                     (unsigned long long)message.place.command);
+        return;
+    }
     job = sim_job_of(sim, message.type == MESSAGE_SUBMIT ? &message.submit.id : &message.cancel.id);
     row = &sim->ledger.rows[job];
     if (sim->jobs[job].dead)
@@ -136,7 +161,7 @@ static void check_intake_record(struct sim *sim, const struct sim_flush *flush, 
                  (long long)offset);
     /* A Submit that came twice may have met the cancel in memory; its row is then asked for. */
     if (message.type == MESSAGE_CANCEL && row->present && !job_state_final(row->state) &&
-        sim->jobs[job].copies == 1)
+        sim->jobs[job].copies == 1 && row->round == 1)
         sim_fail(sim, "invariant 7: the intake floor passes the cancel of job %d at %lld", job,
                  (long long)offset);
 }
@@ -177,6 +202,9 @@ static void check_floors(struct sim *sim, const struct sim_flush *flush)
     }
     if (flush->intake_floor < shard->intake_floor || flush->outcome_floor < shard->outcome_floor)
         sim_fail(sim, "invariant 7: a floor falls");
+    if (flush->command_floor < shard->command_floor)
+        sim_fail(sim, "invariant 7: the floor of the commands falls");
+    shard->command_floor = flush->command_floor;
     for (; shard->intake_floor < flush->intake_floor; shard->intake_floor++)
         check_intake_record(sim, flush, shard->intake_floor);
     for (; shard->outcome_floor < flush->outcome_floor; shard->outcome_floor++)
@@ -238,36 +266,33 @@ static bool completed_is_current(const struct sim *sim, int job,
 static void check_completed(struct sim *sim, int log, int64_t offset)
 {
     const struct sim_record *record = &sim->logs[log].records[offset];
-    OWNED(buf_done) struct buf buf = BUF_WITH_LIMIT(1 << 20);
-    struct message_completed expected;
     struct wire_bytes own = {record->bytes, record->size};
+    struct wire_bytes committed;
     struct message message;
-    struct err err;
+    uint64_t round;
     int job;
 
     if (!decode(sim, log, offset, &message))
         NEVER("a completed record cannot be decoded");
     job = sim_job_of(sim, &message.completed.id);
-    if (sim->jobs[job].rewound && !completed_is_current(sim, job, &message.completed))
+    round = message.completed.round;
+    if (round == 0 || round > COUNT_OF(sim->jobs[job].rounds))
+        NEVER("round of a completed record is out of range");
+    committed = sim->jobs[job].rounds[round - 1].committed;
+    if (sim->jobs[job].rewound && (committed.bytes == NULL || !bytes_equal(own, committed)))
         return; /* of a commit that was lost */
-    if (!job_state_final(sim->ledger.rows[job].state) || !sim->ledger.rows[job].present) {
-        sim_fail(sim, "invariant 4: job %d is told completed before its row is final", job);
-        return;
-    }
-    expected = ledger_completed(sim, job);
-    if (message_encode(MESSAGE_COMPLETED, &expected, &buf, &err) < 0)
-        NEVER("a committed row cannot be encoded");
-    if (!bytes_equal(own, (struct wire_bytes){buf.bytes, buf.size}))
-        sim_fail(
-            sim,
-            "invariant 3: a completed record of job %d (%s, %zu bytes, at %llu, %llu attempts) "
-            "differs from its row (%s, %zu bytes, at %llu, %u attempts)",
-            job, job_state_name((enum job_state)message.completed.state),
-            message.completed.output.size, (unsigned long long)message.completed.finished_us,
-            (unsigned long long)message.completed.attempts,
-            job_state_name((enum job_state)expected.state), expected.output.size,
-            (unsigned long long)expected.finished_us, sim->ledger.rows[job].attempt_count);
-    sim->jobs[job].completed = own;
+    if (committed.bytes == NULL)
+        sim_fail(sim, "invariant 4: round %llu of job %d is told completed before its row is final",
+                 (unsigned long long)round, job);
+    else if (!bytes_equal(own, committed))
+        sim_fail(sim,
+                 "invariant 3: a completed record of job %d, round %llu (%s, %zu bytes of output, "
+                 "at %llu, %llu attempts) differs from its committed row",
+                 job, (unsigned long long)round,
+                 job_state_name((enum job_state)message.completed.state),
+                 message.completed.output.size, (unsigned long long)message.completed.finished_us,
+                 (unsigned long long)message.completed.attempts);
+    sim->jobs[job].rounds[round - 1].told = true;
 }
 
 /* Where the token is kept, or would be. */
@@ -420,6 +445,8 @@ void check_final_key(struct sim *sim, int job, const struct message_completed *c
 
     if (sim->jobs[job].rewound && !completed_is_current(sim, job, completed))
         return;
+    if (row->present && completed->round < row->round)
+        return; /* of a round before: another broker's, late */
     if (!row->present || !job_state_final(row->state))
         sim_fail(sim, "invariant 4: job %d has a final key before its row is final", job);
     else if (row->state != completed->state || !bytes_equal(row->output, completed->output))
@@ -431,7 +458,9 @@ void check_status(struct sim *sim, int index)
     struct sim_job *job = &sim->jobs[index];
     const struct sim_row *row = &sim->ledger.rows[index];
     const struct sim_flush *newest = shard_of(sim, job->shard)->newest;
-    bool final = job->final_key.bytes != NULL;
+    /* A state that may be replayed is asked of Postgres (gateway_status.c). */
+    bool dead = job->final_key.bytes != NULL && job_state_dead(job->final_key_state);
+    bool final = job->final_key.bytes != NULL && !dead;
 
     if (!sim->ledger.up && !final)
         return; /* 503 */
@@ -512,7 +541,13 @@ static bool job_is_done(const struct sim *sim, int index)
     if (job->webhook && sim->deliveries[index].present &&
         sim->deliveries[index].state == SIM_DELIVERY_PENDING)
         return false;
-    return row->present && job_state_final(row->state) && job->completed.bytes != NULL;
+    if (!row->present || !job_state_final(row->state))
+        return false;
+    for (uint32_t round = 1; round <= row->round; round++) {
+        if (!job->rounds[round - 1].told)
+            return false;
+    }
+    return true;
 }
 
 static const struct owner *owner_of(const struct sim *sim, int shard)
@@ -529,6 +564,10 @@ bool check_is_quiet(struct sim *sim)
             sim->quiet_us = 0;
             return false;
         }
+    }
+    if (command_first_open(sim) != UINT64_MAX) {
+        sim->quiet_us = 0;
+        return false;
     }
     for (int shard = 0; shard < sim->shard_count; shard++) {
         if (owner_of(sim, shard) == NULL || owner_stats(owner_of(sim, shard)).running > 0)
@@ -559,12 +598,12 @@ static void check_end_job(struct sim *sim, int index)
     if (!job_is_done(sim, index))
         sim_fail(sim, "invariant 2: job %d ends as %s, %s", index,
                  row->present ? job_state_name(row->state) : "no row",
-                 job->completed.bytes != NULL ? "told" : "never told completed");
+                 "or one of its rounds is never told completed");
     if (job->verdict_true && row->state != JOB_CANCELED)
         sim_fail(sim, "invariant 11: job %d was told canceled and ends as %s", index,
                  job_state_name(row->state));
     if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
-        job->cancels_sent < 2)
+        job->cancels_sent < 2 && !job->commanded)
         sim_fail(sim, "invariant 11: job %d was told not canceled and is", index);
     if (job->webhook && sim->deliveries[index].state == SIM_DELIVERY_SUCCEEDED &&
         sim->deliveries[index].present && job->posts == 0)
@@ -586,6 +625,9 @@ void check_end(struct sim *sim)
     for (int i = 0; i < sim->job_count; i++)
         check_end_job(sim, i);
     check_keys(sim);
+    if (command_first_open(sim) != UINT64_MAX)
+        sim_fail(sim, "command %llu is never acknowledged",
+                 (unsigned long long)command_first_open(sim));
     for (int shard = 0; shard < sim->shard_count && !sim->failed; shard++) {
         if (owner_of(sim, shard) != NULL)
             check_end_owner(sim, owner_of(sim, shard));

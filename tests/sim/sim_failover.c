@@ -37,14 +37,16 @@ static void rewind_job(struct sim *sim, int index, const struct sim_row *row)
 {
     struct sim_job *job = &sim->jobs[index];
     struct sim_row *now = &sim->ledger.rows[index];
+    uint32_t ended = !row->present ? 0 : job_state_final(row->state) ? row->round : row->round - 1;
 
     if (now->present == row->present && now->state == row->state && now->fence == row->fence &&
-        now->token == row->token && now->state_us == row->state_us)
+        now->token == row->token && now->state_us == row->state_us && now->round == row->round)
         return;
     *now = *row;
     job->rewound = true;
     job->verdict_true = job->verdict_false = job->seen_final = false;
-    job->completed = (struct wire_bytes){0};
+    for (uint32_t i = ended; i < COUNT_OF(job->rounds); i++)
+        memset(&job->rounds[i], 0, sizeof(job->rounds[i]));
 }
 
 static void rewind_shard(struct sim_shard *shard, const struct sim_shard *to)
@@ -54,6 +56,7 @@ static void rewind_shard(struct sim_shard *shard, const struct sim_shard *to)
     shard->newest = to->newest;
     shard->intake_floor = to->intake_floor;
     shard->outcome_floor = to->outcome_floor;
+    shard->command_floor = to->command_floor;
 }
 
 static void takes_over(struct sim *sim, void *opaque, uint64_t number)
@@ -74,6 +77,7 @@ static void takes_over(struct sim *sim, void *opaque, uint64_t number)
     }
     for (int i = 0; i < sim->shard_count; i++)
         rewind_shard(&sim->ledger.shards[i], &standby->ledger.shards[i]);
+    command_rewind(sim, &standby->ledger);
     for (int i = 0; i < sim->key_count; i++) {
         if (sim->ledger.keys[i].present && !standby->ledger.keys[i].present)
             sim->jobs[sim->ledger.keys[i].job].rewound = true;

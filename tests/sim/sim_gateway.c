@@ -32,6 +32,7 @@ static int job_index(const struct sim *sim, const struct sim_job *job)
 void redis_set_final(struct sim *sim, int job, const struct message_completed *completed)
 {
     check_final_key(sim, job, completed);
+    sim->jobs[job].final_key_state = (enum job_state)completed->state;
     sim->jobs[job].final_key = sim_copy(sim, completed->output.bytes, completed->output.size);
 }
 

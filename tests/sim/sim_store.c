@@ -28,11 +28,15 @@ static void copy_change(struct sim *sim, struct sim_change *to, const struct flu
     to->job = job;
     to->action = from->action;
     to->final_token = from->final_token;
+    to->placed = from->placed;
     to->refused = sim->jobs[job].bad_submit || (sim->jobs[job].bad_output && from->output_size > 0);
     to->row = (struct sim_row){
         .present = true,
         .seq = spec->seq,
         .accepted_us = spec->accepted_us,
+        .queued_us = spec->queued_us,
+        .round = spec->round,
+        .rank = spec->rank,
         .state = from->state,
         .token = from->token,
         .fence = from->fence,
@@ -71,9 +75,14 @@ struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *from)
         .changes = sim_alloc(sim, (from->job_count + 1) * sizeof(*flush->changes)),
         .applied = sim_alloc(sim, from->job_count + 1),
         .finals = sim_alloc(sim, (from->job_count + 1) * sizeof(int)),
+        .command_floor = from->command_floor,
+        .acks = sim_alloc(sim, (from->command_count + 1) * sizeof(*flush->acks)),
+        .ack_count = from->command_count,
     };
     for (size_t i = 0; i < from->job_count; i++)
         copy_change(sim, &flush->changes[i], &from->jobs[i]);
+    if (from->command_count > 0)
+        memcpy(flush->acks, from->commands, from->command_count * sizeof(*flush->acks));
     for (size_t i = 0; i < from->attempt_count; i++)
         flush->lost_attempts += from->attempts[i].error_class == ERROR_CLASS_LOST_WORKER;
     return flush;
@@ -108,9 +117,12 @@ static bool change_applies(const struct sim *sim, const struct sim_change *chang
         return true;
     if (change->action == FLUSH_INSERT)
         return !row->present;
-    if (!row->present || job_state_final(row->state))
+    if (change->action == FLUSH_REPLAY)
+        return row->present && job_state_dead(row->state) && row->round + 1 == change->row.round;
+    if (!row->present || job_state_final(row->state) || row->round != change->row.round)
         return false;
-    return change->final_token == 0 || row->fence < change->final_token;
+    return change->final_token == 0 ? row->fence <= change->row.fence
+                                    : row->fence < change->final_token;
 }
 
 static void change_apply(struct sim *sim, struct sim_flush *flush, size_t index)
@@ -124,9 +136,13 @@ static void change_apply(struct sim *sim, struct sim_flush *flush, size_t index)
         return;
     *row = change->row;
     if (change->before.present) {
-        row->seq = change->before.seq;
         row->submit = change->before.submit;
         row->accepted_us = change->before.accepted_us;
+    }
+    if (change->before.present && change->action != FLUSH_REPLAY) {
+        row->queued_us = change->before.queued_us;
+        row->seq = change->placed ? row->seq : change->before.seq;
+        row->rank = change->placed ? row->rank : change->before.rank;
     }
     if (job_state_final(row->state)) {
         row->final_at_us = sim->now_us;
@@ -158,6 +174,7 @@ static void transaction_apply(struct sim *sim, struct sim_flush *flush)
                   job_state_name(flush->changes[i].row.state),
                   TOKEN_EPOCH(flush->changes[i].row.token), (uint32_t)flush->changes[i].row.token,
                   flush->applied[i] ? "" : ": not applied");
+    command_commit(sim, flush->acks, flush->ack_count);
     sim->lost_attempts += flush->lost_attempts;
     sim_trace(sim, "ledger commits %d: %u/%llu: %zu rows, %zu final, floors %lld %lld",
               flush->shard, flush->epoch, (unsigned long long)flush->number, flush->change_count,
@@ -192,6 +209,8 @@ struct answer {
     struct sim_flush *flush; /* COMMITTED: whose applied counts */
     struct sim_takeover *takeover;
     struct sim_row *rows;
+    struct ledger_command *commands;
+    size_t command_count;
     bool complete;
 };
 
@@ -216,15 +235,17 @@ static struct ledger_row row_load(struct sim *sim, const struct sim_row *row)
     };
     struct err err;
 
-    if (job_spec_new(sim->decoder, row->submit.bytes, row->submit.size, row->seq, row->accepted_us,
+    if (job_spec_new(sim->decoder, row->submit.bytes, row->submit.size, row->seq, row->queued_us,
                      &loaded.spec, &err) < 0)
         NEVER("a stored Submit cannot be decoded");
+    loaded.spec->accepted_us = row->accepted_us;
+    loaded.spec->round = row->round;
+    loaded.spec->rank = row->rank;
     return loaded;
 }
 
-struct message_completed ledger_completed(struct sim *sim, int job)
+static struct message_completed row_completed(struct sim *sim, const struct sim_row *row)
 {
-    const struct sim_row *row = &sim->ledger.rows[job];
     struct message message = {0};
     struct err err;
     const struct message_submit *submit = &message.submit;
@@ -233,7 +254,7 @@ struct message_completed ledger_completed(struct sim *sim, int job)
         NEVER("a stored Submit cannot be decoded");
     return (struct message_completed){
         .id = submit->id,
-        .round = 1,
+        .round = row->round,
         .tenant = submit->tenant,
         .model = submit->model,
         .deployment = submit->deployment,
@@ -250,6 +271,11 @@ struct message_completed ledger_completed(struct sim *sim, int job)
         .trace = submit->trace,
         .attempts = row->attempt_count,
     };
+}
+
+struct message_completed ledger_completed(struct sim *sim, int job)
+{
+    return row_completed(sim, &sim->ledger.rows[job]);
 }
 
 static bool lane_seen(const struct ledger_lane *lanes, size_t count, const struct job_spec *spec)
@@ -293,9 +319,14 @@ static void answer_takeover(struct sim *sim, struct answer *answer)
             lane_name(&found->lanes[found->lane_count++], loaded.spec);
         job_spec_unref(&loaded.spec);
     }
-    for (size_t i = 0; i < takeover->unpublished_count; i++)
+    for (size_t i = 0; i < takeover->unpublished_count; i++) {
+        const struct sim_row *row = &takeover->rows[takeover->unpublished[i]];
+
+        if (!job_state_final(row->state))
+            continue; /* replayed since, thus told */
         found->unpublished[found->unpublished_count++] = (struct ledger_final){
-            .completed = ledger_completed(sim, takeover->unpublished[i])};
+            .completed = row_completed(sim, row)};
+    }
     seat_on_takeover(sim, answer->request->seat, found);
 }
 
@@ -336,6 +367,9 @@ static void answer_arrives(struct sim *sim, void *opaque, uint64_t number)
     case SIM_DUE:
     case SIM_LOOKUP:
         answer_rows(sim, answer);
+        break;
+    case SIM_READ_COMMANDS:
+        seat_on_commands(sim, seat, answer->commands, answer->command_count, answer->complete);
         break;
     }
     store_next(sim, seat);
@@ -444,6 +478,7 @@ static void takeover_snapshot(struct sim *sim, int index, struct sim_takeover *t
         .outcome_floor = newest == NULL ? -1 : newest->outcome_floor,
         .published_epoch = newest == NULL ? 0 : newest->published_epoch,
         .published_number = newest == NULL ? 0 : newest->published_number,
+        .command_floor = newest == NULL ? 0 : newest->command_floor,
     };
     for (size_t i = 0; i < shard->flush_count; i++) {
         const struct sim_flush *flush = shard->flushes[i];
@@ -602,6 +637,17 @@ static void server_lookup(struct sim *sim, struct sim_request *request)
     answer_send(sim, &answer);
 }
 
+static void server_commands(struct sim *sim, struct sim_request *request)
+{
+    struct answer answer = {.request = request};
+
+    answer.commands = sim_alloc(sim, (request->limit + 1) * sizeof(*answer.commands));
+    answer.command_count = command_read(sim, request->seat->shard, request->from, request->limit,
+                                        answer.commands);
+    answer.complete = answer.command_count < request->limit;
+    answer_send(sim, &answer);
+}
+
 static void server_begins(struct sim *sim, void *opaque, uint64_t number)
 {
     struct sim_request *request = opaque;
@@ -624,6 +670,9 @@ static void server_begins(struct sim *sim, void *opaque, uint64_t number)
         return;
     case SIM_LOOKUP:
         server_lookup(sim, request);
+        return;
+    case SIM_READ_COMMANDS:
+        server_commands(sim, request);
         return;
     }
 }

@@ -187,25 +187,36 @@ static inline void commit(struct talk *talk, const struct flush *flush, unsigned
     owner_on_flush(talk->owner, &result);
 }
 
-/* The next to-do; where nobody asks what is due, nothing is. */
-static inline bool next_todo(struct talk *talk)
+/* The next to-do. Where nobody asks what is due, nothing is; commands are read in passing, and
+ * there are none, unless the test wants them. */
+static inline bool next_todo_but(struct talk *talk, enum owner_todo_type wanted)
 {
     while (owner_next_todo(talk->owner, &talk->todo)) {
-        if (talk->todo.type != OWNER_TODO_DUE)
+        if (talk->todo.type == wanted)
             return true;
-        owner_on_due(talk->owner, &talk->todo.due.cursor, NULL, 0, true);
+        if (talk->todo.type == OWNER_TODO_DUE)
+            owner_on_due(talk->owner, &talk->todo.due.cursor, NULL, 0, true);
+        else if (talk->todo.type == OWNER_TODO_COMMANDS)
+            owner_on_commands(talk->owner, NULL, 0, true);
+        else
+            return true;
     }
     return false;
+}
+
+static inline bool next_todo(struct talk *talk)
+{
+    return next_todo_but(talk, OWNER_TODO_STOP);
 }
 
 /* The next to-do is of that type. Idle flushes, without a row, are committed in passing. */
 static inline void want(struct talk *talk, enum owner_todo_type type)
 {
-    assert_true(next_todo(talk));
+    assert_true(next_todo_but(talk, type));
     while (talk->todo.type == OWNER_TODO_FLUSH && type != OWNER_TODO_FLUSH &&
            talk->todo.flush->job_count == 0) {
         commit(talk, talk->todo.flush, 0);
-        assert_true(next_todo(talk));
+        assert_true(next_todo_but(talk, type));
     }
     assert_int_equal(talk->todo.type, type);
 }

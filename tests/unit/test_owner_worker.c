@@ -39,7 +39,7 @@ static void test_a_run_that_nobody_ends_is_ended(void **state)
     for (int i = 0; i < 91; i++) {
         say_heartbeat(&talk, "w1", 1, 1, 2, &held, 1);
         pass_ms(&talk, 1000);
-        while (owner_next_todo(talk.owner, &talk.todo)) {
+        while (next_todo(&talk)) {
             if (talk.todo.type != OWNER_TODO_FLUSH)
                 continue;
             if (talk.todo.flush->job_count > 0) {
