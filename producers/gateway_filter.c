@@ -7,8 +7,11 @@
 #include <strings.h>
 
 #include "base/assert.h"
+#include "producers/gateway_tags.h"
 #include "producers/gateway_time.h"
 #include "schema/job_id.h"
+
+#define NAME_CHARACTERS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 
 static const char filter_keys[] = "status, error_class, model, deployment, environment, pool, "
                                   "worker, tag, accepted_after, accepted_before";
@@ -36,13 +39,22 @@ static const char *states_of(enum command_kind kind)
 static int read_name(const char *key, const json_t *value, char to[FILTER_NAME_SIZE],
                      struct err *err)
 {
-    if (!json_is_string(value) || json_string_length(value) == 0 ||
-        json_string_length(value) >= FILTER_NAME_SIZE)
+    const char *name = json_string_value(value);
+    size_t size = json_string_length(value);
+
+    if (name == NULL || size == 0 || size >= FILTER_NAME_SIZE)
         return err_set(err, ERR_MALFORMED, "filter.%s must be a text of 1 to %d bytes", key,
                        FILTER_NAME_SIZE - 1);
-    if (strlen(json_string_value(value)) != json_string_length(value))
-        return err_set(err, ERR_MALFORMED, "filter.%s holds a NUL", key);
-    memcpy(to, json_string_value(value), json_string_length(value) + 1);
+    if (strcmp(key, "tag") == 0) {
+        int r = tag_check(name, size, err);
+
+        if (r < 0)
+            return err_wrap(err, "filter.%s", key);
+    } else if (strspn(name, NAME_CHARACTERS) != size) {
+        return err_set(err, ERR_RANGE, "filter.%s is '%s'; it may hold letters, digits and . _ -",
+                       key, name);
+    }
+    memcpy(to, name, size + 1);
     return 0;
 }
 
@@ -104,7 +116,11 @@ static int read_time(const char *key, const json_t *value, uint64_t *ret_us, str
     if (!json_is_string(value))
         return err_set(err, ERR_MALFORMED, "filter.%s must be a time as text", key);
     r = gateway_time_parse(json_string_value(value), ret_us, err);
-    return r < 0 ? err_wrap(err, "filter.%s", key) : 0;
+    if (r < 0)
+        return err_wrap(err, "filter.%s", key);
+    if (*ret_us == 0)
+        *ret_us = 1; /* before 1970; 0 would say that there is no bound */
+    return 0;
 }
 
 static int read_condition(const char *key, const json_t *value, enum command_kind kind,
@@ -134,39 +150,31 @@ static int read_condition(const char *key, const json_t *value, enum command_kin
     return err_set(err, ERR_MALFORMED, "filter.%.40s is not known; there are %s", key, filter_keys);
 }
 
-static int read_filter(const json_t *body, enum command_kind kind, struct job_filter *filter,
+/* A range of time that is empty is no error: like any other filter, it may match nothing. */
+static int read_filter(const json_t *conditions, enum command_kind kind, struct job_filter *filter,
                        struct err *err)
 {
-    const json_t *conditions = json_object_get(body, "filter");
-    const json_t *all = json_object_get(body, "all");
     const char *key;
     json_t *value;
     int r = 0;
 
-    *filter = (struct job_filter){.error_class = -1, .everything = json_is_true(all)};
+    *filter = (struct job_filter){.error_class = -1};
     for (enum job_state state = JOB_QUEUED; state <= JOB_CANCELED; state++)
         filter->states[state] = job_action_is_for(kind, state);
-    if (all != NULL && !json_is_boolean(all))
-        return err_set(err, ERR_MALFORMED, "all must be true or false");
-    if (conditions == NULL && !filter->everything)
-        return err_set(err, ERR_MALFORMED,
-                       "which jobs? request_ids, filter, or \"all\": true is missing");
-    if (conditions == NULL)
+    if (conditions == NULL) {
+        filter->everything = true;
         return 0;
+    }
     if (!json_is_object(conditions))
         return err_set(err, ERR_MALFORMED, "filter must be an object of %s", filter_keys);
-    if (json_object_size(conditions) == 0 && !filter->everything)
+    if (json_object_size(conditions) == 0)
         return err_set(err, ERR_RANGE,
                        "an empty filter matches every job; say \"all\": true to mean that");
-    if (json_object_size(conditions) > 0 && filter->everything)
-        return err_set(err, ERR_RANGE, "a filter or \"all\": true, not both");
     json_object_foreach((json_t *)conditions, key, value)
     {
         if (r == 0)
             r = read_condition(key, value, kind, filter, err);
     }
-    if (r == 0 && filter->before_us > 0 && filter->before_us <= filter->after_us)
-        return err_set(err, ERR_RANGE, "filter.accepted_before is not after accepted_after");
     return r;
 }
 
@@ -198,14 +206,54 @@ static int read_number(const json_t *body, const char *key, int64_t lowest, int6
                        uint32_t *to, struct err *err)
 {
     const json_t *value = json_object_get(body, key);
+    double number = json_number_value(value); /* JSON knows no difference of 1 and 1.0 */
 
     if (value == NULL)
         return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < lowest ||
-        json_integer_value(value) > highest)
+    if (!json_is_number(value) || !(number >= (double)lowest && number <= (double)highest) ||
+        number != (double)(int64_t)number)
         return err_set(err, ERR_RANGE, "%s must be an integer of %lld to %lld", key,
                        (long long)lowest, (long long)highest);
-    *to = (uint32_t)json_integer_value(value);
+    *to = (uint32_t)number;
+    return 0;
+}
+
+/* A slip of the pen, like "dryrun", must not do more than was meant. */
+static int check_keys(const json_t *body, enum command_kind kind, struct err *err)
+{
+    static const char *const known[] = {"request_ids", "filter", "all",          "dry_run",
+                                        "limit",       "cursor", "operation_id", "priority"};
+    size_t count = COUNT_OF(known) - (kind == COMMAND_PRIORITY ? 0 : 1);
+    const char *key;
+    json_t *value;
+
+    json_object_foreach((json_t *)body, key, value)
+    {
+        size_t i = 0;
+
+        while (i < count && strcmp(known[i], key) != 0)
+            i++;
+        if (i == count)
+            return err_set(err, ERR_MALFORMED,
+                           "%.40s is not known; there are request_ids, filter, all, dry_run, "
+                           "limit, cursor, operation_id%s",
+                           key, kind == COMMAND_PRIORITY ? ", priority" : "");
+    }
+    return 0;
+}
+
+/* Exactly one of the three. */
+static int check_which(const json_t *ids, const json_t *filter, const json_t *all, struct err *err)
+{
+    int count = (ids != NULL) + (filter != NULL) + (all != NULL);
+
+    if (count == 0)
+        return err_set(err, ERR_MALFORMED,
+                       "which jobs? request_ids, filter, or \"all\": true is missing");
+    if (count > 1)
+        return err_set(err, ERR_RANGE, "one of request_ids, filter and \"all\": true, not both");
+    if (all != NULL && !json_is_true(all))
+        return err_set(err, ERR_MALFORMED, "all must be true, or not be there");
     return 0;
 }
 
@@ -239,14 +287,16 @@ int job_request_read(const struct json_t *body, enum command_kind kind, struct j
 {
     OWNED(job_request_done) struct job_request request = {.kind = kind};
     const json_t *ids = json_object_get(body, "request_ids");
-    int r = read_options(body, &request, err);
+    const json_t *filter = json_object_get(body, "filter");
+    int r = check_keys(body, kind, err);
 
-    if (r < 0)
-        return r;
-    if (ids != NULL &&
-        (json_object_get(body, "filter") != NULL || json_object_get(body, "all") != NULL))
-        return err_set(err, ERR_RANGE, "request_ids or a filter, not both");
-    r = ids != NULL ? read_ids(ids, &request, err) : read_filter(body, kind, &request.filter, err);
+    if (r == 0)
+        r = check_which(ids, filter, json_object_get(body, "all"), err);
+    if (r == 0)
+        r = read_options(body, &request, err);
+    if (r == 0)
+        r = ids != NULL ? read_ids(ids, &request, err)
+                        : read_filter(filter, kind, &request.filter, err);
     if (r < 0)
         return r;
     *ret = request;

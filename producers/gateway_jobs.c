@@ -449,6 +449,8 @@ static void on_operation(void *opaque, const struct pg_answer *answer)
     json_t *refused, *body;
     json_int_t commands, done, applied;
     char at[CLOCK_TEXT_SIZE];
+    struct wire_id id;
+    struct err err;
 
     if (!call_take_answer(&call, answer))
         return;
@@ -466,11 +468,13 @@ static void on_operation(void *opaque, const struct pg_answer *answer)
                                     json_pack("{s:s, s:I}", "reason", pg_c(answer, 1, i, 0),
                                               "count", (json_int_t)pg_i64(answer, 1, i, 1)));
     clock_format_iso(pg_time_us(answer, 0, 0, 4), at);
-    body = json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "operation_id",
-                     call->match.param, "action", pg_c(answer, 0, 0, 3), "created_at", at,
-                     "commands", commands, "pending", commands - done, "applied", applied,
-                     "refused", done - applied, "retry_after_ms",
-                     (json_int_t)(commands == done ? 0 : 500), "reasons", refused);
+    if (job_id_parse(call->match.param, &id, &err) < 0)
+        NEVER("an id changed while its operation was looked up");
+    body = json_pack("{s:o, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o}", "operation_id", json_id(&id),
+                     "action", pg_c(answer, 0, 0, 3), "created_at", at, "commands", commands,
+                     "pending", commands - done, "applied", applied, "refused", done - applied,
+                     "retry_after_ms", (json_int_t)(commands == done ? 0 : 500), "reasons",
+                     refused);
     call_answer_json(&call, 200, &body);
 }
 

@@ -13,9 +13,10 @@
 #include "brokers/pg.h"
 #include "producers/gateway.h"
 #include "producers/gateway_tags.h"
+#include "schema/api_key.h"
 
 #define BODY_SIZE_MAX 65536
-#define REASON_SIZE_MAX 1000
+#define REASON_LENGTH_MAX 1000
 #define SWITCHES_MAX 1000 /* of a tenant */
 
 PG_STATEMENT(switches_list, "SELECT id, kind, value, reason, created_by, created_at FROM switch "
@@ -88,6 +89,21 @@ struct switch_body {
     const char *kind, *value, *reason;
 };
 
+static int check_keys(const json_t *body, struct err *err)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_foreach((json_t *)body, key, value)
+    {
+        if (strcmp(key, "model") != 0 && strcmp(key, "tag") != 0 && strcmp(key, "tenant") != 0 &&
+            strcmp(key, "reason") != 0)
+            return err_set(err, ERR_MALFORMED,
+                           "%.40s is not known; there are model, tag, tenant and reason", key);
+    }
+    return 0;
+}
+
 static int read_target(struct call *call, const json_t *body, struct switch_body *ret,
                        struct err *err)
 {
@@ -111,6 +127,8 @@ static int read_target(struct call *call, const json_t *body, struct switch_body
         *ret = (struct switch_body){.kind = "tag", .value = json_string_value(tag)};
         return tag_check(ret->value, json_string_length(tag), err);
     }
+    if (name_check("model", json_string_value(model), err) < 0)
+        return ERR_RANGE;
     found = config == NULL
                 ? NULL
                 : gateway_config_find_model(config, call->tenant, json_string_value(model));
@@ -135,6 +153,16 @@ static void on_switched_on(void *opaque, const struct pg_answer *answer)
     call_answer_json(&call, 201, &body);
 }
 
+/* Of a text that is UTF-8. */
+static size_t character_count(const char *text)
+{
+    size_t count = 0;
+
+    for (; *text != '\0'; text++)
+        count += ((unsigned char)*text & 0xc0) != 0x80;
+    return count;
+}
+
 static void on_body(struct call *call)
 {
     struct pg_batch *batch;
@@ -145,13 +173,14 @@ static void on_body(struct call *call)
     int r = call_read_json(call, &body, &err);
 
     if (r == 0)
+        r = check_keys(body, &err);
+    if (r == 0)
         r = read_target(call, body, &what, &err);
     reason = json_object_get(body, "reason");
     if (r == 0 && reason != NULL &&
-        (!json_is_string(reason) || json_string_length(reason) > REASON_SIZE_MAX ||
-         strlen(json_string_value(reason)) != json_string_length(reason)))
-        r = err_set(&err, ERR_MALFORMED, "reason must be a text of at most %d bytes",
-                    REASON_SIZE_MAX);
+        (!json_is_string(reason) || character_count(json_string_value(reason)) > REASON_LENGTH_MAX))
+        r = err_set(&err, ERR_MALFORMED, "reason must be a text of at most %d characters",
+                    REASON_LENGTH_MAX);
     if (r < 0) {
         json_decref(body);
         call_fail(&call, &err);

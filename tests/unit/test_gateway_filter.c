@@ -53,6 +53,21 @@ static void test_a_filter_becomes_values(void **state)
     assert_null(request.ids);
 }
 
+/* A bound before the first second of the clock is a bound. */
+static void test_a_bound_long_ago_is_one(void **state)
+{
+    struct job_request request;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(
+        read_text("{\"filter\": {\"accepted_before\": \"1969-12-31\"}, \"limit\": 2.0}",
+                  COMMAND_CANCEL, &request, &err),
+        0);
+    assert_int_equal(request.filter.before_us, 1);
+    assert_int_equal(request.limit, 2);
+}
+
 static void test_without_a_status_it_is_for_what_the_action_is_for(void **state)
 {
     struct job_request request;
@@ -98,7 +113,12 @@ static void test_what_is_wrong_is_named(void **state)
         {"{\"filter\": {\"status\": [7]}}", "filter.status", COMMAND_REPLAY},
         {"{\"filter\": {\"error_class\": 1}}", "filter.error_class", COMMAND_REPLAY},
         {"{\"filter\": {\"accepted_before\": 5}}", "accepted_before", COMMAND_REPLAY},
-        {"{\"all\": 1}", "true or false", COMMAND_REPLAY},
+        {"{\"all\": 1}", "must be true", COMMAND_REPLAY},
+        {"{\"all\": false, \"dry_run\": true}", "must be true", COMMAND_REPLAY},
+        {"{\"all\": true, \"dryrun\": true}", "dryrun is not known", COMMAND_CANCEL},
+        {"{\"all\": true, \"priority\": 1}", "priority is not known", COMMAND_CANCEL},
+        {"{\"filter\": {\"model\": \"a b\"}}", "filter.model is 'a b'", COMMAND_CANCEL},
+        {"{\"filter\": {\"tag\": \"a,b\"}}", "filter.tag", COMMAND_CANCEL},
         {"{\"all\": true, \"filter\": {\"model\": \"m\"}}", "not both", COMMAND_REPLAY},
         {"{\"all\": true, \"limit\": 1001}", "limit", COMMAND_REPLAY},
         {"{\"all\": true, \"limit\": 1.5}", "limit", COMMAND_REPLAY},
@@ -177,6 +197,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_filter_becomes_values),
+        cmocka_unit_test(test_a_bound_long_ago_is_one),
         cmocka_unit_test(test_without_a_status_it_is_for_what_the_action_is_for),
         cmocka_unit_test(test_ids),
         cmocka_unit_test(test_what_is_wrong_is_named),
