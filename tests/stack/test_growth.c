@@ -19,7 +19,7 @@
 /* Rows of people's making, and of which there is one a shard. */
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
-    "'environment', 'environment_target', 'shard', 'migration', 'pool_pace'";
+    "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
@@ -41,6 +41,7 @@ static const char days_of_work[] =
     "10002 THEN 2 WHEN 10003 THEN 3 ELSE 3 + n % 4 END, 1, 3, 't', 'm', 'd', 'p', sha256(''), 'x' "
     "FROM work;"
     "INSERT INTO job_input SELECT id, 'x' FROM work;"
+    "INSERT INTO job_tag SELECT id, 'x' FROM work;"
     "INSERT INTO job_result (job_id, round, token, output_size) SELECT id, 1, n, 1 FROM work;"
     "INSERT INTO attempt (job_id, token, boot, round, number, error_class, worker) "
     "SELECT id, n, 1, 1, 1, 0, 'w' FROM work;"
