@@ -89,21 +89,6 @@ struct switch_body {
     const char *kind, *value, *reason;
 };
 
-static int check_keys(const json_t *body, struct err *err)
-{
-    const char *key;
-    json_t *value;
-
-    json_object_foreach((json_t *)body, key, value)
-    {
-        if (strcmp(key, "model") != 0 && strcmp(key, "tag") != 0 && strcmp(key, "tenant") != 0 &&
-            strcmp(key, "reason") != 0)
-            return err_set(err, ERR_MALFORMED,
-                           "%.40s is not known; there are model, tag, tenant and reason", key);
-    }
-    return 0;
-}
-
 static int read_target(struct call *call, const json_t *body, struct switch_body *ret,
                        struct err *err)
 {
@@ -153,18 +138,9 @@ static void on_switched_on(void *opaque, const struct pg_answer *answer)
     call_answer_json(&call, 201, &body);
 }
 
-/* Of a text that is UTF-8. */
-static size_t character_count(const char *text)
-{
-    size_t count = 0;
-
-    for (; *text != '\0'; text++)
-        count += ((unsigned char)*text & 0xc0) != 0x80;
-    return count;
-}
-
 static void on_body(struct call *call)
 {
+    static const char *const fields[] = {"model", "tag", "tenant", "reason"};
     struct pg_batch *batch;
     struct switch_body what = {.reason = ""};
     json_t *body = NULL;
@@ -173,12 +149,13 @@ static void on_body(struct call *call)
     int r = call_read_json(call, &body, &err);
 
     if (r == 0)
-        r = check_keys(body, &err);
+        r = fields_check(body, fields, COUNT_OF(fields), &err);
     if (r == 0)
         r = read_target(call, body, &what, &err);
     reason = json_object_get(body, "reason");
     if (r == 0 && reason != NULL &&
-        (!json_is_string(reason) || character_count(json_string_value(reason)) > REASON_LENGTH_MAX))
+        (!json_is_string(reason) ||
+         count_characters(json_string_value(reason)) > REASON_LENGTH_MAX))
         r = err_set(&err, ERR_MALFORMED, "reason must be a text of at most %d characters",
                     REASON_LENGTH_MAX);
     if (r < 0) {

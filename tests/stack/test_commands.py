@@ -331,6 +331,25 @@ def test_a_switch_by_tag_may_cancel(stack):
     assert stack.http("POST", "/v1/switches", {"model": "sim", "tag": "x"}).status == 400
 
 
+@pytest.mark.parametrize("body, why", [
+    ({}, "what is to be switched"),
+    ({"tag": "a", "tenant": True}, "what is to be switched"),
+    ({"tenant": True, "tag_": "a"}, "there is no field 'tag_'"),
+    ({"tag": "a b"}, "a b"),
+    ({"tag": "a", "reason": "ä" * 1001}, "at most 1000 characters"),
+])
+def test_a_switch_that_cannot_be_read_is_refused(stack, body, why):
+    reply = stack.http("POST", "/v1/switches", body)
+    assert reply.status == 400 and why in reply.json["error"], reply
+    assert stack.http("GET", "/v1/switches").json["switches"] == []
+
+
+def test_a_reason_is_counted_in_characters(stack):
+    reply = stack.http("POST", "/v1/switches", {"tag": "nobody", "reason": "ä" * 1000})
+    assert reply.status == 201, reply
+    assert stack.http("DELETE", f"/v1/switches/{reply.json['id']}").status == 200
+
+
 # --- kill -9 -------------------------------------------------------------------------------------
 
 
