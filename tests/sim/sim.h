@@ -311,9 +311,10 @@ enum sim_delivery_state {
     SIM_DELIVERY_CANCELED,
 };
 
-/* A row of `delivery`. */
+/* The row of `delivery` of a job's newest round; those of the rounds before are not followed. */
 struct sim_delivery {
     bool present;
+    uint64_t round;
     enum sim_delivery_state state;
     uint32_t try_count;
     uint64_t next_us;
@@ -489,6 +490,7 @@ bool broker_passes(struct sim *sim, struct sim_broker *broker, enum sim_point po
 void seat_assign(struct sim *sim, struct sim_seat *seat);
 void seat_revoke(struct sim *sim, struct sim_seat *seat);
 void seat_wake(struct sim *sim, struct sim_seat *seat);
+void seat_now(struct sim *sim, struct sim_seat *seat); /* tells the owner the times of its broker */
 void seat_on_takeover(struct sim *sim, struct sim_seat *seat, struct ledger_takeover *takeover);
 void seat_on_flush(struct sim *sim, struct sim_seat *seat, const struct flush_result *result);
 void seat_on_commands(struct sim *sim, struct sim_seat *seat, const struct ledger_command *commands,

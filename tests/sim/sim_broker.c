@@ -29,7 +29,7 @@ static uint64_t wall_us(const struct sim *sim, const struct sim_seat *seat)
     return (uint64_t)((int64_t)sim->now_us + seat->broker->wall_us);
 }
 
-static void owner_now(struct sim *sim, struct sim_seat *seat)
+void seat_now(struct sim *sim, struct sim_seat *seat)
 {
     owner_tick(seat->owner, mono_us(sim, seat), wall_us(sim, seat));
 }
@@ -128,7 +128,7 @@ static void seat_fetch(struct sim *sim, void *opaque, uint64_t session)
         return;
     }
     seat->fetching = false;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     more = fetch_intake(sim, seat);
     if (fetch_outcome(sim, seat) || more)
         seat_wake(sim, seat);
@@ -142,7 +142,7 @@ static void seat_tick(struct sim *sim, void *opaque, uint64_t session)
 
     if (!session_is(seat, session))
         return;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     if (!kafka_stalled(sim, LOG_OUTCOME(seat->shard)) &&
         seat->outcome_at >= (int64_t)sim->logs[LOG_OUTCOME(seat->shard)].count)
         owner_on_outcome_end(seat->owner, mono_us(sim, seat));
@@ -160,7 +160,7 @@ static void seat_due(struct sim *sim, void *opaque, uint64_t session)
     if (!session_is(seat, session))
         return;
     seat->ticking = false;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     seat_work(sim, seat);
 }
 
@@ -181,7 +181,7 @@ static void attempt_reported(struct sim *sim, void *opaque, uint64_t number, int
         sim->jobs[report->job].attempt_given_up = true;
     if (!session_is(report->seat, report->session))
         return;
-    owner_now(sim, report->seat);
+    seat_now(sim, report->seat);
     owner_on_attempt_reported(report->seat->owner, report->token, offset);
     seat_work(sim, report->seat);
 }
@@ -238,7 +238,7 @@ static void completed_reported(struct sim *sim, void *opaque, uint64_t index, in
     if (++publishing->reported < publishing->count ||
         !broker_passes(sim, seat->broker, POINT_AFTER_COMPLETED))
         return;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     owner_on_published(seat->owner, publishing->flush_number);
     seat_work(sim, seat);
 }
@@ -391,7 +391,7 @@ void seat_on_commands(struct sim *sim, struct sim_seat *seat, const struct ledge
 {
     if (seat->owner == NULL)
         return;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     owner_on_commands(seat->owner, commands, command_count, complete);
     seat_work(sim, seat);
 }
@@ -402,7 +402,7 @@ static void place_reported(struct sim *sim, void *opaque, uint64_t command, int6
 
     if (!session_is(report->seat, report->session))
         return;
-    owner_now(sim, report->seat);
+    seat_now(sim, report->seat);
     owner_on_place_reported(report->seat->owner, command, offset >= 0);
     seat_work(sim, report->seat);
 }
@@ -563,7 +563,7 @@ void seat_on_flush(struct sim *sim, struct sim_seat *seat, const struct flush_re
 {
     if (seat->owner == NULL)
         return;
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     owner_on_flush(seat->owner, result);
     seat_work(sim, seat);
 }
@@ -576,7 +576,7 @@ void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_reque
             job_spec_unref(&rows[i].spec);
         return;
     }
-    owner_now(sim, seat);
+    seat_now(sim, seat);
     if (request->type == SIM_LOAD && row_count > 0)
         lane_seen(seat, &request->lane)->after_seq = (int64_t)rows[row_count - 1].spec->seq;
     if (request->type == SIM_LOAD)

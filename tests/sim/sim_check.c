@@ -481,8 +481,8 @@ void check_delivery(struct sim *sim, int index, const struct message_completed *
 {
     const struct sim_row *row = &sim->ledger.rows[index];
 
-    if (sim->jobs[index].rewound)
-        return;
+    if (sim->jobs[index].rewound || (row->present && completed->round < row->round))
+        return; /* the row tells of its newest round alone */
     if (!row->present || row->state != completed->state)
         sim_fail(sim, "invariant 4: the delivery of job %d tells of what is not committed", index);
     if (!sim->jobs[index].webhook)
@@ -492,10 +492,12 @@ void check_delivery(struct sim *sim, int index, const struct message_completed *
 void check_post(struct sim *sim, int index, int status)
 {
     const struct sim_job *job = &sim->jobs[index];
+    const struct sim_row *row = &sim->ledger.rows[index];
 
     if (!sim->deliveries[index].present && !job->rewound)
         sim_fail(sim, "invariant 17: job %d is delivered without a row", index);
-    if (job->verdict_true && sim->ledger.rows[index].state == JOB_CANCELED && !job->rewound)
+    if (job->verdict_true && row->state == JOB_CANCELED && !job->rewound &&
+        sim->deliveries[index].round == row->round)
         sim_fail(sim, "invariant 11: job %d was canceled and is delivered", index);
     sim->jobs[index].posts += status >= 200 && status < 300;
 }
@@ -536,7 +538,8 @@ static bool job_is_done(const struct sim *sim, int index)
 
     if (job->dead || (job->offset < 0 && !job->accepted))
         return true;
-    if (job->webhook && !job->rewound && !sim->deliveries[index].present)
+    if (job->webhook && !job->rewound &&
+        (!sim->deliveries[index].present || sim->deliveries[index].round < row->round))
         return false;
     if (job->webhook && sim->deliveries[index].present &&
         sim->deliveries[index].state == SIM_DELIVERY_PENDING)

@@ -17,7 +17,7 @@ static void notice_arrives(struct sim *sim, void *opaque, uint64_t session)
 
     if (seat->owner == NULL || seat->session != session)
         return;
-    owner_tick(seat->owner, sim->now_us, sim->now_us);
+    seat_now(sim, seat);
     owner_on_command_notice(seat->owner);
     seat_wake(sim, seat);
 }

@@ -70,7 +70,8 @@ static void takes_over(struct sim *sim, void *opaque, uint64_t number)
     sim_hit(sim, FAULT_FAILOVER_LOST);
     goes_down(sim);
     for (int i = 0; i < sim->job_count; i++) {
-        if (sim->deliveries[i].present && !standby->deliveries[i].present)
+        if (sim->deliveries[i].present && (!standby->deliveries[i].present ||
+                                           standby->deliveries[i].round < sim->deliveries[i].round))
             sim->jobs[i].rewound = true; /* its `completed` was read already */
         sim->deliveries[i] = standby->deliveries[i];
         rewind_job(sim, i, &standby->ledger.rows[i]);

@@ -134,9 +134,10 @@ static void row_insert(struct sim *sim, struct sim_sender *sender,
     if (completed->webhook_url.size == 0)
         return;
     check_delivery(sim, job, completed);
-    if (delivery->present)
+    if (delivery->present && completed->round <= delivery->round)
         return;
-    *delivery = (struct sim_delivery){.present = true, .next_us = sim->now_us + CLAIM_US};
+    *delivery = (struct sim_delivery){
+        .present = true, .round = completed->round, .next_us = sim->now_us + CLAIM_US};
     if (completed->state == JOB_CANCELED)
         delivery->state = SIM_DELIVERY_CANCELED;
     else
