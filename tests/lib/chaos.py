@@ -308,7 +308,20 @@ class Hurt:
         elif step == "broker_revoked":
             self.stack._order("stop broker")
         elif step == "agent_gone":
-            os.kill(self.stack.pids("worker")[0], signal.SIGKILL)
+            os.kill(self.one("worker"), signal.SIGKILL)
+
+    def one(self, program):
+        """A worker, or its engine host. One that outlived its agent is nobody's child any more, but it
+        still names the directory."""
+        def found():
+            workers = [int(entry.name) for entry in pathlib.Path("/proc").glob("[0-9]*")
+                       if command_line(entry.name)[1:2] == ["worker"]
+                       and str(self.world.directory) in " ".join(command_line(entry.name))]
+            if program == "worker":
+                return workers
+            return [pid for worker in workers for pid in descendants(worker) if command_line(pid)[1:2] == [program]]
+
+        return wait_until(f"a {program} to run", found)[0]
 
     def hurt_held(self):
         program, fault = self.cell.program, self.cell.fault
@@ -372,7 +385,7 @@ class Hurt:
         elif fault == "flush":
             self.stack.redis("FLUSHALL")
         elif fault == "stop":
-            pids = {"host-c": lambda: self.stack.pids("host-c")[:1], "agent": lambda: self.stack.pids("agent")}.get(
+            pids = {"host-c": lambda: [self.one("host-c")], "agent": lambda: self.stack.pids("agent")}.get(
                 program, lambda: self.pids_of(program))()
             for pid in pids:
                 signal_to(pid, signal.SIGSTOP)
@@ -380,7 +393,7 @@ class Hurt:
             for pid in pids:
                 signal_to(pid, signal.SIGCONT)
         elif program == "host-c":
-            os.kill(self.stack.pids("host-c")[0], signal.SIGKILL)
+            os.kill(self.one("host-c"), signal.SIGKILL)
         elif fault == "kill":
             self.stack.kill_service(program)
             self.stack.start_service(program)
