@@ -237,8 +237,11 @@ static void lane_take_row(struct owner *owner, struct ledger_row *row)
     struct job *job = job_find(owner, &row->spec->submit.id);
 
     if (job != NULL) {
-        if (!job->row && !(job->place == JOB_ENDED && job->in_flush))
+        if (!job->row && job->place != JOB_ENDED)
             lane_confirm(owner, job, row);
+        else if (!job->row && !job->in_flush &&
+                 (row->spec->round == job->spec->round || job->final_token == 0))
+            job_take_spec(owner, job, row->spec); /* it ended, and nobody was told */
         else
             job_spec_unref(&row->spec);
         job->row = true;
