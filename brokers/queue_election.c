@@ -36,7 +36,8 @@
 #define SERVICE_INTERVAL_MS 1000 /* stores offsets; also keeps librdkafka sure that we poll */
 #define ASK_TIMEOUT_MS 5000
 #define LEAVE_STEP_MS 10
-#define LEAVE_AWAY_MS 200 /* for a Kafka that was away, should it be back */
+#define COMMIT_QUIET_MS 35000 /* librdkafka tells of a Kafka that stays away each 30 s */
+#define LEAVE_AWAY_MS 200     /* for a Kafka that was away, should it be back */
 #define CLOSE_MS_MAX 500
 
 struct stored {
@@ -60,6 +61,7 @@ struct queue_election {
     bool is_static, is_fatal, late;
     void (*on_left)(void *opaque); /* we are leaving */
     uint64_t leave_by_ms;
+    uint64_t quiet_until_ms;   /* no commit before: Kafka was away a moment ago */
     rd_kafka_queue_t *closing; /* the client was told to close; what it still has to say */
     struct stored *stored;     /* by partition */
     uint32_t stored_count;
@@ -121,6 +123,7 @@ static void election_failed(struct queue_election *election, rd_kafka_event_t *e
 
     if (rd_kafka_event_error(event) == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
         election->away = true;
+    election->quiet_until_ms = clock_mono_ms() + COMMIT_QUIET_MS;
     /* A fatal error may also come under its own code; the client is dead all the same. */
     code = rd_kafka_fatal_error(election->client, why, sizeof(why));
     if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
@@ -188,13 +191,14 @@ void queue_election_store(struct queue_election *election, uint32_t partition, i
     election->stored[partition] = (struct stored){.offset = offset, .changed = true};
 }
 
-/* Only while we own something: after a lost session librdkafka joins again under no member id, and
- * a commit with that beside our instance name counts as fenced, which ends the client for good. */
+/* Only while we own something, and not while Kafka is away or has just come back: after a lost
+ * session librdkafka joins again under another member id, and a commit that it still holds then
+ * counts as fenced beside our instance name, which ends the client for good. */
 static void election_commit(struct queue_election *election)
 {
     rd_kafka_topic_partition_list_t *list;
 
-    if (!election->owns)
+    if (!election->owns || clock_mono_ms() < election->quiet_until_ms)
         return;
     list = rd_kafka_topic_partition_list_new(0);
     for (uint32_t i = 0; i < election->stored_count; i++) {
