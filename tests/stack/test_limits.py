@@ -41,6 +41,7 @@ def acme(platform):
     limits = json.loads(platform.cli("tenants", "show", "acme", "--json").stdout)["limits"]
     if limits:
         platform.cli("tenants", "set", "acme", *[f"{name}=" for name in limits])
+        wait_until("the gateway to know", lambda: post(platform, {"model_input": {}}).status == 201)
     wait_until("the tenant's jobs to end", lambda: platform.sql(
         "SELECT count(*) FROM headrace.job WHERE tenant = 'acme' AND state IN (1, 2)") == [["0"]], 60)
 
