@@ -314,6 +314,9 @@ class Hurt:
         """A worker, or its engine host. One that outlived its agent is nobody's child any more, but it
         still names the directory."""
         def found():
+            mine = self.stack.pids(program)  # of the agent that is at hand, and not of one far away
+            if mine:
+                return mine
             workers = [int(entry.name) for entry in pathlib.Path("/proc").glob("[0-9]*")
                        if command_line(entry.name)[1:2] == ["worker"]
                        and str(self.world.directory) in " ".join(command_line(entry.name))]
