@@ -141,6 +141,8 @@ static void carry_out_flush(struct shard *shard, const struct flush *flush)
     shard->flush_sent_us = clock_mono_us();
     shard->flush = flush;
     store_flush(shard->store, flush, on_flush, shard);
+    if (shard->broker->election != NULL && flush->intake_floor >= 0)
+        queue_election_store(shard->broker->election, shard->number, flush->intake_floor);
 }
 
 /* Answers to an owner that is no more. */

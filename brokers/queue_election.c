@@ -10,6 +10,12 @@
  * Failures: session lost: on_lost, and it joins again by itself. Another process with our instance
  * name: fatal, ERR_STALE.
  *
+ * A session that was lost may leave requests behind in librdkafka or in a Kafka that stood still: a
+ * wish to join, a commit. They come in under the member id of before, Kafka takes them for a second
+ * process with our instance name, and librdkafka declares its client dead. So who is fenced soon
+ * after a loss was fenced by itself: a new client takes its place, once a loss. Should there be a
+ * second process after all, it is the one that ends now, and its supervisor that decides.
+ *
  * At shutdown: queue_election_leave() makes even a static member leave. librdkafka leaves for those
  * only when they unsubscribe, not when they close (KIP-345), and puts an unsubscribe off until a
  * rebalance that is under way has ended; it tells of neither. So the member's id, which is given up
@@ -36,8 +42,9 @@
 #define SERVICE_INTERVAL_MS 1000 /* stores offsets; also keeps librdkafka sure that we poll */
 #define ASK_TIMEOUT_MS 5000
 #define LEAVE_STEP_MS 10
-#define COMMIT_QUIET_MS 35000 /* librdkafka tells of a Kafka that stays away each 30 s */
-#define LEAVE_AWAY_MS 200     /* for a Kafka that was away, should it be back */
+#define LEAVE_AWAY_MS 200    /* for a Kafka that was away, should it be back */
+#define FENCE_DOUBT_MS 20000 /* so long after a loss what is fenced is a shadow of ours */
+#define RENEW_STEP_MS 50
 #define CLOSE_MS_MAX 500
 
 struct stored {
@@ -47,6 +54,7 @@ struct stored {
 
 struct queue_election {
     struct loop *loop;
+    rd_kafka_conf_t *conf; /* what a new client is made of */
     rd_kafka_t *client;
     rd_kafka_queue_t *queue;
     struct queue_pump *pump;
@@ -59,15 +67,18 @@ struct queue_election {
     bool joined;   /* Kafka has told our share at least once */
     bool away;     /* Kafka was, when we last heard of it */
     bool is_static, is_fatal, late;
+    bool renewing;                 /* the client was fenced by itself and is to be replaced */
+    uint64_t doubt_until_ms;       /* after a loss; 0: none, or a client was replaced since */
     void (*on_left)(void *opaque); /* we are leaving */
     uint64_t leave_by_ms;
-    uint64_t quiet_until_ms;   /* no commit before: Kafka was away a moment ago */
     rd_kafka_queue_t *closing; /* the client was told to close; what it still has to say */
     struct stored *stored;     /* by partition */
     uint32_t stored_count;
     uint32_t ask_count; /* questions under way; the client outlives them */
     bool closed;
 };
+
+static void election_renew(struct queue_election *election);
 
 /* ---- Rebalances */
 
@@ -99,13 +110,19 @@ void queue_election_release(struct queue_election *election)
     (void)rd_kafka_assign(election->client, NULL);
 }
 
+static void election_lost(struct queue_election *election)
+{
+    election->owns = false;
+    election->revoking = false;
+    (void)rd_kafka_assign(election->client, NULL);
+    election->calls->on_lost(election->opaque);
+}
+
 static void election_taken_away(struct queue_election *election)
 {
     if (rd_kafka_assignment_lost(election->client)) {
-        election->owns = false;
-        election->revoking = false;
-        (void)rd_kafka_assign(election->client, NULL);
-        election->calls->on_lost(election->opaque);
+        election->doubt_until_ms = clock_mono_ms() + FENCE_DOUBT_MS;
+        election_lost(election);
         return;
     }
     election->revoking = true;
@@ -115,18 +132,36 @@ static void election_taken_away(struct queue_election *election)
         queue_election_release(election);
 }
 
+/* The client is dead, and it is our own doing: then there is nothing to end for. */
+static bool election_fenced_itself(struct queue_election *election, rd_kafka_resp_err_t code)
+{
+    if (code != RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID || election->on_left != NULL ||
+        clock_mono_ms() >= election->doubt_until_ms)
+        return false;
+    election->doubt_until_ms = 0;
+    election->renewing = election->is_fatal = true;
+    loop_timer_start(election->timer, RENEW_STEP_MS, RENEW_STEP_MS);
+    return true;
+}
+
 static void election_failed(struct queue_election *election, rd_kafka_event_t *event)
 {
     rd_kafka_resp_err_t code;
     char why[256] = "";
     struct err err;
 
+    if (election->renewing)
+        return; /* more of the same from a client that is dead */
     if (rd_kafka_event_error(event) == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
         election->away = true;
-    election->quiet_until_ms = clock_mono_ms() + COMMIT_QUIET_MS;
     /* A fatal error may also come under its own code; the client is dead all the same. */
     code = rd_kafka_fatal_error(election->client, why, sizeof(why));
-    if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
+    if (election_fenced_itself(election, code)) {
+        (void)err_set(&err, ERR_UNAVAILABLE,
+                      "election on '%s': a request from before the lost session was fenced (%s); "
+                      "joining anew",
+                      election->topic, why);
+    } else if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
         election->is_fatal = true;
         (void)err_set(&err, queue_code(code) == ERR_STALE ? ERR_STALE : ERR_DEPENDENCY,
                       "election on '%s': %s", election->topic, why);
@@ -191,14 +226,13 @@ void queue_election_store(struct queue_election *election, uint32_t partition, i
     election->stored[partition] = (struct stored){.offset = offset, .changed = true};
 }
 
-/* Only while we own something, and not while Kafka is away or has just come back: after a lost
- * session librdkafka joins again under another member id, and a commit that it still holds then
- * counts as fenced beside our instance name, which ends the client for good. */
+/* Only while we own something: after a lost session librdkafka joins again under no member id, and
+ * a commit with that would be fenced. */
 static void election_commit(struct queue_election *election)
 {
     rd_kafka_topic_partition_list_t *list;
 
-    if (!election->owns || clock_mono_ms() < election->quiet_until_ms)
+    if (!election->owns)
         return;
     list = rd_kafka_topic_partition_list_new(0);
     for (uint32_t i = 0; i < election->stored_count; i++) {
@@ -257,6 +291,10 @@ static void election_service(void *opaque)
 {
     struct queue_election *election = opaque;
 
+    if (election->renewing && election->on_left == NULL) {
+        election_renew(election);
+        return;
+    }
     election_commit(election);
     election_pumped(election);
     if (election->on_left != NULL && election_leave_step(election)) {
@@ -328,6 +366,7 @@ static void election_free(struct queue_election *election)
            clock_mono_ms() < end_ms)
         closing_answer(election);
     client_destroy(election);
+    rd_kafka_conf_destroy(election->conf);
     free(election->topic);
     free(election->stored);
     free(election);
@@ -409,6 +448,52 @@ static int election_join(struct queue_election *election, struct err *err)
     return 0;
 }
 
+/* A client begins to serve. */
+static int client_take(struct queue_election *election, rd_kafka_t *client, struct err *err)
+{
+    int r;
+
+    election->client = client;
+    (void)rd_kafka_poll_set_consumer(client);
+    election->queue = rd_kafka_queue_get_consumer(client);
+    r = queue_pump_new(election->loop, election->queue, election_pumped, election, &election->pump,
+                       err);
+    return r == 0 ? election_join(election, err) : r;
+}
+
+/* Blocks some milliseconds: the threads of the dead client end. Its coordinator has just answered,
+ * so it holds no request that would have to time out. */
+static void election_renew(struct queue_election *election)
+{
+    rd_kafka_t *client;
+    struct err err;
+    int r;
+
+    if (election->ask_count > 0)
+        return; /* a question still uses the old one */
+    if (election->owns || election->revoking)
+        election_lost(election);
+    queue_pump_free(&election->pump);
+    rd_kafka_queue_destroy(election->queue);
+    rd_kafka_destroy_flags(TAKE(election->client), RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+    election->renewing = election->is_fatal = election->joined = election->away = false;
+    r = queue_client_new(RD_KAFKA_CONSUMER, rd_kafka_conf_dup(election->conf), &client, &err);
+    if (r < 0)
+        NEVER("the same settings made a client before");
+    loop_timer_start(election->timer, SERVICE_INTERVAL_MS, SERVICE_INTERVAL_MS);
+    r = client_take(election, client, &err);
+    if (r < 0) {
+        err.code = ERR_DEPENDENCY;
+        election->calls->on_error(election->opaque, &err);
+    }
+}
+
+void queue_election_break(struct queue_election *election)
+{
+    (void)rd_kafka_test_fatal_error(election->client, RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
+                                    "made by a test");
+}
+
 int queue_election_open(struct loop *loop, const struct queue_election_options *options,
                         const struct queue_election_calls *calls, void *opaque,
                         struct queue_election **ret_election, struct err *err)
@@ -421,21 +506,19 @@ int queue_election_open(struct loop *loop, const struct queue_election_options *
     if (r < 0)
         return r;
     rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_REBALANCE | RD_KAFKA_EVENT_ERROR);
-    r = queue_client_new(RD_KAFKA_CONSUMER, conf, &client, err);
-    if (r < 0)
+    r = queue_client_new(RD_KAFKA_CONSUMER, rd_kafka_conf_dup(conf), &client, err);
+    if (r < 0) {
+        rd_kafka_conf_destroy(conf);
         return r;
-    (void)rd_kafka_poll_set_consumer(client);
+    }
     election = xcalloc(1, sizeof(*election));
     election->loop = loop;
-    election->client = client;
-    election->queue = rd_kafka_queue_get_consumer(client);
+    election->conf = conf;
     election->topic = xstrdup(options->topic);
     election->is_static = options->instance != NULL;
     election->calls = calls;
     election->opaque = opaque;
-    r = queue_pump_new(loop, election->queue, election_pumped, election, &election->pump, err);
-    if (r == 0)
-        r = election_join(election, err);
+    r = client_take(election, client, err);
     if (r < 0)
         return r;
     election->timer = loop_timer_new(loop, election_service, election);

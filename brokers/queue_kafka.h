@@ -36,6 +36,10 @@ int queue_client_new(rd_kafka_type_t type, rd_kafka_conf_t *conf, rd_kafka_t **r
 /* For tests: what a fatal error of the idempotent producer looks like to us. */
 void queue_producer_break(struct queue_producer *producer);
 
+/* For tests: the client is dead, as after a fence by its own name. */
+struct queue_election;
+void queue_election_break(struct queue_election *election);
+
 struct queue_pump;
 
 /* Calls `call` on the loop whenever the queue has something. Borrows the queue, which must outlive
