@@ -61,10 +61,35 @@ static void connection_is_gone(struct http_connection *connection)
         request_wake(connection->request);
 }
 
+static void connection_cut(struct http_connection *connection)
+{
+    if (connection->gone)
+        return;
+    (void)shutdown(connection->fd, SHUT_RDWR);
+    connection_is_gone(connection);
+}
+
+/*
+ * The library takes a short read for an empty socket and waits for the next edge. The end of the
+ * stream that came before that read has no edge of its own, so it would wait for ever.
+ */
+bool connection_is_cut_off(const struct http_connection *connection)
+{
+    char byte;
+
+    return (connection->state == CONNECTION_BODY || connection->state == CONNECTION_HEAD) &&
+           recv(connection->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 static void connection_peer_event(void *opaque, unsigned events)
 {
+    struct http_connection *connection = opaque;
+
     (void)events;
-    connection_is_gone(opaque);
+    if (connection_is_cut_off(connection))
+        connection_cut(connection);
+    else
+        connection_is_gone(connection);
 }
 
 void connection_watch_peer(struct http_connection *connection)
@@ -134,14 +159,6 @@ void connection_send_raw(struct http_connection *connection, const struct buf *b
      * TLS only the library could encrypt them: the client sees the connection close. */
     if (!connection->server->is_tls && bytes->size > 0)
         (void)send(connection->fd, bytes->bytes, bytes->size, MSG_NOSIGNAL | MSG_DONTWAIT);
-}
-
-static void connection_cut(struct http_connection *connection)
-{
-    if (connection->gone)
-        return;
-    (void)shutdown(connection->fd, SHUT_RDWR);
-    connection_is_gone(connection);
 }
 
 static void connection_cut_late(struct http_connection *connection)
@@ -303,7 +320,11 @@ static void server_sweep(void *opaque)
     uint64_t now_ms = loop_now_ms(server->loop);
 
     for (struct http_connection *c = server->connections; c != NULL; c = c->next) {
-        if (!c->gone)
+        if (c->gone)
+            continue;
+        if (connection_is_cut_off(c))
+            connection_cut(c);
+        else
             connection_sweep(c, now_ms);
     }
     for (struct http_linger *l = server->lingers, *next; l != NULL; l = next) {

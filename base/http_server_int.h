@@ -149,6 +149,9 @@ struct http_request {
 /* http_server.c */
 void connection_enter(struct http_connection *connection, enum connection_state state);
 void connection_watch_peer(struct http_connection *connection);
+
+/* While a head or body is read: the peer has closed, and all that it sent is read. */
+bool connection_is_cut_off(const struct http_connection *connection);
 void server_linger(struct http_server *server, int fd);
 
 /* Writes bytes to the client past the library, while that has sent nothing for this request. */

@@ -266,6 +266,14 @@ static enum MHD_Result step_head(struct http_request *request, const char *metho
     return MHD_YES; /* the next call comes at once */
 }
 
+/* These were the last bytes, and more were announced. */
+static bool request_is_cut_off(const struct http_request *request)
+{
+    return request->phase == REQUEST_BODY && !request->suspended && request->connection->gone &&
+           request->announced_size != UINT64_MAX && request->body_size < request->announced_size &&
+           connection_is_cut_off(request->connection);
+}
+
 enum MHD_Result request_step(void *cls, struct MHD_Connection *mhd, const char *url,
                              const char *method, const char *version, const char *bytes,
                              size_t *size, void **con_cls)
@@ -285,6 +293,8 @@ enum MHD_Result request_step(void *cls, struct MHD_Connection *mhd, const char *
     else
         r = step_end(request);
     request->stepping = false;
+    if (r == MHD_YES && request_is_cut_off(request))
+        return MHD_NO;
     /* After a pause or a wait the body's clock starts anew. */
     if (r == MHD_YES && request->phase == REQUEST_BODY && !request->suspended &&
         request->connection->state != CONNECTION_BODY)

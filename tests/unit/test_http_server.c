@@ -18,6 +18,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/http_server.h"
 #include "base/loop.h"
 
@@ -607,6 +608,38 @@ static void test_large_headers(void **state)
     client_close(&client);
 }
 
+#define CUT_UPLOAD "POST /upload HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf"
+#define CUT_LATER "POST /echo-later HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+
+/* The end of the stream is there before the last bytes are read, and makes no edge of its own. */
+static void test_client_leaves_with_its_last_bytes(void **state)
+{
+    uint64_t began_us = clock_mono_us();
+    struct client client;
+
+    (void)state;
+    client_open(&client);
+    client_send(&client, CUT_UPLOAD);
+    client_close(&client);
+    while (world.gone == 0)
+        turns(1);
+    assert_false(world.upload_ended);
+
+    /* While the body has to wait. */
+    client_open(&client);
+    client_send(&client, CUT_LATER "half");
+    while (world.seen == 1)
+        turns(1);
+    turns(2);
+    http_request_collect_body(world.waiting, ECHO_SIZE_MAX, on_echo, NULL);
+    client_close(&client);
+    while (world.gone == 1)
+        turns(1);
+    while (http_server_counts(world.server).connections > 0)
+        turns(1);
+    assert_true(clock_mono_us() - began_us < 20000000u); /* long before the body's time is over */
+}
+
 static void test_client_leaves(void **state)
 {
     struct client client;
@@ -948,6 +981,7 @@ int main(void)
         IN_WORLD(test_ambiguous_requests_are_refused),
         IN_WORLD(test_large_headers),
         IN_WORLD(test_client_leaves),
+        IN_WORLD(test_client_leaves_with_its_last_bytes),
         IN_WORLD(test_upload_with_back_pressure),
         IN_WORLD(test_stream),
         IN_HASTY_WORLD(test_slow_clients_are_cut),
