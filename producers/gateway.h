@@ -165,6 +165,10 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
 /* For pg_done_fn's: true when the answer can be used; else the call has been answered. */
 bool call_take_answer(struct call **call_p, const struct pg_answer *answer);
 
+/* For pg_done_fn's of lists: ends the call with {name: [a row as JSON, …]}, or like the above. */
+void call_answer_rows(struct call *call, const struct pg_answer *answer, const char *name,
+                      struct json_t *(*row_json)(const struct pg_answer *answer, size_t row));
+
 size_t count_characters(const char *text); /* of UTF-8 */
 
 /* A column as JSON: null, or its text; or its time as RFC 3339. */

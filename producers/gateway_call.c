@@ -175,6 +175,20 @@ void call_answer_json(struct call **call_p, int status, struct json_t **body_p)
     buf_done(&text);
 }
 
+void call_answer_rows(struct call *call, const struct pg_answer *answer, const char *name,
+                      json_t *(*row_json)(const struct pg_answer *answer, size_t row))
+{
+    json_t *list, *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    list = json_array();
+    for (size_t i = 0; i < pg_row_count(answer, 0); i++)
+        (void)json_array_append_new(list, row_json(answer, i));
+    body = json_pack("{s:o}", name, list);
+    call_answer_json(&call, 200, &body);
+}
+
 void call_answer_text(struct call **call_p, int status, const char *type, const char *text)
 {
     struct call *call = *call_p;

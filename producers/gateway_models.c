@@ -90,16 +90,7 @@ static json_t *model_json(const struct pg_answer *answer, size_t row)
 
 static void on_models(void *opaque, const struct pg_answer *answer)
 {
-    struct call *call = opaque;
-    json_t *list, *body;
-
-    if (!call_take_answer(&call, answer))
-        return;
-    list = json_array();
-    for (size_t i = 0; i < pg_row_count(answer, 0); i++)
-        (void)json_array_append_new(list, model_json(answer, i));
-    body = json_pack("{s:o}", "models", list);
-    call_answer_json(&call, 200, &body);
+    call_answer_rows(opaque, answer, "models", model_json);
 }
 
 void models_begin(struct call *call)
@@ -208,16 +199,7 @@ static json_t *deployment_json(const struct pg_answer *answer, size_t row)
 
 static void on_deployments(void *opaque, const struct pg_answer *answer)
 {
-    struct call *call = opaque;
-    json_t *list, *body;
-
-    if (!call_take_answer(&call, answer))
-        return;
-    list = json_array();
-    for (size_t i = 0; i < pg_row_count(answer, 0); i++)
-        (void)json_array_append_new(list, deployment_json(answer, i));
-    body = json_pack("{s:o}", "deployments", list);
-    call_answer_json(&call, 200, &body);
+    call_answer_rows(opaque, answer, "deployments", deployment_json);
 }
 
 static void list_deployments(struct call *call, const struct config_model *model)

@@ -19,15 +19,14 @@
 #include "brokers/cache.h"
 #include "brokers/pg.h"
 #include "producers/gateway.h"
+#include "producers/gateway_status.h"
 #include "producers/gateway_view.h"
 #include "schema/message.h"
 
 #define ANSWER_SIZE_MAX (2u << 20)
 
 PG_STATEMENT(status_find,
-             "SELECT j.state, j.model, j.deployment, coalesce(j.environment, ''), j.accepted_at, "
-             "j.state_at, j.error_class, coalesce(j.error_message, ''), j.webhook_url IS NOT NULL, "
-             "coalesce(d.state, 0), j.attempt_count FROM job j "
+             "SELECT " STATUS_COLUMNS " FROM job j "
              "LEFT JOIN delivery d ON d.job_id = j.id AND d.round = j.round AND d.endpoint = 'job' "
              "WHERE j.id = $1 AND j.tenant = $2");
 PG_STATEMENT(status_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
@@ -135,32 +134,9 @@ static void answer_view(struct call *call, struct job_view *view, struct wire_by
 
 /* ---- Postgres ---- */
 
-static void on_rows(void *opaque, const struct pg_answer *answer)
+struct job_view status_read(const struct pg_answer *answer, const struct wire_id *id)
 {
-    struct call *call = opaque;
-    struct job_view view;
-    struct wire_bytes output = {NULL, 0};
-    const char *blob = "";
-    uint64_t floor_us;
-    struct wire_id id;
-    struct err err;
-
-    if (!call_take_answer(&call, answer))
-        return;
-    if (call_job_id(call, &id, &err) < 0) {
-        call_fail(&call, &err);
-        return;
-    }
-    if (pg_row_count(answer, 0) == 0) {
-        floor_us = pg_row_count(answer, 1) == 1 ? pg_time_us(answer, 1, 0, 0) : 0;
-        view = view_of_queued(&id);
-        if (view_may_be_queued(&id, floor_us, clock_wall_us()))
-            answer_view(call, &view, output, blob);
-        else
-            answer_not_found(call);
-        return;
-    }
-    view = (struct job_view){.id = id,
+    return (struct job_view){.id = *id,
                              .state = (enum job_state)pg_i64(answer, 0, 0, 0),
                              .model = pg_text(answer, 0, 0, 1),
                              .deployment = pg_text(answer, 0, 0, 2),
@@ -172,15 +148,17 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
                              .has_webhook = pg_bool(answer, 0, 0, 8),
                              .delivery = (enum view_delivery)pg_i64(answer, 0, 0, 9),
                              .attempts = pg_u64(answer, 0, 0, 10)};
-    if (wants_result(call) && pg_row_count(answer, 2) == 1) {
-        output = pg_bytes(answer, 2, 0, 0);
-        blob = pg_c(answer, 2, 0, 1);
-        call->output_size = pg_u64(answer, 2, 0, 2);
-    }
-    answer_view(call, &view, output, blob);
 }
 
-static void ask_postgres(struct call *call)
+bool status_may_be_queued(const struct pg_answer *answer, const struct wire_id *id)
+{
+    uint64_t floor_us = pg_row_count(answer, 1) == 1 ? pg_time_us(answer, 1, 0, 0) : 0;
+
+    return view_may_be_queued(id, floor_us, clock_wall_us());
+}
+
+void status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
+                pg_done_fn *done)
 {
     struct gateway *gateway = call->gateway;
     struct pg_batch *batch = NULL;
@@ -192,21 +170,58 @@ static void ask_postgres(struct call *call)
         r = err_set(&err, ERR_UNAVAILABLE, "the request cannot be looked up: Postgres is away");
     if (r == 0) {
         batch = pg_batch_new();
-        pg_add(batch, &status_find);
+        pg_add(batch, find);
         pg_bind_id(batch, &id);
         pg_bind_c(batch, call->tenant);
         pg_add(batch, &status_floor);
         pg_bind_i16(batch, job_id_shard(&id));
-        if (wants_result(call)) {
-            pg_add(batch, &status_result);
+        if (more != NULL) {
+            pg_add(batch, more);
             pg_bind_id(batch, &id);
             pg_bind_c(batch, call->tenant);
         }
-        r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_rows, call, &err);
+        r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, done, call, &err);
     }
     pg_batch_free(&batch);
     if (r < 0)
         call_fail(&call, &err);
+}
+
+static void on_rows(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    struct job_view view;
+    struct wire_bytes output = {NULL, 0};
+    const char *blob = "";
+    struct wire_id id;
+    struct err err;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (call_job_id(call, &id, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    if (pg_row_count(answer, 0) == 0) {
+        view = view_of_queued(&id);
+        if (status_may_be_queued(answer, &id))
+            answer_view(call, &view, output, blob);
+        else
+            answer_not_found(call);
+        return;
+    }
+    view = status_read(answer, &id);
+    if (wants_result(call) && pg_row_count(answer, 2) == 1) {
+        output = pg_bytes(answer, 2, 0, 0);
+        blob = pg_c(answer, 2, 0, 1);
+        call->output_size = pg_u64(answer, 2, 0, 2);
+    }
+    answer_view(call, &view, output, blob);
+}
+
+static void ask_postgres(struct call *call)
+{
+    status_ask(call, &status_find, wants_result(call) ? &status_result : NULL, on_rows);
 }
 
 /* ---- Redis ---- */

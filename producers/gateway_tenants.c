@@ -163,16 +163,7 @@ static json_t *tenant_json(const struct pg_answer *answer, size_t row)
 
 static void on_tenants(void *opaque, const struct pg_answer *answer)
 {
-    struct call *call = opaque;
-    json_t *list, *body;
-
-    if (!call_take_answer(&call, answer))
-        return;
-    list = json_array();
-    for (size_t i = 0; i < pg_row_count(answer, 0); i++)
-        (void)json_array_append_new(list, tenant_json(answer, i));
-    body = json_pack("{s:o}", "tenants", list);
-    call_answer_json(&call, 200, &body);
+    call_answer_rows(opaque, answer, "tenants", tenant_json);
 }
 
 void tenants_begin(struct call *call)
