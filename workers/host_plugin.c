@@ -7,27 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "workers/engine_host.h"
+
 static bool plugin_name_ok(const char *name)
 {
     size_t size = strlen(name);
 
     return size > 0 && size <= HOST_PLUGIN_NAME_MAX &&
            strspn(name, "abcdefghijklmnopqrstuvwxyz0123456789_") == size;
-}
-
-/* The folder of the running binary, without a slash at its end. */
-static int binary_folder(char to[HOST_PLUGIN_PATH_SIZE], struct err *err)
-{
-    ssize_t size = readlink("/proc/self/exe", to, HOST_PLUGIN_PATH_SIZE - 1);
-    char *slash;
-
-    if (size < 0)
-        return err_set_errno(err, ERR_IO, "find the running binary");
-    to[size] = '\0';
-    slash = strrchr(to, '/');
-    if (slash != NULL)
-        *slash = '\0';
-    return 0;
 }
 
 int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struct err *err)
@@ -40,7 +27,7 @@ int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struc
         mem_copy_text_at(to, HOST_PLUGIN_PATH_SIZE, folder);
         return 0;
     }
-    r = binary_folder(binary, err);
+    r = engine_host_binary_folder(binary, sizeof(binary), err);
     for (size_t i = 0; r == 0 && i < COUNT_OF(beside); i++) {
         int n = snprintf(to, HOST_PLUGIN_PATH_SIZE, "%s/%s", binary, beside[i]);
         int m = snprintf(path, sizeof(path), "%.*s/sim.so", HOST_PLUGIN_PATH_SIZE - 20, to);

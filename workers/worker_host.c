@@ -12,9 +12,9 @@
 #include "base/assert.h"
 #include "base/loop.h"
 #include "workers/child.h"
+#include "workers/engine_host.h"
 #include "workers/frame_link.h"
 
-#define HOST_BINARY "/proc/self/exe"
 #define HOST_WHY_SIZE 600
 
 struct worker_host {
@@ -290,11 +290,15 @@ void worker_host_kill(struct worker_host *host)
 
 static int host_spawn(struct worker_host *host, struct err *err)
 {
-    char *const argv[] = {"headrace", "host-c", host->engines_folder, NULL};
-    struct child_spawn spawn = {
-        .path = HOST_BINARY, .argv = argv, .stdout_fd = 2, .stderr_fd = -1, .new_group = true};
+    OWNED(engine_host_done) struct engine_host program = {0};
+    struct child_spawn spawn = {.stdout_fd = 2, .stderr_fd = -1, .new_group = true};
     int fds[2], r;
 
+    r = engine_host_find(host->engine, host->engines_folder, &program, err);
+    if (r < 0)
+        return r;
+    spawn.path = program.path;
+    spawn.argv = program.argv;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
         return err_set_errno(err, ERR_IO, "make a socket for the engine host");
     host->link = frame_link_new(fds[0]);

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: each engine gets its host program, and a host that this machine lacks is named with what
+ * was looked for. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "workers/engine_host.h"
+
+static void test_each_engine_has_its_host(void **state)
+{
+    static const struct {
+        const char *engine, *command, *operand;
+        enum engine_host_kind kind;
+    } rows[] = {
+        {"encoder", "host-c", "engines", ENGINE_HOST_C},
+        {"sim", "host-c", "engines", ENGINE_HOST_C},
+        {"server", "host-server", NULL, ENGINE_HOST_SERVER},
+        {"servers", "host-c", "engines", ENGINE_HOST_C},
+        {"", "host-c", "engines", ENGINE_HOST_C},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        OWNED(engine_host_done) struct engine_host host = {0};
+        struct err err;
+
+        assert_int_equal(engine_host_find(rows[i].engine, "engines", &host, &err), 0);
+        assert_int_equal(host.kind, rows[i].kind);
+        assert_string_equal(host.argv[1], rows[i].command);
+        if (rows[i].operand == NULL)
+            assert_null(host.argv[2]);
+        else
+            assert_string_equal(host.argv[2], rows[i].operand);
+        assert_int_equal(access(host.path, X_OK), 0);
+    }
+    assert_int_equal(engine_host_kind("python"), ENGINE_HOST_PY);
+}
+
+static void test_no_python_is_said(void **state)
+{
+    OWNED(mem_free) char *path = xstrdup(getenv("PATH"));
+    struct engine_host host = {0};
+    struct err err;
+
+    (void)state;
+    assert_int_equal(setenv("PATH", "/nowhere", 1), 0);
+    assert_int_equal(engine_host_find("python", "", &host, &err), ERR_DEPENDENCY);
+    assert_non_null(strstr(err.text, "python3, which is not in PATH"));
+    assert_int_equal(setenv("PATH", path, 1), 0);
+    assert_null(host.path);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_each_engine_has_its_host),
+        cmocka_unit_test(test_no_python_is_said),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "workers/engine_host.h"
+
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define OUR_BINARY "/proc/self/exe"
+#define PATH_DEFAULT "/usr/local/bin:/usr/bin:/bin"
+
+static const struct {
+    const char *engine;
+    enum engine_host_kind kind;
+} engine_hosts[] = {
+#define HOST_PY ENGINE_HOST_PY
+#define HOST_SERVER ENGINE_HOST_SERVER
+#define ENGINE_HOST(engine, kind) {engine, kind},
+#include "workers/engine_hosts.def"
+#undef ENGINE_HOST
+#undef HOST_PY
+#undef HOST_SERVER
+};
+
+enum engine_host_kind engine_host_kind(const char *engine)
+{
+    for (size_t i = 0; i < COUNT_OF(engine_hosts); i++) {
+        if (strcmp(engine, engine_hosts[i].engine) == 0)
+            return engine_hosts[i].kind;
+    }
+    return ENGINE_HOST_C;
+}
+
+int engine_host_binary_folder(char *to, size_t to_size, struct err *err)
+{
+    ssize_t size = readlink(OUR_BINARY, to, to_size - 1);
+    char *slash;
+
+    if (size < 0)
+        return err_set_errno(err, ERR_IO, "find the running binary");
+    to[size] = '\0';
+    slash = strrchr(to, '/');
+    if (slash != NULL)
+        *slash = '\0';
+    return 0;
+}
+
+/* The program of that name in PATH; NULL: there is none. */
+static char *find_program(const char *name)
+{
+    const char *at = getenv("PATH");
+
+    if (at == NULL || at[0] == '\0')
+        at = PATH_DEFAULT;
+    while (*at != '\0') {
+        size_t size = strcspn(at, ":");
+        char *path = xasprintf("%.*s/%s", (int)size, at, name);
+
+        if (size > 0 && access(path, X_OK) == 0)
+            return path;
+        free(path);
+        at += size + (at[size] == ':');
+    }
+    return NULL;
+}
+
+/* The folder of host-py: installed beside the binary, or in the source tree that built it. */
+static int find_host_py(char **ret_path, struct err *err)
+{
+    static const char *const beside[] = {"../lib/headrace/host_py", "../../../workers/host_py",
+                                         "../../workers/host_py"};
+    char binary[PATH_MAX];
+    int r = engine_host_binary_folder(binary, sizeof(binary), err);
+
+    if (r < 0)
+        return r;
+    for (size_t i = 0; i < COUNT_OF(beside); i++) {
+        OWNED(mem_free) char *path = xasprintf("%s/%s", binary, beside[i]);
+        OWNED(mem_free) char *main = xasprintf("%s/__main__.py", path);
+
+        if (access(main, R_OK) < 0)
+            continue;
+        *ret_path = TAKE(path);
+        return 0;
+    }
+    return err_set(err, ERR_DEPENDENCY,
+                   "engine 'python' needs host_py/__main__.py, which is neither in "
+                   "../lib/headrace nor in a source tree above %.100s",
+                   binary);
+}
+
+static int find_py(struct engine_host *host, struct err *err)
+{
+    int r;
+
+    host->path = find_program("python3");
+    if (host->path == NULL)
+        return err_set(err, ERR_DEPENDENCY, "engine 'python' needs python3, which is not in PATH");
+    host->argv[0] = xstrdup("python3");
+    r = find_host_py(&host->argv[1], err);
+    return r;
+}
+
+static void find_ours(struct engine_host *host, const char *command, const char *operand)
+{
+    host->path = xstrdup(OUR_BINARY);
+    host->argv[0] = xstrdup("headrace");
+    host->argv[1] = xstrdup(command);
+    host->argv[2] = operand == NULL ? NULL : xstrdup(operand);
+}
+
+int engine_host_find(const char *engine, const char *engines_folder, struct engine_host *ret_host,
+                     struct err *err)
+{
+    struct engine_host host = {.kind = engine_host_kind(engine)};
+    int r = 0;
+
+    switch (host.kind) {
+    case ENGINE_HOST_C:
+        find_ours(&host, "host-c", engines_folder);
+        break;
+    case ENGINE_HOST_PY:
+        r = find_py(&host, err);
+        break;
+    case ENGINE_HOST_SERVER:
+        find_ours(&host, "host-server", NULL);
+        break;
+    }
+    if (r < 0) {
+        engine_host_done(&host);
+        return r;
+    }
+    *ret_host = host;
+    return 0;
+}
+
+void engine_host_done(struct engine_host *host)
+{
+    mem_free(&host->path);
+    for (size_t i = 0; i < COUNT_OF(host->argv); i++)
+        mem_free(&host->argv[i]);
+}
