@@ -12,8 +12,13 @@
  * Why nothing may follow a group that is under way: librdkafka 2.0.2 compares the *records* of an
  * idempotent partition that are in flight with its limit of 5 *requests*. Past five it does not
  * send what waits, but its thread does not sleep either: it polls without a pause until the answer
- * comes (33 polls a job were counted). For the same reason a group must reach it in one piece: the
- * linger of a tenth of a millisecond lets us finish handing over before it begins to send.
+ * comes (33 polls a job were counted). For the same reason a larger group must reach it in one
+ * piece: a linger of a tenth of a millisecond lets us finish handing over before it begins to send.
+ *
+ * Why there are two clients: that linger is a whole millisecond in the end, since librdkafka sleeps
+ * in such. Four crossings pay it four times, and at a low rate there is nothing to gather. So small
+ * groups go through a client without linger; in pieces or not, they are within the limit. Only one
+ * group of a partition is ever under way, so the order stays, whichever client has it.
  *
  * Failures:
  * - Kafka is away: records stay in lanes and in librdkafka, without a time limit (a limit would
@@ -43,6 +48,7 @@
 #define GROUP_COUNT_DEFAULT 256
 #define GROUP_GAP_US_DEFAULT 3000
 #define GROUP_BUSY_COUNT 4     /* a lane whose last group had so many has a gap between groups */
+#define PROMPT_COUNT_MAX 4     /* below what librdkafka compares with its 5 */
 #define GROUP_COUNT_MAX 1000   /* of one hand-over: what fits into one request … */
 #define GROUP_SIZE_MAX 900000u /* … of message.max.bytes */
 #define PARTITION_MAX 4096
@@ -52,6 +58,7 @@
 struct record {
     TAILQ_ENTRY(record) next; /* in its lane, then in producer->under_way */
     struct lane *lane;
+    struct client *client; /* that has it; NULL in its lane */
     queue_report_fn *done;
     void *opaque;
     uint64_t tag;
@@ -74,12 +81,28 @@ struct lane {
 };
 TAILQ_HEAD(lane_list, lane);
 
+enum pace {
+    PACE_PROMPT, /* groups of at most PROMPT_COUNT_MAX */
+    PACE_GATHER,
+    PACE_COUNT
+};
+
+/* Of librdkafka: a connection to each broker of Kafka, a producer id, threads. */
+struct client {
+    struct queue_producer *producer;
+    rd_kafka_t *handle;
+    rd_kafka_queue_t *main_queue;
+    struct queue_pump *pump;
+    uint32_t under_way_count;
+    bool down;
+};
+
 struct queue_topic {
     SLIST_ENTRY(queue_topic) next;
     struct queue_producer *producer;
     char *name;
-    rd_kafka_topic_t *handle; /* of the present client */
-    struct lane **lanes;      /* by partition; NULL where nothing was sent yet */
+    rd_kafka_topic_t *handles[PACE_COUNT]; /* of the present clients */
+    struct lane **lanes;                   /* by partition; NULL where nothing was sent yet */
     uint32_t lane_count;
 };
 
@@ -87,9 +110,7 @@ struct queue_producer {
     struct loop *loop;
     struct queue_producer_options options;
     char *bootstrap, *client_id, *properties;
-    rd_kafka_t *client;
-    rd_kafka_queue_t *main_queue;
-    struct queue_pump *pump;
+    struct client clients[PACE_COUNT];
     struct loop_turn *turn;
     struct loop_timer *timer;
     SLIST_HEAD(, queue_topic) topics;
@@ -103,13 +124,14 @@ static const struct queue_property producer_properties[] = {
     {"acks", "all"},
     {"enable.idempotence", "true"},
     {"compression.codec", "lz4"},
-    {"linger.ms", "0.1"},
     {"message.timeout.ms", "0"},
     {"message.max.bytes", "1048576"},
     {"queue.buffering.max.messages", "10000000"}, /* our own limits are lower */
     {"queue.buffering.max.kbytes", "2097151"},
     {NULL, NULL},
 };
+
+static const char *const linger_ms[PACE_COUNT] = {[PACE_PROMPT] = "0", [PACE_GATHER] = "0.1"};
 
 /* ---- Reports */
 
@@ -121,6 +143,7 @@ static void record_settle(struct queue_producer *producer, struct record *record
     TAILQ_REMOVE(&producer->under_way, record, next);
     assert(lane->under_way_count > 0);
     lane->under_way_count--;
+    record->client->under_way_count--;
     producer->counts.unreported--;
     producer->counts.unreported_size -= record->size + record->key_size;
     if (report->code == ERR_OK)
@@ -134,7 +157,8 @@ static void record_settle(struct queue_producer *producer, struct record *record
 
 static void on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, void *opaque)
 {
-    struct queue_producer *producer = opaque;
+    struct client *from = opaque;
+    struct queue_producer *producer = from->producer;
     struct queue_report report = {.offset = -1, .why = ""};
     rd_kafka_timestamp_type_t timestamp_type;
     int64_t timestamp_ms;
@@ -145,6 +169,7 @@ static void on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, v
         report.offset = message->offset;
         if (timestamp_type != RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && timestamp_ms > 0)
             report.append_us = (uint64_t)timestamp_ms * 1000;
+        from->down = false;
         producer->counts.connected = true;
     } else {
         report.code = queue_code(message->err);
@@ -157,65 +182,97 @@ static void on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, v
 
 static void on_error(rd_kafka_t *client, int code, const char *reason, void *opaque)
 {
-    struct queue_producer *producer = opaque;
+    struct client *from = opaque;
+    struct queue_producer *producer = from->producer;
 
     (void)client;
     (void)reason;
     if (code == RD_KAFKA_RESP_ERR__FATAL)
         producer->fatal = true;
     if (code == RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)
+        from->down = true;
+    if (producer->clients[PACE_PROMPT].down && producer->clients[PACE_GATHER].down)
         producer->counts.connected = false;
 }
 
-/* ---- The client and its replacement */
+/* ---- The clients and their replacement */
 
-static int client_start(struct queue_producer *producer, struct err *err);
-static void producer_pumped(void *opaque);
+static void client_pumped(void *opaque);
 
-/* Settles what the client holds and destroys it. Records wait in librdkafka's memory until then,
- * so they are freed only by their report or after the destruction. */
-static void client_stop(struct queue_producer *producer)
+/* Settles what the client holds, but for what it does not report in time. */
+static void client_empty(struct client *client)
+{
+    queue_pump_free(&client->pump);
+    if (client->under_way_count > 0)
+        (void)rd_kafka_purge(client->handle, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
+    for (int i = 0; i < RETIRE_POLLS_MAX && client->under_way_count > 0; i++)
+        (void)rd_kafka_poll(client->handle, 10);
+}
+
+static void client_destroy(struct client *client)
+{
+    if (client->handle == NULL)
+        return;
+    rd_kafka_queue_destroy(client->main_queue);
+    rd_kafka_destroy(TAKE(client->handle));
+}
+
+/* Records wait in librdkafka's memory until their client is destroyed, so they are freed only by
+ * their report or after that. */
+static void clients_stop(struct queue_producer *producer)
 {
     const struct queue_report unknown = {
         .code = ERR_UNKNOWN, .offset = -1, .why = "the producer had to be replaced"};
     struct queue_topic *topic;
     struct record *record;
 
-    queue_pump_free(&producer->pump);
-    if (!TAILQ_EMPTY(&producer->under_way))
-        (void)rd_kafka_purge(producer->client, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT);
-    for (int i = 0; i < RETIRE_POLLS_MAX && !TAILQ_EMPTY(&producer->under_way); i++)
-        (void)rd_kafka_poll(producer->client, 10);
+    for (int i = 0; i < PACE_COUNT; i++)
+        client_empty(&producer->clients[i]);
     SLIST_FOREACH(topic, &producer->topics, next)
     {
-        rd_kafka_topic_destroy(topic->handle);
-        topic->handle = NULL;
+        for (int i = 0; i < PACE_COUNT; i++) {
+            rd_kafka_topic_destroy(topic->handles[i]);
+            topic->handles[i] = NULL;
+        }
     }
-    rd_kafka_queue_destroy(producer->main_queue);
-    rd_kafka_destroy(TAKE(producer->client));
+    for (int i = 0; i < PACE_COUNT; i++)
+        client_destroy(&producer->clients[i]);
     while ((record = TAILQ_FIRST(&producer->under_way)) != NULL)
         record_settle(producer, record, &unknown);
 }
 
-static int client_start(struct queue_producer *producer, struct err *err)
+static int client_start(struct queue_producer *producer, enum pace pace, struct err *err)
 {
+    struct client *client = &producer->clients[pace];
+    struct queue_property own[COUNT_OF(producer_properties) + 1] = {{"linger.ms", linger_ms[pace]}};
     struct queue_topic *topic;
     rd_kafka_conf_t *conf;
-    int r = queue_conf_new(&producer->options.queue, producer_properties, &conf, err);
+    int r;
 
+    memcpy(own + 1, producer_properties, sizeof(producer_properties));
+    r = queue_conf_new(&producer->options.queue, own, &conf, err);
     if (r < 0)
         return r;
-    rd_kafka_conf_set_opaque(conf, producer);
+    client->producer = producer;
+    client->down = false;
+    rd_kafka_conf_set_opaque(conf, client);
     rd_kafka_conf_set_dr_msg_cb(conf, on_delivery);
     rd_kafka_conf_set_error_cb(conf, on_error);
-    r = queue_client_new(RD_KAFKA_PRODUCER, conf, &producer->client, err);
+    r = queue_client_new(RD_KAFKA_PRODUCER, conf, &client->handle, err);
     if (r < 0)
         return r;
-    producer->main_queue = rd_kafka_queue_get_main(producer->client);
+    client->main_queue = rd_kafka_queue_get_main(client->handle);
     SLIST_FOREACH(topic, &producer->topics, next)
-    topic->handle = rd_kafka_topic_new(producer->client, topic->name, NULL);
-    return queue_pump_new(producer->loop, producer->main_queue, producer_pumped, producer,
-                          &producer->pump, err);
+    topic->handles[pace] = rd_kafka_topic_new(client->handle, topic->name, NULL);
+    return queue_pump_new(producer->loop, client->main_queue, client_pumped, client, &client->pump,
+                          err);
+}
+
+static int clients_start(struct queue_producer *producer, struct err *err)
+{
+    int r = client_start(producer, PACE_PROMPT, err);
+
+    return r < 0 ? r : client_start(producer, PACE_GATHER, err);
 }
 
 static void producer_renew(struct queue_producer *producer)
@@ -224,41 +281,47 @@ static void producer_renew(struct queue_producer *producer)
 
     producer->fatal = false;
     producer->counts.renewals++;
-    client_stop(producer);
-    if (client_start(producer, &err) < 0)
+    clients_stop(producer);
+    if (clients_start(producer, &err) < 0)
         NEVER("the same options made a producer before");
 }
 
-static void producer_pumped(void *opaque)
+static void client_pumped(void *opaque)
 {
-    struct queue_producer *producer = opaque;
+    struct client *client = opaque;
 
-    (void)rd_kafka_poll(producer->client, 0);
-    if (producer->fatal)
-        producer_renew(producer);
+    (void)rd_kafka_poll(client->handle, 0);
+    if (client->producer->fatal)
+        producer_renew(client->producer);
 }
 
 void queue_producer_break(struct queue_producer *producer)
 {
-    (void)rd_kafka_test_fatal_error(
-        producer->client, RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER, "made by a test");
+    for (int i = 0; i < PACE_COUNT; i++)
+        (void)rd_kafka_test_fatal_error(producer->clients[i].handle,
+                                        RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER,
+                                        "made by a test");
 }
 
 /* ---- Hand-over */
 
-static int record_hand_over(struct lane *lane, struct record *record)
+static int record_hand_over(struct lane *lane, enum pace pace, struct record *record)
 {
+    struct queue_topic *topic = lane->topic;
+    struct client *client = &topic->producer->clients[pace];
     const uint8_t *value = record->bytes + record->key_size;
     const void *key = record->key_size > 0 ? record->bytes : NULL;
 
+    record->client = client;
+    client->under_way_count++;
     if (record->traced)
-        return rd_kafka_producev(lane->topic->producer->client, RD_KAFKA_V_RKT(lane->topic->handle),
+        return rd_kafka_producev(client->handle, RD_KAFKA_V_RKT(topic->handles[pace]),
                                  RD_KAFKA_V_PARTITION((int32_t)lane->partition),
                                  RD_KAFKA_V_VALUE((void *)value, record->size),
                                  RD_KAFKA_V_KEY(key, record->key_size),
                                  RD_KAFKA_V_HEADER("traceparent", record->trace, -1),
                                  RD_KAFKA_V_OPAQUE(record), RD_KAFKA_V_END);
-    if (rd_kafka_produce(lane->topic->handle, (int32_t)lane->partition, 0, (void *)value,
+    if (rd_kafka_produce(topic->handles[pace], (int32_t)lane->partition, 0, (void *)value,
                          record->size, key, record->key_size, record) != 0)
         return rd_kafka_last_error();
     return RD_KAFKA_RESP_ERR_NO_ERROR;
@@ -285,10 +348,12 @@ static void lane_hand_over(struct queue_producer *producer, struct lane *lane, u
 {
     struct record_list group = TAILQ_HEAD_INITIALIZER(group);
     struct record *record;
+    enum pace pace;
 
     producer->counts.groups++;
     lane->sent_us = now_us;
     lane_take_group(lane, &group);
+    pace = lane->group_count <= PROMPT_COUNT_MAX ? PACE_PROMPT : PACE_GATHER;
     if (lane->waiting_count == 0)
         TAILQ_REMOVE(&producer->waiting, lane, next);
     while ((record = TAILQ_FIRST(&group)) != NULL) {
@@ -297,7 +362,7 @@ static void lane_hand_over(struct queue_producer *producer, struct lane *lane, u
         TAILQ_REMOVE(&group, record, next);
         TAILQ_INSERT_TAIL(&producer->under_way, record, next);
         lane->under_way_count++;
-        code = record_hand_over(lane, record);
+        code = record_hand_over(lane, pace, record);
         if (code != RD_KAFKA_RESP_ERR_NO_ERROR) {
             const struct queue_report report = {
                 .code = queue_code(code), .offset = -1, .why = rd_kafka_err2str(code)};
@@ -386,7 +451,7 @@ int queue_producer_open(struct loop *loop, const struct queue_producer_options *
     TAILQ_INIT(&producer->waiting);
     TAILQ_INIT(&producer->under_way);
     options_copy(producer, options);
-    r = client_start(producer, err);
+    r = clients_start(producer, err);
     if (r < 0)
         return r;
     producer->turn = loop_turn_new(loop, producer_turn, producer);
@@ -420,8 +485,7 @@ void queue_producer_close(struct queue_producer **producer_p)
     if (producer == NULL)
         return;
     producer->silent = true;
-    if (producer->client != NULL)
-        client_stop(producer);
+    clients_stop(producer);
     while ((topic = SLIST_FIRST(&producer->topics)) != NULL) {
         SLIST_REMOVE_HEAD(&producer->topics, next);
         topic_free(topic);
@@ -446,7 +510,8 @@ struct queue_topic *queue_producer_topic(struct queue_producer *producer, const 
     topic = xcalloc(1, sizeof(*topic));
     topic->producer = producer;
     topic->name = xstrdup(name);
-    topic->handle = rd_kafka_topic_new(producer->client, name, NULL);
+    for (int i = 0; i < PACE_COUNT; i++)
+        topic->handles[i] = rd_kafka_topic_new(producer->clients[i].handle, name, NULL);
     SLIST_INSERT_HEAD(&producer->topics, topic, next);
     return topic;
 }
@@ -474,6 +539,7 @@ static struct record *record_new(const struct queue_message *message)
 {
     struct record *record = xmalloc(sizeof(*record) + message->key_size + message->size);
 
+    record->client = NULL;
     record->done = message->done;
     record->opaque = message->opaque;
     record->tag = message->tag;

@@ -262,6 +262,39 @@ static void test_nothing_follows_a_group_that_is_under_way(void **state)
     free(reports);
 }
 
+/* Goal: small and large groups go through two clients of librdkafka, and a partition's order is
+ * that of the calls all the same. Method: groups of sizes on both sides of the limit, each of which
+ * waits for the one before it, while Kafka answers at uneven times. */
+static void test_order_stays_between_small_and_large_groups(void **state)
+{
+    static const uint32_t sizes[] = {1, 5, 4, 9, 2, 30, 1, 1, 6, 3, 64, 4};
+    struct world *world = *state;
+    struct reports *reports = xcalloc(1, sizeof(*reports));
+    struct err err;
+    uint32_t tag = 0;
+
+    world_open_producer(world, 0);
+    for (uint32_t round = 0; round < 4; round++) {
+        for (uint32_t i = 0; i < COUNT_OF(sizes); i++) {
+            uint64_t groups = queue_producer_counts(world->producer).groups;
+
+            queue_embedded_set_delay(world->kafka, i % 3 == 0 ? 20 : 1);
+            for (uint32_t n = 0; n < sizes[i]; n++)
+                assert_int_equal(produce(world, reports, 0, tag++, &err), 0);
+            while (queue_producer_counts(world->producer).groups == groups)
+                (void)loop_run_until(world->loop, &reports->done, 1);
+        }
+    }
+    reports->want = tag;
+    reports->done = reports->count == tag;
+    assert_true(reports->done || loop_run_until(world->loop, &reports->done, WAIT_MS));
+    assert_int_equal(reports->ok_count, tag);
+    for (uint32_t i = 0; i < tag; i++)
+        assert_int_equal(reports->offsets[i], i);
+    assert_int_equal(queue_producer_counts(world->producer).groups, 4 * COUNT_OF(sizes));
+    free(reports);
+}
+
 static void test_start_at_the_end_tells_the_position_before_any_record(void **state)
 {
     struct world *world = *state;
@@ -684,6 +717,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         WORLD_TEST(test_each_record_is_reported_once_and_read_in_order),
         WORLD_TEST(test_nothing_follows_a_group_that_is_under_way),
+        WORLD_TEST(test_order_stays_between_small_and_large_groups),
         WORLD_TEST(test_start_at_the_end_tells_the_position_before_any_record),
         WORLD_TEST(test_paused_reader_hands_out_nothing_and_resumes),
         WORLD_TEST(test_reader_may_be_closed_in_its_own_call),
