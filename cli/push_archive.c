@@ -18,7 +18,8 @@
 
 /* What is being written, and where it came from. */
 struct packer {
-    struct archive *archive;
+    struct archive *archive;   /* NULL: nothing is written, only looked at */
+    struct model_facts *facts; /* NULL: nobody wants them */
     const char *folder;
     uint64_t file_count, content_size;
     int depth;
@@ -78,6 +79,27 @@ static int pack_header(struct packer *packer, const char *path, mode_t mode, uin
     return r == ARCHIVE_OK ? 0 : archive_failed(packer, path, err);
 }
 
+/* The text of a file that decides over the engine. */
+static int look_at_text(struct packer *packer, int fd, const char *path, uint64_t size,
+                        struct err *err)
+{
+    char **keep = model_facts_text(packer->facts, path);
+    OWNED(mem_free) char *text = NULL;
+
+    model_facts_note(packer->facts, path);
+    packer->facts->content_size += size;
+    if (keep == NULL || *keep != NULL)
+        return 0;
+    if (size > MODEL_TEXT_SIZE_MAX)
+        return err_set(err, ERR_TOO_BIG, "'%s' has %llu bytes, limit %u", path,
+                       (unsigned long long)size, MODEL_TEXT_SIZE_MAX);
+    text = xcalloc(1, size + 1);
+    if (pread(fd, text, size, 0) != (ssize_t)size)
+        return err_set(err, ERR_IO, "'%s' became shorter while it was read", path);
+    *keep = TAKE(text);
+    return 0;
+}
+
 static int pack_folder(struct packer *packer, const char *path, struct err *err);
 
 /* path is relative to the folder that is pushed. */
@@ -87,7 +109,7 @@ static int pack_entry(struct packer *packer, const char *path, struct err *err)
     /* O_NONBLOCK: to open a pipe waits for its writer. It means nothing to a file. */
     OWNED(close_fd) int fd = open(full, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     struct stat info;
-    int r;
+    int r = 0;
 
     if (fd < 0)
         return err_set_errno(err, ERR_USAGE, "'%s' (links are not followed)", full);
@@ -100,6 +122,10 @@ static int pack_entry(struct packer *packer, const char *path, struct err *err)
     if (++packer->file_count > PUSH_FILES_MAX)
         return err_set(err, ERR_TOO_BIG, "more than %d files in '%s'", PUSH_FILES_MAX,
                        packer->folder);
+    if (packer->facts != NULL)
+        r = look_at_text(packer, fd, path, (uint64_t)info.st_size, err);
+    if (r < 0 || packer->archive == NULL)
+        return r;
     r = pack_header(packer, path, info.st_mode, (uint64_t)info.st_size, err);
     return r < 0 ? r : pack_content(packer, fd, path, (uint64_t)info.st_size, err);
 }
@@ -197,5 +223,20 @@ int push_archive_make(const char *folder, struct push_archive *ret_archive, stru
     made.content_size = packer.content_size;
     fd = -1;
     *ret_archive = made;
+    return 0;
+}
+
+int push_archive_look(const char *folder, struct model_facts *ret_facts, struct err *err)
+{
+    OWNED(model_facts_done) struct model_facts facts = {.file_count = 0};
+    struct packer packer = {.facts = &facts, .folder = folder};
+    int r = pack_folder(&packer, "", err);
+
+    if (r < 0)
+        return r;
+    if (facts.file_count == 0)
+        return err_set(err, ERR_USAGE, "there is no file in '%s'", folder);
+    *ret_facts = facts;
+    facts = (struct model_facts){.file_count = 0};
     return 0;
 }

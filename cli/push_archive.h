@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "schema/model_plan.h"
 
 #define PUSH_FILES_MAX 10000
 #define PUSH_DEPTH_MAX 16
@@ -26,4 +27,8 @@ struct push_archive {
 };
 
 int push_archive_make(const char *folder, struct push_archive *ret_archive,
+                      struct err *err) MUST_CHECK;
+
+/* What push_archive_make() would pack, for model_plan_make(); writes nothing. */
+int push_archive_look(const char *folder, struct model_facts *ret_facts,
                       struct err *err) MUST_CHECK;

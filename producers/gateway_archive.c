@@ -4,7 +4,6 @@
 
 #include <archive.h>
 #include <archive_entry.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,27 +12,14 @@
 #define BLOCK_SIZE (256u * 1024)
 #define SAFETENSORS_HEAD_SIZE 9 /* length of the header, and its first byte */
 #define SAFETENSORS_HEADER_MAX (100u << 20)
-#define ENCODER_SLOTS 64
-#define OTHER_SLOTS 8
 
 struct looker {
     struct archive *archive;
-    struct archive_facts *facts;
+    struct model_facts *facts;
     uint64_t content_size_max;
     char **paths;
     size_t path_count;
 };
-
-void gateway_archive_facts_done(struct archive_facts *facts)
-{
-    mem_free(&facts->config_json);
-    mem_free(&facts->headrace_json);
-}
-
-void gateway_archive_plan_done(struct archive_plan *plan)
-{
-    mem_free(&plan->settings);
-}
 
 static void looker_done(struct looker *looker)
 {
@@ -140,29 +126,21 @@ static int read_content(struct looker *looker, const char *path, uint64_t size, 
 
 static int look_at_file(struct looker *looker, const char *path, uint64_t size, struct err *err)
 {
-    struct archive_facts *facts = looker->facts;
-    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(ARCHIVE_JSON_SIZE_MAX);
+    struct model_facts *facts = looker->facts;
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(MODEL_TEXT_SIZE_MAX);
     uint8_t head[SAFETENSORS_HEAD_SIZE] = {0};
-    bool is_config = strcmp(path, "config.json") == 0;
-    bool is_ours = strcmp(path, "headrace.json") == 0;
+    char **keep = model_facts_text(facts, path);
     int r;
 
-    if (++facts->file_count > ARCHIVE_FILES_MAX)
+    model_facts_note(facts, path);
+    if (facts->file_count > ARCHIVE_FILES_MAX)
         return err_set(err, ERR_TOO_BIG, "the archive has more than %d files", ARCHIVE_FILES_MAX);
-    r = read_content(looker, path, size, is_config || is_ours ? &text : NULL, head, err);
-    if (r == 0 && ends_in(path, ".safetensors")) {
-        facts->safetensors_count++;
+    r = read_content(looker, path, size, keep != NULL ? &text : NULL, head, err);
+    if (r == 0 && ends_in(path, ".safetensors"))
         r = check_safetensors(path, head, sizeof(head), size, err);
-    }
-    if (r < 0)
-        return r;
-    if (is_config && facts->config_json == NULL)
-        facts->config_json = xstrdup(buf_text(&text));
-    if (is_ours && facts->headrace_json == NULL)
-        facts->headrace_json = xstrdup(buf_text(&text));
-    if (strcmp(path, "vocab.txt") == 0 || strcmp(path, "tokenizer.json") == 0)
-        facts->has_tokenizer = true;
-    return 0;
+    if (r == 0 && keep != NULL && *keep == NULL)
+        *keep = xstrdup(buf_text(&text));
+    return r;
 }
 
 static int look_at_entry(struct looker *looker, struct archive_entry *entry, struct err *err)
@@ -210,10 +188,10 @@ static int check_repeats(struct looker *looker, struct err *err)
     return 0;
 }
 
-int gateway_archive_look(const char *path, uint64_t content_size_max,
-                         struct archive_facts *ret_facts, struct err *err)
+int gateway_archive_look(const char *path, uint64_t content_size_max, struct model_facts *ret_facts,
+                         struct err *err)
 {
-    OWNED(gateway_archive_facts_done) struct archive_facts facts = {.file_count = 0};
+    OWNED(model_facts_done) struct model_facts facts = {.file_count = 0};
     OWNED(looker_done)
     struct looker looker = {.facts = &facts, .content_size_max = content_size_max};
     struct archive_entry *entry;
@@ -239,151 +217,6 @@ int gateway_archive_look(const char *path, uint64_t content_size_max,
     if (facts.file_count == 0)
         return err_set(err, ERR_MALFORMED, "the archive has no files");
     *ret_facts = facts;
-    facts = (struct archive_facts){.file_count = 0};
-    return 0;
-}
-
-/* ---- the plan ---- */
-
-static int read_number(const json_t *root, const char *key, int64_t highest, uint32_t *number,
-                       struct err *err)
-{
-    const json_t *value = json_object_get(root, key);
-
-    if (value == NULL)
-        return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < 1 ||
-        json_integer_value(value) > highest)
-        return err_set(err, ERR_RANGE, "headrace.json: %s must be an integer of 1 to %lld", key,
-                       (long long)highest);
-    *number = (uint32_t)json_integer_value(value);
-    return 0;
-}
-
-static int read_word(const json_t *root, const char *key, size_t size_max, char *to,
-                     struct err *err)
-{
-    const json_t *value = json_object_get(root, key);
-
-    if (value == NULL)
-        return 0;
-    if (!json_is_string(value) || json_string_length(value) == 0 ||
-        json_string_length(value) >= size_max)
-        return err_set(err, ERR_RANGE, "headrace.json: %s must be a string of 1 to %zu bytes", key,
-                       size_max - 1);
-    mem_copy_text_at(to, size_max, json_string_value(value));
-    return 0;
-}
-
-static int check_keys(const json_t *root, struct err *err)
-{
-    static const char *const known[] = {"engine", "device", "slots", "replicas", "settings"};
-    const char *key;
-    json_t *value;
-
-    json_object_foreach((json_t *)root, key, value)
-    {
-        bool found = false;
-
-        for (size_t i = 0; i < COUNT_OF(known); i++)
-            found = found || strcmp(known[i], key) == 0;
-        if (!found)
-            return err_set(err, ERR_RANGE,
-                           "headrace.json: '%.60s' is unknown; it has engine, device, slots, "
-                           "replicas and settings",
-                           key);
-    }
-    return 0;
-}
-
-static int read_ours(const char *text, struct archive_plan *plan, struct err *err)
-{
-    json_error_t where;
-    json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, &where);
-    const json_t *settings = json_object_get(root, "settings");
-    char *dumped = NULL;
-    int r = 0;
-
-    if (root == NULL)
-        r = err_set(err, ERR_MALFORMED, "headrace.json: line %d: %s", where.line, where.text);
-    else if (!json_is_object(root))
-        r = err_set(err, ERR_MALFORMED, "headrace.json is no object");
-    if (r == 0)
-        r = check_keys(root, err);
-    if (r == 0)
-        r = read_word(root, "engine", sizeof(plan->engine), plan->engine, err);
-    if (r == 0)
-        r = read_word(root, "device", sizeof(plan->device), plan->device, err);
-    if (r == 0)
-        r = read_number(root, "slots", ARCHIVE_SLOTS_MAX, &plan->slot_count, err);
-    if (r == 0)
-        r = read_number(root, "replicas", ARCHIVE_REPLICAS_MAX, &plan->replica_count, err);
-    if (r == 0 && settings != NULL && !json_is_object(settings))
-        r = err_set(err, ERR_MALFORMED, "headrace.json: settings is no object");
-    if (r == 0 && settings != NULL) {
-        dumped = json_dumps(settings, JSON_COMPACT);
-        mem_free(&plan->settings);
-        plan->settings = xstrdup(dumped != NULL ? dumped : "{}");
-    }
-    free(dumped);
-    json_decref(root);
-    return r;
-}
-
-/* The BERT family by what config.json calls itself. */
-static bool is_bert(const char *config_json)
-{
-    json_t *root = config_json == NULL ? NULL : json_loads(config_json, 0, NULL);
-    const char *type = json_string_value(json_object_get(root, "model_type"));
-    const char *name = json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
-    bool yes = (type != NULL && strcmp(type, "bert") == 0) ||
-               (type == NULL && name != NULL && strncmp(name, "Bert", 4) == 0);
-
-    json_decref(root);
-    return yes;
-}
-
-static int check_encoder(const struct archive_facts *facts, struct err *err)
-{
-    const char *missing = facts->config_json == NULL      ? "config.json"
-                          : facts->safetensors_count == 0 ? "a file *.safetensors"
-                          : !facts->has_tokenizer         ? "vocab.txt or tokenizer.json"
-                                                          : NULL;
-
-    if (missing != NULL)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "no engine for these %u files: an encoder needs config.json, *.safetensors "
-                       "and vocab.txt or tokenizer.json at the top, and there is no %s; anything "
-                       "else needs a headrace.json that names its engine",
-                       facts->file_count, missing);
-    if (!is_bert(facts->config_json))
-        return err_set(err, ERR_UNSUPPORTED,
-                       "no engine for this model: config.json has no model_type 'bert'");
-    return 0;
-}
-
-int gateway_archive_plan(const struct archive_facts *facts, struct archive_plan *ret_plan,
-                         struct err *err)
-{
-    OWNED(gateway_archive_plan_done)
-    struct archive_plan plan = {.device = "cpu", .replica_count = 1};
-    int r = 0;
-
-    plan.settings = xstrdup("{}");
-    if (facts->headrace_json != NULL)
-        r = read_ours(facts->headrace_json, &plan, err);
-    if (r == 0 && (plan.engine[0] == '\0' || strcmp(plan.engine, "encoder") == 0)) {
-        r = check_encoder(facts, err);
-        mem_copy_text(plan.engine, "encoder");
-    }
-    if (r == 0 && strcmp(plan.engine, "encoder") != 0 && strcmp(plan.engine, "sim") != 0)
-        r = err_set(err, ERR_UNSUPPORTED,
-                    "headrace.json: engine is '%s'; there are encoder and sim", plan.engine);
-    if (r < 0)
-        return r;
-    if (plan.slot_count == 0)
-        plan.slot_count = strcmp(plan.engine, "encoder") == 0 ? ENCODER_SLOTS : OTHER_SLOTS;
-    *ret_plan = plan;
-    plan = (struct archive_plan){.settings = NULL};
+    facts = (struct model_facts){.file_count = 0};
     return 0;
 }

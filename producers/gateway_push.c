@@ -48,8 +48,8 @@ struct push {
     uint8_t announced[BLOB_DIGEST_SIZE], digest[BLOB_DIGEST_SIZE];
     char blob[BLOB_KEY_SIZE];
     char name[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
-    struct archive_facts facts;
-    struct archive_plan plan;
+    struct model_facts facts;
+    struct model_plan plan;
     struct err err; /* of the work on the thread */
 };
 
@@ -61,8 +61,8 @@ static void push_free(struct push **push_p)
         return;
     blob_upload_free(&push->upload);
     buf_done(&push->part);
-    gateway_archive_facts_done(&push->facts);
-    gateway_archive_plan_done(&push->plan);
+    model_facts_done(&push->facts);
+    model_plan_done(&push->plan);
     free(push);
 }
 
@@ -165,7 +165,7 @@ static void look(uv_work_t *work)
                                  &push->err);
 
     if (r == 0)
-        r = gateway_archive_plan(&push->facts, &push->plan, &push->err);
+        r = model_plan_make(&push->facts, &push->plan, &push->err);
     push->err.code = r;
 }
 
@@ -352,7 +352,7 @@ static void on_json(struct call *call)
     int r;
 
     push->facts.headrace_json = xstrdup(buf_text(body));
-    r = gateway_archive_plan(&push->facts, &push->plan, &err);
+    r = model_plan_make(&push->facts, &push->plan, &err);
     if (r == ERR_UNSUPPORTED)
         err.code = ERR_MISMATCH;
     if (r < 0)

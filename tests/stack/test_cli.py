@@ -21,6 +21,21 @@ def tiny(stack):
     return state
 
 
+def test_probe_says_what_a_push_will_do(stack, tiny, tmp_path):
+    def probe(directory):
+        command = [BINARY, "probe", "--json", directory]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    said = json.loads(probe(TINY).stdout)
+    assert said["engine"] == tiny["engine"] and said["task"] == "embed"
+    assert said["settings"] == tiny["config"]
+    (tmp_path / "notes.txt").write_text("nothing to run")
+    refused = probe(tmp_path)
+    assert refused.returncode == 2 and "looked for" in refused.stderr
+    pushed = stack.cli("push", str(tmp_path), check=False)
+    assert pushed.returncode == 2 and refused.stderr.split(": ", 1)[1].strip() in pushed.stderr
+
+
 def test_predict_prints_the_output_alone(stack, tiny):
     done = stack.cli("predict", "tiny", "--input", '{"input": ["one", "two"]}')
     answer = json.loads(done.stdout)

@@ -1,0 +1,327 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "schema/model_plan.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    uint32_t slot_count;
+    bool batches;
+} engines[] = {
+#define ENGINE(name, slots, batches) {name, slots, batches},
+#include "schema/engines.def"
+#undef ENGINE
+};
+
+static void json_free(json_t **json_p)
+{
+    json_decref(*json_p);
+    *json_p = NULL;
+}
+
+/* ---- facts ---- */
+
+void model_facts_done(struct model_facts *facts)
+{
+    mem_free(&facts->config_json);
+    mem_free(&facts->headrace_json);
+}
+
+static bool ends_in(const char *text, const char *end)
+{
+    size_t text_size = strlen(text), end_size = strlen(end);
+
+    return text_size >= end_size && strcmp(text + text_size - end_size, end) == 0;
+}
+
+/* model.onnx wins, then the only *.onnx at the top, then where Hugging Face's exporter puts it. */
+static void note_onnx(struct model_facts *facts, const char *path)
+{
+    bool top = strchr(path, '/') == NULL;
+
+    facts->onnx_count += top;
+    if (strlen(path) >= MODEL_PATH_SIZE || (!top && strcmp(path, "onnx/model.onnx") != 0))
+        return;
+    if (strcmp(path, "model.onnx") == 0 || facts->onnx_file[0] == '\0' ||
+        (top && strchr(facts->onnx_file, '/') != NULL))
+        mem_copy_text(facts->onnx_file, path);
+}
+
+void model_facts_note(struct model_facts *facts, const char *path)
+{
+    bool top = strchr(path, '/') == NULL;
+
+    facts->file_count++;
+    facts->safetensors_count += top && ends_in(path, ".safetensors");
+    facts->gguf_count += top && ends_in(path, ".gguf");
+    if (ends_in(path, ".onnx"))
+        note_onnx(facts, path);
+    if (strcmp(path, "vocab.txt") == 0 || strcmp(path, "tokenizer.json") == 0)
+        facts->has_tokenizer = true;
+}
+
+char **model_facts_text(struct model_facts *facts, const char *path)
+{
+    if (strcmp(path, "config.json") == 0)
+        return &facts->config_json;
+    return strcmp(path, "headrace.json") == 0 ? &facts->headrace_json : NULL;
+}
+
+/* ---- headrace.json ---- */
+
+static int read_number(const json_t *root, const char *key, int64_t lowest, int64_t highest,
+                       uint32_t *number, struct err *err)
+{
+    const json_t *value = json_object_get(root, key);
+
+    if (value == NULL)
+        return 0;
+    if (!json_is_integer(value))
+        return err_set(err, ERR_RANGE,
+                       "headrace.json: %s is no integer; it has to be one of %lld to %lld", key,
+                       (long long)lowest, (long long)highest);
+    if (json_integer_value(value) < lowest || json_integer_value(value) > highest)
+        return err_set(err, ERR_RANGE,
+                       "headrace.json: %s is %lld; it has to be an integer of %lld to %lld", key,
+                       (long long)json_integer_value(value), (long long)lowest, (long long)highest);
+    *number = (uint32_t)json_integer_value(value);
+    return 0;
+}
+
+static int read_word(const json_t *root, const char *key, size_t size_max, char *to,
+                     struct err *err)
+{
+    const json_t *value = json_object_get(root, key);
+
+    if (value == NULL)
+        return 0;
+    if (!json_is_string(value) || json_string_length(value) == 0 ||
+        json_string_length(value) >= size_max)
+        return err_set(err, ERR_RANGE, "headrace.json: %s must be a text of 1 to %zu bytes", key,
+                       size_max - 1);
+    mem_copy_text_at(to, size_max, json_string_value(value));
+    return 0;
+}
+
+static int check_keys(const json_t *object, const char *what, const char *const known[],
+                      size_t known_count, struct err *err)
+{
+    const char *key;
+    json_t *value;
+
+    json_object_foreach((json_t *)object, key, value)
+    {
+        char list[120] = "";
+        bool found = false;
+
+        for (size_t i = 0; i < known_count; i++) {
+            size_t size = strlen(list);
+
+            found = found || strcmp(known[i], key) == 0;
+            (void)snprintf(list + size, sizeof(list) - size, "%s%s", i > 0 ? ", " : "", known[i]);
+        }
+        if (!found)
+            return err_set(err, ERR_RANGE, "headrace.json: %s'%.60s' is unknown; there are %s",
+                           what, key, list);
+    }
+    return 0;
+}
+
+/* Checked here as the engines check it, so that a wrong limit is the answer to the push. */
+static int read_batching(const json_t *root, json_t *settings, struct err *err)
+{
+    static const char *const known[] = {"max_items", "max_tokens", "max_wait_ms"};
+    json_t *batching = json_object_get(root, "batching");
+    uint32_t number = 0;
+    int r;
+
+    if (batching == NULL)
+        return 0;
+    if (!json_is_object(batching))
+        return err_set(err, ERR_MALFORMED, "headrace.json: batching is no object");
+    if (json_object_get(settings, "batching") != NULL)
+        return err_set(err, ERR_MISMATCH,
+                       "headrace.json: batching stands both at the top and in settings");
+    r = check_keys(batching, "batching ", known, COUNT_OF(known), err);
+    if (r == 0)
+        r = read_number(batching, "max_items", 1, MODEL_BATCH_ITEMS_MAX, &number, err);
+    if (r == 0)
+        r = read_number(batching, "max_tokens", 1, MODEL_BATCH_TOKENS_MAX, &number, err);
+    if (r == 0)
+        r = read_number(batching, "max_wait_ms", 0, MODEL_BATCH_WAIT_MS_MAX, &number, err);
+    if (r == 0)
+        (void)json_object_set(settings, "batching", batching);
+    return r;
+}
+
+static int read_settings(const json_t *root, json_t *settings, struct err *err)
+{
+    json_t *ours = json_object_get(root, "settings");
+
+    if (ours == NULL)
+        return 0;
+    if (!json_is_object(ours))
+        return err_set(err, ERR_MALFORMED, "headrace.json: settings is no object");
+    (void)json_object_update(settings, ours);
+    return 0;
+}
+
+static int read_ours(const json_t *root, struct model_plan *plan, json_t *settings, struct err *err)
+{
+    static const char *const known[] = {"engine",   "device",   "slots",
+                                        "replicas", "settings", "batching"};
+    int r;
+
+    if (!json_is_object(root))
+        return err_set(err, ERR_MALFORMED, "headrace.json is no object");
+    r = check_keys(root, "", known, COUNT_OF(known), err);
+    if (r == 0)
+        r = read_word(root, "engine", sizeof(plan->engine), plan->engine, err);
+    if (r == 0)
+        r = read_word(root, "device", sizeof(plan->device), plan->device, err);
+    if (r == 0)
+        r = read_number(root, "slots", 1, MODEL_SLOTS_MAX, &plan->slot_count, err);
+    if (r == 0)
+        r = read_number(root, "replicas", 1, MODEL_REPLICAS_MAX, &plan->replica_count, err);
+    if (r == 0)
+        r = read_settings(root, settings, err);
+    if (r == 0)
+        r = read_batching(root, settings, err);
+    if (r == 0 && plan->engine[0] != '\0')
+        mem_copy_text(plan->why, "headrace.json names its engine");
+    return r;
+}
+
+/* ---- what the files are ---- */
+
+/* The BERT family by what config.json calls itself. */
+static bool is_bert(const char *config_json)
+{
+    OWNED(json_free) json_t *root = config_json == NULL ? NULL : json_loads(config_json, 0, NULL);
+    const char *type = json_string_value(json_object_get(root, "model_type"));
+    const char *name = json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
+
+    return (type != NULL && strcmp(type, "bert") == 0) ||
+           (type == NULL && name != NULL && strncmp(name, "Bert", 4) == 0);
+}
+
+static bool fits_encoder(const struct model_facts *facts)
+{
+    return is_bert(facts->config_json) && facts->safetensors_count > 0 && facts->has_tokenizer;
+}
+
+static int refuse(const struct model_facts *facts, struct err *err)
+{
+    const char *config = facts->config_json == NULL    ? "missing"
+                         : is_bert(facts->config_json) ? "there"
+                                                       : "of another kind";
+
+    return err_set(
+        err, ERR_UNSUPPORTED,
+        "no engine for these %u files; looked for at the top: for encoder config.json "
+        "with model_type 'bert' (%s), *.safetensors (%s), vocab.txt or tokenizer.json "
+        "(%s); for onnx model.onnx, a single *.onnx or onnx/model.onnx (missing); "
+        "headrace.json with an engine (missing)%s",
+        facts->file_count, config, facts->safetensors_count > 0 ? "there" : "missing",
+        facts->has_tokenizer ? "there" : "missing",
+        facts->gguf_count > 0 ? "; *.gguf is there, and this version has no engine for it" : "");
+}
+
+static int pick_engine(const struct model_facts *facts, struct model_plan *plan, struct err *err)
+{
+    if (fits_encoder(facts)) {
+        mem_copy_text(plan->engine, "encoder");
+        mem_copy_text(plan->why, "config.json has model_type 'bert', and weights (*.safetensors) "
+                                 "and a tokenizer are there");
+    } else if (facts->onnx_file[0] != '\0') {
+        mem_copy_text(plan->engine, "onnx");
+        (void)snprintf(plan->why, sizeof(plan->why), "there is the ONNX file %.200s",
+                       facts->onnx_file);
+    } else {
+        return refuse(facts, err);
+    }
+    return 0;
+}
+
+static int check_encoder(const struct model_facts *facts, struct err *err)
+{
+    return fits_encoder(facts) ? 0 : refuse(facts, err);
+}
+
+/* The file is written down, so that engine and gateway cannot choose differently. */
+static int check_onnx(const struct model_facts *facts, json_t *settings, struct err *err)
+{
+    const json_t *file = json_object_get(settings, "file");
+
+    if (file != NULL)
+        return json_is_string(file)
+                   ? 0
+                   : err_set(err, ERR_RANGE, "headrace.json: settings.file is no text");
+    if (facts->onnx_file[0] == '\0')
+        return refuse(facts, err);
+    if (facts->onnx_count > 1 && strcmp(facts->onnx_file, "model.onnx") != 0)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "there are %u files *.onnx and none of them is model.onnx: name one in "
+                       "headrace.json, {\"settings\": {\"file\": \"%.100s\"}}",
+                       facts->onnx_count, facts->onnx_file);
+    (void)json_object_set_new(settings, "file", json_string(facts->onnx_file));
+    return 0;
+}
+
+static int check_engine(const struct model_facts *facts, struct model_plan *plan, json_t *settings,
+                        struct err *err)
+{
+    size_t i = 0;
+
+    while (i < COUNT_OF(engines) && strcmp(engines[i].name, plan->engine) != 0)
+        i++;
+    if (i == COUNT_OF(engines))
+        return err_set(err, ERR_UNSUPPORTED,
+                       "headrace.json: engine is '%s'; there are encoder, onnx and sim",
+                       plan->engine);
+    if (!engines[i].batches && json_object_get(settings, "batching") != NULL)
+        return err_set(err, ERR_UNSUPPORTED, "headrace.json: batching is set, and %s has none",
+                       plan->engine);
+    if (plan->slot_count == 0)
+        plan->slot_count = engines[i].slot_count;
+    if (strcmp(plan->engine, "encoder") == 0)
+        return check_encoder(facts, err);
+    return strcmp(plan->engine, "onnx") == 0 ? check_onnx(facts, settings, err) : 0;
+}
+
+void model_plan_done(struct model_plan *plan)
+{
+    mem_free(&plan->settings);
+}
+
+int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan, struct err *err)
+{
+    OWNED(json_free) json_t *root = NULL;
+    OWNED(json_free) json_t *settings = json_object();
+    struct model_plan plan = {.device = "cpu", .replica_count = 1};
+    json_error_t where;
+    char *dumped;
+    int r = 0;
+
+    if (facts->headrace_json != NULL) {
+        root = json_loads(facts->headrace_json, JSON_REJECT_DUPLICATES, &where);
+        r = root != NULL
+                ? read_ours(root, &plan, settings, err)
+                : err_set(err, ERR_MALFORMED, "headrace.json: line %d: %s", where.line, where.text);
+    }
+    if (r == 0 && plan.engine[0] == '\0')
+        r = pick_engine(facts, &plan, err);
+    if (r == 0)
+        r = check_engine(facts, &plan, settings, err);
+    if (r < 0)
+        return r;
+    dumped = json_dumps(settings, JSON_COMPACT);
+    plan.settings = xstrdup(dumped != NULL ? dumped : "{}");
+    free(dumped);
+    *ret_plan = plan;
+    return 0;
+}
