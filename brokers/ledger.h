@@ -96,9 +96,11 @@ struct flush_job {
     struct wire_text worker;      /* of the newest attempt */
     enum error_class error_class; /* final and not SUCCEEDED: why; else of the last failure */
     struct wire_text error_message;
-    struct wire_bytes output;     /* SUCCEEDED: the result, or… */
+    struct wire_bytes output;     /* SUCCEEDED: the result; FAILED: the model's own answer; or… */
     struct wire_text output_blob; /* …the key of its blob */
     uint64_t output_size;
+    struct wire_text output_type;
+    uint64_t http_status; /* the model's own; 0: none */
 };
 
 /* What somebody asked for in SQL: a row of `command`. */

@@ -67,6 +67,10 @@ static void attempt_fill(struct owner *owner, struct job *job, struct owner_todo
         .trace = submit->trace,
         .alone = job->alone,
         .slot_count = job->spec->slot_count,
+        .input_type = submit->input_type,
+        .route = submit->route,
+        .stream = submit->stream,
+        .gateway = submit->stream ? submit->gateway : (struct wire_text){0},
     };
 }
 

@@ -140,8 +140,10 @@ static void compose_attempt(struct flush_batch *batch, const struct job *job,
 
 static void compose_row(struct flush_job *row, const struct job *job, const struct flush_item *item)
 {
-    const struct message_finished *finished = job->state == JOB_SUCCEEDED ? &item->finish->message
-                                                                          : NULL;
+    bool answered = job->state == JOB_SUCCEEDED || (job->state == JOB_FAILED && job->told_end);
+    const struct message_finished *finished = answered && item->finish != NULL
+                                                  ? &item->finish->message
+                                                  : NULL;
 
     *row = (struct flush_job){
         .spec = item->spec,
@@ -169,6 +171,8 @@ static void compose_row(struct flush_job *row, const struct job *job, const stru
         row->output = finished->output;
         row->output_blob = finished->output_blob;
         row->output_size = finished->output_size;
+        row->output_type = finished->output_type;
+        row->http_status = finished->http_status;
     }
 }
 
@@ -505,6 +509,8 @@ static void flush_refused(struct owner *owner, size_t index, const char *why)
     row->output = (struct wire_bytes){0};
     row->output_blob = (struct wire_text){0};
     row->output_size = 0;
+    row->output_type = (struct wire_text){0};
+    row->http_status = 0;
 }
 
 void owner_on_flush(struct owner *owner, const struct flush_result *result)

@@ -411,6 +411,14 @@ static void job_retry_free(struct owner *owner, struct job *job)
                                                      job->free_losses - 1, rng_unit(&owner->rng)));
 }
 
+/* Who waits for a sync call is told what its model says; only a model that could not take it is
+ * tried again (SURFACE 2.6). */
+static bool answers_at_once(const struct job *job, enum error_class class)
+{
+    return job->spec->submit.sync && class != ERROR_CLASS_MODEL_UNAVAILABLE &&
+           class != ERROR_CLASS_MODEL_NOT_READY;
+}
+
 /* The attempt has ended with this class: charge, then retry or fail. */
 static void job_charge(struct owner *owner, struct job *job, enum error_class class,
                        uint64_t retry_after_ms)
@@ -426,7 +434,8 @@ static void job_charge(struct owner *owner, struct job *job, enum error_class cl
         job_retry_free(owner, job);
         return;
     case ERROR_BUDGET_USER:
-        if (++job->user_failures >= (most > JOB_ATTEMPTS_MAX ? JOB_ATTEMPTS_MAX : most))
+        if (++job->user_failures >= (most > JOB_ATTEMPTS_MAX ? JOB_ATTEMPTS_MAX : most) ||
+            answers_at_once(job, class))
             job_fail(owner, job);
         else
             job_retry(owner, job, user_delay_ms(owner, job, retry_after_ms));

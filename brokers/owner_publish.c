@@ -36,6 +36,8 @@ static struct ledger_final final_of(const struct flush_job *row)
                 .finished_us = row->state_us,
                 .trace = submit->trace,
                 .attempts = row->attempt_count,
+                .output_type = row->output_type,
+                .http_status = row->http_status,
             },
         .gateway = submit->gateway,
     };

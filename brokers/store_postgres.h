@@ -112,7 +112,7 @@ void store_on_flush_pause(void *opaque);
     " j.tenant, j.model, j.deployment, j.environment, j.pool, j.input_blob, j.input_size,"         \
     " j.input_digest, j.max_attempts, j.initial_delay_ms, j.max_delay_ms, j.queue_limit_ms,"       \
     " j.run_limit_ms, j.total_limit_ms, j.webhook_url, j.idempotency_key, j.gateway, j.trace,"     \
-    " j.key_prefix, j.replayed_at,"                                                                \
+    " j.key_prefix, j.replayed_at, j.input_type, j.route, j.stream,"                               \
     " (SELECT string_agg(t.tag, ',' ORDER BY t.tag) FROM job_tag t WHERE t.job_id = j.id)"
 
 int store_read_row(struct store *store, const struct pg_answer *answer, size_t at, size_t row,
@@ -125,7 +125,8 @@ int store_read_rows(struct store *store, const struct pg_answer *answer, size_t 
 #define STORE_FINAL_COLUMNS                                                                        \
     " j.id, j.round, j.tenant, j.model, j.deployment, j.environment, j.state, j.error_class,"      \
     " j.error_message, r.output, r.output_blob, coalesce(r.output_size, 0), j.webhook_url,"        \
-    " j.accepted_at, j.state_at, j.trace, j.attempt_count, j.gateway "
+    " j.accepted_at, j.state_at, j.trace, j.attempt_count, j.gateway, r.output_type,"              \
+    " coalesce(r.http_status, 0) "
 
 /* Texts and bytes stay in the answer. */
 void store_read_final(const struct pg_answer *answer, size_t at, size_t row,

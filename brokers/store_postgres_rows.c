@@ -47,6 +47,9 @@ enum row_column {
     ROW_TRACE,
     ROW_KEY_PREFIX,
     ROW_REPLAYED_AT,
+    ROW_INPUT_TYPE,
+    ROW_ROUTE,
+    ROW_STREAM,
     ROW_TAGS,
     ROW_INPUT,
 };
@@ -70,6 +73,8 @@ enum final_column {
     FINAL_TRACE,
     FINAL_ATTEMPT_COUNT,
     FINAL_GATEWAY,
+    FINAL_OUTPUT_TYPE,
+    FINAL_HTTP_STATUS,
 };
 
 static struct message_submit read_submit(const struct pg_answer *answer, size_t at, size_t row)
@@ -103,6 +108,9 @@ static struct message_submit read_submit(const struct pg_answer *answer, size_t 
         .slot_count = pg_u64(answer, at, row, ROW_SLOT_COUNT),
         .key_prefix = pg_text(answer, at, row, ROW_KEY_PREFIX),
         .tags = pg_text(answer, at, row, ROW_TAGS),
+        .input_type = pg_text(answer, at, row, ROW_INPUT_TYPE),
+        .route = pg_text(answer, at, row, ROW_ROUTE),
+        .stream = pg_bool(answer, at, row, ROW_STREAM),
     };
 }
 
@@ -183,6 +191,8 @@ void store_read_final(const struct pg_answer *answer, size_t at, size_t row,
                 .finished_us = pg_time_us(answer, at, row, FINAL_STATE_AT),
                 .trace = pg_text(answer, at, row, FINAL_TRACE),
                 .attempts = pg_u64(answer, at, row, FINAL_ATTEMPT_COUNT),
+                .output_type = pg_text(answer, at, row, FINAL_OUTPUT_TYPE),
+                .http_status = pg_u64(answer, at, row, FINAL_HTTP_STATUS),
             },
         .gateway = pg_text(answer, at, row, FINAL_GATEWAY),
     };

@@ -52,21 +52,25 @@ PG_STATEMENT(
     "unnest($35::bigint[]) AS fence, unnest($36::smallint[]) AS error_class, "
     "unnest($37::smallint[]) AS attempt_count, unnest($38::smallint[]) AS user_failures, "
     "unnest($39::smallint[]) AS oom_failures, unnest($40::smallint[]) AS lost_failures, "
-    "unnest($41::text[]) AS worker, unnest($42::text[]) AS error_message), applied AS (INSERT "
+    "unnest($41::text[]) AS worker, unnest($42::text[]) AS error_message, unnest($54::text[]) AS "
+    "input_type, unnest($55::text[]) AS route, unnest($56::boolean[]) AS stream), applied AS "
+    "(INSERT "
     "INTO job (id, accepted_at, received_at, start_deadline_at, total_deadline_at, seq, "
     "input_size, run_limit_ms, queue_limit_ms, total_limit_ms, initial_delay_ms, "
     "max_delay_ms, slot_count, round, rank, max_attempts, sync, tenant, model, deployment, "
     "environment, pool, input_digest, input_blob, webhook_url, idempotency_key, gateway, "
     "trace, key_prefix, state, state_at, due_at, started_at, token, fence, error_class, "
-    "attempt_count, user_failures, oom_failures, lost_failures, worker, error_message, shard) "
+    "attempt_count, user_failures, oom_failures, lost_failures, worker, error_message, input_type, "
+    "route, stream, shard) "
     "SELECT u.*, $43::smallint FROM u ON CONFLICT (id) DO NOTHING RETURNING id), results AS "
-    "(INSERT INTO job_result (job_id, round, token, output_size, output, output_blob) SELECT "
-    "* FROM (SELECT unnest($44::uuid[]) AS id, unnest($45::smallint[]) AS round, "
-    "unnest($46::bigint[]) AS token, unnest($47::bigint[]) AS output_size, "
-    "unnest($48::bytea[]) AS output, unnest($49::text[]) AS output_blob) r WHERE (r.id IN "
+    "(INSERT INTO job_result (job_id, round, token, output_size, output, output_blob, output_type, "
+    "http_status) SELECT * FROM (SELECT unnest($44::uuid[]) AS id, unnest($45::smallint[]) AS "
+    "round, unnest($46::bigint[]) AS token, unnest($47::bigint[]) AS output_size, "
+    "unnest($48::bytea[]) AS output, unnest($49::text[]) AS output_blob, unnest($50::text[]) AS "
+    "output_type, unnest($51::smallint[]) AS http_status) r WHERE (r.id IN "
     "(SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), inputs AS (INSERT INTO "
-    "job_input (job_id, input) SELECT * FROM (SELECT unnest($50::uuid[]) AS id, "
-    "unnest($51::bytea[]) AS input) i WHERE (i.id IN (SELECT id FROM applied)) IS TRUE ON "
+    "job_input (job_id, input) SELECT * FROM (SELECT unnest($52::uuid[]) AS id, "
+    "unnest($53::bytea[]) AS input) i WHERE (i.id IN (SELECT id FROM applied)) IS TRUE ON "
     "CONFLICT DO NOTHING), deltas AS (INSERT INTO queue_delta (shard, rank, deployment, pool, "
     "waiting, running, delayed, bytes) SELECT $43::smallint, rank, deployment, pool, count(*) "
     "FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), count(*) FILTER (WHERE state "
@@ -95,9 +99,11 @@ PG_STATEMENT(
     "RETURNING job.id, job.shard, job.rank, job.deployment, job.pool, job.input_size, CASE WHEN "
     "job.state = 1 AND job.due_at IS NOT NULL THEN 7 ELSE job.state END AS state, "
     "job.state_before), results AS (INSERT INTO job_result (job_id, round, token, "
-    "output_size, output, output_blob) SELECT * FROM (SELECT unnest($17::uuid[]) AS id, "
+    "output_size, output, output_blob, output_type, http_status) SELECT * FROM (SELECT "
+    "unnest($17::uuid[]) AS id, "
     "unnest($18::smallint[]) AS round, unnest($19::bigint[]) AS token, unnest($20::bigint[]) "
-    "AS output_size, unnest($21::bytea[]) AS output, unnest($22::text[]) AS output_blob) r "
+    "AS output_size, unnest($21::bytea[]) AS output, unnest($22::text[]) AS output_blob, "
+    "unnest($23::text[]) AS output_type, unnest($24::smallint[]) AS http_status) r "
     "WHERE (r.id IN (SELECT id FROM applied)) IS TRUE ON CONFLICT DO NOTHING), deltas AS "
     "(INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running, delayed, bytes) "
     "SELECT shard, rank, deployment, pool, sum((state IN (1, 7))::integer - (state_before IN "
@@ -345,14 +351,22 @@ static void bind_state(struct store *store, struct pg_batch *batch,
     BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->error_message));
 }
 
-static void bind_results(struct pg_batch *batch, const struct selection *all)
+/* A failure has one only when its model itself has answered. */
+static bool has_result(const struct flush_job *job)
 {
-    struct selection succeeded = {.jobs = xcalloc(all->count + 1, sizeof(struct flush_job *))};
-    const struct selection *selection = &succeeded;
+    return job->state == JOB_SUCCEEDED ||
+           (job->state == JOB_FAILED &&
+            (job->http_status != 0 || job->output.size > 0 || job->output_blob.size > 0));
+}
+
+static void bind_results(struct store *store, struct pg_batch *batch, const struct selection *all)
+{
+    struct selection results = {.jobs = xcalloc(all->count + 1, sizeof(struct flush_job *))};
+    const struct selection *selection = &results;
 
     for (size_t i = 0; i < all->count; i++) {
-        if (all->jobs[i]->state == JOB_SUCCEEDED)
-            succeeded.jobs[succeeded.count++] = all->jobs[i];
+        if (has_result(all->jobs[i]))
+            results.jobs[results.count++] = all->jobs[i];
     }
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
     BIND_I16(job->spec->round);
@@ -360,7 +374,9 @@ static void bind_results(struct pg_batch *batch, const struct selection *all)
     BIND_I64(job->output_size);
     BIND_EACH(PG_BYTES, pg_bind_bytes(batch, job->output));
     BIND_TEXT(job->output_blob);
-    selection_done(&succeeded);
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->output_type));
+    BIND_I16(job->http_status);
+    selection_done(&results);
 }
 
 /* An input is worth a row while its job may still run: not final, or dead and to be replayed. */
@@ -406,8 +422,11 @@ static void write_inserts(struct store *store, uint32_t shard, const struct sele
     bind_spec(store, batch, selection);
     bind_state(store, batch, selection);
     pg_bind_i16(batch, (int64_t)shard);
-    bind_results(batch, selection);
+    bind_results(store, batch, selection);
     bind_inputs(batch, selection);
+    BIND_SPEC_TEXT(submit->input_type);
+    BIND_SPEC_TEXT(submit->route);
+    BIND_EACH(PG_BOOL, pg_bind_bool(batch, submit->stream));
 }
 
 static void write_updates(struct store *store, const struct selection *selection,
@@ -418,7 +437,7 @@ static void write_updates(struct store *store, const struct selection *selection
     BIND_I16(job->spec->round);
     BIND_I64(job->final_token);
     bind_state(store, batch, selection);
-    bind_results(batch, selection);
+    bind_results(store, batch, selection);
 }
 
 static void write_replays(struct store *store, const struct selection *selection,

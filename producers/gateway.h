@@ -36,6 +36,7 @@
 #include "producers/gateway_route.h"
 #include "schema/api_key.h"
 #include "schema/job_id.h"
+#include "schema/media_type.h"
 
 struct blob_store;
 struct body_reader;
@@ -144,6 +145,7 @@ struct call {
     void (*on_choice)(struct call *call, const struct config_choice *choice);
     void (*on_model)(struct call *call, const struct config_model *model);
     uint64_t output_size;                  /* of a result that is in the blob store */
+    char type[MEDIA_TYPE_SIZE_MAX + 1];    /* Content-Type of the answer; "": JSON */
     char about[CONFIG_NAME_SIZE];          /* what the code of a route must not forget meanwhile */
     void *state;                           /* of the route's own code, which frees it… */
     void (*on_dropped)(struct call *call); /* …also when the client left while reading */
@@ -152,7 +154,7 @@ struct call {
 http_call call_begin; /* the server's handler; opaque is the gateway */
 http_render_error_call call_render_error;
 
-/* Each ends the call: *call_p becomes NULL. Bodies are JSON. */
+/* Each ends the call: *call_p becomes NULL. Bodies are JSON, or of the call's own type. */
 void call_answer(struct call **call_p, int status, struct buf *body);
 void call_answer_json(struct call **call_p, int status, struct json_t **body_p); /* takes it */
 void call_answer_text(struct call **call_p, int status, const char *type, const char *text);
@@ -161,6 +163,9 @@ void call_fail(struct call **call_p, const struct err *err); /* status and code 
 
 /* The same with an error_code of the surface that is not the status' usual one. */
 void call_fail_as(struct call **call_p, int status, const char *error_code, const char *text);
+
+/* The answer's Content-Type as an engine has named it; one that is none becomes bytes. */
+void call_set_type(struct call *call, struct wire_text type);
 
 /* For pg_done_fn's: true when the answer can be used; else the call has been answered. */
 bool call_take_answer(struct call **call_p, const struct pg_answer *answer);

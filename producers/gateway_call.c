@@ -129,7 +129,7 @@ static size_t call_headers(const struct call *call, int status, const char *type
 {
     size_t n = 0;
 
-    headers[n++] = (struct http_header){"Content-Type", type};
+    headers[n++] = (struct http_header){"Content-Type", call->type[0] != '\0' ? call->type : type};
     if (call->job[0] != '\0') {
         headers[n++] = (struct http_header){"X-Baseten-Request-Id", call->job};
         headers[n++] = (struct http_header){"X-Headrace-Request-Id", call->job};
@@ -149,11 +149,21 @@ static size_t call_headers(const struct call *call, int status, const char *type
     return n;
 }
 
+void call_set_type(struct call *call, struct wire_text type)
+{
+    struct err err;
+
+    if (media_type_check(type, &err) < 0)
+        type = WIRE_TEXT_OF(MEDIA_TYPE_BYTES);
+    (void)snprintf(call->type, sizeof(call->type), "%.*s", (int)type.size,
+                   type.size > 0 ? type.text : "");
+}
+
 void call_answer(struct call **call_p, int status, struct buf *body)
 {
     struct call *call = *call_p;
     struct http_header headers[HEADERS_MAX];
-    size_t count = call_headers(call, status, "application/json", headers);
+    size_t count = call_headers(call, status, MEDIA_TYPE_JSON, headers);
 
     call_account(call, status);
     http_request_answer_buf(&call->request, status, headers, count, body);
@@ -204,7 +214,7 @@ void call_answer_file(struct call **call_p, int status, int fd, uint64_t size)
 {
     struct call *call = *call_p;
     struct http_header headers[HEADERS_MAX];
-    size_t count = call_headers(call, status, "application/json", headers);
+    size_t count = call_headers(call, status, MEDIA_TYPE_JSON, headers);
 
     call_account(call, status);
     http_request_answer_file(&call->request, status, headers, count, fd, 0, size);
@@ -215,6 +225,7 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
 {
     struct buf body = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
 
+    (*call_p)->type[0] = '\0';
     append_error(&body, text, error_code);
     call_answer(call_p, status, &body);
     buf_done(&body);

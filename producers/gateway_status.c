@@ -6,8 +6,8 @@
  * Redis only knows final jobs, and nothing of their webhooks: with one, Postgres is asked all the
  * same while it is there. A job of another tenant is answered like one that does not exist.
  *
- * Result: 200 and the model's output, verbatim; 202 and the status while the job is not final; 409
- * when it ended without a result.
+ * Result: 200 and the model's output, verbatim, with its media type; 202 and the status while the
+ * job is not final; 409 when it ended without a result.
  */
 
 #include <stdio.h>
@@ -31,10 +31,10 @@ PG_STATEMENT(status_find,
              "WHERE j.id = $1 AND j.tenant = $2");
 PG_STATEMENT(status_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
                            "ORDER BY epoch DESC, number DESC LIMIT 1");
-PG_STATEMENT(status_result,
-             "SELECT r.output, coalesce(r.output_blob, ''), r.output_size FROM job j "
-             "JOIN job_result r ON r.job_id = j.id AND r.round = j.round "
-             "WHERE j.id = $1 AND j.tenant = $2");
+PG_STATEMENT(status_result, "SELECT r.output, coalesce(r.output_blob, ''), r.output_size, "
+                            "coalesce(r.output_type, '') FROM job j "
+                            "JOIN job_result r ON r.job_id = j.id AND r.round = j.round "
+                            "WHERE j.id = $1 AND j.tenant = $2");
 
 /* ---- answers ---- */
 
@@ -103,7 +103,7 @@ static void answer_output(struct call *call, struct wire_bytes output, const cha
     }
     if (output.size > 0)
         buf_append(&to, output.bytes, output.size);
-    else
+    else if (call->type[0] == '\0')
         buf_append_text(&to, "null");
     call_answer(&call, 200, &to);
 }
@@ -215,6 +215,8 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
         output = pg_bytes(answer, 2, 0, 0);
         blob = pg_c(answer, 2, 0, 1);
         call->output_size = pg_u64(answer, 2, 0, 2);
+        if (view.state == JOB_SUCCEEDED)
+            call_set_type(call, pg_text(answer, 2, 0, 3));
     }
     answer_view(call, &view, output, blob);
 }
@@ -259,6 +261,8 @@ static void on_cached(void *opaque, int code, const void *bytes, size_t size)
                    message.completed.output_blob.size > 0 ? message.completed.output_blob.text
                                                           : "");
     call->output_size = message.completed.output_size;
+    if (wants_result(call) && view.state == JOB_SUCCEEDED)
+        call_set_type(call, message.completed.output_type);
     answer_view(call, &view, message.completed.output, blob);
 }
 

@@ -49,6 +49,9 @@ CREATE TABLE job (
     trace text,
     key_prefix text,
     replayed_at timestamptz, -- when its newest round began; null in round 1
+    input_type text, -- media type of the input; null: JSON
+    route text,      -- method and path on the model's server; null: predict
+    stream boolean NOT NULL DEFAULT false, -- its answer is wanted in pieces as they come
     PRIMARY KEY (id)
 ) PARTITION BY RANGE (id);
 CREATE TABLE job_default PARTITION OF job DEFAULT;
@@ -81,6 +84,7 @@ CREATE TABLE job_tag (
 CREATE TABLE job_tag_default PARTITION OF job_tag DEFAULT;
 CREATE INDEX job_tag_tag ON job_tag (tag, job_id);
 
+-- What came out: of a job that succeeded, or what its model itself answered to one that failed.
 CREATE TABLE job_result (
     job_id uuid NOT NULL,
     round smallint NOT NULL,
@@ -88,6 +92,8 @@ CREATE TABLE job_result (
     output_size bigint NOT NULL,
     output bytea,
     output_blob text,
+    output_type text, -- null: JSON
+    http_status smallint NOT NULL DEFAULT 0, -- the model's own; 0: it has none
     PRIMARY KEY (job_id, round)
 ) PARTITION BY RANGE (job_id);
 CREATE TABLE job_result_default PARTITION OF job_result DEFAULT;

@@ -36,7 +36,7 @@
 #include <stdint.h>
 
 /* Raised by one whenever a line below changes; a host refuses any other number. */
-#define ENGINE_ABI 2u
+#define ENGINE_ABI 3u
 
 /* The one symbol that a plugin exports: const struct engine_api *headrace_engine(void). */
 #define ENGINE_SYMBOL "headrace_engine"
@@ -63,16 +63,19 @@ enum engine_error {
 
 enum engine_event_type {
     ENGINE_EVENT_ACCEPTED, /* queued; at most one a request, from inside submit */
-    ENGINE_EVENT_TOKENS,   /* a piece of a stream; any number, before the final event */
-    ENGINE_EVENT_OUTPUT,   /* final: data is the whole output */
-    ENGINE_EVENT_ERROR,    /* final: error and text say why */
+    ENGINE_EVENT_TOKENS, /* a piece of a stream, where `stream` asks for it; before the final event
+                          */
+    ENGINE_EVENT_OUTPUT, /* final: data is the whole output; after TOKENS, all of them together */
+    ENGINE_EVENT_ERROR,  /* final: error and text say why */
 };
 
 struct engine_event {
     enum engine_event_type type;
     uint64_t req_id;
-    const void *data; /* TOKENS: UTF-8. OUTPUT: one JSON value, or tensors where a task says so */
+    const void *data; /* TOKENS, OUTPUT: of output_type. ERROR: the model's own answer, if any */
     size_t data_size;
+    const char *output_type;  /* media type of data, of TOKENS from the first one on; NULL: JSON */
+    uint32_t http_status;     /* OUTPUT, ERROR: the model's own; 0: it speaks no HTTP */
     enum engine_error error;  /* ERROR only */
     const char *text;         /* ERROR only: for the user; names field, value and limit */
     uint32_t token_count;     /* OUTPUT: tokens that were computed for this request */
@@ -121,11 +124,14 @@ struct engine_info {
 
 struct engine_req {
     uint64_t id;       /* the host's, unique among requests in the engine */
-    const void *input; /* the job's model_input as JSON text, not terminated */
+    const void *input; /* of input_type, not terminated; JSON: the job's model_input */
     size_t input_size;
-    uint64_t deadline_us; /* expired when now is past it before it runs; 0: none */
-    bool alone;           /* in a batch of its own: it, or its neighbour, ran out of memory */
-    uint32_t number;      /* which attempt of the job it is, from 1; 0: not known */
+    const char *input_type; /* media type of the input; NULL: JSON */
+    const char *route;      /* "GET /health?x=1": as it came; NULL: predict */
+    bool stream;            /* TOKENS are wanted as they come */
+    uint64_t deadline_us;   /* expired when now is past it before it runs; 0: none */
+    bool alone;             /* in a batch of its own: it, or its neighbour, ran out of memory */
+    uint32_t number;        /* which attempt of the job it is, from 1; 0: not known */
 };
 
 struct engine_stats {

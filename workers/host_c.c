@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "schema/job.h"
+#include "schema/media_type.h"
 #include "workers/engine.h"
 #include "workers/frame_link.h"
 #include "workers/host_plugin.h"
@@ -111,9 +112,10 @@ static void host_on_event(void *opaque, const struct engine_event *event)
         evt.error_class = class_of(event->error);
         evt.text = text_cut(event->text, ENGINE_TEXT_SIZE);
         evt.retry_after_ms = event->retry_after_ms;
-    } else {
-        evt.data = (struct wire_bytes){event->data, event->data_size};
     }
+    evt.data = (struct wire_bytes){event->data, event->data_size};
+    evt.output_type = text_cut(event->output_type, MEDIA_TYPE_SIZE_MAX);
+    evt.http_status = event->http_status;
     if (event->data_size > FRAME_FD_SIZE_MAX) {
         host_send_error(host, event->req_id, ERROR_CLASS_MODEL_ERROR,
                         "the output is over its limit of 256 MiB");
@@ -244,10 +246,16 @@ static void host_on_load(struct host *host, const struct frame_load *load)
 
 static void host_on_req(struct host *host, const struct frame_req *req)
 {
+    OWNED(mem_free)
+    char *input_type = req->input_type.size > 0 ? wire_text_dup(req->input_type) : NULL;
+    OWNED(mem_free) char *route = req->route.size > 0 ? wire_text_dup(req->route) : NULL;
     struct engine_req ask = {
         .id = req->id,
         .input = req->input.bytes,
         .input_size = req->input.size,
+        .input_type = input_type,
+        .route = route,
+        .stream = req->stream,
         .deadline_us = req->limit_ms == 0 ? 0 : host->now_us + req->limit_ms * 1000,
         .alone = req->alone,
         .number = (uint32_t)req->number,

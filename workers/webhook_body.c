@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "schema/job.h"
 #include "schema/job_id.h"
+#include "schema/media_type.h"
 
 /* Appends "name":"text" with what JSON needs escaped; text that is no UTF-8 is refused. */
 static int append_text(struct buf *body, const char *name, struct wire_text text, struct err *err)
@@ -62,8 +63,8 @@ int webhook_body_write(const struct message_completed *completed, struct wire_by
     if (r < 0)
         return r;
     buf_printf(body, ",\"type\":\"async_request_completed\",\"time\":\"%s\",\"data\":", when);
-    if (output.size > 0)
-        buf_append(body, output.bytes, output.size);
+    if (completed->state == JOB_SUCCEEDED)
+        media_append_value(body, completed->output_type, output);
     else
         buf_append_text(body, "null");
     buf_append_byte(body, ',');

@@ -13,6 +13,7 @@
 
 #define WEBHOOK_BODY_SIZE_MAX (101u << 20)
 
-/* Appends the JSON; output is completed->output, or what its blob holds: JSON, put in verbatim. */
+/* Appends the JSON; output is completed->output, or what its blob holds: JSON is put in verbatim,
+ * of other types see media_append_value(). What a model has answered to a failure stays out. */
 int webhook_body_write(const struct message_completed *completed, struct wire_bytes output,
                        struct buf *body, struct err *err) MUST_CHECK;

@@ -14,6 +14,7 @@
 #include "base/trace.h"
 #include "brokers/fault.h"
 #include "brokers/model_names.h"
+#include "schema/job.h"
 #include "schema/job_id.h"
 #include "workers/webhook_body.h"
 
@@ -377,7 +378,8 @@ void webhook_poster_send(struct webhook_poster *poster, struct webhook_delivery 
     struct err err;
     int r = record_read(poster, delivery, &message, &err);
 
-    if (r == 0 && message.completed.output_blob.size == 0)
+    if (r == 0 &&
+        (message.completed.output_blob.size == 0 || message.completed.state != JOB_SUCCEEDED))
         begin(poster, delivery, &message.completed, message.completed.output, secrets);
     else if (r == 0)
         r = blob_read(poster, delivery, message.completed.output_blob, secrets, &err);

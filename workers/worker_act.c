@@ -169,6 +169,9 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
         .job = todo->run.job,
         .number = todo->run.number,
         .trace = worker_trace_begin(worker, todo),
+        .input_type = todo->run.input_type,
+        .route = todo->run.route,
+        .stream = todo->run.stream,
     };
 
     if (input == NULL) {
@@ -290,7 +293,7 @@ struct stored {
     struct worker *worker;
     struct message_finished finished;
     char key[BLOB_KEY_SIZE];
-    char *tenant, *trace;
+    char *tenant, *trace, *output_type, *error_message;
 };
 
 static void stored_say(struct stored *stored, const struct err *err)
@@ -299,18 +302,22 @@ static void stored_say(struct stored *stored, const struct err *err)
 
     finished->worker = WIRE_TEXT_OF(stored->worker->options.worker);
     finished->device = WIRE_TEXT_OF(stored->worker->options.device);
+    finished->output_type = WIRE_TEXT_OF(stored->output_type);
+    finished->error_message = WIRE_TEXT_OF(stored->error_message);
     finished->output_blob = WIRE_TEXT_OF(stored->key);
     if (err->code != ERR_OK) {
         log_warn("result_not_stored", LOG_STR("blob", stored->key), LOG_ERR(err));
         finished->error_class = blob_error_class(err);
         finished->error_message = WIRE_TEXT_OF(err->text);
-        finished->output_blob = (struct wire_text){0};
-        finished->output_size = 0;
+        finished->output_blob = finished->output_type = (struct wire_text){0};
+        finished->output_size = finished->http_status = 0;
     }
     finished_log(finished, WIRE_TEXT_OF(stored->tenant), WIRE_TEXT_OF(stored->trace));
     worker_produce(stored->worker, MESSAGE_FINISHED, finished, finished->token);
     free(stored->tenant);
     free(stored->trace);
+    free(stored->output_type);
+    free(stored->error_message);
     free(stored);
 }
 
@@ -349,7 +356,8 @@ static void act_store(struct worker *worker, const struct worker_todo *todo)
     stored->trace = wire_text_dup(todo->trace);
     stored->finished = *finished;
     stored->finished.output = (struct wire_bytes){0};
-    stored->finished.error_message = (struct wire_text){0};
+    stored->output_type = wire_text_dup(finished->output_type);
+    stored->error_message = wire_text_dup(finished->error_message);
     blob_key_output(&finished->job, finished->token, stored->key);
     r = worker->blobs == NULL
             ? err_set(&err, ERR_DEPENDENCY, "this worker has no blob store for large results")

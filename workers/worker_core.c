@@ -48,12 +48,12 @@ struct held {
     struct wire_id job;
     enum place place;
     enum verdict verdict;
-    bool alone, told_started;
+    bool alone, stream, told_started;
     bool over; /* past its run limit while the host owes an answer: who is to blame is not known */
     uint32_t slot_count;
     uint64_t number, run_limit_us;
     uint64_t arrived_us, deadline_us, start_us, start_wall_us, cancel_us;
-    struct wire_text tenant, trace, blob; /* into bytes[] */
+    struct wire_text tenant, trace, blob, input_type, route, gateway; /* into bytes[] */
     struct wire_bytes input, digest;
     uint64_t input_size;
     uint8_t bytes[];
@@ -230,6 +230,7 @@ static void held_finish(struct worker_core *core, struct held *held,
         .error_message = result->error_message,
         .output = result->output,
         .output_size = result->output.size,
+        .output_type = result->output_type,
         .started_us = held->start_wall_us,
         .finished_us = core->wall_us,
         .retry_after_ms = result->retry_after_ms,
@@ -294,18 +295,27 @@ static bool attempt_is_ours(struct worker_core *core, const struct wire_text *wo
     return true;
 }
 
-static void bytes_keep(uint8_t **at, const void *from, size_t size, const uint8_t **ret_bytes)
+static void bytes_keep(uint8_t **at, struct wire_bytes from, struct wire_bytes *ret_bytes)
 {
-    *ret_bytes = *at;
-    if (size > 0)
-        memcpy(*at, from, size);
-    *at += size;
+    *ret_bytes = (struct wire_bytes){*at, from.size};
+    if (from.size > 0)
+        memcpy(*at, from.bytes, from.size);
+    *at += from.size;
+}
+
+static void text_keep(uint8_t **at, struct wire_text from, struct wire_text *ret_text)
+{
+    struct wire_bytes kept;
+
+    bytes_keep(at, (struct wire_bytes){(const uint8_t *)from.text, from.size}, &kept);
+    *ret_text = (struct wire_text){(const char *)kept.bytes, kept.size};
 }
 
 static struct held *held_new(const struct worker_core *core, const struct message_attempt *attempt)
 {
     size_t size = attempt->tenant.size + attempt->trace.size + attempt->input_blob.size +
-                  attempt->input.size + attempt->input_digest.size;
+                  attempt->input.size + attempt->input_digest.size + attempt->input_type.size +
+                  attempt->route.size + attempt->gateway.size;
     struct held *held = xmalloc(sizeof(*held) + size);
     uint8_t *at = held->bytes;
 
@@ -314,24 +324,23 @@ static struct held *held_new(const struct worker_core *core, const struct messag
         .job = attempt->job,
         .place = PLACE_NONE,
         .alone = attempt->alone,
+        .stream = attempt->stream,
         .slot_count = attempt->slot_count == 0 ? 1 : (uint32_t)attempt->slot_count,
         .number = attempt->number,
         .run_limit_us = attempt->run_limit_ms > NEVER_US / 1000 ? NEVER_US / 2
                                                                 : attempt->run_limit_ms * 1000,
         .arrived_us = core->now_us,
         .deadline_us = NEVER_US,
-        .tenant.size = attempt->tenant.size,
-        .trace.size = attempt->trace.size,
-        .blob.size = attempt->input_blob.size,
-        .input.size = attempt->input.size,
-        .digest.size = attempt->input_digest.size,
         .input_size = attempt->input_size,
     };
-    bytes_keep(&at, attempt->input.bytes, attempt->input.size, &held->input.bytes);
-    bytes_keep(&at, attempt->input_digest.bytes, attempt->input_digest.size, &held->digest.bytes);
-    bytes_keep(&at, attempt->tenant.text, attempt->tenant.size, (void *)&held->tenant.text);
-    bytes_keep(&at, attempt->trace.text, attempt->trace.size, (void *)&held->trace.text);
-    bytes_keep(&at, attempt->input_blob.text, attempt->input_blob.size, (void *)&held->blob.text);
+    bytes_keep(&at, attempt->input, &held->input);
+    bytes_keep(&at, attempt->input_digest, &held->digest);
+    text_keep(&at, attempt->tenant, &held->tenant);
+    text_keep(&at, attempt->trace, &held->trace);
+    text_keep(&at, attempt->input_blob, &held->blob);
+    text_keep(&at, attempt->input_type, &held->input_type);
+    text_keep(&at, attempt->route, &held->route);
+    text_keep(&at, attempt->gateway, &held->gateway);
     if (attempt->deadline_us > 0)
         held->deadline_us = attempt->deadline_us <= core->wall_us
                                 ? core->now_us
@@ -407,6 +416,10 @@ static void held_run(struct worker_core *core, struct held *held)
     todo->run.limit_ms = limit_us / 1000 + 1;
     todo->run.number = held->number;
     todo->run.alone = held->alone;
+    todo->run.input_type = held->input_type;
+    todo->run.route = held->route;
+    todo->run.gateway = held->gateway;
+    todo->run.stream = held->stream;
     todo->tenant = held->tenant;
     todo->trace = held->trace;
     core->host_sent++;

@@ -86,7 +86,9 @@ void worker_core_on_host_ready(struct worker_core *core, uint64_t granted);
 struct worker_result {
     enum error_class error_class; /* NONE: output is the answer */
     struct wire_text error_message;
-    struct wire_bytes output; /* borrowed until the to-dos are read */
+    struct wire_bytes output; /* borrowed until the to-dos are read; of a failure: what the model
+                               * itself has answered */
+    struct wire_text output_type; /* media type; empty: JSON */
     uint64_t retry_after_ms, http_status, batch_count;
 };
 void worker_core_on_host_final(struct worker_core *core, uint64_t token, uint64_t granted,
@@ -133,8 +135,9 @@ struct worker_todo {
         struct {
             struct wire_id job;
             struct wire_bytes input; /* inline; empty when it was fetched */
+            struct wire_text input_type, route, gateway;
             uint64_t limit_ms, number;
-            bool alone;
+            bool alone, stream;
         } run;
         struct {
             struct wire_text blob;

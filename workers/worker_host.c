@@ -130,6 +130,8 @@ static void host_on_evt(struct worker_host *host, const struct frame_evt *evt)
     struct worker_result result = {.error_message = evt->text,
                                    .retry_after_ms = evt->retry_after_ms,
                                    .http_status = evt->http_status,
+                                   .output = evt->data,
+                                   .output_type = evt->output_type,
                                    .batch_count = evt->batch_count};
 
     switch (evt->kind) {
@@ -137,7 +139,6 @@ static void host_on_evt(struct worker_host *host, const struct frame_evt *evt)
         host->calls.on_loading(host->opaque, evt->done_size, evt->total_size);
         return;
     case FRAME_EVT_OUTPUT:
-        result.output = evt->data;
         break;
     case FRAME_EVT_ERROR:
         result.error_class = error_class_known(evt->error_class)

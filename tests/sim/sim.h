@@ -130,11 +130,11 @@ struct sim_row {
     uint32_t round;
     enum job_rank rank;
     enum job_state state;
-    uint64_t token, fence, due_us, state_us, final_at_us, output_size;
+    uint64_t token, fence, due_us, state_us, final_at_us, output_size, http_status;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures;
     enum error_class error_class;
     struct wire_bytes submit, output;
-    struct wire_text error_message, output_blob;
+    struct wire_text error_message, output_blob, output_type;
 };
 
 struct sim_change {

@@ -306,7 +306,8 @@ static void early_final_keys(struct sim *sim, const struct flush *flush)
         struct message_completed completed = {.id = flush->jobs[i].spec->submit.id,
                                               .round = flush->jobs[i].spec->round,
                                               .state = flush->jobs[i].state,
-                                              .output = flush->jobs[i].output};
+                                              .output = flush->jobs[i].output,
+                                              .http_status = flush->jobs[i].http_status};
 
         if (job_state_final(flush->jobs[i].state))
             redis_set_final(sim, sim_job_of(sim, &completed.id), &completed);

@@ -449,7 +449,8 @@ void check_final_key(struct sim *sim, int job, const struct message_completed *c
         return; /* of a round before: another broker's, late */
     if (!row->present || !job_state_final(row->state))
         sim_fail(sim, "invariant 4: job %d has a final key before its row is final", job);
-    else if (row->state != completed->state || !bytes_equal(row->output, completed->output))
+    else if (row->state != completed->state || !bytes_equal(row->output, completed->output) ||
+             row->http_status != completed->http_status)
         sim_fail(sim, "promise 2: job %d has a final key that differs from its row", job);
 }
 

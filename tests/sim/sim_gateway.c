@@ -178,6 +178,9 @@ static void produce_submit(struct sim *sim, struct sim_job *job, bool repeat)
         .gateway = WIRE_TEXT_OF("g"),
         .received_us = sim->now_us,
         .repeat = repeat,
+        .input_type = WIRE_TEXT_OF("text/plain"),
+        .route = WIRE_TEXT_OF("POST /v1/x"),
+        .stream = job->blob_input,
     };
     char blob[16];
 

@@ -20,6 +20,11 @@ static void store_next(struct sim *sim, struct sim_seat *seat);
 
 /* ---- what a flush is made of ---- */
 
+static struct wire_text copy_text(struct sim *sim, struct wire_text text)
+{
+    return (struct wire_text){(const char *)sim_copy(sim, text.text, text.size).bytes, text.size};
+}
+
 static void copy_change(struct sim *sim, struct sim_change *to, const struct flush_job *from)
 {
     const struct job_spec *spec = from->spec;
@@ -50,13 +55,11 @@ static void copy_change(struct sim *sim, struct sim_change *to, const struct flu
         .submit = sim_copy(sim, spec + 1, spec->record_size),
         .output = sim_copy(sim, from->output.bytes, from->output.size),
         .output_size = from->output_size,
+        .output_blob = copy_text(sim, from->output_blob),
+        .output_type = copy_text(sim, from->output_type),
+        .http_status = from->http_status,
+        .error_message = copy_text(sim, from->error_message),
     };
-    to->row.output_blob.text =
-        (const char *)sim_copy(sim, from->output_blob.text, from->output_blob.size).bytes;
-    to->row.output_blob.size = from->output_blob.size;
-    to->row.error_message.text =
-        (const char *)sim_copy(sim, from->error_message.text, from->error_message.size).bytes;
-    to->row.error_message.size = from->error_message.size;
 }
 
 struct sim_flush *ledger_copy_flush(struct sim *sim, const struct flush *from)
@@ -265,6 +268,8 @@ static struct message_completed row_completed(struct sim *sim, const struct sim_
         .output = row->output,
         .output_blob = row->output_blob,
         .output_size = row->output_size,
+        .output_type = row->output_type,
+        .http_status = row->http_status,
         .webhook_url = submit->webhook_url,
         .accepted_us = row->accepted_us,
         .finished_us = row->state_us,

@@ -145,9 +145,10 @@ static void run_ends(struct sim *sim, void *opaque, uint64_t token)
     }
     result.error_class = run_class(sim, &sim->jobs[run->job], run->alone);
     (void)snprintf(output, sizeof(output), "result of %llx", (unsigned long long)token);
-    if (result.error_class == ERROR_CLASS_NONE)
-        result.output = (struct wire_bytes){(const uint8_t *)output, strlen(output)};
-    else
+    result.output = (struct wire_bytes){(const uint8_t *)output, strlen(output)};
+    result.output_type = WIRE_TEXT_OF("text/plain");
+    result.http_status = result.error_class == ERROR_CLASS_NONE ? 201 : 500;
+    if (result.error_class != ERROR_CLASS_NONE)
         result.error_message = WIRE_TEXT_OF("it went wrong");
     host_ends(sim, worker, run, &result);
 }

@@ -229,6 +229,9 @@ LOOKER struct job_spec *spec_of(struct world *world, uint32_t n, const char *ten
         .received_us = ACCEPTED_US - 5,
         .slot_count = 2,
         .key_prefix = T("hr_abc"),
+        .input_type = T("image/png"),
+        .route = T("POST /v1/x?y=%20"),
+        .stream = true,
     };
     struct buf buf = BUF_WITH_LIMIT(100000);
     struct job_spec *spec = NULL;
@@ -250,6 +253,8 @@ LOOKER struct flush_job job_of(const struct job_spec *spec, enum job_state state
     if (state == JOB_SUCCEEDED) {
         job.output = B("{\"data\":[1]}");
         job.output_size = 12;
+        job.output_type = T("text/plain");
+        job.http_status = 201;
     }
     return job;
 }

@@ -52,6 +52,9 @@ static void spec_check(const struct job_spec *spec, const struct job_spec *wante
     assert_true(wire_text_equal(spec->submit.idempotency_key, "key-1"));
     assert_true(wire_text_equal(spec->submit.gateway, "g1"));
     assert_true(wire_text_equal(spec->submit.key_prefix, "hr_abc"));
+    assert_true(wire_text_equal(spec->submit.input_type, "image/png"));
+    assert_true(wire_text_equal(spec->submit.route, "POST /v1/x?y=%20"));
+    assert_true(spec->submit.stream);
     assert_int_equal(spec->submit.trace.size, 55);
     assert_int_equal(spec->submit.input.size, 13);
     assert_memory_equal(spec->submit.input.bytes, "{\"input\":\"x\"}", 13);
@@ -535,6 +538,9 @@ static void test_unpublished_finals_are_found(void **state)
     jobs[3].state = JOB_FAILED;
     jobs[3].error_class = ERROR_CLASS_MODEL_ERROR;
     jobs[3].error_message = T("it broke");
+    jobs[3].output = B("no");
+    jobs[3].output_size = 2;
+    jobs[3].http_status = 503;
     jobs[3].attempt_count = 3;
     flush_now(world, 1, &jobs[0], 1);
     flush_now(world, 2, &jobs[1], 1);
@@ -551,6 +557,8 @@ static void test_unpublished_finals_are_found(void **state)
     assert_memory_equal(&final->completed.id, &specs[1]->submit.id, WIRE_ID_SIZE);
     assert_int_equal(final->completed.state, JOB_SUCCEEDED);
     assert_int_equal(final->completed.output.size, 12);
+    assert_true(wire_text_equal(final->completed.output_type, "text/plain"));
+    assert_int_equal(final->completed.http_status, 201);
     assert_true(wire_text_equal(final->gateway, "g1"));
     assert_true(wire_text_equal(final->completed.webhook_url, "https://example.org/hook"));
     assert_true(final->completed.accepted_us == specs[1]->accepted_us);
@@ -560,7 +568,9 @@ static void test_unpublished_finals_are_found(void **state)
     assert_int_equal(final->completed.error_class, ERROR_CLASS_MODEL_ERROR);
     assert_true(wire_text_equal(final->completed.error_message, "it broke"));
     assert_int_equal(final->completed.attempts, 3);
-    assert_int_equal(final->completed.output.size, 0);
+    assert_int_equal(final->completed.output.size, 2);
+    assert_true(wire_text_equal(final->completed.output_type, "text/plain"));
+    assert_int_equal(final->completed.http_status, 503);
     for (size_t i = 0; i < 4; i++)
         job_spec_unref(&specs[i]);
 }

@@ -98,6 +98,57 @@ static void test_a_retry_waits_for_the_flush_and_its_delay(void **state)
 }
 
 /* What a model asks for counts when it is longer than the backoff, up to a minute. */
+/* A caller waits: the model is tried again only while it cannot take the call, and what it says to
+ * a failure is kept. */
+static void test_a_sync_call_gets_what_its_model_says(void **state)
+{
+    struct message_submit submit = submit_of(1);
+    struct message_finished finished = {.job = job_named(1),
+                                        .worker = WIRE_TEXT_OF("w1"),
+                                        .boot = 1,
+                                        .error_class = ERROR_CLASS_MODEL_UNAVAILABLE,
+                                        .output = {(const uint8_t *)"no", 2},
+                                        .output_size = 2,
+                                        .output_type = WIRE_TEXT_OF("text/plain"),
+                                        .http_status = 503,
+                                        .started_us = START_US,
+                                        .finished_us = START_US};
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    submit.sync = submit.stream = true;
+    submit.max_attempts = 5;
+    submit.route = WIRE_TEXT_OF("POST /v1/x");
+    submit.input_type = WIRE_TEXT_OF("image/png");
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    say_intake(&talk, MESSAGE_SUBMIT, &submit);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    assert_true(wire_text_equal(talk.todo.attempt.message.route, "POST /v1/x"));
+    assert_true(wire_text_equal(talk.todo.attempt.message.input_type, "image/png"));
+    assert_true(wire_text_equal(talk.todo.attempt.message.gateway, "gw"));
+    assert_true(talk.todo.attempt.message.stream);
+    finished.token = talk.todo.attempt.message.token;
+    say_outcome(&talk, MESSAGE_FINISHED, &finished);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.http_status, 0);
+    pass_ms(&talk, 1100);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    finished.token = talk.todo.attempt.message.token;
+    finished.error_class = ERROR_CLASS_MODEL_ERROR;
+    finished.http_status = 500;
+    say_outcome(&talk, MESSAGE_FINISHED, &finished);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_FAILED);
+    want(&talk, OWNER_TODO_PUBLISH);
+    assert_true(wire_text_equal(talk.todo.publish.finals[0].completed.output_type, "text/plain"));
+    assert_int_equal(talk.todo.publish.finals[0].completed.output.size, 2);
+    assert_int_equal(talk.todo.publish.finals[0].completed.http_status, 500);
+    talk_end(&talk);
+}
+
 static void test_retry_after_is_honoured_and_bounded(void **state)
 {
     static const struct {
@@ -505,6 +556,7 @@ int main(void)
         cmocka_unit_test(test_a_job_is_dispatched_ahead_and_written_once),
         cmocka_unit_test(test_a_long_job_gets_its_row_after_the_row_delay),
         cmocka_unit_test(test_a_retry_waits_for_the_flush_and_its_delay),
+        cmocka_unit_test(test_a_sync_call_gets_what_its_model_says),
         cmocka_unit_test(test_retry_after_is_honoured_and_bounded),
         cmocka_unit_test(test_budgets_end_a_job),
         cmocka_unit_test(test_what_is_handed_back_costs_nothing),

@@ -455,6 +455,41 @@ static void test_total_deadline(void **state)
     worker_core_free(&world.core);
 }
 
+/* What a request and its answer are made of goes through; also the model's own answer to a failure.
+ */
+static void test_types_are_carried(void **state)
+{
+    struct message_attempt attempt = attempt_of(1);
+    const struct worker_result result = {.error_class = ERROR_CLASS_MODEL_ERROR,
+                                         .output = {(const uint8_t *)"no", 2},
+                                         .output_type = WIRE_TEXT_OF("text/plain"),
+                                         .http_status = 418};
+    struct worker_todo todo;
+    struct world world;
+
+    (void)state;
+    world_ready(&world, 2);
+    attempt.input_type = WIRE_TEXT_OF("image/png");
+    attempt.route = WIRE_TEXT_OF("POST /v1/x");
+    attempt.gateway = WIRE_TEXT_OF("gw-1");
+    attempt.stream = true;
+    worker_core_on_attempt(world.core, &attempt);
+    worker_core_on_read(world.core, 11);
+    assert_true(worker_core_next_todo(world.core, &todo));
+    assert_int_equal(todo.type, WORKER_TODO_RUN);
+    assert_true(wire_text_equal(todo.run.input_type, "image/png"));
+    assert_true(wire_text_equal(todo.run.route, "POST /v1/x"));
+    assert_true(wire_text_equal(todo.run.gateway, "gw-1"));
+    assert_true(todo.run.stream);
+    worker_core_on_host_final(world.core, EPOCH + 1, 2, &result);
+    assert_true(worker_core_next_todo(world.core, &todo));
+    assert_int_equal(todo.type, WORKER_TODO_FINISHED);
+    assert_int_equal(todo.finished.output_size, 2);
+    assert_true(wire_text_equal(todo.finished.output_type, "text/plain"));
+    assert_int_equal(todo.finished.http_status, 418);
+    worker_core_free(&world.core);
+}
+
 /* ---- the host ---- */
 
 static void test_crash(void **state)
@@ -754,6 +789,7 @@ int main(void)
         cmocka_unit_test(test_the_one_that_does_not_obey_pays),
         cmocka_unit_test(test_a_cancel_that_hangs_costs_others_nothing),
         cmocka_unit_test(test_total_deadline),
+        cmocka_unit_test(test_types_are_carried),
         cmocka_unit_test(test_crash),
         cmocka_unit_test(test_host_stays_away),
         cmocka_unit_test(test_alone_has_the_host),

@@ -93,6 +93,12 @@ static int accept(struct engine *engine, const struct engine_req *from,
     return 0;
 }
 
+/* It answers predict, and the one route that means the same. */
+static bool is_known_route(const struct engine_req *req)
+{
+    return req->route == NULL || strcmp(req->route, "POST /v1/embeddings") == 0;
+}
+
 int encoder_submit(struct engine *engine, const struct engine_req *from, uint64_t now_us,
                    struct err *err)
 {
@@ -106,6 +112,11 @@ int encoder_submit(struct engine *engine, const struct engine_req *from, uint64_
     if (encoder_queue_find(&engine->queue, from->id) != NULL)
         return err_set(err, ERR_CONFLICT, "request %llu is held already",
                        (unsigned long long)from->id);
+    if (!is_known_route(from)) {
+        emit_error(engine, from->id, ENGINE_ERROR_BAD_INPUT,
+                   "there is no such route; there is POST /v1/embeddings", 0);
+        return 0;
+    }
     if (accept(engine, from, &req, &fault) < 0) {
         emit_error(engine, from->id, ENGINE_ERROR_BAD_INPUT, fault.text, 0);
         return 0;
