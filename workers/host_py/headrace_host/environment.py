@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python environment of a Truss: which Python, which packages, built once.
+
+    <cache>/python/<digest>/      a virtual environment; the digest is of Python's version, of what
+                                  is required and of what our base list adds
+    <cache>/python/<digest>.lock  exclusive while it is built, shared while a model runs in it
+
+What the model requires is installed as it says. Of the packages that the Truss server always has
+(base.txt) those are added that the model's files import and it does not require itself; without any
+package nothing is downloaded.
+
+pip runs with the environment of the worker, so its own variables and files (PIP_INDEX_URL,
+PIP_NO_INDEX with PIP_FIND_LINKS, pip.conf) say where packages come from.
+"""
+
+import ast
+import fcntl
+import hashlib
+import json
+import os
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+
+from . import errors, logs
+
+MINORS = range(9, 15)  # Python 3.9 … 3.14
+BUILD_SECONDS_MAX = 1800
+PROGRESS_SECONDS = 2
+KEPT_MAX = 40  # environments; the longest unused ones go
+PIP_TEXT_MAX = 3000
+SCAN_FILES_MAX = 2000
+SCAN_FILE_SIZE_MAX = 1 << 20
+
+# pip's words for a network that is away: trying again may help.
+NETWORK = re.compile(
+    "Connection|Timeout|timed out|Temporary failure|Name or service not known|Network is unreach"
+    "|HTTP error 5|Proxy"
+)
+
+
+class Made:
+    def __init__(self, python, detail, lock_fd):
+        self.python = python
+        self.detail = detail
+        self.lock_fd = lock_fd
+
+
+# ---- which Python ----
+
+
+def _version_of(python):
+    """(3, 11, 2) of a program that can make environments; None: it cannot."""
+    probe = "import sys, venv, ensurepip; print(*sys.version_info[:3])"
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", probe], capture_output=True, timeout=30, check=False
+        )
+        return tuple(int(part) for part in done.stdout.split()) if done.returncode == 0 else None
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+
+
+def _wanted_minor(config):
+    match = re.fullmatch(r"py3(\d{1,2})", config.get("python_version") or "")
+    return int(match.group(1)) if match else sys.version_info[1]
+
+
+def find_python(config, policy):
+    """(program, version, detail): the asked Python, or the nearest that is installed."""
+    wanted = _wanted_minor(config)
+    # Nearest first; of two that are equally near the newer one.
+    for minor in sorted(MINORS, key=lambda m: (abs(m - wanted), -m)):
+        names = ["python3.%d" % minor]
+        if minor == sys.version_info[1]:
+            names.append(sys.executable)
+        for name in names:
+            program = shutil.which(name)
+            version = program and _version_of(program)
+            if not version or version[1] != minor:
+                continue
+            if minor == wanted:
+                return program, version, "Python %d.%d.%d" % version
+            if policy == "exact":
+                break
+            detail = "Python %d.%d.%d, the nearest installed to 3.%d" % (*version, wanted)
+            return program, version, detail
+        if policy == "exact":
+            break
+    raise errors.LoadError(
+        "no Python 3.%d%s on this machine (looked for python3.N in PATH, with its venv module)"
+        % (wanted, "" if policy == "exact" else " nor another from 3.9 on"),
+        True,
+    )
+
+
+# ---- what it needs ----
+
+
+def check_system_packages(names):
+    missing = []
+    for name in names:
+        plain = re.split(r"[=:/\s]", name)[0]
+        try:
+            done = subprocess.run(
+                ["dpkg-query", "-W", "-f", "${db:Status-Status}", "--", plain],
+                capture_output=True,
+                timeout=30,
+                check=False,
+            )
+        except OSError as error:
+            raise errors.LoadError(
+                "system_packages: this machine has no dpkg-query to check %s with"
+                % ", ".join(names),
+                True,
+            ) from error
+        if done.stdout.strip() != b"installed":
+            missing.append(plain)
+    if missing:
+        raise errors.LoadError(
+            "system_packages: not installed on this machine: %s. As root: apt-get install -y %s"
+            % (", ".join(missing), " ".join(missing)),
+            True,
+        )
+
+
+def _imports_of(folder):
+    """Top-level names that the Python files of a model import."""
+    found, count = set(), 0
+    for above, names, files in os.walk(folder):
+        names[:] = sorted(n for n in names if not n.startswith("."))
+        for name in sorted(files):
+            path = os.path.join(above, name)
+            if not name.endswith(".py") or os.path.getsize(path) > SCAN_FILE_SIZE_MAX:
+                continue
+            count += 1
+            if count > SCAN_FILES_MAX:
+                return found
+            try:
+                with open(path, "rb") as file:
+                    tree = ast.parse(file.read())
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                continue  # its import tells
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    found.update(alias.name.partition(".")[0] for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    found.add(node.module.partition(".")[0])
+    return found
+
+
+def canonical(requirement):
+    """The name of a requirement, as packages compare names; "" for a URL or an option."""
+    match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)", requirement)
+    return re.sub(r"[-_.]+", "-", match.group(1)).lower() if match else ""
+
+
+def _own_modules(folder):
+    """Top-level names that the archive brings itself."""
+    names = set()
+    for above in (folder, os.path.join(folder, "packages")):
+        if os.path.isdir(above):
+            names.update(name[:-3] if name.endswith(".py") else name for name in os.listdir(above))
+    return names
+
+
+def _base(imports, required):
+    """Lines of base.txt that are imported and not required: "module = requirement"."""
+    names = {canonical(line) for line in required}
+    lines = []
+    with open(os.path.join(os.path.dirname(__file__), "base.txt"), encoding="utf-8") as file:
+        for line in file:
+            module, equals, requirement = line.partition("=")
+            requirement = requirement.strip()
+            if line.startswith("#") or not equals or module.strip() not in imports:
+                continue
+            if canonical(requirement) not in names:
+                lines.append(requirement)
+    return lines
+
+
+def _lines_of_file(folder, name):
+    """The requirement lines behind requirements_file, and what of it a digest must cover."""
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise errors.LoadError("requirements_file: there is no %s in the archive" % name, True)
+    with open(path, encoding="utf-8") as file:
+        text = file.read()
+    base = os.path.basename(name)
+    if base == "pyproject.toml":
+        return _lines_of_pyproject(text, name)
+    if base == "uv.lock":
+        return _lines_of_uv_lock(os.path.dirname(path))
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def _lines_of_pyproject(text, name):
+    try:
+        import tomllib
+    except ImportError as error:
+        raise errors.LoadError("requirements_file: pyproject.toml needs Python 3.11", True) from error
+    try:
+        lines = tomllib.loads(text)["project"].get("dependencies", [])
+    except (tomllib.TOMLDecodeError, KeyError, AttributeError) as error:
+        raise errors.LoadError("%s: no [project] dependencies: %s" % (name, error), True) from error
+    return [str(line) for line in lines]
+
+
+def _lines_of_uv_lock(folder):
+    uv = shutil.which("uv")
+    if uv is None:
+        raise errors.LoadError(
+            "requirements_file: uv.lock needs the program uv on this machine, which is not in PATH",
+            True,
+        )
+    done = subprocess.run(
+        [uv, "export", "--frozen", "--no-emit-project", "--no-header", "--directory", folder],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise errors.LoadError("uv export: %s" % done.stderr.strip()[-PIP_TEXT_MAX:], True)
+    return done.stdout.splitlines()
+
+
+def requirements(folder, config):
+    """(lines for pip, their folder): what the model requires, and what our base list adds."""
+    required = list(config.get("requirements") or [])
+    name = config.get("requirements_file")
+    if name:
+        if os.path.isabs(name) or ".." in name.split("/"):
+            raise errors.LoadError("requirements_file: '%s' is not in the archive" % name, True)
+        required = _lines_of_file(folder, name)
+    return required + _base(_imports_of(folder) - _own_modules(folder), required)
+
+
+# ---- building ----
+
+
+def _run(command, cwd, progress, deadline):
+    """Runs it; each line goes to the log. Returns (exit code, its last lines)."""
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+    )
+    tail, rest = [], b""
+    try:
+        while True:
+            readable, _, _ = select.select([child.stdout], [], [], PROGRESS_SECONDS)
+            progress()
+            if time.monotonic() > deadline:
+                raise errors.LoadError("the environment took over %d s" % BUILD_SECONDS_MAX, False)
+            if not readable:
+                continue
+            data = os.read(child.stdout.fileno(), 65536)
+            *whole, rest = (rest + data).split(b"\n") if data else (rest, b"")
+            for line in whole:
+                text = line.decode("utf-8", "replace").rstrip()
+                if text:
+                    logs.write("INFO", "environment: " + text)
+                    tail = (tail + [text])[-60:]
+            if not data:
+                return child.wait(), tail
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _complaint(tail):
+    """pip's own error, without what led to it."""
+    wrong = [line for line in tail if line.startswith(("ERROR", "error:", "  ERROR", "      ×"))]
+    text = "\n".join(wrong or tail[-15:])
+    return text[-PIP_TEXT_MAX:]
+
+
+def _build(folder, target, python, lines, progress):
+    deadline = time.monotonic() + BUILD_SECONDS_MAX
+    new = target + ".new"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    command = [python, "-I", "-m", "venv", "--symlinks"] + ([] if lines else ["--without-pip"])
+    command.append(new)
+    code, tail = _run(command, folder, progress, deadline)
+    if code == 0 and lines:
+        asked = new + "/requirements.txt"
+        with open(asked, "w", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+        logs.write("INFO", "environment: installing %d requirements" % len(lines))
+        pip = [new + "/bin/python", "-I", "-m", "pip", "install", "--no-input"]
+        pip += ["--disable-pip-version-check", "--progress-bar", "off", "-r", asked]
+        code, tail = _run(pip, folder, progress, deadline)
+    if code != 0:
+        shutil.rmtree(new, ignore_errors=True)
+        text = _complaint(tail)
+        raise errors.LoadError(
+            "pip could not install the requirements (exit code %d):\n%s" % (code, text),
+            NETWORK.search("\n".join(tail)) is None,
+        )
+    os.rename(new, target)  # its programs name the other path; only its Python is ever called
+
+
+def _forget_old(above, keep):
+    """The longest unused environments past the limit, when nobody runs in them."""
+    found = []
+    for name in os.listdir(above):
+        path = os.path.join(above, name)
+        if name.endswith(".lock") and name[:-5] != keep:
+            found.append((os.path.getmtime(path), path[:-5]))
+    for _, path in sorted(found)[: max(0, len(found) + 1 - KEPT_MAX)]:
+        fd = os.open(path + ".lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+            os.unlink(path + ".lock")
+        except OSError:
+            pass  # a model runs in it
+        finally:
+            os.close(fd)
+
+
+def _lock(target, progress):
+    """The lock of one environment: shared when it is there, else held alone to build it."""
+    path = target + ".lock"
+    waited = False
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        kind = fcntl.LOCK_SH if os.path.exists(target + "/ready") else fcntl.LOCK_EX
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+            # The file may be another by now, if the environment was forgotten meanwhile.
+            if os.path.exists(path) and os.stat(path).st_ino == os.fstat(fd).st_ino:
+                return fd
+        except OSError:
+            if not waited:
+                logs.write("INFO", "environment: another process builds it, waiting")
+            waited = True
+            progress()
+            time.sleep(0.2)
+        os.close(fd)
+
+
+def make(folder, config, policy, cache, progress):
+    """The environment for a model's folder; built when it is not there. Raises LoadError."""
+    if not cache:
+        raise errors.LoadError("the worker was given no cache folder (--cache-dir)", True)
+    python, version, detail = find_python(config, policy)
+    lines = requirements(folder, config)
+    said = json.dumps([os.path.realpath(python), version, lines])
+    if any(line.lstrip().startswith(("-", ".", "/")) for line in lines):
+        said += os.path.realpath(folder)  # files of the archive are part of it: no other's will do
+    digest = hashlib.sha256(said.encode()).hexdigest()[:32]
+    above = os.path.join(cache, "python")
+    os.makedirs(above, exist_ok=True)
+    target = os.path.join(above, digest)
+    lock_fd = _lock(target, progress)
+    if not os.path.exists(target + "/ready"):
+        logs.write("INFO", "environment: building %s for %s" % (digest[:12], detail))
+        _build(folder, target, python, lines, progress)
+        with open(target + "/ready", "w", encoding="utf-8") as file:
+            file.write(detail + "\n")
+        _forget_old(above, digest)
+    os.utime(target + ".lock")
+    fcntl.flock(lock_fd, fcntl.LOCK_SH)
+    logs.write("INFO", "environment: %s, %d requirements" % (detail, len(lines)))
+    return Made(target + "/bin/python", detail, lock_fd)

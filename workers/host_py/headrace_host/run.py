@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request through a model: preprocess, predict, postprocess, and what comes of the result.
+
+An answer is (status, bytes, media type). When a stream is wanted, its pieces leave by `emit` as they
+are made; the answer that ends it is the whole. Errors are those of errors.py.
+"""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import contextvars
+import inspect
+import json
+import logging
+import sys
+import time
+
+from . import bodies, errors, frames, methods, requests
+
+THREADS_MIN = 4
+
+
+class Answer:
+    def __init__(self, data, media_type, status=200):
+        self.data = data
+        self.media_type = media_type
+        self.status = status
+
+
+class Whole:
+    """The pieces of an answer, one behind the other."""
+
+    def __init__(self):
+        self._parts = bytearray()
+
+    def add(self, piece):
+        self._parts += piece
+        if len(self._parts) > frames.FD_SIZE_MAX:
+            raise ValueError("the stream is over the limit of 256 MiB")
+
+    def bytes(self):
+        return bytes(self._parts)
+
+
+def _carry_out(function, arguments):
+    """(value, None) or (None, exception): StopIteration cannot travel in a future."""
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # also SystemExit: it ends the request, not the host
+        return None, error
+    finally:
+        sys.stdout.flush()
+
+
+class Runner:
+    def __init__(self, methods_found, concurrency, stream_gap_s, slots):
+        self.methods = methods_found
+        self.semaphore = asyncio.Semaphore(concurrency)
+        self.stream_gap_s = stream_gap_s
+        self.pool = concurrent.futures.ThreadPoolExecutor(
+            max(slots, concurrency) + THREADS_MIN, thread_name_prefix="model"
+        )
+        self.predict_count = 0
+        self.busy_us = 0
+
+    # ---- the model's code ----
+
+    async def _in_thread(self, function, *arguments):
+        """Waits for its end, whatever happens: a thread cannot be stopped from outside."""
+        context = contextvars.copy_context()
+        value, error = await asyncio.get_running_loop().run_in_executor(
+            self.pool, context.run, _carry_out, function, arguments
+        )
+        if error is not None:
+            raise error
+        return value
+
+    async def _await(self, call, awaitable):
+        """Lets a cancel in while the model's own async code runs."""
+        call.interruptible = True
+        try:
+            return await awaitable
+        finally:
+            call.interruptible = False
+
+    @contextlib.contextmanager
+    def _intercept(self, call):
+        try:
+            yield
+        except (errors.Disconnected, errors.StreamGap):
+            raise
+        except asyncio.CancelledError as error:
+            if call.canceled.is_set():
+                raise
+            logging.error(errors.USER_CODE_TEXT, exc_info=error)
+            raise errors.UserCodeError("the model's code canceled itself") from error
+        except BaseException as error:
+            if errors.is_a(error, "fastapi", "HTTPException"):
+                logging.error("Model raised HTTPException", exc_info=error)
+                raise
+            logging.error(errors.USER_CODE_TEXT, exc_info=error)
+            raise errors.UserCodeError(str(error)) from error
+
+    async def _execute(self, call, method, inputs, request):
+        call.check(method.name)
+        arguments = method.arguments_of(inputs, request)
+        with self._intercept(call):
+            if method.is_generator:
+                return method.call(*arguments)
+            if method.is_async:
+                return await self._await(call, method.call(*arguments))
+            return await self._in_thread(method.call, *arguments)
+
+    # ---- streams ----
+
+    async def _pieces(self, call, generator):
+        """The pieces of either kind of generator, as bytes; none after a cancel."""
+        done = object()
+        is_async = inspect.isasyncgen(generator)
+        try:
+            while True:
+                if call.canceled.is_set():
+                    raise errors.Disconnected("Client disconnected while it was answered.")
+                begun = time.monotonic()
+                with self._intercept(call):
+                    if is_async:
+                        piece = await self._await(call, self._next(generator, done))
+                    else:
+                        piece = await self._in_thread(next, generator, done)
+                if piece is done:
+                    return
+                if time.monotonic() - begun > self.stream_gap_s:
+                    raise self._gap()
+                yield piece
+        finally:
+            await self._close(call, generator, is_async)
+
+    def _gap(self):
+        return errors.StreamGap(
+            "no piece of the stream came for %g s (runtime.streaming_read_timeout)"
+            % self.stream_gap_s
+        )
+
+    async def _next(self, generator, done):
+        begun = time.monotonic()
+        try:
+            return await asyncio.wait_for(generator.__anext__(), self.stream_gap_s)
+        except StopAsyncIteration:
+            return done
+        except asyncio.TimeoutError:
+            if time.monotonic() - begun < self.stream_gap_s:
+                raise  # the model's own
+            raise self._gap() from None
+
+    async def _close(self, call, generator, is_async):
+        try:
+            if is_async:
+                await generator.aclose()
+            else:
+                await self._in_thread(generator.close)
+        except Exception as error:
+            logging.warning("request %s: closing its stream: %r", call.job, error)
+
+    async def _each(self, call, generator, take):
+        """Awaits take(piece) for each piece; the generator is closed at the end of it."""
+        pieces = self._pieces(call, generator)
+        try:
+            async for piece in pieces:
+                await take(piece)
+        finally:
+            await pieces.aclose()
+
+    async def _stream(self, call, emit, generator):
+        whole = Whole()
+
+        async def take(piece):
+            if not isinstance(piece, (bytes, bytearray, memoryview)):
+                with self._intercept(call):
+                    piece = piece.encode("utf-8")
+            whole.add(piece)
+            await emit(bytes(piece), bodies.BINARY)
+
+        await self._each(call, generator, take)
+        return Answer(whole.bytes(), bodies.BINARY)
+
+    async def _gather(self, call, generator):
+        """The whole stream as one text: what a client that accepts only JSON is given."""
+        whole = Whole()
+
+        async def take(piece):
+            whole.add(piece if isinstance(piece, (bytes, bytearray)) else str(piece).encode())
+
+        await self._each(call, generator, take)
+        return whole.bytes().decode()
+
+    async def _of_generator(self, call, emit, generator):
+        if call.stream:
+            return await self._stream(call, emit, generator)
+        return await self._gather(call, generator)
+
+    async def _of_response(self, call, emit, request, response):
+        """A starlette Response says itself what it sends."""
+        start, whole = {}, Whole()
+        streams = call.stream and errors.is_a(
+            response, "starlette.responses", "StreamingResponse"
+        )
+
+        def media_type():
+            headers = {k.decode().lower(): v.decode("latin-1") for k, v in start["headers"]}
+            return headers.get("content-type", "")
+
+        async def send(message):
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            body = bytes(message.get("body", b""))
+            whole.add(body)
+            if streams and start["status"] < 300 and body:
+                await emit(body, media_type())
+
+        async def receive():
+            await call.canceled.wait()
+            return {"type": "http.disconnect"}
+
+        with self._intercept(call):
+            await self._await(call, response(request.scope, receive, send))
+        if call.canceled.is_set():
+            raise errors.Disconnected("Client disconnected while it was answered.")
+        return Answer(whole.bytes(), media_type(), start["status"])
+
+    # ---- the whole of it ----
+
+    def _forbid_postprocess(self, what):
+        if self.methods.postprocess is not None:
+            logging.error("%s, you cannot use postprocessing.", what)
+            raise errors.UserCodeError("%s, you cannot use postprocessing." % what)
+
+    async def _predict(self, call, emit, inputs, request):
+        found = self.methods
+        if found.preprocess is not None:
+            inputs = await self._execute(call, found.preprocess, inputs, request)
+        await self._await(call, self.semaphore.acquire())
+        begun = time.monotonic()
+        try:
+            result = await self._execute(call, found.predict, inputs, request)
+            if inspect.isgenerator(result) or inspect.isasyncgen(result):
+                self._forbid_postprocess("If the predict function streams")
+                return await self._of_generator(call, emit, result)
+            if errors.is_a(result, "starlette.responses", "Response"):
+                self._forbid_postprocess("If the predict function returns a response")
+                return await self._of_response(call, emit, request, result)
+        finally:
+            self.semaphore.release()
+            self.predict_count += 1
+            self.busy_us += int((time.monotonic() - begun) * 1e6)
+        if found.postprocess is not None:
+            result = await self._execute(call, found.postprocess, result, request)
+        return result
+
+    async def _route(self, call, name, inputs, request):
+        method = self.methods.routes.get(name)
+        if method is None:
+            raise errors.ModelMethodNotImplemented(
+                "`%s` must only be called if model has it." % name
+            )
+        return await self._execute(call, method, inputs, request)
+
+    async def _settle(self, call, emit, request, result):
+        """The answer in what a method returned; generators and Responses of postprocess, too."""
+        if isinstance(result, Answer):
+            return result
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            result = await self._of_generator(call, emit, result)
+        elif errors.is_a(result, "starlette.responses", "Response"):
+            result = await self._of_response(call, emit, request, result)
+        if isinstance(result, Answer):
+            return result
+        data, media_type = bodies.write(result, bodies.is_binary(call.media_type))
+        return Answer(data, media_type)
+
+    async def _call_method(self, call, emit, name):
+        request = requests.make(call)
+        inputs = None
+        if not self.methods.skip_parsing:
+            inputs = bodies.read(call.body, call.media_type, self.methods.input_type)
+        if name == "predict":
+            if self.methods.predict is None:
+                raise errors.ModelMethodNotImplemented("this model has only a `websocket` method")
+            result = await self._predict(call, emit, inputs, request)
+        else:
+            result = await self._route(call, name, inputs, request)
+        return await self._settle(call, emit, request, result)
+
+    async def is_healthy(self):
+        """None: the model does not say."""
+        method = self.methods.is_healthy
+        if method is None:
+            return None
+        try:
+            if method.is_async:
+                return bool(await method.call())
+            return bool(await self._in_thread(method.call))
+        except Exception as error:
+            logging.error("Exception while checking if model is healthy", exc_info=error)
+            return False
+
+    async def _ask(self, path):
+        """What a probe asks with GET; None: there is no such path."""
+        if path == "/":
+            return Answer(b"true", bodies.JSON)
+        if path == "/v1/models/model" and await self.is_healthy() is False:
+            text = errors.body_of("Model with name model is not ready.")
+            return Answer(text, bodies.JSON, 503)
+        if path in ("/v1/models/model", "/v1/models/model/loaded", "/ping"):
+            return Answer(b"{}", bodies.JSON)
+        if path == "/v1/models/model/schema":
+            schema = self.methods.schema()
+            if schema is None:
+                return Answer(errors.body_of("No schema found"), bodies.JSON, 404)
+            return Answer(json.dumps(schema, separators=(",", ":")).encode(), bodies.JSON)
+        return None
+
+    async def answer(self, call, emit):
+        """emit(bytes, media type) is awaited for each piece of a stream."""
+        name = methods.ROUTES.get(call.path)
+        if call.path == "/invocations" or (
+            call.path.startswith("/v1/models/")
+            and call.path.endswith((":predict", ":predict_binary"))
+        ):
+            name = "predict"
+        if name is not None and call.method == "POST":
+            return await self._call_method(call, emit, name)
+        asked = await self._ask(call.path) if call.method == "GET" else None
+        if asked is not None:
+            return asked
+        if name is not None:
+            return Answer(b'{"detail":"Method Not Allowed"}', bodies.JSON, 405)
+        return Answer(b'{"detail":"Not Found"}', bodies.JSON, 404)
