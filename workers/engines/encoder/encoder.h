@@ -3,16 +3,11 @@
 
 /*
  * The encoder engine: texts in, vectors out, for Hugging Face directories of the BERT family.
+ * Requests are encoder_texts', the arithmetic is bert's.
  *
- *     submit   JSON -> texts -> ids (encoder_input, wordpiece), queued (encoder_queue)
- *     step     one batch of at most a budget of tokens -> bert_run -> answers (encoder_output)
- *
- * Settings (engine_load.settings_json): {"dtype": "f32" | "bf16" | "auto"}. f32 is the default
- * and agrees with the reference to a cosine of 0.9999 and better; bf16 is for CPUs with AMX
- * (0.999); auto takes bf16 there and f32 elsewhere.
- *
- * Failures of a request: bad_input for what the user sent, model_error for a vector that is not
- * finite, oom with its batch when memory is short, expired, canceled.
+ * Settings (engine_load.settings_json): {"dtype": "f32" | "bf16" | "auto", "batching": {…}}. f32 is
+ * the default and agrees with the reference to a cosine of 0.9999 and better; bf16 is for CPUs with
+ * AMX (0.999); auto takes bf16 there and f32 elsewhere. batching: encoder_batching.h.
  *
  * Tests: tests/unit/test_encoder.c
  */

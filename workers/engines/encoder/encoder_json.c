@@ -6,7 +6,10 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
+
+#define SETTINGS_SIZE_MAX 65536u
 
 void encoder_json_free(json_t **json_p)
 {
@@ -65,6 +68,21 @@ int encoder_json_read(const char *dir, const char *name, size_t size_max, json_t
         return err_set(err, ERR_MALFORMED, "'%s' is not JSON: line %d: %.160s", name, json_err.line,
                        json_err.text);
     *ret_json = json;
+    return 0;
+}
+
+int encoder_json_read_settings(const char *text, json_t **ret_json, struct err *err)
+{
+    OWNED(encoder_json_free) json_t *json = NULL;
+    json_error_t json_err;
+
+    if (text != NULL && strlen(text) > SETTINGS_SIZE_MAX)
+        return err_set(err, ERR_TOO_BIG, "settings have %zu bytes, limit %u", strlen(text),
+                       SETTINGS_SIZE_MAX);
+    json = text != NULL ? json_loads(text, JSON_REJECT_DUPLICATES, &json_err) : json_object();
+    if (!json_is_object(json))
+        return err_set(err, ERR_USAGE, "settings are not a JSON object");
+    *ret_json = TAKE(json);
     return 0;
 }
 

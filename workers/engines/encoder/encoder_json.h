@@ -27,6 +27,9 @@ int encoder_json_read(const char *dir, const char *name, size_t size_max, json_t
 int encoder_json_read_bytes(const char *dir, const char *name, size_t size_max, char **ret_bytes,
                             size_t *ret_size, struct err *err) MUST_CHECK;
 
+/* An engine's settings: one object, empty where text is NULL. ERR_USAGE, ERR_TOO_BIG. */
+int encoder_json_read_settings(const char *text, json_t **ret_json, struct err *err) MUST_CHECK;
+
 /* Each leaves *ret_value alone when the key is missing or null. */
 int encoder_json_get_bool(const json_t *json, const char *key, bool *ret_value,
                           struct err *err) MUST_CHECK;

@@ -10,7 +10,6 @@
  * than the CPU is refused: this plugin has no other, and answering slower than asked would hide it.
  */
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,9 +20,7 @@
 #include "workers/engines/encoder/gemm.h"
 #include "workers/engines/encoder/team.h"
 
-#define SETTINGS_SIZE_MAX 65536u
 #define SCORE_EXACT 100u
-#define THREAD_COUNT_DEFAULT_MAX 64u
 
 /* Multiplications and additions a second and thread that a default batch reckons with, and how
  * long it may take: a fraction of a lease, for the host serves its socket between batches. */
@@ -92,45 +89,33 @@ int encoder_probe(const char *dir, struct engine_probe *ret_probe, struct err *e
     return 0;
 }
 
-static int read_settings(const char *text, bool *ret_bf16, struct err *err)
+static int check_keys(json_t *settings, struct err *err)
 {
-    OWNED(encoder_json_free) json_t *json = NULL;
-    const char *key, *dtype = "f32";
-    json_error_t json_err;
     const json_t *value;
-    int r;
+    const char *key;
 
-    *ret_bf16 = false;
-    if (text == NULL)
-        return 0;
-    if (strlen(text) > SETTINGS_SIZE_MAX)
-        return err_set(err, ERR_TOO_BIG, "settings have %zu bytes, limit %u", strlen(text),
-                       SETTINGS_SIZE_MAX);
-    json = json_loads(text, JSON_REJECT_DUPLICATES, &json_err);
-    if (!json_is_object(json))
-        return err_set(err, ERR_USAGE, "settings are not a JSON object");
-    json_object_foreach(json, key, value)
+    json_object_foreach(settings, key, value)
     {
-        if (strcmp(key, "dtype") != 0)
-            return err_set(err, ERR_USAGE, "setting '%.60s' is unknown, the encoder has 'dtype'",
+        if (strcmp(key, "dtype") != 0 && strcmp(key, "batching") != 0)
+            return err_set(err, ERR_USAGE,
+                           "setting '%.60s' is unknown, the encoder has 'dtype' and 'batching'",
                            key);
     }
-    r = encoder_json_get_text(json, "dtype", &dtype, err);
+    return 0;
+}
+
+static int read_dtype(const json_t *settings, bool *ret_bf16, struct err *err)
+{
+    const char *dtype = "f32";
+    int r;
+
+    r = encoder_json_get_text(settings, "dtype", &dtype, err);
     if (r < 0)
         return r;
     if (strcmp(dtype, "f32") != 0 && strcmp(dtype, "bf16") != 0 && strcmp(dtype, "auto") != 0)
         return err_set(err, ERR_USAGE, "setting 'dtype' is '%.40s', allowed are f32, bf16 and auto",
                        dtype);
     *ret_bf16 = strcmp(dtype, "bf16") == 0 || (dtype[0] == 'a' && gemm_has_fast_bf16());
-    return 0;
-}
-
-static int set_limit(const char *what, uint32_t value, uint32_t otherwise, uint32_t max,
-                     uint32_t *ret_value, struct err *err)
-{
-    if (value > max)
-        return err_set(err, ERR_RANGE, "%s is %u, limit %u", what, value, max);
-    *ret_value = value != 0 ? value : otherwise;
     return 0;
 }
 
@@ -144,75 +129,14 @@ static uint32_t default_batch_tokens(const struct encoder_config *config, uint32
     return tokens < ENCODER_BATCH_TOKEN_MAX / 4 ? (uint32_t)tokens : ENCODER_BATCH_TOKEN_MAX / 4;
 }
 
-/* The CPUs that this process may run on: a container's share, not the machine's number. */
-static uint32_t default_threads(void)
-{
-    cpu_set_t cpus;
-    int count;
-
-    if (sched_getaffinity(0, sizeof(cpus), &cpus) < 0)
-        return 1;
-    count = CPU_COUNT(&cpus);
-    return count > (int)THREAD_COUNT_DEFAULT_MAX ? THREAD_COUNT_DEFAULT_MAX : (uint32_t)count;
-}
-
-static int set_limits(struct engine *engine, const struct engine_load *load,
-                      uint32_t *ret_thread_count, struct err *err)
-{
-    uint32_t thread_count = 0;
-    int r;
-
-    r = set_limit("thread_count", load->thread_count, default_threads(), TEAM_MEMBER_COUNT_MAX,
-                  &thread_count, err);
-    if (r == 0)
-        r = set_limit("req_count_max", load->req_count_max, ENCODER_REQ_COUNT_DEFAULT,
-                      ENCODER_REQ_COUNT_MAX, &engine->req_count_max, err);
-    if (r == 0)
-        r = set_limit("input_size_max", load->input_size_max, ENCODER_INPUT_SIZE_DEFAULT,
-                      ENCODER_INPUT_SIZE_MAX, &engine->input_size_max, err);
-    if (r == 0)
-        r = set_limit("batch_token_max", load->batch_token_max,
-                      default_batch_tokens(&engine->config, thread_count), ENCODER_BATCH_TOKEN_MAX,
-                      &engine->batch_token_max, err);
-    if (r < 0)
-        return r;
-    if (engine->batch_token_max < engine->config.token_count_max)
-        return err_set(err, ERR_RANGE,
-                       "batch_token_max is %u, less than the %u tokens that one "
-                       "text may have",
-                       engine->batch_token_max, engine->config.token_count_max);
-    *ret_thread_count = thread_count;
-    return 0;
-}
-
-static void alloc_batch(struct engine *engine)
-{
-    const size_t count = engine->batch_token_max;
-
-    engine->picks = xcalloc(count, sizeof(*engine->picks));
-    engine->ids = xcalloc(count, sizeof(*engine->ids));
-    engine->offsets = xcalloc(count + 1, sizeof(*engine->offsets));
-    /* A text has [CLS] and [SEP] at least. */
-    engine->vectors = xcalloc((count / 2 + 1) * engine->config.hidden, sizeof(float));
-    engine->out = BUF_WITH_LIMIT(2ull * ENCODER_OUTPUT_SIZE_MAX);
-}
-
-static int warm_up(struct engine *engine, struct err *err)
-{
-    const uint32_t offsets[] = {0, 2};
-    const struct bert_batch batch = {engine->ids, offsets, 1};
-
-    return bert_run(engine->bert, &batch, engine->vectors, err);
-}
-
-static void describe(const struct engine *engine, bool bf16, uint32_t thread_count,
+static void describe(const struct engine *engine, const struct bert_options *options,
                      struct engine_info *info)
 {
     const struct encoder_config *config = &engine->config;
 
     *info = (struct engine_info){
         .task = "embed",
-        .req_count_max = engine->req_count_max,
+        .req_count_max = encoder_texts_req_count_max(engine->texts),
         .token_count_max = config->token_count_max,
         .host_size = bert_memory_size(engine->bert),
     };
@@ -221,15 +145,8 @@ static void describe(const struct engine *engine, bool bf16, uint32_t thread_cou
                    "kernels %s, %u threads, %u tokens a batch",
                    config->layer_count, config->hidden, encoder_pooling_name(config->pooling),
                    config->normalize ? ", normalized" : "", config->token_count_max,
-                   bf16 ? "bf16" : "f32", gemm_isa_name(), bert_kernel_name(engine->bert),
-                   thread_count, engine->batch_token_max);
-}
-
-static char *quote_model(const char *model)
-{
-    OWNED(encoder_json_free) json_t *name = json_string(model);
-
-    return name != NULL ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
+                   options->bf16 ? "bf16" : "f32", gemm_isa_name(), bert_kernel_name(engine->bert),
+                   options->thread_count, options->token_count_max);
 }
 
 static int check_device(const char *device, struct err *err)
@@ -242,39 +159,63 @@ static int check_device(const char *device, struct err *err)
     return 0;
 }
 
+static int run(void *self, const struct bert_batch *batch, float *vectors, uint32_t *ret_pad_count,
+               struct err *err)
+{
+    *ret_pad_count = bert_pad_count(batch->offsets[batch->text_count]);
+    return bert_run(self, batch, vectors, err);
+}
+
+/* From the files to an engine that has run once. */
+static int open_model(struct engine *engine, const struct engine_load *load, const json_t *settings,
+                      struct bert_options *options, struct err *err)
+{
+    OWNED(model_files_done) struct model_files files = {0};
+    struct encoder_texts_options texts = {.dimension_count = 0};
+    int r;
+
+    r = open_files(load->dir, &files, err);
+    if (r == 0)
+        r = encoder_thread_count(load, TEAM_MEMBER_COUNT_MAX, &options->thread_count, err);
+    if (r < 0)
+        return r;
+    engine->config = files.config;
+    texts.dimension_count = files.config.hidden;
+    texts.token_count_max = files.config.token_count_max;
+    r = encoder_texts_batching(load, settings, files.config.token_count_max,
+                               default_batch_tokens(&files.config, options->thread_count),
+                               &texts.batching, err);
+    if (r < 0)
+        return r;
+    options->token_count_max = texts.batching.token_max;
+    r = bert_open(&engine->config, &files.weights, options, &engine->bert, err);
+    if (r < 0)
+        return r;
+    texts.runner = (struct encoder_runner){run, engine->bert};
+    r = encoder_texts_new(load, &texts, &files.pieces, &engine->texts, err);
+    return r < 0 ? r : encoder_texts_warm_up(engine->texts, err);
+}
+
 int encoder_load(const struct engine_load *load, struct engine **ret_engine,
                  struct engine_info *ret_info, struct err *err)
 {
     OWNED(encoder_unload) struct engine *engine = xcalloc(1, sizeof(*engine));
-    OWNED(model_files_done) struct model_files files = {0};
+    OWNED(encoder_json_free) json_t *settings = NULL;
     struct bert_options options = {.progress = load->sink.progress, .opaque = load->sink.opaque};
     int r;
 
-    engine->sink = load->sink;
     r = check_device(load->device, err);
     if (r == 0)
-        r = read_settings(load->settings_json, &options.bf16, err);
+        r = encoder_json_read_settings(load->settings_json, &settings, err);
     if (r == 0)
-        r = open_files(load->dir, &files, err);
+        r = check_keys(settings, err);
+    if (r == 0)
+        r = read_dtype(settings, &options.bf16, err);
+    if (r == 0)
+        r = open_model(engine, load, settings, &options, err);
     if (r < 0)
         return r;
-    engine->config = files.config;
-    engine->pieces = TAKE(files.pieces);
-    engine->model_json = quote_model(load->model);
-    if (engine->model_json == NULL)
-        return err_set(err, ERR_MALFORMED, "the model's name is not UTF-8");
-    r = set_limits(engine, load, &options.thread_count, err);
-    if (r < 0)
-        return r;
-    options.token_count_max = engine->batch_token_max;
-    r = bert_open(&engine->config, &files.weights, &options, &engine->bert, err);
-    if (r < 0)
-        return r;
-    alloc_batch(engine);
-    r = warm_up(engine, err);
-    if (r < 0)
-        return r;
-    describe(engine, options.bf16, options.thread_count, ret_info);
+    describe(engine, &options, ret_info);
     *ret_engine = TAKE(engine);
     return 0;
 }
@@ -285,14 +226,7 @@ void encoder_unload(struct engine **engine_p)
 
     if (engine == NULL)
         return;
-    encoder_queue_done(&engine->queue);
+    encoder_texts_free(&engine->texts);
     bert_close(&engine->bert);
-    wordpiece_free(&engine->pieces);
-    buf_done(&engine->out);
-    free(engine->vectors);
-    free(engine->offsets);
-    free(engine->ids);
-    free(engine->picks);
-    free(engine->model_json);
     free(engine);
 }

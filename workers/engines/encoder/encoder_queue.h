@@ -21,6 +21,7 @@
 
 struct encoder_req {
     uint64_t id;
+    uint64_t arrived_us;
     uint64_t deadline_us; /* 0: none */
     bool alone;
     bool base64;

@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "workers/engines/encoder/encoder_texts.h"
+
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/buf.h"
+#include "base/clock.h"
+#include "workers/engines/encoder/encoder_json.h"
+#include "workers/engines/encoder/encoder_output.h"
+#include "workers/engines/encoder/encoder_queue.h"
+
+#define THREAD_COUNT_DEFAULT_MAX 64u
+
+struct encoder_texts {
+    struct engine_sink sink;
+    struct encoder_runner runner;
+    struct wordpiece *pieces;
+    char *model_json; /* the model's name, quoted and escaped */
+    uint32_t dimension_count, token_count_max;
+    struct encoder_batching batching;
+    uint32_t req_count_max;
+    uint32_t input_size_max;
+    struct encoder_queue queue;
+    struct engine_stats stats;
+
+    /* One batch: at most token_max tokens, of which a text has [CLS] and [SEP] at least. */
+    struct encoder_pick *picks;
+    uint32_t *ids;
+    uint32_t *offsets;
+    float *vectors;
+    struct buf out;
+};
+
+static void emit_error(struct encoder_texts *texts, uint64_t req_id, enum engine_error class,
+                       const char *text, uint32_t batch_req_count)
+{
+    const struct engine_event event = {
+        .type = ENGINE_EVENT_ERROR,
+        .req_id = req_id,
+        .error = class,
+        .text = text,
+        .batch_req_count = batch_req_count,
+    };
+
+    texts->stats.error_count++;
+    texts->stats.oom_count += class == ENGINE_ERROR_OOM;
+    texts->sink.emit(texts->sink.opaque, &event);
+}
+
+/* A byte makes one id at most, and a text is cut at the model's length. */
+static uint32_t id_room(size_t text_size, uint32_t limit)
+{
+    return text_size + 2 < limit ? (uint32_t)text_size + 2 : limit;
+}
+
+/* The user's texts as ids. What is wrong with them is the user's fault. */
+static int tokenize(struct encoder_texts *texts, const struct encoder_input *input,
+                    struct encoder_req **ret_req, struct err *err)
+{
+    const uint32_t limit = texts->token_count_max;
+    OWNED(encoder_req_free) struct encoder_req *req = NULL;
+    size_t room = 0, text_size = 0;
+
+    for (uint32_t i = 0; i < input->text_count; i++) {
+        (void)encoder_input_text(input, i, &text_size);
+        room += id_room(text_size, limit);
+    }
+    req = encoder_req_new(input->text_count, room);
+    for (uint32_t i = 0; i < input->text_count; i++) {
+        const char *text = encoder_input_text(input, i, &text_size);
+        const uint32_t first = req->offsets[i];
+
+        req->offsets[i + 1] = first + wordpiece_encode(texts->pieces, text, text_size,
+                                                       req->ids + first, id_room(text_size, limit),
+                                                       &req->truncated[i]);
+        if (req->truncated[i] && !input->truncate)
+            return err_set(err, ERR_TOO_BIG,
+                           "input[%u] has more tokens than the model's limit of "
+                           "%u, and truncate is false",
+                           i, limit);
+    }
+    *ret_req = TAKE(req);
+    return 0;
+}
+
+static int accept(struct encoder_texts *texts, const struct engine_req *from, uint64_t now_us,
+                  struct encoder_req **ret_req, struct err *err)
+{
+    OWNED(encoder_input_done) struct encoder_input input = {0};
+    uint64_t out_size;
+    int r;
+
+    if (from->input_size > texts->input_size_max)
+        return err_set(err, ERR_TOO_BIG, "model_input has %zu bytes, limit %u", from->input_size,
+                       texts->input_size_max);
+    r = encoder_input_parse(from->input, from->input_size, texts->dimension_count, &input, err);
+    if (r < 0)
+        return r;
+    out_size = encoder_output_size_max(input.text_count, texts->dimension_count);
+    if (out_size > ENCODER_OUTPUT_SIZE_MAX)
+        return err_set(err, ERR_TOO_BIG,
+                       "input has %u texts, whose answer may have %llu bytes, "
+                       "limit %u",
+                       input.text_count, (unsigned long long)out_size, ENCODER_OUTPUT_SIZE_MAX);
+    r = tokenize(texts, &input, ret_req, err);
+    if (r < 0)
+        return r;
+    (*ret_req)->id = from->id;
+    (*ret_req)->deadline_us = from->deadline_us;
+    (*ret_req)->alone = from->alone;
+    (*ret_req)->arrived_us = now_us;
+    (*ret_req)->base64 = input.base64;
+    (*ret_req)->warnings = TAKE(input.warnings);
+    return 0;
+}
+
+/* It answers predict, and the one route that means the same. */
+static bool is_known_route(const struct engine_req *req)
+{
+    return req->route == NULL || strcmp(req->route, "POST /v1/embeddings") == 0;
+}
+
+int encoder_texts_submit(struct encoder_texts *texts, const struct engine_req *from,
+                         uint64_t now_us, struct err *err)
+{
+    const struct engine_event accepted = {.type = ENGINE_EVENT_ACCEPTED, .req_id = from->id};
+    struct encoder_req *req = NULL;
+    struct err fault;
+
+    if (texts->queue.count == texts->req_count_max)
+        return err_set(err, ERR_FULL, "engine holds %u requests, its limit", texts->queue.count);
+    if (encoder_queue_find(&texts->queue, from->id) != NULL)
+        return err_set(err, ERR_CONFLICT, "request %llu is held already",
+                       (unsigned long long)from->id);
+    if (!is_known_route(from)) {
+        emit_error(texts, from->id, ENGINE_ERROR_BAD_INPUT,
+                   "there is no such route; there is POST /v1/embeddings", 0);
+        return 0;
+    }
+    if (accept(texts, from, now_us, &req, &fault) < 0) {
+        emit_error(texts, from->id, ENGINE_ERROR_BAD_INPUT, fault.text, 0);
+        return 0;
+    }
+    encoder_queue_push(&texts->queue, &req);
+    texts->sink.emit(texts->sink.opaque, &accepted);
+    return 0;
+}
+
+int encoder_texts_cancel(struct encoder_texts *texts, uint64_t req_id, struct err *err)
+{
+    struct encoder_req *req = encoder_queue_find(&texts->queue, req_id);
+
+    (void)err;
+    if (req == NULL)
+        return 0;
+    req = encoder_queue_remove(&texts->queue, req);
+    emit_error(texts, req_id, ENGINE_ERROR_CANCELED, "canceled", 0);
+    encoder_req_free(&req);
+    return 0;
+}
+
+/* Copies the picks' ids into the batch, in the picks' order. Returns the number of tokens. */
+static uint32_t gather(struct encoder_texts *texts, uint32_t pick_count)
+{
+    uint32_t at = 0;
+
+    texts->offsets[0] = 0;
+    for (uint32_t i = 0; i < pick_count; i++) {
+        const struct encoder_pick *pick = &texts->picks[i];
+
+        memcpy(texts->ids + at, pick->req->ids + pick->req->offsets[pick->index],
+               pick->token_count * sizeof(*texts->ids));
+        at += pick->token_count;
+        texts->offsets[i + 1] = at;
+    }
+    return at;
+}
+
+static void scatter(struct encoder_texts *texts, uint32_t pick_count)
+{
+    const size_t hidden = texts->dimension_count;
+
+    for (uint32_t i = 0; i < pick_count; i++) {
+        struct encoder_req *req = texts->picks[i].req;
+
+        if (req->vectors == NULL)
+            req->vectors = xcalloc(req->text_count * hidden, sizeof(float));
+        memcpy(req->vectors + texts->picks[i].index * hidden, texts->vectors + i * hidden,
+               hidden * sizeof(float));
+        req->done_count++;
+    }
+}
+
+static void answer(struct encoder_texts *texts, const struct encoder_req *req,
+                   uint32_t batch_req_count)
+{
+    const struct encoder_output output = {
+        .model_json = texts->model_json,
+        .vectors = req->vectors,
+        .truncated = req->truncated,
+        .text_count = req->text_count,
+        .dimension_count = texts->dimension_count,
+        .token_count = req->offsets[req->text_count],
+        .base64 = req->base64,
+        .warnings = req->warnings,
+    };
+    struct engine_event event = {
+        .type = ENGINE_EVENT_OUTPUT,
+        .req_id = req->id,
+        .token_count = req->offsets[req->text_count],
+        .batch_req_count = batch_req_count,
+    };
+    struct err err;
+
+    buf_clear(&texts->out);
+    if (encoder_output_write(&output, &texts->out, &err) < 0) {
+        emit_error(texts, req->id, ENGINE_ERROR_MODEL_ERROR, err.text, batch_req_count);
+        return;
+    }
+    event.data = texts->out.bytes;
+    event.data_size = texts->out.size;
+    texts->stats.output_count++;
+    texts->sink.emit(texts->sink.opaque, &event);
+}
+
+/* Requests of the batch are marked by taken_count: what ran is behind them. */
+static uint32_t count_reqs(const struct encoder_texts *texts, uint32_t pick_count)
+{
+    uint32_t count = 0;
+
+    for (const struct encoder_req *req = texts->queue.first; req != NULL; req = req->next)
+        count += req->taken_count > req->done_count;
+    return pick_count > 0 ? count : 0;
+}
+
+static void fail_batch(struct encoder_texts *texts, uint32_t req_count, const struct err *err)
+{
+    const enum engine_error class = err->code == ERR_MEMORY ? ENGINE_ERROR_OOM
+                                                            : ENGINE_ERROR_MODEL_ERROR;
+    struct encoder_req *next;
+
+    for (struct encoder_req *req = texts->queue.first; req != NULL; req = next) {
+        next = req->next;
+        if (req->taken_count == req->done_count)
+            continue;
+        req = encoder_queue_remove(&texts->queue, req);
+        emit_error(texts, req->id, class, err->text, req_count);
+        encoder_req_free(&req);
+    }
+}
+
+static void finish_batch(struct encoder_texts *texts, uint32_t req_count)
+{
+    struct encoder_req *next;
+
+    for (struct encoder_req *req = texts->queue.first; req != NULL; req = next) {
+        next = req->next;
+        if (req->done_count < req->text_count)
+            continue;
+        req = encoder_queue_remove(&texts->queue, req);
+        answer(texts, req, req_count);
+        encoder_req_free(&req);
+    }
+}
+
+static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
+{
+    const struct bert_batch batch = {texts->ids, texts->offsets, pick_count};
+    const uint32_t req_count = count_reqs(texts, pick_count);
+    const uint32_t token_count = gather(texts, pick_count);
+    const uint64_t start_us = clock_mono_us();
+    uint32_t pad_count = 0;
+    struct err err;
+    int r;
+
+    r = texts->runner.run(texts->runner.self, &batch, texts->vectors, &pad_count, &err);
+    texts->stats.step_count++;
+    texts->stats.step_req_count += req_count;
+    texts->stats.step_token_count += token_count;
+    texts->stats.step_pad_count += pad_count;
+    texts->stats.step_busy_us += clock_mono_us() - start_us;
+    if (r < 0) {
+        fail_batch(texts, req_count, &err);
+        return;
+    }
+    scatter(texts, pick_count);
+    finish_batch(texts, req_count);
+}
+
+/* When the next batch should leave; ENGINE_NEVER_US when nothing waits. */
+static uint64_t due_us(const struct encoder_texts *texts)
+{
+    const struct encoder_req *first = texts->queue.first;
+    uint64_t item_count = 0, token_count = 0, deadline_us = ENGINE_NEVER_US, due;
+
+    if (first == NULL)
+        return ENGINE_NEVER_US;
+    /* Who wants no company waits for none, and no more can come than the engine may hold. */
+    if (first->alone || first->taken_count > 0 || texts->queue.count == texts->req_count_max)
+        return 0;
+    for (const struct encoder_req *req = first; req != NULL; req = req->next) {
+        item_count += req->text_count - req->taken_count;
+        token_count += req->offsets[req->text_count] - req->offsets[req->taken_count];
+        if (req->deadline_us != 0 && req->deadline_us < deadline_us)
+            deadline_us = req->deadline_us;
+    }
+    due = encoder_batching_due_us(&texts->batching, item_count, token_count, first->arrived_us);
+    return due < deadline_us ? due : deadline_us;
+}
+
+int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *ret_wake_us,
+                       struct err *err)
+{
+    struct encoder_req *late;
+    uint32_t pick_count = 0;
+
+    (void)err;
+    while ((late = encoder_queue_expire(&texts->queue, now_us)) != NULL) {
+        emit_error(texts, late->id, ENGINE_ERROR_EXPIRED,
+                   "the deadline passed while the request waited in the engine", 0);
+        encoder_req_free(&late);
+    }
+    if (due_us(texts) <= now_us)
+        pick_count = encoder_queue_cut(&texts->queue, texts->batching.token_max, texts->picks,
+                                       texts->batching.item_max);
+    if (pick_count > 0)
+        run_batch(texts, pick_count);
+    *ret_wake_us = encoder_batching_wake_us(due_us(texts), now_us);
+    return 0;
+}
+
+void encoder_texts_stats(const struct encoder_texts *texts, struct engine_stats *ret_stats)
+{
+    *ret_stats = texts->stats;
+    ret_stats->queue_req_count = texts->queue.count;
+}
+
+/* ---- limits, and the two ends ---- */
+
+static int set_limit(const char *what, uint32_t value, uint32_t otherwise, uint32_t max,
+                     uint32_t *ret_value, struct err *err)
+{
+    if (value > max)
+        return err_set(err, ERR_RANGE, "%s is %u, limit %u", what, value, max);
+    *ret_value = value != 0 ? value : otherwise;
+    return 0;
+}
+
+int encoder_thread_count(const struct engine_load *load, uint32_t max, uint32_t *ret_count,
+                         struct err *err)
+{
+    uint32_t otherwise = 1;
+    cpu_set_t cpus;
+
+    /* The CPUs that this process may run on: a container's share, not the machine's number. */
+    if (sched_getaffinity(0, sizeof(cpus), &cpus) == 0)
+        otherwise = (uint32_t)CPU_COUNT(&cpus);
+    if (otherwise > THREAD_COUNT_DEFAULT_MAX)
+        otherwise = THREAD_COUNT_DEFAULT_MAX;
+    return set_limit("thread_count", load->thread_count, otherwise, max, ret_count, err);
+}
+
+int encoder_limits(const struct engine_load *load, uint32_t *ret_req_count_max,
+                   uint32_t *ret_input_size_max, struct err *err)
+{
+    int r = set_limit("req_count_max", load->req_count_max, ENCODER_REQ_COUNT_DEFAULT,
+                      ENCODER_REQ_COUNT_MAX, ret_req_count_max, err);
+
+    if (r < 0)
+        return r;
+    return set_limit("input_size_max", load->input_size_max, ENCODER_INPUT_SIZE_DEFAULT,
+                     ENCODER_INPUT_SIZE_MAX, ret_input_size_max, err);
+}
+
+int encoder_texts_batching(const struct engine_load *load, const json_t *settings,
+                           uint32_t token_count_max, uint32_t token_max_default,
+                           struct encoder_batching *ret_batching, struct err *err)
+{
+    struct encoder_batching batching = {.item_max = MODEL_BATCH_ITEMS_MAX};
+    int r;
+
+    r = set_limit("batch_token_max", load->batch_token_max, token_max_default,
+                  ENCODER_BATCH_TOKEN_MAX, &batching.token_max, err);
+    if (r == 0)
+        r = encoder_batching_read(settings, &batching, err);
+    if (r < 0)
+        return r;
+    if (batching.token_max < token_count_max)
+        return err_set(err, ERR_RANGE,
+                       "batch_token_max (or max_tokens of 'batching') is %u, less than the %u "
+                       "tokens that one text may have",
+                       batching.token_max, token_count_max);
+    *ret_batching = batching;
+    return 0;
+}
+
+static char *quote_model(const char *model)
+{
+    OWNED(encoder_json_free) json_t *name = json_string(model);
+
+    return name != NULL ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
+}
+
+int encoder_texts_new(const struct engine_load *load, const struct encoder_texts_options *options,
+                      struct wordpiece **pieces_p, struct encoder_texts **ret_texts,
+                      struct err *err)
+{
+    OWNED(encoder_texts_free) struct encoder_texts *texts = xcalloc(1, sizeof(*texts));
+    const size_t token_max = options->batching.token_max;
+    int r;
+
+    texts->sink = load->sink;
+    texts->runner = options->runner;
+    texts->dimension_count = options->dimension_count;
+    texts->token_count_max = options->token_count_max;
+    texts->batching = options->batching;
+    r = encoder_limits(load, &texts->req_count_max, &texts->input_size_max, err);
+    if (r < 0)
+        return r;
+    texts->model_json = quote_model(load->model);
+    if (texts->model_json == NULL)
+        return err_set(err, ERR_MALFORMED, "the model's name is not UTF-8");
+    texts->picks = xcalloc(token_max, sizeof(*texts->picks));
+    texts->ids = xcalloc(token_max, sizeof(*texts->ids));
+    texts->offsets = xcalloc(token_max + 1, sizeof(*texts->offsets));
+    texts->vectors = xcalloc((token_max / 2 + 1) * texts->dimension_count, sizeof(float));
+    texts->out = BUF_WITH_LIMIT(2ull * ENCODER_OUTPUT_SIZE_MAX);
+    texts->pieces = TAKE(*pieces_p);
+    *ret_texts = TAKE(texts);
+    return 0;
+}
+
+void encoder_texts_free(struct encoder_texts **texts_p)
+{
+    struct encoder_texts *texts = TAKE(*texts_p);
+
+    if (texts == NULL)
+        return;
+    encoder_queue_done(&texts->queue);
+    wordpiece_free(&texts->pieces);
+    buf_done(&texts->out);
+    free(texts->vectors);
+    free(texts->offsets);
+    free(texts->ids);
+    free(texts->picks);
+    free(texts->model_json);
+    free(texts);
+}
+
+int encoder_texts_warm_up(struct encoder_texts *texts, struct err *err)
+{
+    const uint32_t offsets[] = {0, 2};
+    const struct bert_batch batch = {texts->ids, offsets, 1};
+    uint32_t pad_count;
+
+    return texts->runner.run(texts->runner.self, &batch, texts->vectors, &pad_count, err);
+}
+
+uint32_t encoder_texts_req_count_max(const struct encoder_texts *texts)
+{
+    return texts->req_count_max;
+}

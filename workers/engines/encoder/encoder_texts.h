@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Texts in, vectors out, whatever computes them: the part of an engine that `encoder` and the text
+ * task of `onnx` share.
+ *
+ *     submit   JSON -> texts -> ids (encoder_input, wordpiece), queued (encoder_queue)
+ *     step     one batch, when it is due (encoder_batching) -> runner.run -> answers
+ * (encoder_output)
+ *
+ * The functions mirror engine.h, whose rules hold for them. The runner is borrowed and outlives it.
+ *
+ * Failures of a request: bad_input for what the user sent, model_error for a run that failed or a
+ * vector that is not finite, oom with its batch when memory is short, expired, canceled.
+ *
+ * Thread: its engine's.   Tests: tests/unit/test_encoder.c, test_onnx_text.c
+ */
+
+#include <jansson.h>
+
+#include "schema/model_plan.h"
+#include "workers/engine.h"
+#include "workers/engines/encoder/bert.h"
+#include "workers/engines/encoder/encoder.h"
+#include "workers/engines/encoder/encoder_batching.h"
+#include "workers/engines/encoder/wordpiece.h"
+
+struct encoder_texts;
+
+struct encoder_runner {
+    /* Writes a vector for each text of the batch, and how many tokens were computed for nothing.
+     * The longest text comes first. ERR_MEMORY: the batch was too large. */
+    int (*run)(void *self, const struct bert_batch *batch, float *vectors, uint32_t *ret_pad_count,
+               struct err *err);
+    void *self;
+};
+
+struct encoder_texts_options {
+    struct encoder_runner runner;
+    uint32_t dimension_count; /* of a vector */
+    uint32_t token_count_max; /* of one text, [CLS] and [SEP] included */
+    struct encoder_batching batching;
+};
+
+/* Takes *pieces_p on success. ERR_RANGE names the limit of the load that is too large. */
+int encoder_texts_new(const struct engine_load *load, const struct encoder_texts_options *options,
+                      struct wordpiece **pieces_p, struct encoder_texts **ret_texts,
+                      struct err *err) MUST_CHECK;
+void encoder_texts_free(struct encoder_texts **texts_p);
+
+/* One short text, so that the first job meets warm memory. */
+int encoder_texts_warm_up(struct encoder_texts *texts, struct err *err) MUST_CHECK;
+
+int encoder_texts_submit(struct encoder_texts *texts, const struct engine_req *from,
+                         uint64_t now_us, struct err *err) MUST_CHECK;
+int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *ret_wake_us,
+                       struct err *err) MUST_CHECK;
+int encoder_texts_cancel(struct encoder_texts *texts, uint64_t req_id, struct err *err) MUST_CHECK;
+
+/* All but host_size. */
+void encoder_texts_stats(const struct encoder_texts *texts, struct engine_stats *ret_stats);
+uint32_t encoder_texts_req_count_max(const struct encoder_texts *texts);
+
+/* What the load and the settings say of batches; the default of max_tokens is the engine's. */
+int encoder_texts_batching(const struct engine_load *load, const json_t *settings,
+                           uint32_t token_count_max, uint32_t token_max_default,
+                           struct encoder_batching *ret_batching, struct err *err) MUST_CHECK;
+
+/* The load's wishes, or the defaults that all engines with these inputs have. */
+int encoder_limits(const struct engine_load *load, uint32_t *ret_req_count_max,
+                   uint32_t *ret_input_size_max, struct err *err) MUST_CHECK;
+int encoder_thread_count(const struct engine_load *load, uint32_t max, uint32_t *ret_count,
+                         struct err *err) MUST_CHECK;
