@@ -259,12 +259,10 @@ static simdjson::error_code parse_shrunk(json_fast *parser, size_t size, element
         .get(*ret_root);
 }
 
-static int parse(json_fast *parser, const char *bytes, size_t size, bool padded, struct err *err)
+static int parse_root(json_fast *parser, const char *bytes, size_t size, bool padded,
+                      element *ret_root, struct err *err)
 {
-    simdjson::dom::object object;
-    element root;
     simdjson::error_code code = simdjson::SUCCESS;
-    int r;
 
     parser->fields.clear();
     parser->next = 0;
@@ -278,11 +276,21 @@ static int parse(json_fast *parser, const char *bytes, size_t size, bool padded,
         code = parser->dom.allocate(size, JSON_FAST_DEPTH_MAX);
     if (code == simdjson::SUCCESS)
         code = parser->dom.parse(reinterpret_cast<const uint8_t *>(parser->input), size, false)
-                   .get(root);
+                   .get(*ret_root);
     if (code == simdjson::NUMBER_ERROR)
-        code = parse_shrunk(parser, size, &root);
-    if (code != simdjson::SUCCESS)
-        return refuse(code, err);
+        code = parse_shrunk(parser, size, ret_root);
+    return code == simdjson::SUCCESS ? 0 : refuse(code, err);
+}
+
+static int parse(json_fast *parser, const char *bytes, size_t size, bool padded, struct err *err)
+{
+    simdjson::dom::object object;
+    simdjson::error_code code;
+    element root;
+    int r = parse_root(parser, bytes, size, padded, &root, err);
+
+    if (r < 0)
+        return r;
     if (root.get(object) != simdjson::SUCCESS)
         return err_set(err, ERR_MALFORMED, "JSON object expected, this is: %s",
                        json_type_name(type_of(root)));
@@ -307,6 +315,20 @@ int json_fast_parse(struct json_fast *parser, const void *bytes, size_t size, bo
     if (r < 0 && parser != nullptr)
         parser->fields.clear();
     return r;
+}
+
+int json_fast_check(struct json_fast *parser, const void *bytes, size_t size, bool padded,
+                    struct err *err)
+{
+    element root;
+
+    try {
+        return parser == nullptr
+                   ? err_set(err, ERR_MEMORY, "no memory to parse JSON")
+                   : parse_root(parser, static_cast<const char *>(bytes), size, padded, &root, err);
+    } catch (...) {
+        return err_set(err, ERR_MEMORY, "no memory to parse JSON");
+    }
 }
 
 size_t json_fast_field_count(const struct json_fast *parser)

@@ -61,6 +61,10 @@ void json_fast_free(struct json_fast **parser_p);
  * else the input is copied first, and raw points into the copy. */
 int json_fast_parse(struct json_fast *parser, const void *bytes, size_t size, bool padded,
                     struct err *err) MUST_CHECK;
+
+/* Is it one JSON value, of any type? The same errors, but for those of a top-level object. */
+int json_fast_check(struct json_fast *parser, const void *bytes, size_t size, bool padded,
+                    struct err *err) MUST_CHECK;
 size_t json_fast_field_count(const struct json_fast *parser);
 bool json_fast_next(struct json_fast *parser, struct json_field *ret_field); /* in input's order */
 bool json_fast_find(struct json_fast *parser, const char *key, struct json_field *ret_field);

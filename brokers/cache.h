@@ -9,7 +9,8 @@
  * Past in_flight_max they answer ERR_FULL. No callback comes from inside the call that asked.
  *
  * Keys: headrace:final:<id> holds an encoded message_completed and is written only after the
- * commit that it tells of. Channels: headrace:wake:<boot> carries message_wake.
+ * commit that it tells of; headrace:stream:<id> is a stream whose entries, <token>-<number>, hold a
+ * message_piece each. Channels: headrace:wake:<boot or id> carries message_wake.
  *
  * Adapter: brokers/cache_redis.c, hiredis on our own libuv adapter (the shipped one loses refused
  * connections). SUBSCRIBE has a connection of its own.
@@ -22,6 +23,7 @@
 
 #include "base/err.h"
 #include "base/wire.h"
+#include "brokers/cache_place.h"
 
 struct cache;
 struct cache_listener;
@@ -59,7 +61,31 @@ int cache_get_final(struct cache *cache, const struct wire_id *id, cache_done_fn
 /* Wakes a gateway: an encoded message_wake to the channel of its boot. */
 int cache_wake(struct cache *cache, struct wire_text boot, const void *bytes, size_t size);
 
-/* Any command, for what has no function of its own yet (token streams, rate limits). argv is
+/* ---- streams of answers, by job ---- */
+
+struct cache_entry {
+    struct cache_place place;
+    const void *bytes; /* borrowed for the call */
+    size_t size;
+};
+
+/* Adds an entry; those before `oldest` may go (token 0: none). ERR_IO: one with a higher place is
+ * there, so this attempt is over, or Redis has failed otherwise. */
+int cache_stream_add(struct cache *cache, const struct wire_id *id, struct cache_place place,
+                     struct cache_place oldest, const void *bytes, size_t size, cache_done_fn *done,
+                     void *opaque);
+
+/* Up to `limit` entries behind a place, in order; none at all is ERR_OK and count 0. */
+typedef void cache_entries_fn(void *opaque, int code, const struct cache_entry *entries,
+                              size_t count);
+#define CACHE_ENTRIES_MAX 64
+int cache_stream_read(struct cache *cache, const struct wire_id *id, struct cache_place after,
+                      uint32_t limit, cache_entries_fn *done, void *opaque);
+
+/* ttl_s 0: at once. */
+int cache_stream_expire(struct cache *cache, const struct wire_id *id, uint32_t ttl_s);
+
+/* Any command, for what has no function of its own yet (rate limits). argv is
  * copied. A reply that is an integer arrives as its decimal text, an error as ERR_IO with its text,
  * nil as ERR_NOT_FOUND; arrays are not handed out. */
 int cache_command(struct cache *cache, size_t argument_count, const char *const *arguments,
@@ -79,9 +105,18 @@ struct cache_listener_calls {
 
     /* The subscription is in place (again): what was sent before is lost; look for yourself. */
     void (*on_subscribed)(void *opaque);
+
+    /* The same of a channel that was joined; NULL: nobody wants to know. */
+    void (*on_joined)(void *opaque, const char *name);
 };
 
 /* Listens to the wake-ups of one boot, on a connection of its own; boot is copied. */
 int cache_listen(struct cache *cache, const char *boot, const struct cache_listener_calls *calls,
                  void *opaque, struct cache_listener **ret_listener, struct err *err) MUST_CHECK;
+
+/* The same listener hears another channel too, until it is left: the name as of cache_listen().
+ * What was asked for is subscribed again with each connection. Joined twice, it is to be left
+ * twice. */
+void cache_listener_join(struct cache_listener *listener, const char *name);
+void cache_listener_leave(struct cache_listener *listener, const char *name);
 void cache_listener_close(struct cache_listener **listener_p); /* not from inside its callbacks */

@@ -111,12 +111,14 @@ struct command {
     char *args[ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
+    char *redis; /* in the environment, which others do not see: it may hold a password */
 };
 
 static void command_done(struct command *command)
 {
     for (size_t i = 0; i < command->arg_count; i++)
         free(command->args[i]);
+    free(command->redis);
 }
 
 static void command_add(struct command *command, char *arg)
@@ -169,6 +171,9 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
         if (!ours && strncmp(*variable, "PG", 2) != 0 && command->env_count < ENV_MAX - 1)
             command->env[command->env_count++] = *variable;
     }
+    command->redis = xasprintf("HEADRACE_REDIS=%s", settings->redis);
+    if (command->env_count < ENV_MAX - 1)
+        command->env[command->env_count++] = command->redis;
 }
 
 /* ---- start ---- */

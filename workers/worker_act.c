@@ -182,6 +182,8 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
         input->fd = -1;
         input_free(worker, &input);
     }
+    if (todo->run.stream)
+        worker_stream_begin(worker, todo);
     fault_point(FAULT_worker_running);
 }
 
@@ -211,12 +213,19 @@ static void host_on_loading(void *opaque, uint64_t done_size, uint64_t total_siz
                                  (json_int_t)done_size, "total_size", (json_int_t)total_size));
 }
 
+static void host_on_piece(void *opaque, uint64_t token, struct wire_bytes bytes,
+                          struct wire_text type)
+{
+    worker_stream_add(opaque, token, bytes, type);
+}
+
 static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
                           const struct worker_result *result)
 {
     struct worker *worker = opaque;
 
     worker_trace_end(worker, token, result);
+    worker_stream_end(worker, token);
     worker_tick(worker);
     worker_core_on_host_final(worker->core, token, granted, result);
     worker_act(worker);
@@ -236,6 +245,7 @@ static void host_on_gone(void *opaque, enum error_class class, bool final, const
     if (class != ERROR_CLASS_NONE)
         log_error("host_gone", LOG_STR("class", error_class_name(class)), LOG_STR("error", why));
     worker_trace_end_all(worker, class == ERROR_CLASS_NONE ? ERROR_CLASS_HANDED_BACK : class);
+    worker_stream_drop_all(worker);
     worker_tick(worker);
     worker_core_on_host_gone(worker->core, class, final, why);
     worker_act(worker);
@@ -246,6 +256,7 @@ struct worker_host *worker_host_open(struct worker *worker)
     static const struct worker_host_calls calls = {
         .on_ready = host_on_ready,
         .on_loading = host_on_loading,
+        .on_piece = host_on_piece,
         .on_final = host_on_final,
         .on_stats = host_on_stats,
         .on_gone = host_on_gone,

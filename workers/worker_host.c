@@ -145,7 +145,10 @@ static void host_on_evt(struct worker_host *host, const struct frame_evt *evt)
                                  ? (enum error_class)evt->error_class
                                  : ERROR_CLASS_MODEL_ERROR;
         break;
-    default: /* ACCEPTED, TOKENS, and what a newer host may say: nothing final */
+    case FRAME_EVT_TOKENS:
+        host->calls.on_piece(host->opaque, evt->id, evt->data, evt->output_type);
+        return;
+    default: /* ACCEPTED, and what a newer host may say: nothing final */
         return;
     }
     host->calls.on_final(host->opaque, evt->id, evt->granted, &result);

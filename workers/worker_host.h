@@ -4,7 +4,7 @@
 /*
  * The worker's side of an engine host: the process, its socket, and the frames both ways.
  *
- *     worker_host_start() -> on_ready -> worker_host_run()… -> on_final… -> on_gone
+ *     worker_host_start() -> on_ready -> worker_host_run()… -> on_piece… on_final… -> on_gone
  *
  * Frames are gathered and leave with the turn of the loop. on_gone comes once for each start, when
  * the process has ended and all that it had sent was handed out.
@@ -30,6 +30,8 @@ struct worker_host_options { /* texts are copied */
 struct worker_host_calls {
     void (*on_ready)(void *opaque, const struct frame_ready *ready);
     void (*on_loading)(void *opaque, uint64_t done_size, uint64_t total_size);
+    /* A piece of the answer; type is its media type. Texts and bytes are borrowed for the call. */
+    void (*on_piece)(void *opaque, uint64_t token, struct wire_bytes bytes, struct wire_text type);
     void (*on_final)(void *opaque, uint64_t token, uint64_t granted,
                      const struct worker_result *result);
     void (*on_stats)(void *opaque, const struct frame_stats *stats);

@@ -9,6 +9,7 @@
  *   worker_act.c     the to-dos of the core: host, blobs, messages
  *   worker_pages.c   /metrics, /healthz, /readyz
  *   worker_trace.c   spans of runs
+ *   worker_stream.c  pieces of answers, to Redis
  *
  * Every callback of the loop follows one pattern: worker_tick(), one event of the core,
  * worker_act(). Once a turn worker_tick() and worker_act() run in any case.
@@ -26,7 +27,9 @@
 #include "workers/worker_host.h"
 
 struct worker_pages;
+struct cache;
 struct run;
+struct stream;
 struct tracer;
 
 struct worker_settings {
@@ -84,6 +87,14 @@ struct worker {
     struct tracer *tracer;
     struct run *runs; /* spans that are open, by token */
 
+    struct cache *cache;                /* NULL: pieces of answers go nowhere */
+    struct stream *streams;             /* of the runs whose pieces are wanted, by token */
+    TAILQ_HEAD(, stream) dirty_streams; /* with pieces of this turn */
+    struct buf stream_record;           /* scratch */
+    struct stream_counts {
+        uint64_t pieces, bytes, lost; /* lost: not written, their readers see a gap */
+    } stream_counts;
+
     struct worker_pages *pages;
     struct frame_stats engine_stats;
     struct {
@@ -116,6 +127,16 @@ void worker_produce(struct worker *worker, enum message_type type, const void *f
 void worker_act(struct worker *worker);
 void worker_inputs_free(struct worker *worker);
 struct worker_host *worker_host_open(struct worker *worker);
+
+/* ---- worker_stream.c ---- */
+int worker_stream_open(struct worker *worker, struct err *err) MUST_CHECK;
+void worker_stream_close(struct worker *worker);
+void worker_stream_begin(struct worker *worker, const struct worker_todo *todo); /* RUN */
+void worker_stream_add(struct worker *worker, uint64_t token, struct wire_bytes bytes,
+                       struct wire_text type);
+void worker_stream_flush(struct worker *worker); /* once a turn */
+void worker_stream_end(struct worker *worker, uint64_t token);
+void worker_stream_drop_all(struct worker *worker);
 
 /* ---- worker_pages.c ---- */
 int worker_pages_open(struct worker *worker, struct err *err) MUST_CHECK;

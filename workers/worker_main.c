@@ -8,7 +8,7 @@
  *
  * Failures: a model that cannot be loaded ends it with 2, a device fault or a lost dispatch
  * partition with 3; anything else it lives with. It talks to Kafka and the blob store only: it has
- * no connection to Postgres.
+ * no connection to Postgres. Redis it tells the pieces of answers that somebody follows.
  *
  * Shutdown: SIGTERM grants nothing more, hands back what waits, lets what runs finish for
  * drain_timeout, says Bye. A second SIGTERM hands back at once. Without its agent it works on for
@@ -93,6 +93,7 @@ static void worker_on_turn(void *opaque)
 
     worker_tick(worker);
     worker_act(worker);
+    worker_stream_flush(worker);
     due_us = worker_core_due_us(worker->core);
     if (due_us == worker->armed_us)
         return;
@@ -186,11 +187,12 @@ static void worker_make_core(struct worker *worker)
     worker->core = worker_core_new(&worker->options, clock_mono_us());
 }
 
-/* The store has its keys by now; they are no business of the engine, which may be a user's code. */
+/* Store and cache have their keys by now; they are no business of the engine, which may be a user's
+ * code. */
 static void keys_forget(void)
 {
     static const char *const names[] = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-                                        "AWS_SESSION_TOKEN"};
+                                        "AWS_SESSION_TOKEN", "HEADRACE_REDIS"};
 
     for (size_t i = 0; i < COUNT_OF(names); i++)
         (void)unsetenv(names[i]);
@@ -219,6 +221,8 @@ static int worker_open(struct worker *worker, struct err *err)
         r = worker_watch_agent(worker, err);
     if (r == 0 && worker->settings.blobs[0] != '\0')
         r = blob_store_open(worker->loop, worker->settings.blobs, &worker->blobs, err);
+    if (r == 0)
+        r = worker_stream_open(worker, err);
     keys_forget();
     if (r == 0)
         r = worker_trace_open(worker, err);
@@ -241,6 +245,7 @@ static void worker_close(struct worker *worker)
     loop_timer_free(&worker->tick_timer);
     loop_timer_free(&worker->lock_timer);
     worker_host_free(&worker->host);
+    worker_stream_close(worker);
     worker_trace_close(worker);
     if (worker->loop != NULL)
         worker_pages_close(worker);

@@ -63,6 +63,9 @@ static void pages_on_second(void *opaque)
     count(pages, WORKER_METRIC_worker_handed_back_total, core.handed_back);
     count(pages, WORKER_METRIC_worker_host_starts_total, core.host_starts);
     count(pages, WORKER_METRIC_worker_granted_total, core.granted);
+    count(pages, WORKER_METRIC_worker_pieces_total, worker->stream_counts.pieces);
+    count(pages, WORKER_METRIC_worker_piece_bytes_total, worker->stream_counts.bytes);
+    count(pages, WORKER_METRIC_worker_pieces_lost_total, worker->stream_counts.lost);
     count(pages, WORKER_METRIC_worker_slots, worker->options.slot_count);
     count(pages, WORKER_METRIC_worker_slots_busy, core.slots_busy);
     count(pages, WORKER_METRIC_worker_held, core.held);

@@ -421,7 +421,8 @@ static void test_wrong_password_never_counts_as_connected(void **state)
 
 struct heard {
     struct answer message;
-    bool subscribed;
+    bool subscribed, joined;
+    char name[32];
     uint32_t subscribed_count;
 };
 
@@ -438,9 +439,17 @@ static void on_subscribed(void *opaque)
     heard->subscribed_count++;
 }
 
+static void on_joined(void *opaque, const char *name)
+{
+    struct heard *heard = opaque;
+
+    heard->joined = true;
+    (void)snprintf(heard->name, sizeof(heard->name), "%s", name);
+}
+
 static void test_wake_up_reaches_the_listener_also_after_a_loss(void **state)
 {
-    static const struct cache_listener_calls calls = {on_message, on_subscribed};
+    static const struct cache_listener_calls calls = {on_message, on_subscribed, on_joined};
     struct world *world = *state;
     struct cache_listener *listener;
     struct heard heard = {0};
@@ -459,6 +468,32 @@ static void test_wake_up_reaches_the_listener_also_after_a_loss(void **state)
     fake_wake(&world->fake);
     assert_true(loop_run_until(world->loop, &heard.subscribed, WAIT_MS));
     assert_int_equal(heard.subscribed_count, 2);
+    cache_listener_close(&listener);
+}
+
+static void test_other_channels_are_joined_and_left(void **state)
+{
+    static const struct cache_listener_calls calls = {on_message, on_subscribed, on_joined};
+    struct world *world = *state;
+    struct cache_listener *listener;
+    struct heard heard = {0};
+    struct err err;
+
+    world_open(world, "");
+    assert_int_equal(cache_listen(world->cache, "boot-1", &calls, &heard, &listener, &err), 0);
+    cache_listener_join(listener, "job-7"); /* before there is a connection */
+    cache_listener_join(listener, "job-7");
+    assert_true(loop_run_until(world->loop, &heard.joined, WAIT_MS));
+    assert_string_equal(heard.name, "job-7");
+    assert_true(world->up || loop_run_until(world->loop, &world->up, WAIT_MS));
+    assert_int_equal(cache_wake(world->cache, WIRE_TEXT_OF("job-7"), "wake", 4), 0);
+    assert_true(loop_run_until(world->loop, &heard.message.done, WAIT_MS));
+    cache_listener_leave(listener, "job-7");
+    heard.joined = false;
+    world->fake.drop = true;
+    fake_wake(&world->fake);
+    assert_true(loop_run_until(world->loop, &heard.joined, WAIT_MS)); /* one has not left */
+    cache_listener_leave(listener, "job-7");
     cache_listener_close(&listener);
 }
 
@@ -517,6 +552,7 @@ int main(void)
         WORLD_TEST(test_restart_of_redis_is_survived),
         WORLD_TEST(test_wrong_password_never_counts_as_connected),
         WORLD_TEST(test_wake_up_reaches_the_listener_also_after_a_loss),
+        WORLD_TEST(test_other_channels_are_joined_and_left),
         cmocka_unit_test(test_addresses),
     };
 

@@ -25,6 +25,7 @@ struct world {
     int error[REQS_MAX]; /* -1: not ended, 0: output, else 1 + enum engine_error */
     uint32_t batch[REQS_MAX];
     uint32_t ended;
+    char said[4096]; /* what came, cut */
 };
 
 static void on_event(void *opaque, const struct engine_event *event)
@@ -32,6 +33,11 @@ static void on_event(void *opaque, const struct engine_event *event)
     struct world *world = opaque;
 
     if (event->type == ENGINE_EVENT_ACCEPTED)
+        return;
+    (void)snprintf(world->said + strlen(world->said), sizeof(world->said) - strlen(world->said),
+                   "%s<%.*s>", event->output_type == NULL ? "" : event->output_type,
+                   (int)event->data_size, event->data_size > 0 ? (const char *)event->data : "");
+    if (event->type == ENGINE_EVENT_TOKENS)
         return;
     assert_int_equal(world->error[event->req_id], -1); /* one final event a request */
     world->error[event->req_id] = event->type == ENGINE_EVENT_OUTPUT ? 0 : 1 + (int)event->error;
@@ -208,6 +214,50 @@ static void test_failure_rate(void **state)
     world.api->unload(&world.engine);
 }
 
+static void submit_req(struct world *world, struct engine_req req)
+{
+    struct err err;
+
+    req.id = world->next_id++;
+    req.input_size = strlen(req.input);
+    assert_int_equal(world->api->submit(world->engine, &req, world->now_us, &err), 0);
+    world->said[0] = '\0';
+    step(world);
+}
+
+/* Pieces have their times; the output is all of them, as a JSON string where no stream is wanted.
+ */
+static void test_pieces_types_and_routes(void **state)
+{
+    static const char pieces[] = "{\"sim\":{\"pieces\":2,\"piece_bytes\":4,\"piece_gap_ms\":1}}";
+    struct world world;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(world_load(&world, "{\"test_mode\":true}", 8, &err), 0);
+    submit_req(&world, (struct engine_req){.input = pieces, .stream = true});
+    assert_string_equal(world.said, "application/octet-stream<0:x\n>");
+    assert_true(world.wake_us == world.now_us + 1000);
+    world.now_us += 1000;
+    step(&world);
+    world.now_us += 1000;
+    step(&world);
+    assert_string_equal(world.said, "application/octet-stream<0:x\n>application/octet-stream<1:x\n>"
+                                    "application/octet-stream<0:x\n1:x\n>");
+    submit_req(&world, (struct engine_req){.input = pieces});
+    world.now_us += 2000;
+    step(&world);
+    assert_string_equal(world.said, "<\"0:x\\n1:x\\n\">");
+    submit_req(&world, (struct engine_req){.input = "\xff", .input_type = "image/png"});
+    assert_string_equal(world.said, "image/png<\xff>");
+    submit_req(&world, (struct engine_req){.input = "1", .route = "GET /a"});
+    assert_non_null(strstr(world.said, "\"service_us\":0,\"route\":\"GET /a\"}"));
+    submit_req(&world, (struct engine_req){.input = "{\"sim\":{\"fail\":\"bad_input\","
+                                                    "\"body\":\"no\",\"http_status\":418}}"});
+    assert_string_equal(world.said, "text/plain<no>");
+    world.api->unload(&world.engine);
+}
+
 static void test_plugins_that_cannot_be_had(void **state)
 {
     static const struct {
@@ -237,6 +287,7 @@ int main(void)
         cmocka_unit_test(test_lanes_and_batches),
         cmocka_unit_test(test_capacity_deadline_cancel),
         cmocka_unit_test(test_failure_rate),
+        cmocka_unit_test(test_pieces_types_and_routes),
         cmocka_unit_test(test_plugins_that_cannot_be_had),
     };
 

@@ -10,7 +10,9 @@
  * begins and ends in the same step and never enters a lane. Faults of a request strike when its
  * batch begins (crash, hang) or ends (fail).
  *
- * Output: {"output": <input or echo>, "sim": {"attempt": n, "batch": n, "service_us": n}}
+ * Output: {"output": <input or echo>, "sim": {"attempt": n, "batch": n, "service_us": n}}, where a
+ * route was named with "route" besides. An input that is no JSON comes back as it is. Pieces come
+ * at their times where a stream is wanted; the output is all of them, else a JSON string of that.
  *
  * Thread: the host's.   Tests: tests/unit/test_sim_engine.c, test_host_c.c
  */
@@ -25,6 +27,7 @@
 #include "base/assert.h"
 #include "base/buf.h"
 #include "base/rng.h"
+#include "schema/media_type.h"
 #include "workers/engines/sim/sim_config.h"
 
 #define SIM_REQS_DEFAULT 64u
@@ -42,6 +45,9 @@ struct sim_req {
     bool alone;
     bool canceled;
     bool has_order;
+    bool stream;
+    uint32_t piece_sent;
+    char *input_type, *route; /* NULL: JSON, predict */
     struct sim_order order;
     size_t input_size;
     char input[];
@@ -54,7 +60,7 @@ struct sim_list {
 
 struct sim_lane {
     struct sim_list batch; /* empty: the lane is free */
-    uint64_t end_us, service_us;
+    uint64_t begin_us, end_us, service_us;
 };
 
 struct engine {
@@ -113,7 +119,14 @@ static void req_free(struct engine *engine, struct sim_req *req)
 {
     engine->req_count--;
     sim_order_done(&req->order);
+    free(req->input_type);
+    free(req->route);
     free(req);
+}
+
+static const char *text_type(const struct sim_req *req, const char *otherwise)
+{
+    return req->order.media_type != NULL ? req->order.media_type : otherwise;
 }
 
 static void req_fail(struct engine *engine, struct sim_req *req, enum engine_error error,
@@ -121,23 +134,27 @@ static void req_fail(struct engine *engine, struct sim_req *req, enum engine_err
 {
     engine->stats.error_count++;
     engine->stats.oom_count += error == ENGINE_ERROR_OOM;
-    engine->sink.emit(engine->sink.opaque,
-                      &(struct engine_event){.type = ENGINE_EVENT_ERROR,
-                                             .req_id = req->id,
-                                             .error = error,
-                                             .text = text,
-                                             .batch_req_count = batch_count,
-                                             .retry_after_ms = req->order.retry_after_ms});
+    engine->sink.emit(
+        engine->sink.opaque,
+        &(struct engine_event){
+            .type = ENGINE_EVENT_ERROR,
+            .req_id = req->id,
+            .error = error,
+            .text = text,
+            .data = req->order.body,
+            .data_size = req->order.body == NULL ? 0 : strlen(req->order.body),
+            .output_type = req->order.body == NULL ? NULL : text_type(req, "text/plain"),
+            .http_status = req->order.http_status,
+            .batch_req_count = batch_count,
+            .retry_after_ms = req->order.retry_after_ms});
     req_free(engine, req);
 }
 
-static void req_succeed(struct engine *engine, struct sim_req *req, uint64_t service_us,
-                        uint32_t batch_count)
+static void output_write_json(struct buf *output, const struct sim_req *req, uint64_t service_us,
+                              uint32_t batch_count)
 {
-    struct buf *output = &engine->output;
     size_t pad = req->order.output_size;
 
-    buf_clear(output);
     buf_append_text(output, "{\"output\":");
     if (req->order.echo != NULL)
         buf_append_text(output, req->order.echo);
@@ -152,15 +169,110 @@ static void req_succeed(struct engine *engine, struct sim_req *req, uint64_t ser
         buf_commit(output, pad);
         buf_append_byte(output, '"');
     }
-    buf_printf(output, ",\"sim\":{\"attempt\":%u,\"batch\":%u,\"service_us\":%llu}}", req->number,
+    buf_printf(output, ",\"sim\":{\"attempt\":%u,\"batch\":%u,\"service_us\":%llu", req->number,
                batch_count, (unsigned long long)service_us);
+    if (req->route != NULL) {
+        buf_append_text(output, ",\"route\":");
+        media_append_value(output, WIRE_TEXT_OF("text/plain"),
+                           (struct wire_bytes){(const uint8_t *)req->route, strlen(req->route)});
+    }
+    buf_append_text(output, "}}");
+}
+
+/* ---- pieces ---- */
+
+/* "7:xxxx…" and a line's end; as an event where it is a stream of those. */
+static void piece_write(struct buf *to, const struct sim_req *req, uint32_t number)
+{
+    bool event = req->order.media_type != NULL &&
+                 strcmp(req->order.media_type, MEDIA_TYPE_EVENTS) == 0;
+    size_t begin = to->size, size = req->order.piece_size, end = event ? 2 : 1;
+
+    buf_printf(to, "%s%u:", event ? "data: " : "", number);
+    if (size > to->size - begin + end) {
+        size -= to->size - begin + end;
+        memset(buf_reserve(to, size), 'x', size);
+        buf_commit(to, size);
+    }
+    buf_append_text(to, event ? "\n\n" : "\n");
+}
+
+static bool wants_pieces(const struct sim_req *req)
+{
+    return req->stream && req->order.piece_count > 0;
+}
+
+/* Those whose time has come. */
+static void req_emit_pieces(struct engine *engine, struct sim_req *req, uint64_t since_us)
+{
+    while (wants_pieces(req) && !req->canceled && req->piece_sent < req->order.piece_count &&
+           req->piece_sent * req->order.piece_gap_us <= since_us) {
+        buf_clear(&engine->output);
+        piece_write(&engine->output, req, req->piece_sent++);
+        engine->sink.emit(engine->sink.opaque,
+                          &(struct engine_event){.type = ENGINE_EVENT_TOKENS,
+                                                 .req_id = req->id,
+                                                 .data = engine->output.bytes,
+                                                 .data_size = engine->output.size,
+                                                 .output_type = text_type(req, MEDIA_TYPE_BYTES)});
+    }
+}
+
+/* All pieces together: as they are, or as the JSON string that who wants no stream gets. */
+static const char *output_write_pieces(struct buf *output, const struct sim_req *req)
+{
+    OWNED(buf_done) struct buf all = BUF_WITH_LIMIT(SIM_OUTPUT_LIMIT);
+
+    for (uint32_t i = 0; i < req->order.piece_count; i++)
+        piece_write(&all, req, i);
+    if (req->stream || req->order.media_type != NULL) {
+        buf_append(output, all.bytes, all.size);
+        return text_type(req, MEDIA_TYPE_BYTES);
+    }
+    media_append_value(output, WIRE_TEXT_OF("text/plain"),
+                       (struct wire_bytes){all.bytes, all.size});
+    return NULL;
+}
+
+/* Writes the output, and returns its type. */
+static const char *output_write(struct engine *engine, const struct sim_req *req,
+                                uint64_t service_us, uint32_t batch_count)
+{
+    struct buf *output = &engine->output;
+
+    buf_clear(output);
+    if (req->order.piece_count > 0)
+        return output_write_pieces(output, req);
+    if (req->order.body != NULL) {
+        buf_append_text(output, req->order.body);
+        return text_type(req, "text/plain");
+    }
+    if (req->input_type != NULL && req->input_size > 0) {
+        buf_append(output, req->input, req->input_size);
+        return req->input_type;
+    }
+    output_write_json(output, req, service_us, batch_count);
+    return NULL;
+}
+
+static void req_succeed(struct engine *engine, struct sim_req *req, uint64_t service_us,
+                        uint32_t batch_count)
+{
+    struct buf *output = &engine->output;
+    const char *type;
+
+    req_emit_pieces(engine, req, UINT64_MAX);
+    type = output_write(engine, req, service_us, batch_count);
     engine->stats.output_count++;
-    engine->sink.emit(engine->sink.opaque, &(struct engine_event){.type = ENGINE_EVENT_OUTPUT,
-                                                                  .req_id = req->id,
-                                                                  .data = output->bytes,
-                                                                  .data_size = output->size,
-                                                                  .token_count = 1,
-                                                                  .batch_req_count = batch_count});
+    engine->sink.emit(engine->sink.opaque,
+                      &(struct engine_event){.type = ENGINE_EVENT_OUTPUT,
+                                             .req_id = req->id,
+                                             .data = output->bytes,
+                                             .data_size = output->size,
+                                             .output_type = type,
+                                             .http_status = req->order.http_status,
+                                             .token_count = 1,
+                                             .batch_req_count = batch_count});
     req_free(engine, req);
 }
 
@@ -198,9 +310,15 @@ static uint64_t batch_service_us(struct engine *engine, const struct sim_list *b
     bool told = false;
 
     for (const struct sim_req *req = batch->first; req != NULL; req = req->next) {
+        uint64_t pieces_us = req->order.piece_count * req->order.piece_gap_us;
+
         if (req->order.has_service && req->order.service_us >= told_us) {
             told = true;
             told_us = req->order.service_us;
+        }
+        if (req->order.piece_count > 0 && pieces_us >= told_us) {
+            told = true;
+            told_us = pieces_us;
         }
     }
     if (told)
@@ -349,6 +467,7 @@ static int sim_start_batches(struct engine *engine, uint64_t now_us, struct err 
         assert(lane != NULL);
         lane_take(engine, lane, &batch);
         lane->service_us = service_us;
+        lane->begin_us = now_us;
         lane->end_us = now_us + service_us;
     }
     return 0;
@@ -492,6 +611,10 @@ static int sim_submit(struct engine *engine, const struct engine_req *req, uint6
                              .number = req->number,
                              .alone = req->alone,
                              .has_order = engine->config.test_mode,
+                             .stream = req->stream,
+                             .input_type = req->input_type == NULL ? NULL
+                                                                   : xstrdup(req->input_type),
+                             .route = req->route == NULL ? NULL : xstrdup(req->route),
                              .order = order,
                              .input_size = req->input_size};
     if (req->input_size > 0)
@@ -501,20 +624,50 @@ static int sim_submit(struct engine *engine, const struct engine_req *req, uint6
     return 0;
 }
 
+static void sim_emit_pieces(struct engine *engine, uint64_t now_us)
+{
+    for (uint32_t i = 0; engine->busy_lane_count > 0 && i < engine->lane_count; i++) {
+        struct sim_lane *lane = &engine->lanes[i];
+
+        for (struct sim_req *req = lane->batch.first; req != NULL; req = req->next)
+            req_emit_pieces(engine, req, now_us - lane->begin_us);
+    }
+}
+
+/* Its next piece, or its end. */
+static uint64_t lane_wake_us(const struct sim_lane *lane)
+{
+    uint64_t wake_us = ENGINE_NEVER_US;
+
+    if (lane->batch.count == 0)
+        return wake_us;
+    if (!batch_hangs(&lane->batch))
+        wake_us = lane->end_us;
+    for (const struct sim_req *req = lane->batch.first; req != NULL; req = req->next) {
+        uint64_t piece_us = lane->begin_us + req->piece_sent * req->order.piece_gap_us;
+
+        if (wants_pieces(req) && req->piece_sent < req->order.piece_count && piece_us < wake_us)
+            wake_us = piece_us;
+    }
+    return wake_us;
+}
+
 static int sim_step(struct engine *engine, uint64_t now_us, uint64_t *ret_wake_us, struct err *err)
 {
     uint64_t wake_us = ENGINE_NEVER_US;
     int r;
 
+    sim_emit_pieces(engine, now_us);
     sim_end_batches(engine, now_us);
     r = sim_start_batches(engine, now_us, err);
     if (r < 0)
         return r;
+    sim_emit_pieces(engine, now_us);
     for (uint32_t i = 0; engine->busy_lane_count > 0 && i < engine->lane_count; i++) {
-        const struct sim_lane *lane = &engine->lanes[i];
+        uint64_t lane_us = lane_wake_us(&engine->lanes[i]);
 
-        if (lane->batch.count > 0 && lane->end_us < wake_us && !batch_hangs(&lane->batch))
-            wake_us = lane->end_us;
+        if (lane_us < wake_us)
+            wake_us = lane_us;
     }
     *ret_wake_us = wake_us;
     return 0;

@@ -266,6 +266,42 @@ static int order_output_size(const char *name, const json_t *value, void *to, st
     return r;
 }
 
+/* Keeps a text; a second one replaces it. */
+static int text_read(const char *name, const json_t *value, char **to, struct err *err)
+{
+    if (!json_is_string(value))
+        return err_set(err, ERR_RANGE, "sim: '%s' is no text", name);
+    free(*to);
+    *to = xstrdup(json_string_value(value));
+    return 0;
+}
+
+static int order_body(const char *name, const json_t *value, void *to, struct err *err)
+{
+    return text_read(name, value, &((struct sim_order *)to)->body, err);
+}
+
+static int order_media_type(const char *name, const json_t *value, void *to, struct err *err)
+{
+    return text_read(name, value, &((struct sim_order *)to)->media_type, err);
+}
+
+#define ORDER_NUMBER(key, member, type, lowest, highest, factor)                                   \
+    static int order_##key(const char *name, const json_t *value, void *to, struct err *err)       \
+    {                                                                                              \
+        double number;                                                                             \
+        int r = number_read(name, value, lowest, highest, &number, err);                           \
+                                                                                                   \
+        if (r == 0)                                                                                \
+            ((struct sim_order *)to)->member = (type)(number * (factor));                          \
+        return r;                                                                                  \
+    }
+
+ORDER_NUMBER(http_status, http_status, uint32_t, 100, 599, 1)
+ORDER_NUMBER(pieces, piece_count, uint32_t, 1, 1000000, 1)
+ORDER_NUMBER(piece_bytes, piece_size, uint32_t, 1, SIM_OUTPUT_SIZE_MAX, 1)
+ORDER_NUMBER(piece_gap_ms, piece_gap_us, uint64_t, 0, SIM_SERVICE_MS_MAX, 1000)
+
 static const struct sim_key sim_orders[] = {
     {"sleep_ms", order_sleep_ms},             /* instead of the service time */
     {"fail", order_fail},                     /* "model_error" … "oom", "device_fault" */
@@ -274,7 +310,13 @@ static const struct sim_key sim_orders[] = {
     {"crash", order_crash},                   /* abort() when it would run */
     {"hang", order_hang},                     /* true: the process; "soft": this request */
     {"echo", order_echo},                     /* the output, whatever it is */
-    {"output_bytes", order_output_size}       /* pads the output */
+    {"output_bytes", order_output_size},      /* pads the output */
+    {"body", order_body},                     /* answers with this text, to a failure too */
+    {"media_type", order_media_type},         /* of body, or of the pieces */
+    {"http_status", order_http_status},       /* of the answer */
+    {"pieces", order_pieces},                 /* the answer is made of so many */
+    {"piece_bytes", order_piece_bytes},       /* each of this size */
+    {"piece_gap_ms", order_piece_gap_ms},     /* from one to the next */
 };
 
 int sim_order_parse(const void *input, size_t input_size, struct sim_order *ret_order,
@@ -303,6 +345,7 @@ int sim_order_parse(const void *input, size_t input_size, struct sim_order *ret_
 
 void sim_order_done(struct sim_order *order)
 {
-    free(order->echo);
-    order->echo = NULL;
+    mem_free(&order->echo);
+    mem_free(&order->body);
+    mem_free(&order->media_type);
 }

@@ -59,6 +59,12 @@ struct sim_order {
     bool loses_device;       /* step reports that the device is gone */
     uint32_t output_size;    /* the output is padded to this */
     char *echo;              /* JSON text that is the output; heap; NULL: the input */
+    char *body;              /* what it answers instead, also to a failure; heap; NULL: none */
+    char *media_type;        /* of that, or of the pieces; heap; NULL: by what it is */
+    uint32_t http_status;    /* its own; 0: none */
+    uint32_t piece_count;    /* the answer comes in so many pieces; 0: in one */
+    uint32_t piece_size;
+    uint64_t piece_gap_us; /* from one to the next */
 };
 
 /* Looks for `sim` in the input. ERR_RANGE: the order is wrong, the text says where. An input that
