@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/truss_plan.h"
+
 static const struct {
     const char *name;
     uint32_t slot_count;
@@ -29,6 +31,7 @@ void model_facts_done(struct model_facts *facts)
 {
     mem_free(&facts->config_json);
     mem_free(&facts->headrace_json);
+    mem_free(&facts->config_yaml);
 }
 
 static bool ends_in(const char *text, const char *end)
@@ -60,6 +63,8 @@ void model_facts_note(struct model_facts *facts, const char *path)
     facts->gguf_count += top && ends_in(path, ".gguf");
     if (ends_in(path, ".onnx"))
         note_onnx(facts, path);
+    if (strcmp(path, "model/model.py") == 0)
+        facts->has_model_py = true;
     if (strcmp(path, "vocab.txt") == 0 || strcmp(path, "tokenizer.json") == 0)
         facts->has_tokenizer = true;
 }
@@ -68,6 +73,8 @@ char **model_facts_text(struct model_facts *facts, const char *path)
 {
     if (strcmp(path, "config.json") == 0)
         return &facts->config_json;
+    if (strcmp(path, "config.yaml") == 0)
+        return &facts->config_yaml;
     return strcmp(path, "headrace.json") == 0 ? &facts->headrace_json : NULL;
 }
 
@@ -224,10 +231,12 @@ static int refuse(const struct model_facts *facts, struct err *err)
         err, ERR_UNSUPPORTED,
         "no engine for these %u files; looked for at the top: for encoder config.json "
         "with model_type 'bert' (%s), *.safetensors (%s), vocab.txt or tokenizer.json "
-        "(%s); for onnx model.onnx, a single *.onnx or onnx/model.onnx (missing); "
+        "(%s); for python config.yaml (%s) with model/model.py (%s); for server docker_server in "
+        "config.yaml; for onnx model.onnx, a single *.onnx or onnx/model.onnx (missing); "
         "headrace.json with an engine (missing)%s",
         facts->file_count, config, facts->safetensors_count > 0 ? "there" : "missing",
         facts->has_tokenizer ? "there" : "missing",
+        facts->config_yaml != NULL ? "there" : "missing", facts->has_model_py ? "there" : "missing",
         facts->gguf_count > 0 ? "; *.gguf is there, and this version has no engine for it" : "");
 }
 
@@ -280,9 +289,10 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
     while (i < COUNT_OF(engines) && strcmp(engines[i].name, plan->engine) != 0)
         i++;
     if (i == COUNT_OF(engines))
-        return err_set(err, ERR_UNSUPPORTED,
-                       "headrace.json: engine is '%s'; there are encoder, onnx and sim",
-                       plan->engine);
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "headrace.json: engine is '%s'; there are encoder, onnx, python, server and sim",
+            plan->engine);
     if (!engines[i].batches && json_object_get(settings, "batching") != NULL)
         return err_set(err, ERR_UNSUPPORTED, "headrace.json: batching is set, and %s has none",
                        plan->engine);
@@ -295,6 +305,8 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
 
 void model_plan_done(struct model_plan *plan)
 {
+    free(plan->warnings);
+    plan->warnings = NULL;
     mem_free(&plan->settings);
 }
 
@@ -302,7 +314,7 @@ int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan
 {
     OWNED(json_free) json_t *root = NULL;
     OWNED(json_free) json_t *settings = json_object();
-    struct model_plan plan = {.device = "cpu", .replica_count = 1};
+    OWNED(model_plan_done) struct model_plan plan = {.replica_count = 1};
     json_error_t where;
     char *dumped;
     int r = 0;
@@ -313,15 +325,22 @@ int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan
                 ? read_ours(root, &plan, settings, err)
                 : err_set(err, ERR_MALFORMED, "headrace.json: line %d: %s", where.line, where.text);
     }
+    if (r == 0 &&
+        (strcmp(plan.engine, "python") == 0 || (plan.engine[0] == '\0' && truss_plan_fits(facts))))
+        r = facts->config_yaml == NULL ? refuse(facts, err)
+                                       : truss_plan_make(facts, &plan, settings, err);
     if (r == 0 && plan.engine[0] == '\0')
         r = pick_engine(facts, &plan, err);
     if (r == 0)
         r = check_engine(facts, &plan, settings, err);
     if (r < 0)
         return r;
+    if (plan.device[0] == '\0')
+        mem_copy_text(plan.device, "cpu");
     dumped = json_dumps(settings, JSON_COMPACT);
     plan.settings = xstrdup(dumped != NULL ? dumped : "{}");
     free(dumped);
     *ret_plan = plan;
+    plan = (struct model_plan){.settings = NULL};
     return 0;
 }

@@ -13,9 +13,11 @@
  *     {"engine": "onnx", "device": "cpu", "slots": 4, "replicas": 1, "settings": {…},
  *      "batching": {"max_items": 32, "max_tokens": 4096, "max_wait_ms": 2}}
  *
- * "batching" goes to the engine as the member of that name of its settings. Otherwise the first of
- * these that fits: a BERT model with *.safetensors and a tokenizer is `encoder`; a file *.onnx is
- * `onnx`. What fits nothing is refused, with what was looked for.
+ * A Truss (config.yaml with model/model.py or a docker_server) is `python` or `server`; its keys
+ * are those of schema/truss_config.def. "batching" goes to the engine as the member of that name of
+ * its settings. Otherwise the first of these that fits: a BERT model with *.safetensors and a
+ * tokenizer is `encoder`; a file *.onnx is `onnx`. What fits nothing is refused, with what was
+ * looked for.
  *
  * Pure, but for memory. Thread: any.   Tests: tests/unit/test_model_plan.c
  */
@@ -43,7 +45,8 @@ struct model_facts {
     uint32_t safetensors_count, gguf_count, onnx_count; /* at the top */
     char onnx_file[MODEL_PATH_SIZE];                    /* the one to serve; "": none */
     bool has_tokenizer;                                 /* vocab.txt or tokenizer.json at the top */
-    char *config_json, *headrace_json;                  /* at the top; NULL: there is none */
+    bool has_model_py;                                  /* model/model.py */
+    char *config_json, *headrace_json, *config_yaml;    /* at the top; NULL: there is none */
 };
 void model_facts_done(struct model_facts *facts);
 
@@ -57,6 +60,7 @@ struct model_plan {
     char engine[MODEL_ENGINE_SIZE], device[MODEL_DEVICE_SIZE];
     uint32_t slot_count, replica_count;
     char *settings; /* a JSON object, the engine's own */
+    char *warnings; /* a JSON array of texts, what has no effect here; NULL: none */
     char why[256];  /* one line: what decided */
 };
 void model_plan_done(struct model_plan *plan);

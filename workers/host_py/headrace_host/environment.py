@@ -3,7 +3,7 @@
 
     <cache>/python/<digest>/      a virtual environment; the digest is of Python's version, of what
                                   is required and of what our base list adds
-    <cache>/python/<digest>.lock  exclusive while it is built, shared while a model runs in it
+    <cache>/python/<digest>.lock  exclusive while it is built or removed, shared while it is taken
 
 What the model requires is installed as it says. Of the packages that the Truss server always has
 (base.txt) those are added that the model's files import and it does not require itself; without any
@@ -309,6 +309,19 @@ def _build(folder, target, python, lines, progress):
     os.rename(new, target)  # its programs name the other path; only its Python is ever called
 
 
+def _in_use(path):
+    """Whether a process runs that was started with a program of this environment."""
+    wanted = (path + "/bin/python").encode()
+    for name in os.listdir("/proc"):
+        try:
+            with open("/proc/%s/cmdline" % name, "rb") as file:
+                if name.isdigit() and wanted in file.read().split(b"\0"):
+                    return True
+        except OSError:
+            continue
+    return False
+
+
 def _forget_old(above, keep):
     """The longest unused environments past the limit, when nobody runs in them."""
     found = []
@@ -320,10 +333,11 @@ def _forget_old(above, keep):
         fd = os.open(path + ".lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
-            os.unlink(path + ".lock")
+            if not _in_use(path):
+                shutil.rmtree(path, ignore_errors=True)
+                os.unlink(path + ".lock")
         except OSError:
-            pass  # a model runs in it
+            pass  # somebody takes it just now
         finally:
             os.close(fd)
 

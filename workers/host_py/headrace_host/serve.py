@@ -320,9 +320,11 @@ class Host:
         await asyncio.Event().wait()
 
 
-def main(state_fd):
-    state = msgpack.unpackb(read_fd(state_fd, os.fstat(state_fd).st_size))
-    os.close(state_fd)
+def main():
+    state = msgpack.unpackb(read_fd(0, os.fstat(0).st_size))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # The model may write to any descriptor that it finds; ours is not at a place that it guesses.

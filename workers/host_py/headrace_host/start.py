@@ -3,7 +3,7 @@
 
 HELLO, LOAD, then environment.py; progress goes to the log and, so that nobody thinks we hang, in
 LOADING frames. It becomes the second half by execve(2), in the environment's Python: the socket
-stays descriptor 3, what was read of it travels in a memfd.
+stays descriptor 3, and what was read of it is in a memfd, its standard input.
 
 Failures: a BYE with what is missing, or with pip's own words.
 """
@@ -96,19 +96,17 @@ def _variables(load, config, folder, python):
 
 def _go_on(program, link, load, made, config):
     folder = _work_folder(load)
-    state = os.memfd_create("headrace-load", 0)
-    packed = msgpack.packb(
-        {"load": load, "rest": bytes(link.inbox), "python_detail": made.detail}
-    )
-    os.write(state, packed)
+    state = {"load": load, "rest": bytes(link.inbox), "python_detail": made.detail}
+    fd = os.memfd_create("headrace-load", 0)
+    os.write(fd, msgpack.packb(state))
+    os.dup2(fd, 0)
     os.chdir(folder)
     os.dup2(link.sock.fileno(), 3)
     os.set_inheritable(3, True)
-    os.set_inheritable(made.lock_fd, True)
     # -s: no packages of this machine's user.
     os.execve(
         made.python,
-        [made.python, "-s", program, str(state)],
+        [made.python, "-s", program, "--loaded"],
         _variables(load, config, folder, made.python),
     )
 
