@@ -12,6 +12,7 @@
 
 static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 #define LETTER_COUNT (sizeof(letters) - 1)
+#define BASE64_LETTERS "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 void webhook_secret_make(const uint8_t random[WEBHOOK_SECRET_RANDOM_SIZE],
                          char to[WEBHOOK_SECRET_TEXT_SIZE])
@@ -63,7 +64,8 @@ int webhook_key_parse(const char *text, struct webhook_key_pair *ret_key, struct
                        WEBHOOK_PRIVATE_KEY_PREFIX);
     r = sodium_base642bin(bytes, sizeof(bytes), text + prefix_size, strlen(text + prefix_size),
                           NULL, &size, NULL, sodium_base64_VARIANT_ORIGINAL);
-    if (r != 0 || size != sizeof(bytes)) {
+    /* libsodium 1.0.18 takes some bytes past 127 for letters. */
+    if (r != 0 || size != sizeof(bytes) || text[strspn(text, BASE64_LETTERS "_")] != '\0') {
         sodium_memzero(bytes, sizeof(bytes));
         return err_set(err, ERR_MALFORMED, "webhook key must be '%s' and %d bytes in base64",
                        WEBHOOK_PRIVATE_KEY_PREFIX, WEBHOOK_PRIVATE_KEY_SIZE);

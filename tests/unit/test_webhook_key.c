@@ -71,6 +71,8 @@ static void test_what_is_no_key(void **state)
         "NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlaaaaaaaaaaAJ6p9lMicMFs6Kvg==",
         PRIVATE_KEY "AAAA",
         "whsk_%",
+        "whsk_6Xb\257dCcHpPea21PS1N9VY/"
+        "NZW723CEc77N4rJCubMbfVKIDij2HKpMKkioLlX0dRqSKJp4AJ6p9lMicMFs6Kvg==",
     };
     struct webhook_key_pair key;
     struct err err;
