@@ -318,9 +318,11 @@ int limits_of_body(const struct json_t *body, enum limit_on on, char **ret_json,
 int fields_check(const struct json_t *body, const char *const *names, size_t count,
                  struct err *err) MUST_CHECK;
 struct json_t *limits_json(const char *text); /* of a row; the caller's */
-/* gateway_credentials.c: adds the row of audit. */
+/* gateway_credentials.c: adds the row of audit, behind the statement that changes the target. There
+ * will be none when that one changed nothing. */
+enum audited { AUDITED_KEY, AUDITED_SECRET, AUDITED_TENANT };
 void call_audit(struct pg_batch *batch, const struct call *call, const char *tenant,
-                const char *action, const char *target);
+                enum audited audited, const char *action, const char *target);
 
 void tenants_begin(struct call *call);
 void tenant_create_begin(struct call *call);

@@ -36,8 +36,13 @@ PG_STATEMENT(keys_set, "UPDATE api_key SET limits = jsonb_strip_nulls(limits || 
                        "AND revoked_at IS NULL RETURNING prefix, name, limits::text");
 PG_STATEMENT(keys_revoke, "UPDATE api_key SET revoked_at = now() WHERE tenant = $1 AND prefix = $2 "
                           "AND revoked_at IS NULL RETURNING prefix");
-PG_STATEMENT(keys_audit, "INSERT INTO audit (tenant, actor, action, target) "
-                         "VALUES ($1, $2, $3, $4)");
+/* Of what this transaction itself has written: no row of audit for what was not there. */
+#define AUDIT_OF(condition)                                                                        \
+    "INSERT INTO audit (tenant, actor, action, target) SELECT $1, $2, $3, $4 FROM " condition      \
+    " AND xmin = pg_current_xact_id()::xid"
+PG_STATEMENT(audit_key, AUDIT_OF("api_key WHERE tenant = $1 AND prefix = $4"));
+PG_STATEMENT(audit_secret, AUDIT_OF("webhook_secret WHERE tenant = $1 AND id = $4"));
+PG_STATEMENT(audit_tenant, AUDIT_OF("tenant WHERE id = $1 AND $4 = id"));
 PG_STATEMENT(secrets_list,
              "SELECT id, name, hint, created_at, retires_at, kind, public_key FROM webhook_secret "
              "WHERE tenant = $1 AND deleted_at IS NULL AND (retires_at IS NULL OR retires_at > "
@@ -61,9 +66,15 @@ PG_STATEMENT(secrets_delete, "UPDATE webhook_secret SET deleted_at = now() WHERE
 PG_STATEMENT(secrets_lock, "SELECT 1 FROM tenant WHERE id = $1 FOR UPDATE");
 
 void call_audit(struct pg_batch *batch, const struct call *call, const char *tenant,
-                const char *action, const char *target)
+                enum audited audited, const char *action, const char *target)
 {
-    pg_add(batch, &keys_audit);
+    static const struct pg_statement *const statements[] = {
+        [AUDITED_KEY] = &audit_key,
+        [AUDITED_SECRET] = &audit_secret,
+        [AUDITED_TENANT] = &audit_tenant,
+    };
+
+    pg_add(batch, statements[audited]);
     pg_bind_c(batch, tenant);
     pg_bind_c(batch, call->key_prefix);
     pg_bind_c(batch, action);
@@ -180,7 +191,7 @@ static void insert_key(struct pg_batch *batch, const struct new_key *new, const 
     pg_bind_c(batch, name);
     pg_bind_c(batch, api_key_role_name(role));
     pg_bind_c(batch, limits);
-    call_audit(batch, new->call, tenant, "API_KEY_CREATED", new->key.prefix);
+    call_audit(batch, new->call, tenant, AUDITED_KEY, "API_KEY_CREATED", new->key.prefix);
 }
 
 static void create_key(struct call *call)
@@ -256,7 +267,7 @@ void key_delete_begin(struct call *call)
     pg_add(batch, &keys_revoke);
     pg_bind_c(batch, tenant);
     pg_bind_c(batch, call->match.param);
-    call_audit(batch, call, tenant, "API_KEY_DELETED", call->match.param);
+    call_audit(batch, call, tenant, AUDITED_KEY, "API_KEY_DELETED", call->match.param);
     call_query(call, &batch, on_key_revoked);
 }
 
@@ -306,7 +317,7 @@ static void set_key(struct call *call)
     pg_bind_c(batch, call->match.param);
     pg_bind_c(batch, limits);
     pg_bind_c(batch, name[0] == '\0' ? NULL : name);
-    call_audit(batch, call, tenant, "API_KEY_CHANGED", call->match.param);
+    call_audit(batch, call, tenant, AUDITED_KEY, "API_KEY_CHANGED", call->match.param);
     json_decref(body);
     call_query(call, &batch, on_key_set);
 }
@@ -536,7 +547,7 @@ static void make_secret(struct call *call, const char *kind, bool rotate)
     new->insert_at = 1 + (rotate ? add_rotation(batch, new) : 0);
     pg_add(batch, rotate ? &secrets_insert : &secrets_insert_first);
     bind_secret(batch, new);
-    call_audit(batch, call, call->tenant,
+    call_audit(batch, call, call->tenant, AUDITED_SECRET,
                rotate ? "WEBHOOK_SIGNING_SECRET_ROTATED" : "WEBHOOK_SIGNING_SECRET_CREATED",
                new->id);
     if (pg_pool_send(call->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_secret_made, new,
@@ -606,6 +617,7 @@ void secret_delete_begin(struct call *call)
     pg_add(batch, &secrets_delete);
     pg_bind_c(batch, call->tenant);
     pg_bind_c(batch, call->match.param);
-    call_audit(batch, call, call->tenant, "WEBHOOK_SIGNING_SECRET_DELETED", call->match.param);
+    call_audit(batch, call, call->tenant, AUDITED_SECRET, "WEBHOOK_SIGNING_SECRET_DELETED",
+               call->match.param);
     call_query(call, &batch, on_secret_deleted);
 }

@@ -269,7 +269,7 @@ static void create_tenant(struct call *call)
     pg_bind_c(batch, id);
     pg_bind_c(batch, name == NULL ? id : name);
     pg_bind_c(batch, limits);
-    call_audit(batch, call, id, "TENANT_CREATED", id);
+    call_audit(batch, call, id, AUDITED_TENANT, "TENANT_CREATED", id);
     json_decref(body);
     call_query(call, &batch, on_created);
 }
@@ -318,7 +318,7 @@ static void set_tenant(struct call *call)
     pg_bind_c(batch, call->match.param);
     pg_bind_c(batch, limits);
     pg_bind_c(batch, name);
-    call_audit(batch, call, call->match.param, "TENANT_CHANGED", call->match.param);
+    call_audit(batch, call, call->match.param, AUDITED_TENANT, "TENANT_CHANGED", call->match.param);
     json_decref(body);
     call_query(call, &batch, on_set);
 }
@@ -363,6 +363,6 @@ void tenant_delete_begin(struct call *call)
     pg_bind_c(batch, call->match.param);
     pg_add(batch, &tenants_still);
     pg_bind_c(batch, call->match.param);
-    call_audit(batch, call, call->match.param, "TENANT_DELETED", call->match.param);
+    call_audit(batch, call, call->match.param, AUDITED_TENANT, "TENANT_DELETED", call->match.param);
     call_query(call, &batch, on_deleted);
 }

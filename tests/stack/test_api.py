@@ -261,6 +261,10 @@ def test_keys_and_what_they_open(platform):
     assert platform.http("DELETE", f"/v1/api_keys/{prefix}").status == 200
     assert platform.http("GET", "/v1/models", key=key).status == 401
     assert platform.http("DELETE", f"/v1/api_keys/{prefix}").status == 404
+    assert platform.http("DELETE", "/v1/api_keys/nobodys0").status == 404
+    audit = platform.sql("SELECT action, target FROM headrace_v1.audit WHERE target IN (:'a1', 'nobodys0') "
+                         "ORDER BY id", prefix)
+    assert audit == [["API_KEY_CREATED", prefix], ["API_KEY_DELETED", prefix]]  # what changed nothing is not in it
     for body in [{"type": "ROOT"}, {"type": 7}, {"name": 7}, {"name": "x" * 65}]:
         assert platform.http("POST", "/v1/api_keys", body).status == 400
     (digests,) = platform.sql("SELECT count(*) FROM headrace.api_key WHERE position(:'a1' IN "
