@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/loop.h"
+
 #define CLIENT_FILE_SIZE_MAX (64u * 1024)
 #define CLIENT_PATH_MAX 4096
 #define CLIENT_LOCAL_FILE ".headrace/client.json"
@@ -211,37 +213,58 @@ static int refusal(const struct exchange *exchange, const json_t *json, struct e
                    detail != NULL ? detail : "", exchange->status);
 }
 
-/* Sends with address and key; the answer's bytes are in *exchange. */
+/* A call with address and key. */
+struct outgoing {
+    char *url, *key, *text;
+    struct http_header headers[8];
+    struct http_send send;
+};
+
+static void outgoing_done(struct outgoing *outgoing)
+{
+    free(outgoing->url);
+    free(outgoing->key);
+    free(outgoing->text);
+}
+
+static void outgoing_make(const struct client *client, const struct client_call *call,
+                          struct outgoing *to)
+{
+    size_t count = 0;
+
+    to->url = xasprintf("%s%s", client->url, call->path);
+    to->key = xasprintf("Bearer %s", client->api_key);
+    to->text = call->body != NULL ? json_dumps(call->body, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
+    to->headers[count++] = (struct http_header){.name = "Authorization", .value = to->key};
+    to->send = call->send;
+    for (size_t i = 0; i < call->send.header_count && count + 1 < COUNT_OF(to->headers); i++)
+        to->headers[count++] = call->send.headers[i];
+    if (to->text != NULL) {
+        to->headers[count++] = (struct http_header){.name = "Content-Type",
+                                                    .value = "application/json"};
+        to->send.body = to->text;
+        to->send.body_size = strlen(to->text);
+    }
+    to->send.method = call->method;
+    to->send.url = to->url;
+    to->send.headers = to->headers;
+    to->send.header_count = count;
+    to->send.answer_size_max = CLI_ANSWER_SIZE_MAX;
+    to->send.timeout_ms = call->send.timeout_ms > 0 ? call->send.timeout_ms : CALL_TIMEOUT_MS;
+}
+
+/* The answer's bytes are in *exchange. */
 static int exchange_run(const struct client *client, const struct client_call *call,
                         struct exchange *exchange, struct err *err)
 {
     static const struct http_client_options options = {.connection_count_max = 1};
-    OWNED(mem_free) char *url = xasprintf("%s%s", client->url, call->path);
-    OWNED(mem_free) char *key = xasprintf("Bearer %s", client->api_key);
-    OWNED(mem_free)
-    char *text = call->body != NULL ? json_dumps(call->body, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
-    struct http_header headers[8] = {{.name = "Authorization", .value = key}};
-    struct http_send send = call->send;
-    size_t count = 1;
+    OWNED(outgoing_done) struct outgoing outgoing = {NULL};
     int r;
 
-    for (size_t i = 0; i < call->send.header_count && count + 1 < COUNT_OF(headers); i++)
-        headers[count++] = call->send.headers[i];
-    if (text != NULL) {
-        headers[count++] = (struct http_header){.name = "Content-Type",
-                                                .value = "application/json"};
-        send.body = text;
-        send.body_size = strlen(text);
-    }
-    send.method = call->method;
-    send.url = url;
-    send.headers = headers;
-    send.header_count = count;
-    send.answer_size_max = CLI_ANSWER_SIZE_MAX;
-    send.timeout_ms = send.timeout_ms > 0 ? send.timeout_ms : CALL_TIMEOUT_MS;
-    send.on_done = on_result;
-    send.opaque = exchange;
-    r = http_client_call(&options, &send, err);
+    outgoing_make(client, call, &outgoing);
+    outgoing.send.on_done = on_result;
+    outgoing.send.opaque = exchange;
+    r = http_client_call(&options, &outgoing.send, err);
     if (r < 0)
         return r;
     if (exchange->outcome != HTTP_OUTCOME_ANSWERED)
@@ -285,6 +308,105 @@ int client_fetch(const struct client *client, const char *path, struct buf *ret_
     }
     buf_move(ret_body, &exchange.body);
     return 0;
+}
+
+/* ---- answers that come piece by piece ---- */
+
+struct streaming {
+    struct loop *loop;
+    struct http_transfer *transfer;
+    struct client_answer *answer;
+    client_bytes_call *on_bytes;
+    void *opaque;
+    enum http_outcome outcome;
+    char error[ERR_TEXT_SIZE];
+};
+
+void client_answer_done(struct client_answer *answer)
+{
+    buf_done(&answer->body);
+}
+
+static bool streaming_receive(const void *bytes, size_t size, void *opaque)
+{
+    struct streaming *streaming = opaque;
+    struct err err;
+
+    if (streaming->on_bytes != NULL && http_transfer_status(streaming->transfer) < 400)
+        return streaming->on_bytes(bytes, size, streaming->opaque);
+    buf_append(&streaming->answer->body, bytes, size);
+    return buf_check(&streaming->answer->body, "an answer", &err) == 0;
+}
+
+static void header_copy(const struct http_result *result, const char *name, char *to, size_t size)
+{
+    const char *value = http_transfer_header(result->transfer, name);
+
+    (void)snprintf(to, size, "%s", value == NULL ? "" : value);
+}
+
+static void streaming_done(const struct http_result *result, void *opaque)
+{
+    struct streaming *streaming = opaque;
+    struct client_answer *answer = streaming->answer;
+    char source[16];
+
+    streaming->outcome = result->outcome;
+    mem_copy_text(streaming->error, result->error);
+    answer->status = result->status;
+    header_copy(result, "X-Baseten-Request-Id", answer->request_id, sizeof(answer->request_id));
+    header_copy(result, "Content-Type", answer->type, sizeof(answer->type));
+    header_copy(result, "X-BASETEN-ERROR-CODE", source, sizeof(source));
+    answer->of_model = source[0] != '\0';
+    loop_stop(streaming->loop);
+}
+
+static int streaming_run(struct streaming *streaming, struct http_send *send, struct err *err)
+{
+    static const struct http_client_options options = {.connection_count_max = 1};
+    OWNED(loop_close) struct loop *loop = NULL;
+    OWNED(http_client_close) struct http_client *http = NULL;
+    int r = loop_open(&loop, err);
+
+    if (r == 0)
+        r = http_client_open(loop, &options, &http, err);
+    if (r < 0)
+        return r;
+    streaming->loop = loop;
+    send->on_receive = streaming_receive;
+    send->on_done = streaming_done;
+    send->opaque = streaming;
+    r = http_client_send(http, send, &streaming->transfer, err);
+    if (r == 0)
+        loop_run(loop);
+    return r;
+}
+
+int client_stream(const struct client *client, const struct client_call *call,
+                  client_bytes_call *on_bytes, void *opaque, struct client_answer *ret_answer,
+                  struct err *err)
+{
+    OWNED(outgoing_done) struct outgoing outgoing = {NULL};
+    struct streaming streaming = {.answer = ret_answer, .on_bytes = on_bytes, .opaque = opaque};
+    int r;
+
+    *ret_answer = (struct client_answer){.body = BUF_WITH_LIMIT(CLI_ANSWER_SIZE_MAX)};
+    outgoing_make(client, call, &outgoing);
+    r = streaming_run(&streaming, &outgoing.send, err);
+    if (r == 0 && streaming.outcome == HTTP_OUTCOME_CANCELED)
+        r = err_set(err, ERR_CANCELED, "the answer was not read to its end");
+    else if (r == 0 && streaming.outcome != HTTP_OUTCOME_ANSWERED)
+        r = err_set(err, ERR_UNAVAILABLE, "%s: %s", client->url, streaming.error);
+    return r;
+}
+
+int client_answer_refusal(struct client_answer *answer, struct err *err)
+{
+    OWNED(client_json_free)
+    json_t *json = json_loadb(buf_text(&answer->body), answer->body.size, 0, NULL);
+    const struct exchange exchange = {.status = answer->status};
+
+    return refusal(&exchange, json, err);
 }
 
 void client_append_escaped(struct buf *path, const char *text)

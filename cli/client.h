@@ -60,6 +60,27 @@ int client_exchange(const struct client *client, const struct client_call *call,
 int client_fetch(const struct client *client, const char *path, struct buf *ret_body,
                  struct err *err) MUST_CHECK;
 
+/* An answer of the gateway or of a model, whatever its status. */
+struct client_answer {
+    int status;
+    char request_id[64]; /* "": it names none */
+    char type[128];
+    bool of_model;   /* a failure that the model, or what runs it, has answered with */
+    struct buf body; /* of a failure, or when nobody takes the bytes as they come */
+};
+void client_answer_done(struct client_answer *answer);
+
+/* One exchange whose answer comes piece by piece: bytes of a success go to on_bytes as they come
+ * (NULL: they are collected); false from it ends the exchange with ERR_CANCELED. ERR_UNAVAILABLE:
+ * no answer, or it was cut off. */
+typedef bool client_bytes_call(const void *bytes, size_t size, void *opaque);
+int client_stream(const struct client *client, const struct client_call *call,
+                  client_bytes_call *on_bytes, void *opaque, struct client_answer *ret_answer,
+                  struct err *err) MUST_CHECK;
+
+/* The error that such an answer of 400 and above says. */
+int client_answer_refusal(struct client_answer *answer, struct err *err);
+
 /* Appends a path segment or query value, percent-encoded. */
 void client_append_escaped(struct buf *path, const char *text);
 

@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * headrace predict MODEL: submits one job, waits for it and prints what the model said.
+ * headrace predict MODEL: asks a model and prints what it says.
  *
- * Standard output: the model's output. Standard error: the id and how it goes. --async prints the
- * id and goes; --async --wait is the same as neither.
+ *   (nothing)         a sync call: waits for the answer
+ *   --stream          … and prints its pieces as they come
+ *   --async           submits a job, prints its id and goes
+ *   --async --wait    … waits for it and prints its result
+ *   --async --stream  … follows it and prints its pieces as they come
+ *
+ * Standard output: the model's output. Standard error: the id and how it goes.
  */
 
 #include <stdio.h>
@@ -13,19 +18,24 @@
 #include <unistd.h>
 
 #include "cli/list.h"
+#include "cli/predict_stream.h"
 #include "cli/watch.h"
 
 int predict_main(int argc, char **argv);
 
 #define INPUT_SIZE_MAX (100u << 20)
+#define TIMEOUT_EXTRA_MS 5000 /* for the gateway to say itself that the time is over */
 
 #define PREDICT_SETTINGS                                                                           \
     VERB_COMMON_SETTINGS                                                                           \
     SETTING_STRING(input, "", "model input: JSON, @FILE, or - for standard input")                 \
     SETTING_STRING(environment, "production", "environment of the model to ask")                   \
     SETTING_STRING(deployment, "", "deployment to ask instead of an environment")                  \
-    SETTING_BOOL(async, false, "print the request id and go, instead of waiting")                  \
+    SETTING_BOOL(async, false, "submit a job, print its id and go, instead of waiting")            \
     SETTING_BOOL(wait, false, "with --async: wait for the result all the same")                    \
+    SETTING_BOOL(stream, false, "print the pieces of the answer as they come")                     \
+    SETTING_STRING(content_type, "", "media type of the input, which is sent as it is; JSON")      \
+    SETTING_DURATION(timeout, "20m", "1s", "24h", "how long to wait for a sync answer")            \
     SETTING_BOOL(quiet, false, "say nothing on standard error while waiting")                      \
     SETTING_STRING(webhook, "", "URL that gets the result too")                                    \
     SETTING_STRING(idempotency_key, "", "key that makes sending twice harmless")                   \
@@ -66,20 +76,24 @@ static int input_read_file(const char *path, struct buf *text, struct err *err)
     return buf_check(text, "input", err);
 }
 
+static int input_read(const char *input, struct buf *text, struct err *err)
+{
+    if (*input == '\0')
+        return err_set(err, ERR_USAGE, "--input is missing: JSON, @FILE, or - for standard input");
+    if (strcmp(input, "-") == 0 || *input == '@')
+        return input_read_file(*input == '@' ? input + 1 : input, text, err);
+    buf_append_text(text, input);
+    return buf_check(text, "input", err);
+}
+
 /* The input as JSON; what the text is wrong about is said with its line and column. */
 static int input_load(const char *input, json_t **ret_json, struct err *err)
 {
     OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(INPUT_SIZE_MAX);
     json_error_t where;
     json_t *json;
-    int r = 0;
+    int r = input_read(input, &text, err);
 
-    if (*input == '\0')
-        return err_set(err, ERR_USAGE, "--input is missing: JSON, @FILE, or - for standard input");
-    if (strcmp(input, "-") == 0 || *input == '@')
-        r = input_read_file(*input == '@' ? input + 1 : input, &text, err);
-    else
-        buf_append_text(&text, input);
     if (r < 0)
         return r;
     json = json_loadb(buf_text(&text), text.size, JSON_REJECT_DUPLICATES, &where);
@@ -90,20 +104,34 @@ static int input_load(const char *input, json_t **ret_json, struct err *err)
     return 0;
 }
 
-static char *submit_path(const struct predict_settings *settings, const char *model)
+static char *model_path(const struct predict_settings *settings, const char *model)
 {
+    const char *verb = settings->async ? "async_predict" : "predict";
+
     if (*settings->deployment != '\0')
-        return path_make("/model/%/deployment/%/async_predict", model, settings->deployment);
+        return path_make("/model/%/deployment/%/%", model, settings->deployment, verb);
     if (strcmp(settings->environment, "production") == 0)
-        return path_make("/model/%/production/async_predict", model);
-    return path_make("/model/%/environments/%/async_predict", model, settings->environment);
+        return path_make("/model/%/production/%", model, verb);
+    return path_make("/model/%/environments/%/%", model, settings->environment, verb);
+}
+
+static size_t common_headers(const struct predict_settings *settings, struct http_header headers[2])
+{
+    size_t count = 0;
+
+    if (*settings->idempotency_key != '\0')
+        headers[count++] = (struct http_header){.name = "Idempotency-Key",
+                                                .value = settings->idempotency_key};
+    if (*settings->tags != '\0')
+        headers[count++] = (struct http_header){.name = "X-Headrace-Tags", .value = settings->tags};
+    return count;
 }
 
 static int submit(const struct client *client, const struct predict_settings *settings,
                   const char *model, json_t **ret_answer, struct err *err)
 {
     OWNED(client_json_free) json_t *body = NULL;
-    OWNED(mem_free) char *path = submit_path(settings, model);
+    OWNED(mem_free) char *path = model_path(settings, model);
     struct http_header headers[2];
     struct client_call call = {.method = "POST", .path = path};
     json_t *input = NULL;
@@ -117,15 +145,20 @@ static int submit(const struct client *client, const struct predict_settings *se
                      (json_int_t)settings->max_time_in_queue_seconds);
     if (*settings->webhook != '\0')
         (void)json_object_set_new(body, "webhook_endpoint", json_string(settings->webhook));
+    if (settings->stream)
+        (void)json_object_set_new(body, "stream", json_true());
     call.send.headers = headers;
-    if (*settings->idempotency_key != '\0')
-        headers[call.send.header_count++] = (struct http_header){
-            .name = "Idempotency-Key", .value = settings->idempotency_key};
-    if (*settings->tags != '\0')
-        headers[call.send.header_count++] = (struct http_header){.name = "X-Headrace-Tags",
-                                                                 .value = settings->tags};
+    call.send.header_count = common_headers(settings, headers);
     call.body = body;
     return client_exchange(client, &call, &status, ret_answer, err);
+}
+
+static bool job_succeeded(const json_t *status)
+{
+    const char *state = json_string_value(json_object_get(status, "status"));
+
+    return state != NULL &&
+           (strcmp(state, "SUCCEEDED") == 0 || strcmp(state, "WEBHOOK_FAILED") == 0);
 }
 
 /* Prints the result of a job that is final; its exit code. */
@@ -136,7 +169,7 @@ static int print_result(const struct client *client, const char *id, const json_
     OWNED(buf_done) struct buf output = BUF_WITH_LIMIT(CLI_ANSWER_SIZE_MAX);
     OWNED(mem_free) char *path = path_make("/async_request/%/result", id);
 
-    if (strcmp(state, "SUCCEEDED") != 0 && strcmp(state, "WEBHOOK_FAILED") != 0) {
+    if (!job_succeeded(status)) {
         const json_t *why = json_array_get(json_object_get(status, "errors"), 0);
         const char *code = json_string_value(json_object_get(why, "code"));
         const char *text = json_string_value(json_object_get(why, "message"));
@@ -157,6 +190,89 @@ static int print_result(const struct client *client, const char *id, const json_
     return CLI_EXIT_OK;
 }
 
+/* ---- sync ---- */
+
+static int print_answer(struct client_answer *answer, const struct predict_settings *settings)
+{
+    struct err err;
+
+    if (answer->status < 400) {
+        (void)fwrite(buf_text(&answer->body), 1, answer->body.size, stdout);
+        if (!settings->stream && strncmp(answer->type, "application/json", 16) == 0)
+            (void)fputc('\n', stdout);
+        return CLI_EXIT_OK;
+    }
+    if (settings->json)
+        (void)printf("%s\n", buf_text(&answer->body));
+    (void)client_answer_refusal(answer, &err);
+    (void)client_complain("predict", &err);
+    return answer->of_model || answer->status == 502 || answer->status == 504 ? CLI_EXIT_FAILED
+                                                                              : CLI_EXIT_REFUSED;
+}
+
+/* What the call sends: JSON that was looked at, or bytes of a type of their own. */
+static int sync_input(const struct predict_settings *settings, struct buf *bytes,
+                      struct client_call *call, struct err *err)
+{
+    int r;
+
+    if (*settings->content_type == '\0')
+        return input_load(settings->input, &call->body, err);
+    r = input_read(settings->input, bytes, err);
+    call->send.body = buf_text(bytes);
+    call->send.body_size = bytes->size;
+    return r;
+}
+
+static int predict_sync(const struct client *client, const struct predict_settings *settings,
+                        const char *model)
+{
+    OWNED(client_answer_done) struct client_answer answer = {.status = 0};
+    OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(INPUT_SIZE_MAX);
+    OWNED(mem_free) char *path = model_path(settings, model);
+    char timeout[24];
+    struct http_header headers[6];
+    struct client_call call = {.method = "POST", .path = path};
+    size_t count = common_headers(settings, headers);
+    struct err err;
+    int r = sync_input(settings, &bytes, &call, &err);
+
+    (void)snprintf(timeout, sizeof(timeout), "%llu", (unsigned long long)settings->timeout_ms);
+    headers[count++] = (struct http_header){"Request-Timeout-Ms", timeout};
+    if (!settings->stream)
+        headers[count++] = (struct http_header){"Accept", "application/json"};
+    if (*settings->content_type != '\0')
+        headers[count++] = (struct http_header){"Content-Type", settings->content_type};
+    call.send.headers = headers;
+    call.send.header_count = count;
+    call.send.timeout_ms = (uint32_t)settings->timeout_ms + TIMEOUT_EXTRA_MS;
+    if (r == 0)
+        r = client_stream(client, &call, settings->stream ? stream_print : NULL, NULL, &answer,
+                          &err);
+    json_decref(call.body);
+    if (r < 0)
+        return client_complain("predict", &err);
+    if (!settings->quiet && answer.request_id[0] != '\0')
+        (void)fprintf(stderr, "request %s\n", answer.request_id);
+    return print_answer(&answer, settings);
+}
+
+static int check_settings(const struct predict_settings *settings)
+{
+    struct err err;
+
+    if (settings->async && *settings->content_type != '\0')
+        (void)err_set(&err, ERR_USAGE,
+                      "--content-type does not go with --async, whose input is JSON");
+    else if (!settings->async && *settings->webhook != '\0')
+        (void)err_set(&err, ERR_USAGE, "--webhook goes with --async");
+    else if (!settings->async && settings->wait)
+        (void)err_set(&err, ERR_USAGE, "--wait goes with --async");
+    else
+        return CLI_EXIT_OK;
+    return client_complain("predict", &err);
+}
+
 static int predict_run(const struct client *client, const void *values, char **operands,
                        int operand_count)
 {
@@ -168,12 +284,16 @@ static int predict_run(const struct client *client, const void *values, char **o
 
     if (!verb_operands("one model", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
+    if (check_settings(settings) != CLI_EXIT_OK)
+        return CLI_EXIT_USAGE;
+    if (!settings->async)
+        return predict_sync(client, settings, operands[0]);
     if (submit(client, settings, operands[0], &answer, &err) < 0)
         return client_complain("predict", &err);
     id = json_string_value(json_object_get(answer, "request_id"));
     if (id == NULL)
         return CLI_EXIT_REFUSED;
-    if (settings->async && !settings->wait) {
+    if (!settings->wait && !settings->stream) {
         if (settings->json)
             table_print_json(stdout, answer);
         else
@@ -182,7 +302,11 @@ static int predict_run(const struct client *client, const void *values, char **o
     }
     if (!settings->quiet)
         (void)fprintf(stderr, "request %s\n", id);
-    if (watch_job(client, id, settings->quiet, &status, &err) < 0)
+    if (settings->stream && stream_follow(client, id, settings->quiet, &status, &err) < 0)
+        return client_complain("predict", &err);
+    if (settings->stream && job_succeeded(status))
+        return CLI_EXIT_OK;
+    if (status == NULL && watch_job(client, id, settings->quiet, &status, &err) < 0)
         return client_complain("predict", &err);
     return print_result(client, id, status, settings->json, &err);
 }

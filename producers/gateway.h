@@ -7,6 +7,8 @@
  *   gateway_main.c     opens, runs, drains            gateway_call.c    one request: begin to
  * answer gateway_key.c      who is asking                  gateway_watch.c   what it asks of
  *   gateway_submit.c   accept                         gateway_reserve.c Idempotency-Key
+ *   gateway_sync.c     callers that wait              gateway_follow.c  what they wait for
+ *   gateway_events.c   streams of async jobs          gateway_wake.c    wakes a deployment
  *   gateway_status.c   status, result                 gateway_cancel.c  cancel
  *   gateway_list.c     lists, queue depths            gateway_push.c    archives, deployments
  *   gateway_models.c   models, environments           gateway_credentials.c keys, secrets
@@ -41,6 +43,8 @@
 struct blob_store;
 struct body_reader;
 struct caps;
+struct event_streams;
+struct follows;
 struct cache;
 struct cache_listener;
 struct call;
@@ -61,6 +65,7 @@ struct queue_topic;
 struct rates;
 struct seal_key;
 struct submits;
+struct syncs;
 struct watch;
 struct wire_decoder;
 
@@ -107,6 +112,9 @@ struct gateway {
     struct caps *caps;
     struct rates *rates;
     struct cancels *cancels;
+    struct follows *follows;
+    struct syncs *syncs;
+    struct event_streams *event_streams;
     struct loop_timer *tick; /* each second */
     LIST_HEAD(, call) calls;
     bool draining; /* SIGTERM came */
@@ -149,6 +157,11 @@ struct call {
     char about[CONFIG_NAME_SIZE];          /* what the code of a route must not forget meanwhile */
     void *state;                           /* of the route's own code, which frees it… */
     void (*on_dropped)(struct call *call); /* …also when the client left while reading */
+    void (*on_left)(struct call *call); /* it leaves while it waits: ends the call; NULL: goes on */
+    char attempts[12];                  /* a header of sync answers; "": not sent */
+    const char *error_source;           /* X-BASETEN-ERROR-CODE; NULL: not of a model */
+    int output_status;                  /* with output_size */
+    char peer[64];                      /* of that stream */
 };
 
 http_call call_begin; /* the server's handler; opaque is the gateway */
@@ -163,6 +176,13 @@ void call_fail(struct call **call_p, const struct err *err); /* status and code 
 
 /* The same with an error_code of the surface that is not the status' usual one. */
 void call_fail_as(struct call **call_p, int status, const char *error_code, const char *text);
+
+/* Answers piece by piece; the call goes on until call_end_stream() accounts for it, which must
+ * follow the end of the stream. */
+struct http_stream *call_answer_stream(struct call *call, int status, size_t waiting_size_max,
+                                       const struct http_stream_calls *calls, void *opaque);
+void call_end_stream(struct call **call_p, int status);
+void call_leave(struct call **call_p); /* its client has left: 499 in log and metrics */
 
 /* The answer's Content-Type as an engine has named it; one that is none becomes bytes. */
 void call_set_type(struct call *call, struct wire_text type);
@@ -267,7 +287,27 @@ int gateway_submits_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_submits_close(struct submits **submits_p);
 uint32_t gateway_submits_waiting(const struct submits *submits);
 bool gateway_submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
-void submit_begin(struct call *call);
+void submit_begin(struct call *call); /* sync calls too */
+/* A Cancel that nobody waits for. */
+void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant);
+
+/* ---- gateway_follow.c: jobs that somebody waits for ---- */
+
+int gateway_follows_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_follows_close(struct follows **follows_p);
+void gateway_follows_on_wake(struct follows *follows, const void *bytes, size_t size);
+void gateway_follows_on_joined(struct follows *follows, const char *name);
+void gateway_follows_look(struct follows *follows); /* something may have been missed */
+
+/* ---- gateway_sync.c, gateway_events.c, gateway_wake.c ---- */
+
+int gateway_syncs_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_syncs_close(struct syncs **syncs_p);
+int gateway_event_streams_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_event_streams_close(struct event_streams **streams_p);
+void events_begin(struct call *call);
+void wake_begin(struct call *call);
+void run_remote_begin(struct call *call);
 
 /* ---- gateway_public.c: metrics under the names that users know ---- */
 

@@ -238,15 +238,14 @@ static int read_webhook(struct body_reader *reader, const struct json_field *fie
     return r;
 }
 
-static int read_refuse_late(const struct json_field *field, struct submit_body *body,
-                            struct err *err)
+static int read_flag(const struct json_field *field, bool *ret_flag, struct err *err)
 {
     if (field->type == JSON_TYPE_NULL)
         return 0;
     if (field->type != JSON_TYPE_BOOL)
-        return err_set(err, ERR_MALFORMED, "refuse_late is of type %s; it must be true or false",
+        return err_set(err, ERR_MALFORMED, "%s is of type %s; it must be true or false", field->key,
                        json_type_name(field->type));
-    body->refuse_late = field->raw_size == 4; /* "true" */
+    *ret_flag = field->raw_size == 4; /* "true" */
     return 0;
 }
 
@@ -271,7 +270,9 @@ static int read_field(struct body_reader *reader, const struct json_field *field
     if (key_is(field, "webhook_endpoint"))
         return read_webhook(reader, field, loopback_http, body, err);
     if (key_is(field, "refuse_late"))
-        return read_refuse_late(field, body, err);
+        return read_flag(field, &body->refuse_late, err);
+    if (key_is(field, "stream"))
+        return read_flag(field, &body->stream, err);
     if (key_is(field, RETRY))
         return read_retry(reader, field, body, err);
     rule = rule_find(submit_numbers, field);
@@ -310,4 +311,14 @@ int body_read_submit(struct body_reader *reader, const void *bytes, size_t size,
     *ret_body = body;
     body = (struct submit_body){0};
     return 0;
+}
+
+int body_check_json(struct body_reader *reader, const void *bytes, size_t size, bool padded,
+                    struct err *err)
+{
+    int r = json_fast_check(reader->outer, bytes, size, padded, err);
+
+    if (r == ERR_TOO_BIG) /* too deep: 413 would speak of bytes */
+        err->code = ERR_RANGE;
+    return r < 0 ? err_wrap(err, "body") : 0;
 }

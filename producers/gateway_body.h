@@ -30,6 +30,7 @@ struct submit_body {
     uint32_t max_attempts, initial_delay_ms, max_delay_ms;
     uint32_t slot_count;
     bool refuse_late; /* rather than accept what will expire */
+    bool stream;      /* the answer's pieces can be followed */
     uint32_t warning_count;
     struct buf warnings; /* `"…","…"`: the items of a JSON array; empty: none */
 };
@@ -42,6 +43,10 @@ void body_reader_free(struct body_reader **reader_p);
 int body_read_submit(struct body_reader *reader, const void *bytes, size_t size, bool padded,
                      bool loopback_http, struct submit_body *ret_body, struct err *err) MUST_CHECK;
 void submit_body_done(struct submit_body *body);
+
+/* ERR_MALFORMED unless the bytes are one JSON value: what predict sends by default. */
+int body_check_json(struct body_reader *reader, const void *bytes, size_t size, bool padded,
+                    struct err *err) MUST_CHECK;
 
 /* ERR_RANGE unless it is an absolute https:// URL with a host (http:// to loopback on demand). */
 int webhook_url_check(const char *url, bool loopback_http, struct err *err) MUST_CHECK;

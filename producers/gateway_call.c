@@ -22,7 +22,9 @@
 #include "producers/gateway_body.h"
 
 #define ANSWER_SIZE_MAX (16u << 20)
-#define HEADERS_MAX 8
+#define HEADERS_MAX 12
+#define ERROR_SOURCE_MODEL "04" /* as the original numbers its services: the model's server */
+#define STATUS_LEFT 499         /* nobody reads it: for log and metrics */
 #define STATUS_FIRST 200
 #define STATUS_COUNT 400
 
@@ -115,13 +117,14 @@ static void call_account(struct call *call, int status)
     if (!call->gateway->settings.access_log ||
         route_access(call->match.route) == ROUTE_ACCESS_PUBLIC)
         return;
-    log_info("request", LOG_STR("route", route_name(call->match.route)), LOG_I64("status", status),
-             LOG_DOUBLE("seconds", seconds),
-             LOG_STR(call->tenant[0] != '\0' ? "tenant" : NULL, call->tenant),
-             LOG_STR(call->key_prefix[0] != '\0' ? "key" : NULL, call->key_prefix),
-             LOG_STR(call->job[0] != '\0' ? "job" : NULL, call->job),
-             LOG_HEX(trace_context_is_set(&call->trace) ? "trace" : NULL, call->trace.trace_id, 16),
-             LOG_STR("peer", http_request_peer(call->request)));
+    log_info(
+        "request", LOG_STR("route", route_name(call->match.route)), LOG_I64("status", status),
+        LOG_DOUBLE("seconds", seconds),
+        LOG_STR(call->tenant[0] != '\0' ? "tenant" : NULL, call->tenant),
+        LOG_STR(call->key_prefix[0] != '\0' ? "key" : NULL, call->key_prefix),
+        LOG_STR(call->job[0] != '\0' ? "job" : NULL, call->job),
+        LOG_HEX(trace_context_is_set(&call->trace) ? "trace" : NULL, call->trace.trace_id, 16),
+        LOG_STR("peer", call->request == NULL ? call->peer : http_request_peer(call->request)));
 }
 
 static size_t call_headers(const struct call *call, int status, const char *type,
@@ -145,6 +148,12 @@ static size_t call_headers(const struct call *call, int status, const char *type
     if (call->idempotent_replay[0] != '\0')
         headers[n++] = (struct http_header){"X-Headrace-Idempotent-Replay",
                                             call->idempotent_replay};
+    if (call->attempts[0] != '\0')
+        headers[n++] = (struct http_header){"X-BASETEN-MODEL-PREDICTION-ATTEMPTS", call->attempts};
+    if (call->error_source != NULL) {
+        headers[n++] = (struct http_header){"X-BASETEN-ERROR-SOURCE", ERROR_SOURCE_MODEL};
+        headers[n++] = (struct http_header){"X-BASETEN-ERROR-CODE", call->error_source};
+    }
     assert(n <= HEADERS_MAX);
     return n;
 }
@@ -218,6 +227,35 @@ void call_answer_file(struct call **call_p, int status, int fd, uint64_t size)
 
     call_account(call, status);
     http_request_answer_file(&call->request, status, headers, count, fd, 0, size);
+    call_free(call_p);
+}
+
+struct http_stream *call_answer_stream(struct call *call, int status, size_t waiting_size_max,
+                                       const struct http_stream_calls *calls, void *opaque)
+{
+    struct http_header headers[HEADERS_MAX];
+    size_t count = call_headers(call, status, MEDIA_TYPE_BYTES, headers);
+
+    assert(count < HEADERS_MAX);
+    headers[count++] = (struct http_header){"Cache-Control", "no-store"};
+    mem_copy_text(call->peer, http_request_peer(call->request));
+    return http_request_answer_stream(&call->request, status, headers, count, waiting_size_max,
+                                      calls, opaque);
+}
+
+void call_end_stream(struct call **call_p, int status)
+{
+    call_account(*call_p, status);
+    call_free(call_p);
+}
+
+void call_leave(struct call **call_p)
+{
+    struct call *call = *call_p;
+
+    call_account(call, STATUS_LEFT);
+    if (call->request != NULL)
+        http_request_drop(&call->request);
     call_free(call_p);
 }
 
@@ -313,6 +351,13 @@ static void call_ready(struct call *call)
 
 static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_SUBMIT] = submit_begin,
+    [ROUTE_PREDICT] = submit_begin,
+    [ROUTE_PASSTHROUGH] = submit_begin,
+    [ROUTE_WAKE] = wake_begin,
+    [ROUTE_RUN_REMOTE] = run_remote_begin,
+    [ROUTE_ASYNC_RUN_REMOTE] = run_remote_begin,
+    [ROUTE_STREAM] = events_begin,
+    [ROUTE_STREAM_OF_MODEL] = events_begin,
     [ROUTE_STATUS] = status_begin,
     [ROUTE_STATUS_OF_MODEL] = status_begin,
     [ROUTE_RESULT] = result_begin,
@@ -402,6 +447,8 @@ static void on_gone(struct http_request *request, void *opaque)
     (void)request;
     if (call->reading)
         call_drop(call);
+    else if (call->on_left != NULL)
+        call->on_left(call);
 }
 
 bool call_begin_reading(struct call *call)
@@ -559,7 +606,8 @@ void calls_close(struct gateway *gateway)
     struct call *call;
 
     while ((call = LIST_FIRST(&gateway->calls)) != NULL) {
-        http_request_drop(&call->request);
+        if (call->request != NULL)
+            http_request_drop(&call->request);
         call_free(&call);
     }
 }

@@ -69,5 +69,5 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
 
 void detail_begin(struct call *call)
 {
-    status_ask(call, &detail_find, NULL, on_rows);
+    (void)status_ask(call, &detail_find, NULL, on_rows);
 }

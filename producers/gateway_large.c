@@ -21,18 +21,19 @@ struct large {
     struct blob_upload *upload;
     EVP_MD_CTX *digest, *fingerprint;
     uint64_t limit, body_size, input_size;
-    bool writing;
+    bool writing, raw;
     large_call *done;
     void *opaque;
 };
 
-struct large *large_new(struct blob_store *blobs, uint64_t limit, large_call *done, void *opaque,
-                        struct evp_md_ctx_st **fingerprint_p)
+struct large *large_new(struct blob_store *blobs, uint64_t limit, bool raw, large_call *done,
+                        void *opaque, struct evp_md_ctx_st **fingerprint_p)
 {
     struct large *large = xcalloc(1, sizeof(*large));
 
     large->blobs = blobs;
     large->limit = limit;
+    large->raw = raw;
     large->done = done;
     large->opaque = opaque;
     large->fingerprint = TAKE(*fingerprint_p);
@@ -124,7 +125,10 @@ static int large_take(struct large *large, const void *bytes, size_t size, struc
                        (unsigned long long)large->limit);
     if (large->fingerprint != NULL && EVP_DigestUpdate(large->fingerprint, bytes, size) != 1)
         NEVER("SHA-256 is not to be had");
-    r = scan_feed(&large->scan, bytes, size, &large->piece, err);
+    if (large->raw)
+        buf_append(&large->piece, bytes, size);
+    r = large->raw ? buf_check(&large->piece, "a piece of the body", err)
+                   : scan_feed(&large->scan, bytes, size, &large->piece, err);
     if (r < 0)
         return r;
     large->input_size += large->piece.size - before;
@@ -143,7 +147,7 @@ static void on_chunk(struct http_request *request, const void *bytes, size_t siz
     (void)request;
     if (bytes == NULL) {
         large->request = NULL;
-        r = scan_end(&large->scan, &err);
+        r = large->raw ? 0 : scan_end(&large->scan, &err);
     } else {
         r = large_take(large, bytes, size, &err);
     }

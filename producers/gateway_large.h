@@ -28,9 +28,10 @@ struct large;
 
 typedef void large_call(void *opaque, const struct err *err);
 
-/* fingerprint: a begun digest that is fed with the body; NULL: none. Taken. */
-struct large *large_new(struct blob_store *blobs, uint64_t limit, large_call *done, void *opaque,
-                        struct evp_md_ctx_st **fingerprint_p);
+/* raw: the body is the input as it is, nothing is scanned and there is no envelope. fingerprint: a
+ * begun digest that is fed with the body; NULL: none. Taken. */
+struct large *large_new(struct blob_store *blobs, uint64_t limit, bool raw, large_call *done,
+                        void *opaque, struct evp_md_ctx_st **fingerprint_p);
 void large_free(struct large **large_p);
 
 void large_begin(struct large *large, struct http_request *request);

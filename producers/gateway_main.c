@@ -102,12 +102,23 @@ static void on_tick(void *opaque)
 
 static void on_wake(void *opaque, const void *bytes, size_t size)
 {
-    gateway_cancels_on_wake(((struct gateway *)opaque)->cancels, bytes, size);
+    struct gateway *gateway = opaque;
+
+    gateway_cancels_on_wake(gateway->cancels, bytes, size);
+    gateway_follows_on_wake(gateway->follows, bytes, size);
 }
 
 static void on_subscribed(void *opaque)
 {
-    gateway_cancels_look(((struct gateway *)opaque)->cancels);
+    struct gateway *gateway = opaque;
+
+    gateway_cancels_look(gateway->cancels);
+    gateway_follows_look(gateway->follows);
+}
+
+static void on_joined(void *opaque, const char *name)
+{
+    gateway_follows_on_joined(((struct gateway *)opaque)->follows, name);
 }
 
 /* ---- drain ---- */
@@ -238,8 +249,8 @@ static int open_kafka(struct gateway *gateway, struct err *err)
 
 static int open_redis(struct gateway *gateway, struct err *err)
 {
-    static const struct cache_listener_calls calls = {.on_message = on_wake,
-                                                      .on_subscribed = on_subscribed};
+    static const struct cache_listener_calls calls = {
+        .on_message = on_wake, .on_subscribed = on_subscribed, .on_joined = on_joined};
     const struct cache_options options = {.url = gateway->settings.redis};
     int r = cache_open(gateway->loop, &options, &gateway->cache, err);
 
@@ -322,9 +333,14 @@ static void on_late_listen(void *opaque)
 static int gateway_open(struct gateway *gateway, struct err *err)
 {
     static int (*const opens[])(struct gateway * gateway, struct err * err) = {
-        open_inside,          open_postgres,     open_kafka,         open_redis,
-        open_blobs,           gateway_keys_open, gateway_watch_open, gateway_submits_open,
-        gateway_cancels_open, gateway_caps_open, gateway_rates_open, open_server,
+        open_inside,          open_postgres,
+        open_kafka,           open_redis,
+        open_blobs,           gateway_keys_open,
+        gateway_watch_open,   gateway_submits_open,
+        gateway_cancels_open, gateway_caps_open,
+        gateway_rates_open,   gateway_follows_open,
+        gateway_syncs_open,   gateway_event_streams_open,
+        open_server,
     };
     uint64_t seed;
     int r = loop_open(&gateway->loop, err);
@@ -359,6 +375,10 @@ static void gateway_close(struct gateway *gateway)
     loop_timer_free(&gateway->drain_step);
     loop_timer_free(&gateway->late_listen);
     http_server_close(&gateway->server);
+    if (gateway->syncs != NULL)
+        gateway_syncs_close(&gateway->syncs);
+    if (gateway->event_streams != NULL)
+        gateway_event_streams_close(&gateway->event_streams);
     cache_listener_close(&gateway->listener);
     cache_close(&gateway->cache);
     pg_pool_close(&gateway->pg);
@@ -366,6 +386,7 @@ static void gateway_close(struct gateway *gateway)
     queue_producer_close(&gateway->producer);
     queue_admin_close(&gateway->queue_admin);
     blob_store_close(&gateway->blobs);
+    gateway_follows_close(&gateway->follows);
     gateway_cancels_close(&gateway->cancels);
     if (gateway->submits != NULL)
         gateway_submits_close(&gateway->submits);

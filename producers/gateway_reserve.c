@@ -51,7 +51,7 @@ int reserve_key_check(const char *key, struct err *err)
 }
 
 EVP_MD_CTX *reserve_fingerprint_begin(const char *model, const char *environment,
-                                      const char *deployment)
+                                      const char *deployment, const char *form)
 {
     EVP_MD_CTX *digest = EVP_MD_CTX_new();
     const char *const names[] = {model, environment, environment[0] != '\0' ? "" : deployment};
@@ -59,14 +59,15 @@ EVP_MD_CTX *reserve_fingerprint_begin(const char *model, const char *environment
 
     for (size_t i = 0; i < COUNT_OF(names); i++)
         ok &= EVP_DigestUpdate(digest, names[i], strlen(names[i]) + 1);
+    ok &= EVP_DigestUpdate(digest, form, strlen(form));
     assert(ok == 1);
     return digest;
 }
 
 void reserve_fingerprint(const char *model, const char *environment, const char *deployment,
-                         struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE])
+                         const char *form, struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE])
 {
-    EVP_MD_CTX *digest = reserve_fingerprint_begin(model, environment, deployment);
+    EVP_MD_CTX *digest = reserve_fingerprint_begin(model, environment, deployment, form);
     int ok = EVP_DigestUpdate(digest, body.bytes, body.size);
 
     ok &= EVP_DigestFinal_ex(digest, to, NULL);

@@ -48,13 +48,14 @@ enum reserve_verdict reserve_decide(const struct wire_id *ours,
 /* ERR_RANGE unless the key is 1 to 255 visible ASCII characters. */
 int reserve_key_check(const char *key, struct err *err) MUST_CHECK;
 
-/* Of the route and the body: the same request again has the same one, by whatever name it calls the
- * model. */
+/* Of the target, the form (of a sync call: its route and media type; "": async) and the body: the
+ * same request again has the same one, by whatever name it calls the model. */
 struct evp_md_ctx_st;
 struct evp_md_ctx_st *reserve_fingerprint_begin(const char *model, const char *environment,
-                                                const char *deployment); /* feed it the body */
+                                                const char *deployment,
+                                                const char *form); /* feed it the body */
 void reserve_fingerprint(const char *model, const char *environment, const char *deployment,
-                         struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE]);
+                         const char *form, struct wire_bytes body, uint8_t to[RESERVE_DIGEST_SIZE]);
 
 struct reserve {
     const char *tenant, *key, *deployment;

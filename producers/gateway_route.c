@@ -11,6 +11,8 @@
 
 #define SEGMENTS_MAX (HTTP_PATH_SEGMENTS_MAX + 2)
 #define HOST_PREFIX "model-"
+#define ANY_METHOD "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+#define HOST_SEGMENTS 2 /* that stand for the host */
 
 static const struct {
     const char *name, *method, *pattern;
@@ -63,6 +65,11 @@ static bool take_word(struct path *path, const char *word, size_t word_size,
 
     if (word_size == 3 && memcmp(word, "{t}", 3) == 0)
         return take_target(path, match);
+    if (word_size == 3 && memcmp(word, "{*}", 3) == 0) {
+        match->rest_skip = path->at - (path->from_host ? HOST_SEGMENTS : 0);
+        path->at = path->count;
+        return true;
+    }
     if (segment == NULL)
         return false;
     path->at++;
@@ -113,6 +120,19 @@ static bool host_split(const char *host, const char *base_domain, char to[ROUTE_
     return true;
 }
 
+/* Those of a model's own routes; TRACE and CONNECT are between a client and its proxies. */
+static bool takes_method(enum route route, const char *method)
+{
+    static const char any[] = ANY_METHOD;
+    const char *found = strstr(any, method);
+    size_t size = strlen(method);
+
+    if (routes[route].method[0] != '*')
+        return strcmp(method, routes[route].method) == 0;
+    return found != NULL && size > 2 && (found == any || found[-1] == ' ') &&
+           (found[size] == ',' || found[size] == '\0');
+}
+
 static void allow_add(struct route_match *match, const char *method)
 {
     size_t used = strlen(match->allow);
@@ -133,8 +153,8 @@ static enum route find_among(bool plain, const char *method, struct path *path,
         if ((strchr(routes[route].pattern, '{') == NULL) != plain ||
             !matches(routes[route].pattern, path, &tried))
             continue;
-        if (strcmp(method, routes[route].method) != 0) {
-            allow_add(match, routes[route].method);
+        if (!takes_method(route, method)) {
+            allow_add(match, routes[route].method[0] == '*' ? ANY_METHOD : routes[route].method);
             found = ROUTE_WRONG_METHOD;
             continue;
         }
@@ -142,6 +162,7 @@ static enum route find_among(bool plain, const char *method, struct path *path,
         match->target = tried.target;
         match->target_name = tried.target_name;
         match->param = tried.param;
+        match->rest_skip = tried.rest_skip;
         return route;
     }
     return found;
@@ -171,10 +192,10 @@ void route_find(const char *method, const char *host, const char *base_domain,
     if (ret_match->route != ROUTE_NONE || !from_host)
         return;
     path = (struct path){.segments = {"model", ret_match->host_model},
-                         .count = target->segment_count + 2,
+                         .count = target->segment_count + HOST_SEGMENTS,
                          .from_host = true};
     for (size_t i = 0; i < target->segment_count; i++)
-        path.segments[i + 2] = target->segments[i];
+        path.segments[i + HOST_SEGMENTS] = target->segments[i];
     ret_match->route = find_in_table(method, &path, ret_match);
     ret_match->from_host = true;
 }

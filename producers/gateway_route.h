@@ -48,6 +48,7 @@ struct route_match { /* texts are borrowed from the target, or stand in host_mod
     enum route_target target;
     const char *target_name;
     const char *param; /* the last other {parameter}; NULL: none */
+    size_t rest_skip;  /* of {*}: segments of the target in front of it */
     char allow[ROUTE_ALLOW_SIZE];
 };
 

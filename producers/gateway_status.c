@@ -157,7 +157,7 @@ bool status_may_be_queued(const struct pg_answer *answer, const struct wire_id *
     return view_may_be_queued(id, floor_us, clock_wall_us());
 }
 
-void status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
+bool status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
                 pg_done_fn *done)
 {
     struct gateway *gateway = call->gateway;
@@ -185,6 +185,7 @@ void status_ask(struct call *call, const struct pg_statement *find, const struct
     pg_batch_free(&batch);
     if (r < 0)
         call_fail(&call, &err);
+    return r == 0;
 }
 
 static void on_rows(void *opaque, const struct pg_answer *answer)
@@ -223,7 +224,7 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
 
 static void ask_postgres(struct call *call)
 {
-    status_ask(call, &status_find, wants_result(call) ? &status_result : NULL, on_rows);
+    (void)status_ask(call, &status_find, wants_result(call) ? &status_result : NULL, on_rows);
 }
 
 /* ---- Redis ---- */

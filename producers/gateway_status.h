@@ -25,9 +25,9 @@ struct call;
 /*
  * Sends `find`, the floor of the call's job, and `more` (NULL: nothing), which become results 0, 1
  * and 2 of done's answer. $1 of both is the job's id, $2 the call's tenant. Ends the call itself
- * when the path names no job, or Postgres is away; done has the call for its opaque.
+ * when the path names no job, or Postgres is away (false); done has the call for its opaque.
  */
-void status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
+bool status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
                 pg_done_fn *done);
 
 /* Row 0 of result 0; its texts are the answer's. */

@@ -13,6 +13,9 @@
  * Cancel, unless the submit had an Idempotency-Key: its client will come again with the same key
  * and must find the job alive.
  *
+ * A sync call goes the same way; its body is the input, and instead of the 201 its caller waits for
+ * what becomes of the job (gateway_sync.c).
+ *
  * Crash before the report: a job may exist that nobody was promised, and an orphan blob.
  * At shutdown: submits that wait are reported first, up to the drain's end.
  */
@@ -36,6 +39,7 @@
 #include "producers/gateway_large.h"
 #include "producers/gateway_late.h"
 #include "producers/gateway_reserve.h"
+#include "producers/gateway_sync.h"
 #include "producers/gateway_tags.h"
 #include "schema/job.h"
 #include "schema/message.h"
@@ -45,6 +49,8 @@
 #define ANSWER_SIZE_MAX (64u << 10)
 #define SWEEP_MS 50
 #define SWITCH_RETRY_S "30"
+#define SYNC_DELAY_MS 500 /* before a sync call is tried again, doubled each time: SURFACE 2.6 */
+#define FORM_SIZE (SYNC_ROUTE_SIZE_MAX + MEDIA_TYPE_SIZE_MAX + 16)
 
 struct submit {
     LIST_ENTRY(submit) all_link;
@@ -60,7 +66,8 @@ struct submit {
     uint32_t slot_max;
     char *key; /* Idempotency-Key; NULL: none */
     bool repeat, has_fingerprint;
-    struct large *large; /* a body that was not collected; NULL: it was */
+    struct large *large;  /* a body that was not collected; NULL: it was */
+    struct sync_ask *ask; /* of a sync call; NULL: async */
     uint8_t fingerprint[RESERVE_DIGEST_SIZE], input_digest[32];
     struct buf http_body; /* what body.input points into */
     struct submit_body body;
@@ -96,6 +103,7 @@ static void submit_free(struct submit **submit_p)
     submit_body_done(&submit->body);
     buf_done(&submit->http_body);
     free(submit->key);
+    free(submit->ask);
     free(submit);
 }
 
@@ -181,7 +189,16 @@ static void answer_url(struct buf *to, const char *name, const struct buf *base,
     buf_done(&url);
 }
 
-/* Ends the call with 201; the submit stays the caller's. */
+static void submit_wait(struct submit *submit, bool replayed)
+{
+    const struct sync_job job = {.id = submit->id, .keyed = submit->key != NULL, .known = replayed};
+
+    if (replayed)
+        mem_copy_text(submit->call->idempotent_replay, "true");
+    sync_wait(&submit->call, submit->ask, &job);
+}
+
+/* Ends the call with 201, or hands it to those that wait; the submit stays the caller's. */
 static void submit_answer(struct submit *submit, bool replayed)
 {
     struct call *call = submit->call;
@@ -190,6 +207,12 @@ static void submit_answer(struct submit *submit, bool replayed)
     const char *const values[] = {submit->model, submit->deployment, submit->environment};
 
     job_id_format(&submit->id, call->job);
+    metric_add(
+        metrics_series(submit->gateway->metrics, GATEWAY_METRIC_gateway_submits_total, values), 1);
+    if (submit->ask != NULL) {
+        submit_wait(submit, replayed);
+        return;
+    }
     if (replayed)
         mem_copy_text(call->idempotent_replay, "true");
     gateway_append_base_url(call, &base);
@@ -197,35 +220,52 @@ static void submit_answer(struct submit *submit, bool replayed)
     answer_url(&to, "status_url", &base, call->job, "");
     answer_url(&to, "result_url", &base, call->job, "/result");
     answer_url(&to, "cancel_url", &base, call->job, "");
+    if (submit->body.stream)
+        answer_url(&to, "stream_url", &base, call->job, "/stream");
     if (submit->body.warnings.size > 0) {
         buf_append_text(&to, ",\"warnings\":[");
         buf_append(&to, submit->body.warnings.bytes, submit->body.warnings.size);
         buf_append_byte(&to, ']');
     }
     buf_append_byte(&to, '}');
-    metric_add(
-        metrics_series(submit->gateway->metrics, GATEWAY_METRIC_gateway_submits_total, values), 1);
     call_answer(&submit->call, 201, &to);
 }
 
 /* ---- produce and report ---- */
 
-static void cancel_late(struct submit *submit)
+static int cancel_produce(struct gateway *gateway, const struct wire_id *id, const char *tenant,
+                          struct err *err)
 {
-    const struct message_cancel cancel = {.id = submit->id, .tenant = WIRE_TEXT_OF(submit->tenant)};
+    const struct message_cancel cancel = {.id = *id, .tenant = WIRE_TEXT_OF(tenant)};
     OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(1024);
-    struct gateway *gateway = submit->gateway;
     struct queue_message message;
-    char id[JOB_ID_TEXT_SIZE];
-    struct err err;
-    int r = message_encode(MESSAGE_CANCEL, &cancel, &record, &err);
+    int r = message_encode(MESSAGE_CANCEL, &cancel, &record, err);
 
     message = (struct queue_message){.topic = gateway->intake,
-                                     .partition = job_id_shard(&submit->id),
+                                     .partition = job_id_shard(id),
                                      .bytes = record.bytes,
                                      .size = record.size};
-    if (r == 0)
-        r = queue_produce(gateway->producer, &message, &err);
+    return r < 0 ? r : queue_produce(gateway->producer, &message, err);
+}
+
+void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant)
+{
+    char text[JOB_ID_TEXT_SIZE];
+    struct err err;
+
+    if (cancel_produce(gateway, id, tenant, &err) == 0)
+        return;
+    job_id_format(id, text);
+    log_warn("cancel_not_sent", LOG_STR("job", text), LOG_STR("tenant", tenant), LOG_ERR(&err));
+}
+
+static void cancel_late(struct submit *submit)
+{
+    struct gateway *gateway = submit->gateway;
+    char id[JOB_ID_TEXT_SIZE];
+    struct err err;
+    int r = cancel_produce(gateway, &submit->id, submit->tenant, &err);
+
     job_id_format(&submit->id, id);
     if (r < 0)
         log_warn("late_submit_not_canceled", LOG_STR("job", id), LOG_STR("tenant", submit->tenant),
@@ -280,12 +320,37 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     submit_free(&submit);
 }
 
-static struct message_submit submit_message(const struct submit *submit)
+/* Whom wake-ups are for: the one that waits, or whoever follows the stream. */
+static struct wire_text submit_channel(const struct submit *submit, char id[JOB_ID_TEXT_SIZE])
+{
+    if (submit->ask != NULL)
+        return WIRE_TEXT_OF(submit->gateway->boot);
+    if (!submit->body.stream)
+        return (struct wire_text){0};
+    job_id_format(&submit->id, id);
+    return WIRE_TEXT_OF(id);
+}
+
+/* What a caller that waits has instead of the members of a body. */
+static void submit_message_sync(const struct submit *submit, struct message_submit *message)
+{
+    const struct gateway_settings *settings = &submit->gateway->settings;
+
+    message->sync = true;
+    message->stream = submit->ask->stream;
+    message->input_type = WIRE_TEXT_OF(submit->ask->type);
+    message->route = WIRE_TEXT_OF(submit->ask->route);
+    message->max_attempts = (uint64_t)settings->sync_attempts;
+    message->initial_delay_ms = SYNC_DELAY_MS;
+    message->max_delay_ms = JOB_MAX_DELAY_MS_MAX;
+    message->queue_limit_ms = message->total_limit_ms = submit->ask->timeout_ms;
+}
+
+static struct message_submit submit_message(const struct submit *submit, char id[JOB_ID_TEXT_SIZE])
 {
     const struct submit_body *body = &submit->body;
     bool is_inline = submit->blob[0] == '\0';
-
-    return (struct message_submit){
+    struct message_submit message = {
         .id = submit->id,
         .tenant = WIRE_TEXT_OF(submit->tenant),
         .model = WIRE_TEXT_OF(submit->model),
@@ -313,14 +378,21 @@ static struct message_submit submit_message(const struct submit *submit)
         .slot_count = body->slot_count,
         .key_prefix = WIRE_TEXT_OF(submit->call->key_prefix),
         .tags = WIRE_TEXT_OF(submit->tags),
+        .stream = body->stream,
+        .gateway = submit_channel(submit, id),
     };
+
+    if (submit->ask != NULL)
+        submit_message_sync(submit, &message);
+    return message;
 }
 
 static void submit_produce(struct submit *submit)
 {
     struct gateway *gateway = submit->gateway;
     struct submits *submits = gateway->submits;
-    const struct message_submit fields = submit_message(submit);
+    char id[JOB_ID_TEXT_SIZE];
+    const struct message_submit fields = submit_message(submit, id);
     OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(RECORD_SIZE_MAX);
     struct queue_message message;
     struct err err;
@@ -458,6 +530,14 @@ static void on_reserved(void *opaque, const struct pg_answer *answer)
     }
 }
 
+static const char *submit_form(const struct submit *submit, char to[FORM_SIZE])
+{
+    if (submit->ask == NULL)
+        return "";
+    (void)snprintf(to, FORM_SIZE, "sync %s %s", submit->ask->route, submit->ask->type);
+    return to;
+}
+
 static void submit_reserve(struct submit *submit)
 {
     struct gateway *gateway = submit->gateway;
@@ -466,10 +546,12 @@ static void submit_reserve(struct submit *submit)
                               .deployment = submit->deployment,
                               .job = submit->id,
                               .lifetime_ms = gateway->settings.keyed_lifetime_ms};
+    char form[FORM_SIZE];
     struct err err;
 
     if (!submit->has_fingerprint)
         reserve_fingerprint(submit->model, submit->environment, submit->deployment,
+                            submit_form(submit, form),
                             (struct wire_bytes){submit->http_body.bytes, submit->http_body.size},
                             submit->fingerprint);
     memcpy(reserve.fingerprint, submit->fingerprint, sizeof(reserve.fingerprint));
@@ -575,11 +657,28 @@ static void submit_take_id(struct submit *submit, size_t size)
         submit_go_on(submit);
 }
 
+/* The body of a sync call is the input as it is. */
+static int submit_read_input(struct submit *submit, struct err *err)
+{
+    const struct buf *body = &submit->http_body;
+
+    submit->body.slot_count = 1;
+    submit->body.input = body->bytes == NULL ? "" : (const char *)body->bytes;
+    submit->body.input_size = body->size;
+    if (submit->ask->type[0] != '\0' || submit->ask->route[0] != '\0')
+        return 0;
+    return body_check_json(submit->gateway->reader, body->bytes, body->size, true, err);
+}
+
 static int submit_read_body(struct submit *submit, struct err *err)
 {
     struct gateway *gateway = submit->gateway;
-    int r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
-                             gateway->settings.loopback_webhooks, &submit->body, err);
+    int r;
+
+    if (submit->ask != NULL)
+        return submit_read_input(submit, err);
+    r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
+                         gateway->settings.loopback_webhooks, &submit->body, err);
 
     return r < 0 ? r : submit_check_slots(submit, err);
 }
@@ -624,7 +723,7 @@ static void submit_take_small(struct submit *submit)
         return;
     buf_done(&submit->http_body);
     buf_move(&submit->http_body, input);
-    submit->body.input = (const char *)submit->http_body.bytes;
+    submit->body.input = submit->body.input_size == 0 ? "" : (const char *)submit->http_body.bytes;
     large_free(&submit->large);
 }
 
@@ -646,22 +745,34 @@ static void on_large(void *opaque, const struct err *err)
     submit->has_fingerprint = submit->key != NULL;
     if (submit->has_fingerprint)
         large_fingerprint(large, submit->fingerprint);
-    buf_move(&submit->http_body, large_envelope(large));
-    if (submit_read_body(submit, &bad) < 0) {
-        submit_fail(&submit, &bad);
-        return;
+    if (submit->ask != NULL) {
+        submit->body.slot_count = 1;
+    } else {
+        buf_move(&submit->http_body, large_envelope(large));
+        if (submit_read_body(submit, &bad) < 0) {
+            submit_fail(&submit, &bad);
+            return;
+        }
     }
-    if (large_input_size(large) > 0)
+    if (submit->ask != NULL || large_input_size(large) > 0)
         submit_take_small(submit);
     else /* it is in the envelope: its key was spelled with escapes */
         large_free(&submit->large);
     submit_take_id(submit, 0);
 }
 
+static uint64_t body_size_max(const struct call *call)
+{
+    const struct gateway_settings *settings = &call->gateway->settings;
+
+    return call->match.route == ROUTE_SUBMIT ? settings->body_max_size
+                                             : settings->sync_body_max_size;
+}
+
 static bool submit_is_large(const struct call *call)
 {
     uint64_t announced = http_request_announced_size(call->request);
-    uint64_t limit = call->gateway->settings.body_max_size;
+    uint64_t limit = body_size_max(call);
 
     if (announced == UINT64_MAX)
         return limit > LARGE_BODY_SIZE;
@@ -673,6 +784,7 @@ static void submit_begin_large(struct submit *submit)
     struct call *call = submit->call;
     struct gateway *gateway = submit->gateway;
     struct evp_md_ctx_st *fingerprint = NULL;
+    char form[FORM_SIZE];
 
     if (!submit_admit(submit, LARGE_MEMORY_SIZE))
         return;
@@ -680,9 +792,9 @@ static void submit_begin_large(struct submit *submit)
     gateway->submits->bytes += submit->size;
     if (submit->key != NULL)
         fingerprint = reserve_fingerprint_begin(submit->model, submit->environment,
-                                                submit->deployment);
-    submit->large = large_new(gateway->blobs, gateway->settings.body_max_size, on_large, submit,
-                              &fingerprint);
+                                                submit->deployment, submit_form(submit, form));
+    submit->large = large_new(gateway->blobs, body_size_max(call), submit->ask != NULL, on_large,
+                              submit, &fingerprint);
     if (call_begin_reading(call))
         large_begin(submit->large, call->request);
 }
@@ -698,6 +810,14 @@ static int submit_read_key(struct submit *submit, struct err *err)
     if (r == 0)
         submit->key = xstrdup(key);
     return r;
+}
+
+static int submit_read_ask(struct submit *submit, struct err *err)
+{
+    if (submit->call->match.route == ROUTE_SUBMIT)
+        return 0;
+    submit->ask = xcalloc(1, sizeof(*submit->ask));
+    return sync_ask_read(submit->call, submit->ask, err);
 }
 
 /* True: a kill switch is on and the call was answered. */
@@ -746,13 +866,15 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     mem_copy_text(submit->tags, tags);
     submit->id = job_id_make(choice->deployment->shard, 0,
                              entropy); /* keeps the shard till later */
-    r = submit_read_key(submit, &err);
+    r = submit_read_ask(submit, &err);
+    if (r == 0)
+        r = submit_read_key(submit, &err);
     if (r < 0)
         submit_fail(&submit, &err);
     else if (submit_is_large(call))
         submit_begin_large(submit);
     else
-        call_collect_body(call, gateway->settings.body_max_size, on_submit_body);
+        call_collect_body(call, body_size_max(call), on_submit_body);
 }
 
 static void on_rate_passed(struct call *call)

@@ -251,7 +251,7 @@ static void host_on_req(struct host *host, const struct frame_req *req)
     OWNED(mem_free) char *route = req->route.size > 0 ? wire_text_dup(req->route) : NULL;
     struct engine_req ask = {
         .id = req->id,
-        .input = req->input.bytes,
+        .input = req->input.size > 0 ? (const void *)req->input.bytes : "",
         .input_size = req->input.size,
         .input_type = input_type,
         .route = route,

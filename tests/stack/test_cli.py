@@ -42,7 +42,9 @@ def test_predict_prints_the_output_alone(stack, tiny):
     assert [row["index"] for row in answer["data"]] == [0, 1]
     norm = math.sqrt(sum(x * x for x in answer["data"][0]["embedding"]))
     assert abs(norm - 1) < 1e-5
-    assert "SUCCEEDED" in done.stderr
+    assert "request " in done.stderr
+    again = stack.cli("predict", "tiny", "--input", '{"input": ["one", "two"]}', "--async", "--wait")
+    assert json.loads(again.stdout)["data"] == answer["data"] and "SUCCEEDED" in again.stderr
 
 
 def test_input_from_standard_input_and_file(stack, tiny, tmp_path):
@@ -53,6 +55,8 @@ def test_input_from_standard_input_and_file(stack, tiny, tmp_path):
 
 def test_bad_input_is_told_with_its_reason(stack, tiny):
     done = stack.cli("predict", "tiny", "--input", '{"input": 7}', check=False)
+    assert done.returncode == 3 and "HTTP 400" in done.stderr and "input" in done.stderr
+    done = stack.cli("predict", "tiny", "--input", '{"input": 7}', "--async", "--wait", check=False)
     assert done.returncode == 3 and "MODEL_INVALID_INPUT" in done.stderr and "input" in done.stderr
     done = stack.cli("predict", "tiny", "--input", "{oops", check=False)
     assert done.returncode == 1 and "no JSON: line 1" in done.stderr

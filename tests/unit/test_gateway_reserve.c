@@ -63,16 +63,18 @@ static void test_fingerprints(void **state)
     uint8_t a[RESERVE_DIGEST_SIZE], b[RESERVE_DIGEST_SIZE];
 
     (void)state;
-    reserve_fingerprint("m", "production", "d1", one, a);
-    reserve_fingerprint("m", "production", "d2", one, b); /* the environment has moved on */
+    reserve_fingerprint("m", "production", "d1", "", one, a);
+    reserve_fingerprint("m", "production", "d2", "", one, b); /* the environment has moved on */
     assert_memory_equal(a, b, sizeof(a));
-    reserve_fingerprint("m", "production", "d1", two, b);
+    reserve_fingerprint("m", "production", "d1", "", two, b);
     assert_memory_not_equal(a, b, sizeof(a));
-    reserve_fingerprint("m", "", "d1", one, b);
+    reserve_fingerprint("m", "", "d1", "", one, b);
     assert_memory_not_equal(a, b, sizeof(a));
-    reserve_fingerprint("m", "", "d2", one, a);
+    reserve_fingerprint("m", "", "d2", "", one, a);
     assert_memory_not_equal(a, b, sizeof(a));
-    reserve_fingerprint("mp", "", "d2", one, b);
+    reserve_fingerprint("m", "", "d2", "sync", one, b);
+    assert_memory_not_equal(a, b, sizeof(a));
+    reserve_fingerprint("mp", "", "d2", "", one, b);
     assert_memory_not_equal(a, b, sizeof(a));
 }
 

@@ -44,6 +44,19 @@ static const struct {
     {"POST", NULL, "/model/m/async_predict", ROUTE_NONE, NULL, 0, NULL, NULL},
     {"POST", NULL, "/model/m/production/async_predict/x", ROUTE_NONE, NULL, 0, NULL, NULL},
     {"GET", NULL, "/model/m/production/async_predict", ROUTE_WRONG_METHOD, NULL, 0, NULL, NULL},
+    {"POST", NULL, "/model/m/environments/eu/predict", ROUTE_PREDICT, "m", ROUTE_TARGET_ENVIRONMENT,
+     "eu", NULL},
+    {"GET", NULL, "/model/m/production/predict", ROUTE_WRONG_METHOD, NULL, 0, NULL, NULL},
+    {"PATCH", NULL, "/model/m/deployment/d/sync/v1/x", ROUTE_PASSTHROUGH, "m",
+     ROUTE_TARGET_DEPLOYMENT, "d", NULL},
+    {"HEAD", NULL, "/model/m/production/sync", ROUTE_PASSTHROUGH, "m", ROUTE_TARGET_ENVIRONMENT,
+     "production", NULL},
+    {"TRACE", NULL, "/model/m/production/sync/x", ROUTE_WRONG_METHOD, NULL, 0, NULL, NULL},
+    {"POST", NULL, "/model/m/development/wake", ROUTE_WAKE, "m", ROUTE_TARGET_DEVELOPMENT, NULL,
+     NULL},
+    {"POST", NULL, "/chain/c/production/run_remote", ROUTE_RUN_REMOTE, NULL,
+     ROUTE_TARGET_ENVIRONMENT, "production", "c"},
+    {"GET", NULL, "/async_request/x/stream", ROUTE_STREAM, NULL, 0, NULL, "x"},
     {"GET", NULL, "/async_request/x", ROUTE_STATUS, NULL, 0, NULL, "x"},
     {"HEAD", NULL, "/async_request/x", ROUTE_STATUS, NULL, 0, NULL, "x"},
     {"DELETE", NULL, "/async_request/x", ROUTE_CANCEL, NULL, 0, NULL, "x"},
@@ -63,6 +76,10 @@ static const struct {
     {"POST", "MODEL-Abc.Run.example.com:8080", "/async_predict", ROUTE_SUBMIT, "abc",
      ROUTE_TARGET_NONE, NULL, NULL},
     {"POST", "model-abc-eu.run.example.com.", "/async_predict", ROUTE_SUBMIT, "abc-eu",
+     ROUTE_TARGET_NONE, NULL, NULL},
+    {"POST", "model-abc.run.example.com", "/predict", ROUTE_PREDICT, "abc", ROUTE_TARGET_NONE, NULL,
+     NULL},
+    {"GET", "model-abc.run.example.com", "/sync/v1/models", ROUTE_PASSTHROUGH, "abc",
      ROUTE_TARGET_NONE, NULL, NULL},
     {"GET", "model-abc.run.example.com", "/async_request/x", ROUTE_STATUS, NULL, 0, NULL, "x"},
     {"POST", "model-abc.run.example.com", "/model/m/production/async_predict", ROUTE_SUBMIT, "m",
@@ -104,6 +121,31 @@ static void test_rows(void **state)
     free(target);
 }
 
+/* What stands in front of the rest, on paths and on hosts. */
+static void test_rest(void **state)
+{
+    static const struct {
+        const char *host, *path;
+        size_t skip;
+    } paths[] = {
+        {NULL, "/model/m/production/sync/v1/x", 4},
+        {NULL, "/model/m/environments/eu/sync/v1/x", 5},
+        {"model-abc.run.example.com", "/sync/v1/x", 1},
+        {"model-abc.run.example.com", "/deployment/d/sync/v1/x", 3},
+    };
+    struct http_target *target = xcalloc(1, sizeof(*target));
+    struct route_match match;
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(paths); i++) {
+        target_split(paths[i].path, target);
+        route_find("POST", paths[i].host, BASE, target, &match);
+        assert_int_equal(match.route, ROUTE_PASSTHROUGH);
+        assert_int_equal(match.rest_skip, paths[i].skip);
+    }
+    free(target);
+}
+
 static void test_allow(void **state)
 {
     struct http_target *target = xcalloc(1, sizeof(*target));
@@ -139,6 +181,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
+        cmocka_unit_test(test_rest),
         cmocka_unit_test(test_allow),
         cmocka_unit_test(test_access),
     };

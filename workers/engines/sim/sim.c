@@ -35,6 +35,7 @@
 #define SIM_OUTPUT_LIMIT (512u << 20)
 #define SIM_OUTPUT_FRAME 160 /* bytes of the output around the echo */
 #define SIM_PROGRESS_STEPS 10
+#define SIM_PIECE_SIZE 16
 #define SIM_HOST_SIZE (1u << 20)
 
 struct sim_req {
@@ -186,7 +187,8 @@ static void piece_write(struct buf *to, const struct sim_req *req, uint32_t numb
 {
     bool event = req->order.media_type != NULL &&
                  strcmp(req->order.media_type, MEDIA_TYPE_EVENTS) == 0;
-    size_t begin = to->size, size = req->order.piece_size, end = event ? 2 : 1;
+    size_t size = req->order.piece_size > 0 ? req->order.piece_size : SIM_PIECE_SIZE;
+    size_t begin = to->size, end = event ? 2 : 1;
 
     buf_printf(to, "%s%u:", event ? "data: " : "", number);
     if (size > to->size - begin + end) {
