@@ -33,6 +33,7 @@
 #define LOOK_MS 250
 #define LOOK_MS_MAX 1000
 #define LOOK_COUNT_MAX 1000
+#define MISSED_COUNT 256
 #define READ_ENTRIES 16 /* of a reading: at most 1 MiB */
 
 PG_STATEMENT(follow_look, "SELECT id FROM job WHERE id = ANY($1) AND state NOT IN (1, 2)");
@@ -75,6 +76,11 @@ struct follows {
     LIST_HEAD(, follow) all;
     struct loop_timer *look; /* runs while there are topics */
     bool looking;
+    struct missed {
+        struct wire_id id;
+        bool final;
+    } missed[MISSED_COUNT]; /* wake-ups that nobody waited for, a ring */
+    size_t missed_at;
 };
 
 /* ---- topics ---- */
@@ -229,23 +235,47 @@ static void topic_ask(struct topic *topic)
 
 /* ---- wake-ups, and their loss ---- */
 
+static void topic_hear(struct topic *topic, bool final)
+{
+    if (final)
+        topic_ask(topic);
+    else
+        topic_news(topic);
+}
+
 void gateway_follows_on_wake(struct follows *follows, const void *bytes, size_t size)
 {
     struct message message;
     struct topic *topic;
     struct err err;
+    bool final;
 
-    if (follows->topics == NULL ||
-        message_decode(follows->gateway->decoder, bytes, size, &message, &err) < 0 ||
+    if (message_decode(follows->gateway->decoder, bytes, size, &message, &err) < 0 ||
         message.type != MESSAGE_WAKE || message.wake.request != 0)
         return; /* a hint that cannot be read is none */
     topic = topic_find(follows, &message.wake.id);
-    if (topic == NULL)
-        return;
-    if (job_state_known(message.wake.state) && job_state_final((enum job_state)message.wake.state))
-        topic_ask(topic);
+    final = job_state_known(message.wake.state) &&
+            job_state_final((enum job_state)message.wake.state);
+    if (topic != NULL)
+        topic_hear(topic, final);
     else
-        topic_news(topic);
+        follows->missed[follows->missed_at++ % MISSED_COUNT] = (struct missed){message.wake.id,
+                                                                               final};
+}
+
+void follow_catch_up(struct follow *follow)
+{
+    const struct follows *follows = follow->gateway->follows;
+    bool heard = false, final = false;
+
+    for (size_t i = 0; i < MISSED_COUNT; i++) {
+        if (memcmp(&follows->missed[i].id, &follow->topic->id, sizeof(struct wire_id)) == 0) {
+            heard = true;
+            final |= follows->missed[i].final;
+        }
+    }
+    if (heard)
+        topic_hear(follow->topic, final);
 }
 
 static void on_look(void *opaque, const struct pg_answer *answer)

@@ -44,6 +44,10 @@ struct follow *follow_new(struct gateway *gateway, const struct wire_id *id, boo
                           void *opaque);
 void follow_free(struct follow **follow_p);
 
+/* Tells what was said of the job before anybody followed it: a worker may be quicker than Kafka's
+ * report to us. */
+void follow_catch_up(struct follow *follow);
+
 void follow_read(struct follow *follow);      /* one reading; on_read ends it */
 void follow_ask_final(struct follow *follow); /* at once, wherever it stands */
 const struct cursor *follow_cursor(const struct follow *follow);

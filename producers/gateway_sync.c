@@ -441,6 +441,8 @@ void sync_wait(struct call **call_p, const struct sync_ask *ask, const struct sy
         TIMEOUT_GRACE_MS + (ask->timeout_ms > spent_ms ? ask->timeout_ms - spent_ms : 0), 0);
     if (job->known)
         follow_ask_final(sync->follow);
+    else
+        follow_catch_up(sync->follow);
 }
 
 int gateway_syncs_open(struct gateway *gateway, struct err *err)

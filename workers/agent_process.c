@@ -150,6 +150,10 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
                 xasprintf("--cancel-grace=%llums", (unsigned long long)settings->cancel_grace_ms));
     command_add(command,
                 xasprintf("--heartbeat=%llums", (unsigned long long)settings->heartbeat_ms));
+    command_add(command,
+                xasprintf("--stream-ttl=%llums", (unsigned long long)settings->stream_ttl_ms));
+    command_add(command,
+                xasprintf("--stream-max=%lluB", (unsigned long long)settings->stream_max_size));
     command_add(command, xasprintf("--log-level=%s", settings->log_level));
     command_add(command, xasprintf("--otlp-endpoint=%s", settings->otlp_endpoint));
     command_add(command, xasprintf("--metrics-prefix=%s", settings->metrics_prefix));

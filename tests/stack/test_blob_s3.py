@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import json
 import os
+import pathlib
 import threading
 import time
 import urllib.parse
@@ -231,7 +232,8 @@ def folder(request):
 
 def files(stack, job=""):
     root = stack.data_dir / "blobs" / "jobs"
-    return sorted(path for path in root.rglob("*") if path.is_file() and job in str(path))
+    found = (pathlib.Path(folder) / name for folder, _, names in os.walk(root) for name in names)
+    return sorted(path for path in found if job in str(path))  # what goes meanwhile is gone
 
 
 def metric(stack, name):
