@@ -200,13 +200,14 @@ void broker_trace_final(struct broker *broker, const struct message_completed *c
 struct public_memo {
     char model[65], deployment[65], environment[65];
     int status;
+    bool sync;
     unsigned version; /* of the names of models */
     struct metric *series[3];
 };
 
 void broker_public_open(struct broker *broker);
 void broker_public_attempt(struct broker *broker, const struct owner_todo *todo, uint64_t now_us);
-void broker_public_final(struct broker *broker, const struct message_completed *completed);
+void broker_public_final(struct broker *broker, const struct ledger_final *final);
 
 /* ---- The program */
 

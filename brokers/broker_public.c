@@ -21,10 +21,12 @@
 struct public_labels {
     struct wire_text model, deployment, environment;
     int status; /* 0 where the rows have none */
+    bool sync;
 };
 
 #define STATUS_OK 200
 #define STATUS_UNKNOWN 500
+#define STATUS_BEYOND 600
 
 void broker_public_open(struct broker *broker)
 {
@@ -36,7 +38,8 @@ static bool memo_matches(const struct broker *broker, const struct public_memo *
                          const struct public_labels *labels)
 {
     return memo->series[0] != NULL && memo->version == model_names_version(broker->names) &&
-           memo->status == labels->status && wire_text_equal(labels->model, memo->model) &&
+           memo->status == labels->status && memo->sync == labels->sync &&
+           wire_text_equal(labels->model, memo->model) &&
            wire_text_equal(labels->deployment, memo->deployment) &&
            wire_text_equal(labels->environment, memo->environment);
 }
@@ -59,7 +62,7 @@ static struct metric *const *memo_series(struct broker *broker, struct public_me
                             memo->environment,
                             "stable",
                             status,
-                            "true"};
+                            labels->sync ? "false" : "true"};
 
     if (memo_matches(broker, memo, labels))
         return memo->series;
@@ -68,6 +71,7 @@ static struct metric *const *memo_series(struct broker *broker, struct public_me
     text_keep(memo->environment, sizeof(memo->environment), labels->environment);
     (void)snprintf(status, sizeof(status), "%d", labels->status);
     memo->status = labels->status;
+    memo->sync = labels->sync;
     memo->version = model_names_version(broker->names);
     for (size_t i = 0; i < row_count; i++)
         memo->series[i] = metrics_series(broker->metrics, rows[i], values);
@@ -91,6 +95,8 @@ void broker_public_attempt(struct broker *broker, const struct owner_todo *todo,
 /* A job that succeeded may carry the class of a try that did not. */
 static int final_status(const struct message_completed *completed)
 {
+    if (completed->http_status >= STATUS_OK && completed->http_status < STATUS_BEYOND)
+        return (int)completed->http_status; /* the model's own */
     if (completed->state == JOB_SUCCEEDED)
         return STATUS_OK;
     return error_class_known(completed->error_class)
@@ -98,8 +104,9 @@ static int final_status(const struct message_completed *completed)
                : STATUS_UNKNOWN;
 }
 
-void broker_public_final(struct broker *broker, const struct message_completed *completed)
+void broker_public_final(struct broker *broker, const struct ledger_final *final)
 {
+    const struct message_completed *completed = &final->completed;
     static const enum broker_metric rows[] = {BROKER_METRIC_inference_requests_total,
                                               BROKER_METRIC_end_to_end_response_time_seconds,
                                               BROKER_METRIC_response_size_bytes};
@@ -108,6 +115,7 @@ void broker_public_final(struct broker *broker, const struct message_completed *
         .deployment = completed->deployment,
         .environment = completed->environment,
         .status = final_status(completed),
+        .sync = final->sync,
     };
     struct metric *const *series = memo_series(broker, &broker->memo_final, &labels, rows,
                                                COUNT_OF(rows));

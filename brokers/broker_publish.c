@@ -229,7 +229,7 @@ void publication_add(struct shard *shard, uint64_t flush_number, const struct le
     TAILQ_INSERT_TAIL(&shard->publications->head, publication, next);
     for (size_t i = 0; i < final_count; i++) {
         final_log(shard, &finals[i].completed);
-        broker_public_final(shard->broker, &finals[i].completed);
+        broker_public_final(shard->broker, &finals[i]);
         broker_trace_final(shard->broker, &finals[i].completed);
     }
     if (final_count == 0) {

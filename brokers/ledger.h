@@ -182,6 +182,7 @@ struct ledger_due {
 struct ledger_final {
     struct message_completed completed;
     struct wire_text gateway; /* boot to wake; may be empty */
+    bool sync;                /* a caller waits */
 };
 
 /* What the newest owner finds. Arrays belong to the store until the next call. */

@@ -40,6 +40,7 @@ static struct ledger_final final_of(const struct flush_job *row)
                 .http_status = row->http_status,
             },
         .gateway = submit->gateway,
+        .sync = submit->sync,
     };
 }
 
@@ -132,6 +133,7 @@ static void takeover_copy(struct owner *owner, struct flush_batch *batch,
     to->completed = message.completed;
     item->gateway = text_dup(from->gateway);
     to->gateway = item->gateway;
+    to->sync = from->sync;
     batch->size += owner->scratch.size;
     batch->final_count++;
 }

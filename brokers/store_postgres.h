@@ -126,7 +126,7 @@ int store_read_rows(struct store *store, const struct pg_answer *answer, size_t 
     " j.id, j.round, j.tenant, j.model, j.deployment, j.environment, j.state, j.error_class,"      \
     " j.error_message, r.output, r.output_blob, coalesce(r.output_size, 0), j.webhook_url,"        \
     " j.accepted_at, j.state_at, j.trace, j.attempt_count, j.gateway, r.output_type,"              \
-    " coalesce(r.http_status, 0) "
+    " coalesce(r.http_status, 0), j.sync "
 
 /* Texts and bytes stay in the answer. */
 void store_read_final(const struct pg_answer *answer, size_t at, size_t row,

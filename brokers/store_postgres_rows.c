@@ -75,6 +75,7 @@ enum final_column {
     FINAL_GATEWAY,
     FINAL_OUTPUT_TYPE,
     FINAL_HTTP_STATUS,
+    FINAL_SYNC,
 };
 
 static struct message_submit read_submit(const struct pg_answer *answer, size_t at, size_t row)
@@ -195,5 +196,6 @@ void store_read_final(const struct pg_answer *answer, size_t at, size_t row,
                 .http_status = pg_u64(answer, at, row, FINAL_HTTP_STATUS),
             },
         .gateway = pg_text(answer, at, row, FINAL_GATEWAY),
+        .sync = pg_bool(answer, at, row, FINAL_SYNC),
     };
 }

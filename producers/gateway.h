@@ -132,6 +132,7 @@ struct call_public {
     char model_id[CONFIG_NAME_SIZE], model_name[CONFIG_NAME_SIZE];
     char deployment[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
     size_t body_size;
+    bool accepted; /* it has a job, which is counted when it is final */
 };
 
 struct call {

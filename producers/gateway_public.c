@@ -35,7 +35,7 @@ static struct metric *series_of(const struct call *call, enum gateway_metric row
                                   public->environment,
                                   "stable",
                                   code,
-                                  "true"};
+                                  call->match.route == ROUTE_SUBMIT ? "true" : "false"};
 
     (void)snprintf(code, sizeof(code), "%d", status);
     return metrics_series(call->gateway->metrics, row, values);
@@ -47,17 +47,20 @@ static struct metric *size_series(const struct call *call, int status)
     static struct { /* of the process' one gateway */
         char deployment[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
         int status;
+        bool async;
         struct metric *series;
     } last;
     const struct call_public *public = &call->public;
+    bool async = call->match.route == ROUTE_SUBMIT;
 
-    if (last.series != NULL && last.status == status &&
+    if (last.series != NULL && last.status == status && last.async == async &&
         strcmp(last.deployment, public->deployment) == 0 &&
         strcmp(last.environment, public->environment) == 0)
         return last.series;
     mem_copy_text(last.deployment, public->deployment);
     mem_copy_text(last.environment, public->environment);
     last.status = status;
+    last.async = async;
     last.series = series_of(call, GATEWAY_METRIC_request_size_bytes, status);
     return last.series;
 }
@@ -68,7 +71,7 @@ void public_account(const struct call *call, int status, double seconds)
         return;
     if (call->public.body_size > 0)
         metric_observe(size_series(call, status), (double)call->public.body_size);
-    if (status < STATUS_REFUSED)
+    if (status < STATUS_REFUSED || call->public.accepted)
         return;
     metric_add(series_of(call, GATEWAY_METRIC_inference_requests_total, status), 1);
     metric_observe(series_of(call, GATEWAY_METRIC_end_to_end_response_time_seconds, status),

@@ -429,6 +429,7 @@ void sync_wait(struct call **call_p, const struct sync_ask *ask, const struct sy
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_sync_waiting),
                ++gateway->syncs->count);
     call->state = sync;
+    call->public.accepted = true;
     if (http_request_is_gone(call->request)) {
         sync_left(call);
         return;

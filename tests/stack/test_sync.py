@@ -155,6 +155,11 @@ def test_a_models_own_answer_is_passed_on(stack):
     assert (reply.status, body, reply.getheader("Content-Type")) == (418, b"short and stout", "text/x-tea")
     reply, body = predict(stack, {"sim": {"http_status": 201, "body": "made"}})
     assert (reply.status, body) == (201, b"made")
+    with urllib.request.urlopen(stack.url("broker") + "/metrics", timeout=10) as page:
+        counts = [line for line in page.read().decode().splitlines() if "inference_requests_total{" in line]
+    for status in ("418", "201"):
+        assert any(f'status_code="{status}"' in line and 'is_async="false"' in line for line in counts), counts
+    assert metric(stack, "headrace_inference_requests_total", 'status_code="418"') == 0  # counted once
 
 
 def test_the_limit_of_a_call_is_504(stack):
