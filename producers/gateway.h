@@ -305,6 +305,8 @@ void gateway_follows_look(struct follows *follows); /* something may have been m
 int gateway_syncs_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_syncs_close(struct syncs **syncs_p);
 int gateway_event_streams_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+/* Drain: their clients go on at another gateway. */
+void gateway_event_streams_end(struct event_streams *streams);
 void gateway_event_streams_close(struct event_streams **streams_p);
 void events_begin(struct call *call);
 void wake_begin(struct call *call);

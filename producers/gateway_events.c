@@ -17,7 +17,7 @@
  * is written to as it takes it; what it has not taken waits in Redis, and may be gone by then: a
  * gap.
  *
- * At shutdown: cut off, so that clients come back to another gateway.
+ * At shutdown: ended when the listener closes, without a final event: clients come back elsewhere.
  */
 
 #include <stdlib.h>
@@ -356,6 +356,10 @@ void events_begin(struct call *call)
     }
     if (!read_place(call, &from))
         return;
+    if (strcmp(http_request_method(call->request), "HEAD") == 0) { /* there is nothing to follow */
+        call_answer_text(&call, 200, MEDIA_TYPE_EVENTS, "");
+        return;
+    }
     events = xcalloc(1, sizeof(*events));
     events->gateway = gateway;
     events->call = call;
@@ -375,6 +379,20 @@ int gateway_event_streams_open(struct gateway *gateway, struct err *err)
     gateway->event_streams = xcalloc(1, sizeof(*gateway->event_streams));
     LIST_INIT(&gateway->event_streams->all);
     return 0;
+}
+
+void gateway_event_streams_end(struct event_streams *streams)
+{
+    struct events *events, *next;
+
+    for (events = LIST_FIRST(&streams->all); events != NULL; events = next) {
+        next = LIST_NEXT(events, link);
+        if (events->stream == NULL)
+            continue; /* its row is being asked for */
+        http_stream_end(&events->stream);
+        call_end_stream(&events->call, 200);
+        events_free(&events);
+    }
 }
 
 /* Their calls are ended by calls_close(). */

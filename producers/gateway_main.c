@@ -142,6 +142,7 @@ static void on_drain_step(void *opaque)
 
     if (now_ms >= gateway->lame_by_ms && !gateway->deaf) {
         gateway->deaf = true;
+        gateway_event_streams_end(gateway->event_streams);
         if (gateway->server == NULL)
             gateway->drained = true;
         else

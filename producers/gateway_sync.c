@@ -52,7 +52,7 @@ struct sync {
     struct loop_timer *timer;   /* its limit */
     struct loop_timer *room;    /* there was none and is some again */
     struct http_stream *stream; /* NULL: no piece was sent yet */
-    uint64_t sent;              /* bytes of the output */
+    uint64_t sent, output_size; /* bytes of the output; the latter once it is final */
     struct rest *rest;          /* its blob is being opened */
     int fd;                     /* of that blob; -1: none */
     bool final;                 /* it succeeded */
@@ -267,15 +267,13 @@ static void sync_send_rest(struct sync *sync, const struct message_completed *co
         sync_end_stream(sync, true);
 }
 
-/* Once no more pieces can be had from Redis. */
+/* The job has succeeded, and there is room: goes on with what is to be sent. */
 static void sync_step(struct sync *sync)
 {
     if (!sync->final || sync->blocked || sync->rest != NULL)
         return;
     if (sync->fd >= 0)
         sync_pump(sync);
-    else if (sync->complete)
-        sync_end_stream(sync, true);
     else if (sync->spent)
         follow_ask_final(sync->follow); /* and then the rest */
     else
@@ -296,7 +294,8 @@ static void on_final(void *opaque, const struct message_completed *completed)
         sync_send_rest(sync, completed);
     } else {
         sync->final = true;
-        sync_step(sync);
+        sync->output_size = completed->output_size;
+        sync_step(sync); /* also when it is complete: another attempt may have been the one */
     }
 }
 
@@ -304,7 +303,7 @@ static void on_news(void *opaque)
 {
     struct sync *sync = opaque;
 
-    if (sync->wants_pieces && !sync->blocked && !sync->spent && !sync->complete)
+    if (sync->wants_pieces && !sync->blocked && !sync->spent)
         follow_read(sync->follow);
 }
 
@@ -382,10 +381,15 @@ static void on_read(void *opaque, bool caught_up)
 {
     struct sync *sync = opaque;
 
-    if (sync->stream == NULL || sync->blocked)
+    if (sync->stream == NULL || sync->blocked || !sync->final)
         return;
-    if (sync->final && caught_up && !sync->complete)
-        sync->spent = true;
+    if (caught_up && sync->complete) {
+        sync_end_stream(sync, sync->sent == sync->output_size);
+        return;
+    }
+    if (!caught_up && !sync->spent)
+        return; /* its client has left: on_gone comes */
+    sync->spent = true;
     sync_step(sync);
 }
 

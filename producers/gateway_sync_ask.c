@@ -117,8 +117,10 @@ int sync_ask_read(const struct call *call, struct sync_ask *ret_ask, struct err 
 
     if (r == 0)
         r = type_read(call, passthrough, ret_ask->type, err);
-    ret_ask->stream = passthrough || sync_wants_stream(http_request_header(request, "Accept"),
-                                                       http_request_header(request, "User-Agent"));
+    ret_ask->stream = strcmp(http_request_method(request), "HEAD") != 0 &&
+                      (passthrough ||
+                       sync_wants_stream(http_request_header(request, "Accept"),
+                                         http_request_header(request, "User-Agent")));
     ret_ask->route[0] = '\0';
     if (r == 0 && passthrough)
         r = sync_route_write(http_request_method(request), http_request_target(request),

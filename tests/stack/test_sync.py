@@ -119,6 +119,11 @@ def test_passthrough_takes_method_path_and_query(stack, method):
     assert reply.status == 200 and body["sim"]["route"] == f"{method} /v1/a%20b/?x=1&y"
 
 
+def test_head_has_no_body(stack):
+    reply = call(stack, method="HEAD", path=f"/model/{MODEL}/production/sync/health")
+    assert reply.status == 200 and reply.read() == b""
+
+
 def test_wake_and_chains(stack):
     stack.push_sim_rows("sleepy", replicas=1)
     stack.sql("UPDATE headrace.deployment SET replicas_wanted = 0, replicas_min = 0 WHERE id = 'sleepy'")
@@ -392,20 +397,25 @@ def test_bytes_of_an_async_job_and_what_cannot_be_followed(stack):
 
 
 def test_a_stream_survives_its_gateway(stack, tmp_path):
-    """kill -9 of the gateway in mid-stream: the client goes on at another one, behind its last event."""
+    """kill -9 of the gateway in mid-stream: the client goes on at another one, behind its last event. One
+    that is told to end does not wait for the job."""
     with Fleet(stack, tmp_path) as fleet:
-        first, second = [fleet.start("gateway", name) for name in ("g1", "g2")]
+        first, second = [fleet.start("gateway", name, lame_duck="0ms") for name in ("g1", "g2")]
         first.wait_ready()
         second.wait_ready()
-        job = submit(stack, pieces=60, piece_gap_ms=30)
+        job = submit(stack, pieces=100, piece_gap_ms=40)
         events = Events(stack, job, port=first.port)
         events.wait_pieces(5)
         first.send(signal.SIGKILL)
         first.wait()
         wait_until("the client to notice", lambda: events.ended)
-        rest = Events(stack, job, port=second.port, last=events.last_id())
+        middle = Events(stack, job, port=second.port, last=events.last_id())
+        middle.wait_pieces(5)
+        assert second.stop() < 2
+        wait_until("the stream to be handed over", lambda: middle.ended)
+        rest = Events(stack, job, last=middle.last_id())
         assert rest.wait_final()["status"] == "SUCCEEDED"
-        assert events.text() + rest.text() == pieces_of(60)
+        assert events.text() + middle.text() + rest.text() == pieces_of(100)
 
 
 def test_a_lost_worker_is_said_in_the_stream(stack):
