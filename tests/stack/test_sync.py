@@ -175,6 +175,32 @@ def test_the_limit_of_a_call_is_504(stack):
     wait_until("the job to be over", lambda: state_of(stack, job_of(reply)) in ("5", "6"))
 
 
+def test_waiting_for_a_replica_counts(stack):
+    stack.push_sim("parked", slots=1)
+    stack.sql("UPDATE headrace.deployment SET replicas_wanted = 0, replicas_min = 0 WHERE id = 'parked'")
+    wait_until("its worker to end", lambda: stack.sql(
+        "SELECT count(*) FROM headrace.replica WHERE deployment_id = 'parked' AND state = 'READY'")[0][0] == "0")
+    reply = call(stack, {}, path="/model/parked/production/predict", Request_Timeout_Ms="600")
+    assert reply.status == 504 and json.loads(reply.read())["error_code"] == "timeout"
+    wait_until("the job to be over", lambda: state_of(stack, job_of(reply)) in ("5", "6"))
+
+
+def test_rates_and_switches_hold_for_sync_calls(stack):
+    assert stack.http("POST", "/v1/switches", {"tag": "off"}).status == 201
+    wait_until("the switch to be known", lambda: predict(stack, {}, X_Headrace_Tags="off")[0].status == 503)
+    assert predict(stack, {})[0].status == 200
+    made = stack.http("POST", "/v1/api_keys", {"name": "slow", "type": "WORKSPACE_INVOKE",
+                                               "limits": {"rate_per_second": 0.01, "rate_burst": 1}})
+    assert made.status in (200, 201), made
+    slow = {"Authorization": f"Bearer {made.json['api_key']}"}
+
+    def refused():
+        reply, body = predict(stack, {}, **slow)
+        return reply.status == 429 and json.loads(body)["limit"] == "rate_per_second"
+
+    wait_until("the rate to be known", refused)
+
+
 def running(stack):
     return int(stack.sql("SELECT count(*) FROM headrace.job WHERE deployment = :'a1' AND state = 2 AND sync",
                          MODEL)[0][0])
