@@ -388,6 +388,22 @@ void http_transfer_cancel(struct http_transfer *transfer)
     transfer_finish(transfer, HTTP_OUTCOME_CANCELED, CURLE_OK);
 }
 
+void http_transfer_pause(struct http_transfer *transfer)
+{
+    (void)curl_easy_pause(transfer->easy, CURLPAUSE_RECV);
+}
+
+void http_transfer_resume(struct http_transfer *transfer)
+{
+    struct http_client *client = transfer->client;
+
+    assert(!client->inside);
+    client->inside = true;
+    (void)curl_easy_pause(transfer->easy, CURLPAUSE_CONT); /* hands out what curl holds */
+    client->inside = false;
+    client_step(client, CURL_SOCKET_TIMEOUT, 0);
+}
+
 const char *http_transfer_header(const struct http_transfer *transfer, const char *name)
 {
     struct curl_header *header;

@@ -113,6 +113,12 @@ struct http_send {
 int http_client_send(struct http_client *client, const struct http_send *send,
                      struct http_transfer **ret_transfer, struct err *err) MUST_CHECK;
 
+/* Stops and resumes reading the answer; the peer is held up meanwhile. To stop may be asked for
+ * from on_receive too, to resume may not. Resuming may call on_receive and on_done before it
+ * returns. A stopped transfer still ends by its timeout. */
+void http_transfer_pause(struct http_transfer *transfer);
+void http_transfer_resume(struct http_transfer *transfer);
+
 /* Ends it now; on_done is called before this returns. */
 void http_transfer_cancel(struct http_transfer *transfer);
 

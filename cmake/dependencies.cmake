@@ -19,6 +19,7 @@ pkg_check_modules(archive REQUIRED IMPORTED_TARGET libarchive>=3.6)
 pkg_check_modules(utf8proc REQUIRED IMPORTED_TARGET libutf8proc>=2.6)
 pkg_check_modules(smartcols REQUIRED IMPORTED_TARGET smartcols>=2.38)
 pkg_check_modules(yaml REQUIRED IMPORTED_TARGET yaml-0.1>=0.2.5)
+pkg_check_modules(seccomp REQUIRED IMPORTED_TARGET libseccomp>=2.5)
 pkg_check_modules(expat REQUIRED IMPORTED_TARGET expat>=2.5)
 find_package(prometheus-cpp CONFIG REQUIRED COMPONENTS core)
 

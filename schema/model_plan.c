@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/server_config.h"
 #include "schema/truss_plan.h"
 
 static const struct {
@@ -281,6 +282,16 @@ static int check_onnx(const struct model_facts *facts, json_t *settings, struct 
     return 0;
 }
 
+static int check_server(json_t *settings, struct err *err)
+{
+    OWNED(server_config_done) struct server_config config = {0};
+    char *text = json_dumps(settings, JSON_COMPACT);
+    int r = server_config_parse(text, &config, err);
+
+    free(text);
+    return r;
+}
+
 static int check_engine(const struct model_facts *facts, struct model_plan *plan, json_t *settings,
                         struct err *err)
 {
@@ -300,6 +311,8 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
         plan->slot_count = engines[i].slot_count;
     if (strcmp(plan->engine, "encoder") == 0)
         return check_encoder(facts, err);
+    if (strcmp(plan->engine, "server") == 0)
+        return check_server(settings, err);
     return strcmp(plan->engine, "onnx") == 0 ? check_onnx(facts, settings, err) : 0;
 }
 

@@ -154,6 +154,11 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
                 xasprintf("--stream-ttl=%llums", (unsigned long long)settings->stream_ttl_ms));
     command_add(command,
                 xasprintf("--stream-max=%lluB", (unsigned long long)settings->stream_max_size));
+    command_add(command, xasprintf("--isolation=%s", settings->isolation));
+    command_add(command, xasprintf("--isolation-read=%s", settings->isolation_read));
+    command_add(command,
+                xasprintf("--host-memory=%llu", (unsigned long long)settings->host_memory_size));
+    command_add(command, xasprintf("--host-processes=%lld", (long long)settings->host_processes));
     command_add(command, xasprintf("--log-level=%s", settings->log_level));
     command_add(command, xasprintf("--otlp-endpoint=%s", settings->otlp_endpoint));
     command_add(command, xasprintf("--metrics-prefix=%s", settings->metrics_prefix));

@@ -2,6 +2,7 @@
 
 #include "workers/engine_host.h"
 
+#include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,22 +34,30 @@ enum engine_host_kind engine_host_kind(const char *engine)
     return ENGINE_HOST_C;
 }
 
-int engine_host_binary_folder(char *to, size_t to_size, struct err *err)
+int engine_host_binary(char *to, size_t to_size, struct err *err)
 {
     ssize_t size = readlink(OUR_BINARY, to, to_size - 1);
-    char *slash;
 
     if (size < 0)
         return err_set_errno(err, ERR_IO, "find the running binary");
     to[size] = '\0';
+    return 0;
+}
+
+int engine_host_binary_folder(char *to, size_t to_size, struct err *err)
+{
+    int r = engine_host_binary(to, to_size, err);
+    char *slash;
+
+    if (r < 0)
+        return r;
     slash = strrchr(to, '/');
     if (slash != NULL)
         *slash = '\0';
     return 0;
 }
 
-/* The program of that name in PATH; NULL: there is none. */
-static char *find_program(const char *name)
+char *engine_host_program(const char *name)
 {
     const char *at = getenv("PATH");
 
@@ -95,7 +104,7 @@ static int find_py(struct engine_host *host, struct err *err)
 {
     int r;
 
-    host->path = find_program("python3");
+    host->path = engine_host_program("python3");
     if (host->path == NULL)
         return err_set(err, ERR_DEPENDENCY, "engine 'python' needs python3, which is not in PATH");
     host->argv[0] = xstrdup("python3");
@@ -134,6 +143,93 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
     }
     *ret_host = host;
     return 0;
+}
+
+/* ---- confinement ---- */
+
+struct wishes { /* of a deployment */
+    char network[8];
+    bool image;
+};
+
+/* What an engine's settings ask for; whether they are good is for the engine to say. Python code is
+ * allowed out, as on the platform that it was written for, where ports can be kept apart. */
+static struct wishes wishes_of(enum engine_host_kind kind, const char *settings_json)
+{
+    json_t *root = json_loads(settings_json, 0, NULL);
+    const char *network = json_string_value(json_object_get(root, "network"));
+    struct wishes wishes = {.image = json_object_get(root, "image") != NULL};
+
+    if (network == NULL)
+        network = kind == ENGINE_HOST_PY ? "out" : "none";
+    mem_copy_text(wishes.network, strcmp(network, "out") == 0 ? "out" : "none");
+    json_decref(root);
+    return wishes;
+}
+
+/* A server's host needs to connect to it, so only a network of its own takes that away. */
+static const char *network_of(const struct engine_host *host, enum confine_level level,
+                              const struct wishes *wishes)
+{
+    if (host->kind == ENGINE_HOST_PY)
+        return strcmp(wishes->network, "out") == 0 ? "out" : "none";
+    return level == CONFINE_STRICT && strcmp(wishes->network, "none") == 0 ? "none" : "host";
+}
+
+/* What the host itself has to read, besides what the operator allows. */
+static char *read_of(const struct engine_host *host, const char *read)
+{
+    char python[PATH_MAX];
+    char *slash;
+
+    if (host->kind != ENGINE_HOST_PY || realpath(host->path, python) == NULL)
+        return xasprintf("--read=%s", read);
+    for (int i = 0; i < 2 && (slash = strrchr(python, '/')) != NULL; i++)
+        *slash = '\0'; /* <prefix>/bin/python3 */
+    return xasprintf("--read=%s:%s:%s", read, host->argv[1], python);
+}
+
+void engine_host_confine(struct engine_host *host, const struct engine_confine *how)
+{
+    struct engine_host inside = *host, outside = {.kind = host->kind};
+    struct wishes wishes = wishes_of(host->kind, how->settings_json);
+    enum confine_level level = wishes.image ? CONFINE_OFF : how->level;
+    size_t at = 0;
+
+    if (host->kind == ENGINE_HOST_C)
+        return;
+    outside.path = xstrdup(OUR_BINARY);
+    outside.argv[at++] = xstrdup("headrace");
+    outside.argv[at++] = xstrdup("confine");
+    outside.argv[at++] = xasprintf("--level=%s", confine_level_name(level));
+    outside.argv[at++] = xasprintf("--network=%s", network_of(host, level, &wishes));
+    outside.argv[at++] = xasprintf("--app=%s", how->dir);
+    outside.argv[at++] = read_of(host, how->read);
+    outside.argv[at++] = xasprintf("--group=%s", how->group);
+    outside.argv[at++] = xasprintf("--memory=%llu", (unsigned long long)how->memory_size);
+    outside.argv[at++] = xasprintf("--processes=%llu", (unsigned long long)how->process_count);
+    outside.argv[at++] = xstrdup(host->kind == ENGINE_HOST_PY ? "--filter" : "--filter=false");
+    outside.argv[at++] = xstrdup("--");
+    if (host->kind == ENGINE_HOST_SERVER) {
+        char binary[PATH_MAX];
+        struct err err;
+
+        /* Seen from inside of the sandbox, where only the real name is. */
+        if (engine_host_binary(binary, sizeof(binary), &err) == 0) {
+            mem_free(&inside.argv[0]);
+            inside.argv[0] = xstrdup(binary);
+        }
+        mem_free(&inside.argv[2]);
+        inside.argv[2] = xstrdup(confine_level_name(level));
+    }
+    if (host->kind == ENGINE_HOST_PY) {
+        mem_free(&inside.argv[0]);
+        inside.argv[0] = TAKE(inside.path);
+    }
+    for (size_t i = 0; inside.argv[i] != NULL && at < ENGINE_HOST_ARGS_MAX; i++)
+        outside.argv[at++] = inside.argv[i];
+    mem_free(&inside.path);
+    *host = outside;
 }
 
 void engine_host_done(struct engine_host *host)

@@ -6,16 +6,19 @@
  * command line behind each of its kinds.
  *
  *     plugins   headrace host-c FOLDER
- *     python    python3 FOLDER/host_py
- *     server    headrace host-server
+ *     python    headrace confine … -- python3 FOLDER/host_py
+ *     server    headrace confine … -- headrace host-server LEVEL
  *
  * Only finds; it starts nothing. Each of them speaks frames on descriptor 3 (workers/frame.h).
  * Thread: any.   Tests: tests/unit/test_engine_host.c
  */
 
-#include "base/err.h"
+#include <stdint.h>
 
-#define ENGINE_HOST_ARGS_MAX 8
+#include "base/err.h"
+#include "workers/confine.h"
+
+#define ENGINE_HOST_ARGS_MAX 32
 
 enum engine_host_kind {
     ENGINE_HOST_C, /* plugins */
@@ -38,5 +41,23 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
                      struct err *err) MUST_CHECK;
 void engine_host_done(struct engine_host *host);
 
-/* The folder of the running binary, without a slash at its end. */
+struct engine_confine {
+    enum confine_level level;            /* as confine_level_find() found it */
+    const char *dir;                     /* of the model */
+    const char *read;                    /* what else may be read, with colons between */
+    const char *group;                   /* of its cgroup */
+    const char *settings_json;           /* of the engine: `network` and `image` in it are heeded */
+    uint64_t memory_size, process_count; /* 0: no limit */
+};
+
+/* Puts a host of user code under `headrace confine`; a plugin's is left as it is. */
+void engine_host_confine(struct engine_host *host, const struct engine_confine *how);
+
+/* The running binary, by its real name. */
+int engine_host_binary(char *to, size_t to_size, struct err *err) MUST_CHECK;
+
+/* Its folder, without a slash at its end. */
 int engine_host_binary_folder(char *to, size_t to_size, struct err *err) MUST_CHECK;
+
+/* The program of that name in PATH, the caller's to free; NULL: there is none. */
+char *engine_host_program(const char *name);

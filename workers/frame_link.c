@@ -213,6 +213,12 @@ int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int
     return link_gather_fd(link, FRAME_REQ, req, fd, err);
 }
 
+int frame_link_send_evt_fd(struct frame_link *link, const struct frame_evt *evt, int fd,
+                           struct err *err)
+{
+    return link_gather_fd(link, FRAME_EVT, evt, fd, err);
+}
+
 int frame_link_send(struct frame_link *link, enum frame_type type, const void *fields,
                     struct err *err)
 {

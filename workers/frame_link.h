@@ -41,6 +41,10 @@ int frame_link_send(struct frame_link *link, enum frame_type type, const void *f
 int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int fd,
                        struct err *err) MUST_CHECK;
 
+/* The same for an EVT whose data is in a memfd: its data_fd_size names the bytes. */
+int frame_link_send_evt_fd(struct frame_link *link, const struct frame_evt *evt, int fd,
+                           struct err *err) MUST_CHECK;
+
 /* Writes as much as the socket takes; true in *ret_more when something is left. */
 int frame_link_flush(struct frame_link *link, bool *ret_more, struct err *err) MUST_CHECK;
 

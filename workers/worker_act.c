@@ -271,6 +271,11 @@ struct worker_host *worker_host_open(struct worker *worker)
         .thread_count = (uint32_t)worker->settings.threads,
         .batch_token_max = (uint32_t)worker->settings.batch_tokens,
         .slot_count = (uint32_t)worker->settings.slots,
+        .worker = worker->settings.worker,
+        .isolation = worker->isolation,
+        .isolation_read = worker->settings.isolation_read,
+        .host_memory_size = worker->settings.host_memory_size,
+        .host_process_count = (uint64_t)worker->settings.host_processes,
     };
 
     return worker_host_new(worker->loop, &options, &calls, worker);

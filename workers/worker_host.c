@@ -21,7 +21,11 @@ struct worker_host {
     struct loop *loop;
     struct worker_host_calls calls;
     void *opaque;
-    char *engines_folder, *engine, *dir, *model, *device, *settings_json;
+    char *engines_folder, *engine, *dir, *model, *device, *settings_json, *isolation_read;
+    char *group; /* cgroup of a host of user code */
+    enum confine_level isolation;
+    uint64_t memory_size, process_count;
+    bool confined;
     uint32_t thread_count, batch_token_max, slot_count;
 
     struct child *child;
@@ -72,6 +76,10 @@ static void host_on_end(void *opaque, const struct child_end *end)
     if (!host->said_bye) {
         (void)snprintf(why, sizeof(why), "the engine host %s", end->text);
         host_note(host, ERROR_CLASS_LOST_WORKER, why);
+    }
+    if (host->confined && confine_group_end(host->group) && host->class != ERROR_CLASS_NONE) {
+        (void)snprintf(why, sizeof(why), "over its memory limit: %.560s", host->why);
+        mem_copy_text(host->why, why);
     }
     host->calls.on_gone(host->opaque, host->class, host->final, host->why);
 }
@@ -287,7 +295,7 @@ void worker_host_drain(struct worker_host *host)
 void worker_host_kill(struct worker_host *host)
 {
     if (host->child != NULL)
-        child_signal(host->child, SIGKILL);
+        child_signal(host->child, host->confined ? CONFINE_END_SIGNAL : SIGKILL);
 }
 
 /* ---- life ---- */
@@ -301,6 +309,14 @@ static int host_spawn(struct worker_host *host, struct err *err)
     r = engine_host_find(host->engine, host->engines_folder, &program, err);
     if (r < 0)
         return r;
+    host->confined = program.kind != ENGINE_HOST_C;
+    engine_host_confine(&program, &(struct engine_confine){.level = host->isolation,
+                                                           .dir = host->dir,
+                                                           .read = host->isolation_read,
+                                                           .group = host->group,
+                                                           .settings_json = host->settings_json,
+                                                           .memory_size = host->memory_size,
+                                                           .process_count = host->process_count});
     spawn.path = program.path;
     spawn.argv = program.argv;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
@@ -349,6 +365,11 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->model = xstrdup(options->model);
     host->device = xstrdup(options->device);
     host->settings_json = xstrdup(options->settings_json);
+    host->isolation_read = xstrdup(options->isolation_read);
+    host->group = xasprintf("%s-%d", options->worker, (int)getpid());
+    host->isolation = options->isolation;
+    host->memory_size = options->host_memory_size;
+    host->process_count = options->host_process_count;
     host->thread_count = options->thread_count;
     host->batch_token_max = options->batch_token_max;
     host->slot_count = options->slot_count;
@@ -374,5 +395,7 @@ void worker_host_free(struct worker_host **host_p)
     free(host->model);
     free(host->device);
     free(host->settings_json);
+    free(host->isolation_read);
+    free(host->group);
     free(host);
 }

@@ -16,6 +16,7 @@
  */
 
 #include "schema/job.h"
+#include "workers/confine.h"
 #include "workers/frame.h"
 #include "workers/worker_core.h"
 
@@ -24,6 +25,10 @@ struct worker_host;
 
 struct worker_host_options { /* texts are copied */
     const char *engines_folder, *engine, *dir, *model, *device, *settings_json;
+    const char *worker;         /* names the cgroup of a host of user code */
+    const char *isolation_read; /* what user code may read besides, with colons between */
+    enum confine_level isolation;
+    uint64_t host_memory_size, host_process_count; /* of user code; 0: no limit */
     uint32_t thread_count, batch_token_max, slot_count;
 };
 

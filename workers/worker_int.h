@@ -60,6 +60,7 @@ struct input {
 };
 
 struct worker {
+    enum confine_level isolation; /* in force, for hosts of user code */
     struct worker_settings settings;
     struct loop *loop;
     struct worker_core *core;

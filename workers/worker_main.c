@@ -27,6 +27,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/settings.h"
+#include "workers/engine_host.h"
 #include "workers/worker_int.h"
 
 #define LOCK_CHECK_MS 1000
@@ -211,6 +212,22 @@ static int worker_watch_agent(struct worker *worker, struct err *err)
     return 0;
 }
 
+/* Where user code runs, what confines it on this machine. */
+static int worker_find_isolation(struct worker *worker, struct err *err)
+{
+    char text[CONFINE_TEXT_SIZE];
+    int r = confine_level_parse(worker->settings.isolation, &worker->isolation, err);
+
+    if (r < 0 || engine_host_kind(worker->settings.engine) == ENGINE_HOST_C)
+        return r;
+    r = confine_level_find(worker->isolation, &worker->isolation, err);
+    if (r < 0)
+        return r;
+    confine_describe(worker->isolation, "none", text, sizeof(text));
+    log_info("isolation", LOG_STR("in_force", text));
+    return 0;
+}
+
 static int worker_open(struct worker *worker, struct err *err)
 {
     int r = loop_open(&worker->loop, err);
@@ -230,6 +247,8 @@ static int worker_open(struct worker *worker, struct err *err)
         r = worker_queue_open(worker, err);
     if (r == 0)
         r = worker_pages_open(worker, err);
+    if (r == 0)
+        r = worker_find_isolation(worker, err);
     if (r < 0)
         return r;
     worker->host = worker_host_open(worker);

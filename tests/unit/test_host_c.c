@@ -21,76 +21,12 @@
 #include <unistd.h>
 
 #include "schema/job.h"
-#include "workers/frame_link.h"
+#include "tests/unit/host_talk.h"
 #include "workers/host_c.h"
 
-#define WAIT_MS 20000
-
-struct talk {
-    pid_t pid;
-    struct frame_link *link;
-};
-
-static void talk_open(struct talk *talk)
+static int serve(int fd)
 {
-    int fds[2];
-
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    talk->pid = fork();
-    if (talk->pid == 0) {
-        (void)close(fds[0]);
-        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
-        _exit(host_c_serve(fds[1], NULL));
-    }
-    (void)close(fds[1]);
-    talk->link = frame_link_new(fds[0]);
-}
-
-static void talk_send(struct talk *talk, enum frame_type type, const void *fields)
-{
-    struct err err;
-    bool more = true;
-
-    assert_int_equal(frame_link_send(talk->link, type, fields, &err), 0);
-    while (more)
-        assert_int_equal(frame_link_flush(talk->link, &more, &err), 0);
-}
-
-/* The next frame that is no STATS; false when the host has closed. */
-static bool talk_next(struct talk *talk, struct frame *ret_frame)
-{
-    struct err err;
-    int r;
-
-    for (;;) {
-        struct pollfd ready = {.fd = frame_link_fd(talk->link), .events = POLLIN};
-
-        r = frame_link_next(talk->link, ret_frame, &err);
-        assert_true(r >= 0);
-        if (r == 1 && ret_frame->type != FRAME_STATS)
-            return true;
-        if (r == 1)
-            continue;
-        assert_int_equal(poll(&ready, 1, WAIT_MS), 1);
-        if (frame_link_receive(talk->link, &err) < 0)
-            return false;
-    }
-}
-
-static void talk_want(struct talk *talk, enum frame_type type, struct frame *ret_frame)
-{
-    assert_true(talk_next(talk, ret_frame));
-    assert_string_equal(frame_type_name(ret_frame->type), frame_type_name(type));
-}
-
-/* Ends the talk; returns the exit code, or minus the signal that ended the host. */
-static int talk_close(struct talk *talk)
-{
-    int status;
-
-    frame_link_free(&talk->link);
-    assert_int_equal(waitpid(talk->pid, &status, 0), talk->pid);
-    return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+    return host_c_serve(fd, NULL);
 }
 
 static void talk_load(struct talk *talk, const char *settings)
@@ -99,7 +35,7 @@ static void talk_load(struct talk *talk, const char *settings)
         .engine = WIRE_TEXT_OF("sim"), .req_count_max = 4, .settings = WIRE_TEXT_OF(settings)};
     struct frame frame;
 
-    talk_open(talk);
+    talk_open(talk, serve);
     talk_want(talk, FRAME_HELLO, &frame);
     assert_int_equal(frame.hello.protocol, FRAME_PROTOCOL);
     assert_int_equal(frame.hello.pid, talk->pid);
@@ -305,7 +241,7 @@ static void test_failed_loads(void **state)
         struct talk talk;
         struct frame frame;
 
-        talk_open(&talk);
+        talk_open(&talk, serve);
         talk_want(&talk, FRAME_HELLO, &frame);
         talk_send(&talk, FRAME_LOAD, &load);
         talk_want(&talk, FRAME_BYE, &frame);
@@ -342,7 +278,7 @@ static void test_encoder_answers_through_the_host(void **state)
     struct frame frame;
 
     (void)state;
-    talk_open(&talk);
+    talk_open(&talk, serve);
     talk_want(&talk, FRAME_HELLO, &frame);
     talk_send(&talk, FRAME_LOAD, &load);
     do {

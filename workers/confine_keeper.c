@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * The keeper: parent of a confined program where no pid namespace ends everything with it.
+ *
+ * As a subreaper it becomes the parent of whatever its descendants leave behind. When the program
+ * ends, or when our own parent dies (the kernel sends CONFINE_END_SIGNAL), every descendant is
+ * killed, again and again until none is left: one that forks faster than it is found still loses,
+ * because its children are ours the moment it dies.
+ */
+
+#include <dirent.h>
+#include <errno.h>
+#include <ftw.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "workers/confine_int.h"
+
+#define KEEPER_LIMIT_MS 5000
+#define STAT_SIZE 512
+#define FTW_FDS 16
+
+/* The parent of a process; 0: there is none of that pid. */
+static pid_t parent_of(pid_t pid)
+{
+    OWNED(mem_free) char *path = xasprintf("/proc/%d/stat", (int)pid);
+    char text[STAT_SIZE];
+    FILE *file = fopen(path, "re");
+    size_t size = file == NULL ? 0 : fread(text, 1, sizeof(text) - 1, file);
+    char *at;
+
+    if (file != NULL)
+        (void)fclose(file);
+    text[size] = '\0';
+    at = strrchr(text, ')'); /* the name may hold anything */
+    return at == NULL || strlen(at) < 4 ? 0 : (pid_t)strtol(at + 4, NULL, 10);
+}
+
+/* Kills our children; true while there were any. Their children become ours. */
+static bool kill_children(void)
+{
+    DIR *proc = opendir("/proc");
+    struct dirent *entry;
+    bool found = false;
+
+    while (proc != NULL && (entry = readdir(proc)) != NULL) {
+        pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+
+        if (pid <= 0 || parent_of(pid) != getpid())
+            continue;
+        found = true;
+        (void)kill(pid, SIGKILL);
+    }
+    if (proc != NULL)
+        (void)closedir(proc);
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+    return found;
+}
+
+static void kill_all(void)
+{
+    uint64_t end_ms = clock_mono_ms() + KEEPER_LIMIT_MS;
+    const struct timespec pause = {0, 2000000};
+
+    while (kill_children() && clock_mono_ms() < end_ms)
+        (void)sigtimedwait(&(sigset_t){0}, NULL, &pause);
+}
+
+static int remove_one(const char *path, const struct stat *about, int type, struct FTW *where)
+{
+    (void)about, (void)type, (void)where;
+    (void)remove(path);
+    return 0;
+}
+
+static void keeper_end(const char *scratch, int status) __attribute__((noreturn));
+
+/* As the program ended: with its exit code, or by its signal. */
+static void keeper_end(const char *scratch, int status)
+{
+    sigset_t none;
+
+    kill_all();
+    if (scratch != NULL)
+        (void)nftw(scratch, remove_one, FTW_FDS, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+    if (WIFSIGNALED(status)) {
+        (void)signal(WTERMSIG(status), SIG_DFL);
+        (void)sigemptyset(&none);
+        (void)sigprocmask(SIG_SETMASK, &none, NULL);
+        (void)kill(getpid(), WTERMSIG(status));
+    }
+    _exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+}
+
+/* Signals are blocked and taken one by one. */
+static void keeper_run(pid_t pid, pid_t parent, const sigset_t *signals, const char *scratch)
+{
+    int status = 0;
+
+    if (getppid() != parent) /* it died before we asked to be told */
+        keeper_end(scratch, SIGKILL);
+    for (;;) {
+        int got = sigwaitinfo(signals, NULL);
+        pid_t ended;
+
+        if (got == CONFINE_END_SIGNAL)
+            keeper_end(scratch, SIGKILL);
+        if (got == SIGTERM || got == SIGINT)
+            (void)kill(-pid, got);
+        while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+            if (ended == pid)
+                keeper_end(scratch, status);
+        }
+    }
+}
+
+int confine_keep(const char *scratch, struct err *err)
+{
+    pid_t parent = getppid(), pid;
+    sigset_t signals, before;
+
+    (void)sigemptyset(&signals);
+    (void)sigaddset(&signals, SIGCHLD);
+    (void)sigaddset(&signals, SIGTERM);
+    (void)sigaddset(&signals, SIGINT);
+    (void)sigaddset(&signals, CONFINE_END_SIGNAL);
+    (void)sigprocmask(SIG_BLOCK, &signals, &before);
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+        return err_set_errno(err, ERR_UNSUPPORTED, "become the reaper of what it leaves behind");
+    (void)prctl(PR_SET_PDEATHSIG, CONFINE_END_SIGNAL);
+    pid = fork();
+    if (pid < 0)
+        return err_set_errno(err, ERR_UNAVAILABLE, "start a process");
+    if (pid > 0) {
+        (void)setpgid(pid, pid);
+        (void)close_range(STDERR_FILENO + 1, ~0u, 0); /* the program's sockets end with it */
+        keeper_run(pid, parent, &signals, scratch);
+    }
+    (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    (void)setpgid(0, 0);
+    (void)sigprocmask(SIG_SETMASK, &before, NULL);
+    return 0;
+}
