@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,8 @@
 
 #define ROOT "/sys/fs/cgroup"
 #define FILE_SIZE 4096
-#define END_TURNS 50
+#define END_TURNS 100
+#define END_TURN_MS 2
 
 /* One row a tree and limit; the first of a limit that is there counts. */
 static const struct tree {
@@ -124,17 +126,15 @@ static bool group_kill(const char *group)
     char text[FILE_SIZE];
 
     for (int turn = 0; turn < END_TURNS; turn++) {
-        char *at = text;
-
         if (!file_read(procs, text) || text[0] == '\0')
             return true;
-        while (*at != '\0') {
-            pid_t pid = (pid_t)strtol(at, &at, 10);
+        for (const char *at = text; at != NULL && *at != '\0'; at = strchr(at + 1, '\n')) {
+            pid_t pid = (pid_t)strtoull(at, NULL, 10);
 
             if (pid > 0)
                 (void)kill(pid, SIGKILL);
-            at += *at == '\n';
         }
+        (void)poll(NULL, 0, END_TURN_MS); /* they are dying */
     }
     return false;
 }
@@ -149,7 +149,7 @@ static bool group_was_short(const char *group)
         OWNED(mem_free) char *path = xasprintf("%s/%s", group, files[i]);
         const char *at = file_read(path, text) ? strstr(text, "oom_kill ") : NULL;
 
-        if (at != NULL && strtol(at + strlen("oom_kill "), NULL, 10) > 0)
+        if (at != NULL && strtoull(at + strlen("oom_kill "), NULL, 10) > 0)
             return true;
     }
     return false;

@@ -40,7 +40,7 @@ static pid_t parent_of(pid_t pid)
         (void)fclose(file);
     text[size] = '\0';
     at = strrchr(text, ')'); /* the name may hold anything */
-    return at == NULL || strlen(at) < 4 ? 0 : (pid_t)strtol(at + 4, NULL, 10);
+    return at == NULL || strlen(at) < 4 ? 0 : (pid_t)strtoull(at + 4, NULL, 10);
 }
 
 /* Kills our children; true while there were any. Their children become ours. */
@@ -51,7 +51,7 @@ static bool kill_children(void)
     bool found = false;
 
     while (proc != NULL && (entry = readdir(proc)) != NULL) {
-        pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+        pid_t pid = (pid_t)strtoull(entry->d_name, NULL, 10);
 
         if (pid <= 0 || parent_of(pid) != getpid())
             continue;

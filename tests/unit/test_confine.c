@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdio.h>
@@ -21,10 +22,10 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "tests/unit/processes.h"
 #include "workers/confine.h"
 
 #define ARGS_MAX 24
@@ -83,14 +84,19 @@ static int world_open(void **state)
            listen(world.unix_listener, 8) < 0;
 }
 
+static int remove_one(const char *path, const struct stat *about, int type, struct FTW *where)
+{
+    (void)about, (void)type, (void)where;
+    return remove(path);
+}
+
 static int world_close(void **state)
 {
     struct world *world = *state;
-    OWNED(mem_free) char *remove = xasprintf("rm -rf '%s'", world->folder);
 
     (void)close(world->listener);
     (void)close(world->unix_listener);
-    return system(remove); /* NOLINT: a folder of this test's own */
+    return nftw(world->folder, remove_one, 8, FTW_DEPTH | FTW_PHYS);
 }
 
 /* ---- running ---- */
@@ -264,8 +270,10 @@ static void test_calls_and_environment(void **state)
 
 static void test_a_fork_bomb_ends_at_its_limit(void **state)
 {
-    const char *const more[] = {"--processes=50", "--group=test-confine-bomb", NULL};
     struct world *world = *state;
+    OWNED(mem_free) char *name = xasprintf("test-bomb-%d", (int)getpid());
+    OWNED(mem_free) char *group = xasprintf("--group=%s", name);
+    const char *const more[] = {"--processes=50", group, NULL};
     char text[CONFINE_TEXT_SIZE];
     enum confine_level level;
     struct err err;
@@ -287,37 +295,22 @@ static void test_a_fork_bomb_ends_at_its_limit(void **state)
                          "    print(type(error).__name__, made < 60)\n'"),
                      0);
     want_said(world, "BlockingIOError True");
-    (void)confine_group_end("test-confine-bomb");
+    (void)confine_group_end(name);
 }
 
 static void test_memory_over_the_limit(void **state)
 {
-    const char *const more[] = {"--memory=64MiB", "--group=test-confine-memory", NULL};
     struct world *world = *state;
+    OWNED(mem_free) char *name = xasprintf("test-memory-%d", (int)getpid());
+    OWNED(mem_free) char *group = xasprintf("--group=%s", name);
+    const char *const more[] = {"--memory=64MiB", group, NULL};
     int code = run(world, more, "python3 -c 'print(len(b\"m\" * (400 << 20)))'; echo code $?");
 
     assert_null(strstr(world->said, "419430400"));
     assert_null(strstr(world->said, "code 0"));
     (void)code;
-    (void)confine_group_end("test-confine-memory");
-    assert_false(confine_group_end("test-confine-memory")); /* it is gone */
-}
-
-/* A pid of the machine that sleeps so long; 0: none. */
-static int sleeper(const char *seconds)
-{
-    OWNED(mem_free) char *ask = xasprintf("pgrep -f 'slee[p] %s' >/dev/null", seconds);
-
-    return system(ask) == 0; /* NOLINT: a command of this test's own */
-}
-
-static void want_sleeper(const char *seconds, bool wanted)
-{
-    const struct timespec pause = {0, 20000000};
-
-    for (int i = 0; i < 500 && sleeper(seconds) != wanted; i++)
-        (void)nanosleep(&pause, NULL);
-    assert_int_equal(sleeper(seconds), wanted);
+    (void)confine_group_end(name);
+    assert_false(confine_group_end(name)); /* it is gone */
 }
 
 static void test_nothing_is_left(void **state)

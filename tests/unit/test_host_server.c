@@ -17,6 +17,7 @@
 #include "base/mem.h"
 #include "schema/job.h"
 #include "tests/unit/host_talk.h"
+#include "tests/unit/processes.h"
 #include "workers/host_server.h"
 #include "workers/host_server_int.h"
 
@@ -197,7 +198,6 @@ static void test_stream_comes_in_pieces_and_whole(void **state)
 static void test_a_slow_worker_holds_the_server_up(void **state)
 {
     const char *ask = "{\"do\":\"sse\",\"pieces\":2000,\"pad\":8000}";
-    struct timespec pause = {0, 300000000};
     struct talk talk;
     struct frame frame;
     size_t size = 0;
@@ -205,7 +205,7 @@ static void test_a_slow_worker_holds_the_server_up(void **state)
     (void)state;
     talk_load(&talk, "");
     talk_req(&talk, 1, true, ask);
-    (void)nanosleep(&pause, NULL);
+    wait_ms(300);
     do {
         talk_want(&talk, FRAME_EVT, &frame);
         if (frame.evt.kind == FRAME_EVT_TOKENS)
@@ -348,7 +348,6 @@ static void test_a_dead_server_is_ended(void **state)
 
 static void test_a_sick_server_gets_no_traffic(void **state)
 {
-    struct timespec pause = {0, 20000000};
     struct talk talk;
     struct frame frame;
     uint64_t id = 1;
@@ -358,7 +357,7 @@ static void test_a_sick_server_gets_no_traffic(void **state)
     talk_req(&talk, id, false, "{\"do\":\"state\",\"state\":{\"sick\":true}}");
     do {
         talk_want(&talk, FRAME_EVT, &frame);
-        (void)nanosleep(&pause, NULL);
+        wait_ms(20);
         if (frame.evt.error_class == ERROR_CLASS_NONE)
             talk_req(&talk, ++id, false, "{}");
     } while (frame.evt.error_class == ERROR_CLASS_NONE && id < 500);
@@ -369,22 +368,6 @@ static void test_a_sick_server_gets_no_traffic(void **state)
 
 /* ---- what is left behind ---- */
 
-static bool any_process_sleeps(const char *seconds)
-{
-    OWNED(mem_free) char *ask = xasprintf("pgrep -f 'slee[p] %s' >/dev/null", seconds);
-
-    return system(ask) == 0; /* NOLINT: a command of this test's own */
-}
-
-static void want_none_sleeps(const char *seconds)
-{
-    struct timespec pause = {0, 20000000};
-
-    for (int i = 0; i < 500 && any_process_sleeps(seconds); i++)
-        (void)nanosleep(&pause, NULL);
-    assert_false(any_process_sleeps(seconds));
-}
-
 static void test_children_die_with_the_server(void **state)
 {
     struct talk talk;
@@ -394,9 +377,9 @@ static void test_children_die_with_the_server(void **state)
     talk_load(&talk, "");
     talk_req(&talk, 1, false, "{\"do\":\"children\",\"sleep\":\"77001\"}");
     talk_want(&talk, FRAME_EVT, &frame);
-    assert_true(any_process_sleeps("77001"));
+    want_sleeper("77001", true);
     talk_drain(&talk);
-    want_none_sleeps("77001");
+    want_sleeper("77001", false);
 }
 
 static void test_nothing_survives_a_killed_host(void **state)
@@ -408,10 +391,10 @@ static void test_nothing_survives_a_killed_host(void **state)
     talk_load(&talk, "");
     talk_req(&talk, 1, false, "{\"do\":\"children\",\"sleep\":\"77002\"}");
     talk_want(&talk, FRAME_EVT, &frame);
-    assert_true(any_process_sleeps("77002"));
+    want_sleeper("77002", true);
     assert_int_equal(kill(talk.pid, SIGKILL), 0);
     assert_int_equal(talk_close(&talk), -SIGKILL);
-    want_none_sleeps("77002");
+    want_sleeper("77002", false);
 }
 
 int main(int argc, char **argv)
