@@ -48,6 +48,7 @@ struct json_fast {
     std::string small; /* of an input with numbers past 64 bits: without them */
     const char *input = nullptr;
     size_t next = 0;
+    bool shrunk = false; /* values come from `small` */
 };
 
 static_assert(JSON_FAST_PADDING >= simdjson::SIMDJSON_PADDING, "padding is too small for simdjson");
@@ -277,7 +278,8 @@ static int parse_root(json_fast *parser, const char *bytes, size_t size, bool pa
     if (code == simdjson::SUCCESS)
         code = parser->dom.parse(reinterpret_cast<const uint8_t *>(parser->input), size, false)
                    .get(*ret_root);
-    if (code == simdjson::NUMBER_ERROR)
+    parser->shrunk = code == simdjson::NUMBER_ERROR;
+    if (parser->shrunk)
         code = parse_shrunk(parser, size, ret_root);
     return code == simdjson::SUCCESS ? 0 : refuse(code, err);
 }
@@ -434,4 +436,124 @@ int json_fast_string(struct json_fast *parser, const struct json_field *field,
     if (ret_size != nullptr)
         *ret_size = text.size();
     return 0;
+}
+
+/* ---- Lists */
+
+namespace
+{
+
+struct list_walk {
+    struct json_list list;
+    uint32_t shaped; /* dims that are known */
+    bool has_rank;   /* a value was met: lists go this deep and no deeper */
+    uint64_t count_max;
+    json_leaf_call *take;
+    void *opaque;
+};
+
+} // namespace
+
+static int leaf_take(list_walk *walk, const element &value, struct err *err)
+{
+    struct json_leaf leaf = {};
+    std::string_view text;
+
+    switch (value.type()) {
+    case element_type::INT64:
+        leaf.kind = JSON_LEAF_INT;
+        leaf.integer = int64_t(value);
+        break;
+    case element_type::UINT64:
+        leaf.kind = JSON_LEAF_LARGE;
+        leaf.large = uint64_t(value);
+        break;
+    case element_type::DOUBLE:
+        leaf.kind = JSON_LEAF_DOUBLE;
+        leaf.number = double(value);
+        break;
+    case element_type::BOOL:
+        leaf.kind = JSON_LEAF_BOOL;
+        leaf.integer = bool(value) ? 1 : 0;
+        break;
+    case element_type::STRING:
+        leaf.kind = JSON_LEAF_TEXT;
+        text = value;
+        leaf.text = text.data(); /* simdjson terminates its strings */
+        if (text.find('\0') != std::string_view::npos)
+            return err_set(err, ERR_MALFORMED, "a text holds a NUL character");
+        break;
+    default:
+        return err_set(err, ERR_MALFORMED, "value %llu is a %s",
+                       static_cast<unsigned long long>(walk->list.count),
+                       json_type_name(type_of(value)));
+    }
+    if (walk->list.count == walk->count_max)
+        return err_set(err, ERR_TOO_BIG, "there are more than %llu values",
+                       static_cast<unsigned long long>(walk->count_max));
+    walk->list.count++;
+    return walk->take(walk->opaque, &leaf, err);
+}
+
+static int list_take(list_walk *walk, const element &value, uint32_t depth, struct err *err)
+{
+    simdjson::dom::array array;
+    uint64_t size = 0;
+
+    if (value.get(array) != simdjson::SUCCESS) {
+        if ((walk->has_rank && walk->list.rank != depth) || walk->shaped >> depth != 0)
+            return err_set(err, ERR_MALFORMED,
+                           "lists are of no one shape: value %llu stands where "
+                           "a list should be, or too deep",
+                           static_cast<unsigned long long>(walk->list.count));
+        walk->has_rank = true;
+        walk->list.rank = depth;
+        return leaf_take(walk, value, err);
+    }
+    if (depth == JSON_FAST_RANK_MAX)
+        return err_set(err, ERR_TOO_BIG, "lists are nested deeper than %d", JSON_FAST_RANK_MAX);
+    if (walk->has_rank && depth >= walk->list.rank)
+        return err_set(err, ERR_MALFORMED,
+                       "lists are of no one shape: a list stands where value "
+                       "%llu should be",
+                       static_cast<unsigned long long>(walk->list.count));
+    for (element item : array) {
+        int r = list_take(walk, item, depth + 1, err);
+
+        if (r < 0)
+            return r;
+        size++;
+    }
+    if (!walk->has_rank && walk->list.rank < depth + 1)
+        walk->list.rank = depth + 1; /* so far only empty lists */
+    if (walk->shaped & 1u << depth && walk->list.dims[depth] != size)
+        return err_set(err, ERR_MALFORMED,
+                       "lists are of no one shape: one has %llu items, another "
+                       "%llu",
+                       static_cast<unsigned long long>(walk->list.dims[depth]),
+                       static_cast<unsigned long long>(size));
+    walk->shaped |= 1u << depth;
+    walk->list.dims[depth] = size;
+    return 0;
+}
+
+int json_fast_list(struct json_fast *parser, const struct json_field *field, uint64_t count_max,
+                   json_leaf_call *take, void *opaque, struct json_list *ret_list, struct err *err)
+{
+    list_walk walk = {};
+    int r;
+
+    if (parser->shrunk)
+        return err_set(err, ERR_RANGE, "%.64s: the input has a number that does not fit 64 bits",
+                       field->key);
+    walk.count_max = count_max;
+    walk.take = take;
+    walk.opaque = opaque;
+    try {
+        r = list_take(&walk, parser->fields[field->index].value, 0, err);
+    } catch (...) {
+        r = err_set(err, ERR_MEMORY, "no memory to read a list");
+    }
+    *ret_list = walk.list;
+    return r;
 }

@@ -82,6 +82,39 @@ int json_fast_bool(struct json_fast *parser, const struct json_field *field, boo
 int json_fast_string(struct json_fast *parser, const struct json_field *field,
                      const char **ret_text, size_t *ret_size, struct err *err) MUST_CHECK;
 
+/* One value of a list. */
+enum json_leaf_kind {
+    JSON_LEAF_INT,
+    JSON_LEAF_LARGE, /* a whole number above INT64_MAX */
+    JSON_LEAF_DOUBLE,
+    JSON_LEAF_BOOL,
+    JSON_LEAF_TEXT,
+};
+struct json_leaf {
+    enum json_leaf_kind kind;
+    int64_t integer; /* INT; BOOL: 0 or 1 */
+    uint64_t large;
+    double number;
+    const char *text; /* terminated */
+};
+typedef int json_leaf_call(void *opaque, const struct json_leaf *leaf, struct err *err);
+
+#define JSON_FAST_RANK_MAX 8
+
+struct json_list {
+    uint32_t rank; /* 0: the field is a value and no list */
+    uint64_t dims[JSON_FAST_RANK_MAX];
+    uint64_t count; /* of values */
+};
+
+/* Hands out the values of a list, or of lists in lists of one shape, in the input's order; what
+ * `take` returns ends it. ERR_MALFORMED where the shape is not one, or a value is null, an object
+ * or a text with NUL; ERR_TOO_BIG past count_max values or JSON_FAST_RANK_MAX lists in one another;
+ * ERR_RANGE where the document has a number past 64 bits. */
+int json_fast_list(struct json_fast *parser, const struct json_field *field, uint64_t count_max,
+                   json_leaf_call *take, void *opaque, struct json_list *ret_list,
+                   struct err *err) MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

@@ -136,6 +136,15 @@ static char *deps_find(const char *told, const char *data_dir, const char *binar
     return deps;
 }
 
+/* Engines find ONNX Runtime where scripts/onnx/fetch put it, unless somebody said otherwise. */
+static void use_onnxruntime(const char *deps_dir)
+{
+    OWNED(mem_free) char *path = xasprintf("%s/onnxruntime/libonnxruntime.so.1", deps_dir);
+
+    if (dev_file_exists(path))
+        (void)setenv("HEADRACE_ONNXRUNTIME", path, 0);
+}
+
 static bool list_has(const char *list, const char *name)
 {
     size_t size = strlen(name);
@@ -259,6 +268,7 @@ static int dev_init(struct dev *dev, const struct dev_settings *settings, struct
     dev->binary = xstrdup(binary);
     dev->data_dir = path_absolute(settings->data);
     dev->deps_dir = deps_find(settings->deps, dev->data_dir, dev->binary);
+    use_onnxruntime(dev->deps_dir);
     if (*settings->postgres_account != '\0')
         dev->postgres_account = xstrdup(settings->postgres_account);
     if (*settings->blobs != '\0')

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/buf.h"
@@ -217,11 +218,89 @@ static void test_numbers(void **state)
     }
 }
 
+struct taken {
+    char text[200];
+    size_t size;
+};
+
+static int take_leaf(void *opaque, const struct json_leaf *leaf, struct err *err)
+{
+    struct taken *taken = opaque;
+    char *to = taken->text + taken->size;
+    size_t room = sizeof(taken->text) - taken->size;
+
+    if (leaf->kind == JSON_LEAF_TEXT && strcmp(leaf->text, "stop") == 0)
+        return err_set(err, ERR_CANCELED, "told to stop");
+    if (leaf->kind == JSON_LEAF_INT || leaf->kind == JSON_LEAF_BOOL)
+        taken->size += (size_t)snprintf(to, room, "%lld ", (long long)leaf->integer);
+    else if (leaf->kind == JSON_LEAF_LARGE)
+        taken->size += (size_t)snprintf(to, room, "%llu ", (unsigned long long)leaf->large);
+    else if (leaf->kind == JSON_LEAF_DOUBLE)
+        taken->size += (size_t)snprintf(to, room, "%g ", leaf->number);
+    else
+        taken->size += (size_t)snprintf(to, room, "%s ", leaf->text);
+    return 0;
+}
+
+static void test_lists(void **state)
+{
+    static const struct {
+        const char *list;
+        int code;
+        const char *want; /* the shape and the values, or a word of the refusal */
+    } rows[] = {
+        {"7", 0, "0: 7 "},
+        {"[1,-2.5,true,\"x\"]", 0, "1 4: 1 -2.5 1 x "},
+        {"[[1,2,3],[4,5,18446744073709551615]]", 0, "2 2 3: 1 2 3 4 5 18446744073709551615 "},
+        {"[]", 0, "1 0: "},
+        {"[[],[]]", 0, "2 2 0: "},
+        {"[[[1]]]", 0, "3 1 1 1: 1 "},
+        {"[[1],[2,3]]", ERR_MALFORMED, "no one shape"},
+        {"[[1],2]", ERR_MALFORMED, "no one shape"},
+        {"[1,[2]]", ERR_MALFORMED, "no one shape"},
+        {"[[],1]", ERR_MALFORMED, "no one shape"},
+        {"[[],[1]]", ERR_MALFORMED, "no one shape"},
+        {"[null]", ERR_MALFORMED, "null"},
+        {"[{}]", ERR_MALFORMED, "object"},
+        {"[[[[[[[[[1]]]]]]]]]", ERR_TOO_BIG, "deeper than 8"},
+        {"[1,2,3,4,5,6,7,8,9]", ERR_TOO_BIG, "more than 8"},
+        {"[1,\"stop\",3]", ERR_CANCELED, "told to stop"},
+        {"[1e999]", ERR_RANGE, "64 bits"},
+    };
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        OWNED(mem_free) char *text = xasprintf("{\"list\":%s}", rows[i].list);
+        struct taken taken = {.size = 0};
+        struct json_field field;
+        struct json_list list;
+        char got[400];
+        size_t size;
+        struct err err = {0};
+        int r;
+
+        assert_int_equal(parse(parser, text, &err), 0);
+        assert_true(json_fast_find(parser, "list", &field));
+        r = json_fast_list(parser, &field, 8, take_leaf, &taken, &list, &err);
+        size = (size_t)snprintf(got, sizeof(got), "%u", list.rank);
+        for (uint32_t d = 0; d < list.rank; d++)
+            size += (size_t)snprintf(got + size, sizeof(got) - size, " %d", (int)list.dims[d]);
+        (void)snprintf(got + size, sizeof(got) - size, ": %s", taken.text);
+        if (r != rows[i].code ||
+            (r == 0 ? strcmp(got, rows[i].want) != 0 : strstr(err.text, rows[i].want) == NULL))
+            fail_msg("%s: %s (%s), %s", rows[i].list, err_name(r), err.text, got);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_fields_in_order_and_verbatim),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_depth_and_count_are_bounded),        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_fields_in_order_and_verbatim),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_depth_and_count_are_bounded),
+        cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_lists),
         cmocka_unit_test(test_numbers_past_64_bits_are_handed_on),
     };
 

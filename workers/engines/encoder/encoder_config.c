@@ -227,6 +227,13 @@ static int read_modules(const char *dir, struct encoder_config *config, struct e
     return 0;
 }
 
+int encoder_config_read_texts(const char *dir, struct encoder_config *config, struct err *err)
+{
+    int r = read_length(dir, config, err);
+
+    return r < 0 ? r : read_modules(dir, config, err);
+}
+
 int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
@@ -251,9 +258,7 @@ int encoder_config_read(const char *dir, struct encoder_config *ret_config, stru
         r = read_activation(json, &config, err);
     if (r < 0)
         return err_wrap(err, "config.json");
-    r = read_length(dir, &config, err);
-    if (r == 0)
-        r = read_modules(dir, &config, err);
+    r = encoder_config_read_texts(dir, &config, err);
     if (r == 0)
         *ret_config = config;
     return r;

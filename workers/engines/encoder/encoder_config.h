@@ -59,6 +59,11 @@ struct encoder_config {
 int encoder_config_read(const char *dir, struct encoder_config *ret_config,
                         struct err *err) MUST_CHECK;
 
+/* The files beside config.json alone: token_count_max within config->position_count, pooling and
+ * normalize. */
+int encoder_config_read_texts(const char *dir, struct encoder_config *config,
+                              struct err *err) MUST_CHECK;
+
 /* Parameters in all, and those that each token is multiplied with. */
 uint64_t encoder_config_weight_count(const struct encoder_config *config);
 uint64_t encoder_config_weight_count_per_token(const struct encoder_config *config);

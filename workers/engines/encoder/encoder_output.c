@@ -90,12 +90,12 @@ static void write_numbers(const float *vector, uint32_t count, struct buf *to)
     buf_append_byte(to, ']');
 }
 
-static void write_base64(const float *vector, uint32_t count, struct buf *to)
+void encoder_base64_write(const void *data, size_t size, struct buf *to)
 {
     static const char alphabet[] =
         "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const size_t size = (size_t)count * sizeof(float), out_size = (size + 2) / 3 * 4;
-    const uint8_t *bytes = (const uint8_t *)vector;
+    const size_t out_size = (size + 2) / 3 * 4;
+    const uint8_t *bytes = data;
     uint8_t *out;
 
     _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "vectors go out as they are");
@@ -165,7 +165,7 @@ int encoder_output_write(const struct encoder_output *output, struct buf *to, st
         buf_printf(to, "%s{\"object\":\"embedding\",\"index\":%u,\"embedding\":", i > 0 ? "," : "",
                    i);
         if (output->base64)
-            write_base64(vector, output->dimension_count, to);
+            encoder_base64_write(vector, output->dimension_count * sizeof(float), to);
         else
             write_numbers(vector, output->dimension_count, to);
         buf_append_byte(to, '}');

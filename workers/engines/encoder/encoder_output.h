@@ -44,5 +44,8 @@ int encoder_output_write(const struct encoder_output *output, struct buf *to,
 /* Writes the value without a terminator and returns its size, ENCODER_FLOAT_SIZE_MAX at most. */
 size_t encoder_float_write(float value, char *to);
 
+/* The bytes as a JSON text in base64, quotes included. */
+void encoder_base64_write(const void *data, size_t size, struct buf *to);
+
 /* An upper bound of what encoder_output_write() makes, without model name and warnings. */
 uint64_t encoder_output_size_max(uint32_t text_count, uint32_t dimension_count);

@@ -35,8 +35,8 @@ struct encoder_texts {
     struct buf out;
 };
 
-static void emit_error(struct encoder_texts *texts, uint64_t req_id, enum engine_error class,
-                       const char *text, uint32_t batch_req_count)
+void encoder_emit_error(const struct engine_sink *sink, struct engine_stats *stats, uint64_t req_id,
+                        enum engine_error class, const char *text, uint32_t batch_req_count)
 {
     const struct engine_event event = {
         .type = ENGINE_EVENT_ERROR,
@@ -46,9 +46,15 @@ static void emit_error(struct encoder_texts *texts, uint64_t req_id, enum engine
         .batch_req_count = batch_req_count,
     };
 
-    texts->stats.error_count++;
-    texts->stats.oom_count += class == ENGINE_ERROR_OOM;
-    texts->sink.emit(texts->sink.opaque, &event);
+    stats->error_count++;
+    stats->oom_count += class == ENGINE_ERROR_OOM;
+    sink->emit(sink->opaque, &event);
+}
+
+static void emit_error(struct encoder_texts *texts, uint64_t req_id, enum engine_error class,
+                       const char *text, uint32_t batch_req_count)
+{
+    encoder_emit_error(&texts->sink, &texts->stats, req_id, class, text, batch_req_count);
 }
 
 /* A byte makes one id at most, and a text is cut at the model's length. */

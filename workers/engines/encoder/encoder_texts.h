@@ -72,3 +72,7 @@ int encoder_limits(const struct engine_load *load, uint32_t *ret_req_count_max,
                    uint32_t *ret_input_size_max, struct err *err) MUST_CHECK;
 int encoder_thread_count(const struct engine_load *load, uint32_t max, uint32_t *ret_count,
                          struct err *err) MUST_CHECK;
+
+/* The final event of a request that failed, counted. */
+void encoder_emit_error(const struct engine_sink *sink, struct engine_stats *stats, uint64_t req_id,
+                        enum engine_error class, const char *text, uint32_t batch_req_count);
