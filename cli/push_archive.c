@@ -14,14 +14,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "cli/ignore.h"
+
 #define PART_SIZE (256u * 1024)
+#define IGNORE_FILE ".truss_ignore"
 
 /* What is being written, and where it came from. */
 struct packer {
     struct archive *archive;   /* NULL: nothing is written, only looked at */
     struct model_facts *facts; /* NULL: nobody wants them */
     const char *folder;
-    uint64_t file_count, content_size;
+    struct ignore *ignore;
+    uint64_t file_count, content_size, left_out_count;
     int depth;
 };
 
@@ -130,6 +134,24 @@ static int pack_entry(struct packer *packer, const char *path, struct err *err)
     return r < 0 ? r : pack_content(packer, fd, path, (uint64_t)info.st_size, err);
 }
 
+/* What .truss_ignore leaves out, or what nobody wants without one. */
+static int packer_read_ignore(struct packer *packer, struct err *err)
+{
+    OWNED(mem_free) char *path = xasprintf("%s/" IGNORE_FILE, packer->folder);
+    OWNED(close_fd) int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    OWNED(mem_free) char *text = xcalloc(1, IGNORE_SIZE_MAX + 2);
+    size_t size = 0;
+    ssize_t n;
+
+    if (fd < 0)
+        return ignore_new(IGNORE_FILE, "__pycache__/\n*.py[cod]\n", &packer->ignore, err);
+    while ((n = read(fd, text + size, IGNORE_SIZE_MAX + 1 - size)) > 0)
+        size += (size_t)n;
+    if (n < 0)
+        return err_set_errno(err, ERR_IO, "reading '%s'", path);
+    return ignore_new(IGNORE_FILE, text, &packer->ignore, err);
+}
+
 static int visible(const struct dirent *entry)
 {
     return entry->d_name[0] != '.'; /* .git and .cache are nobody's model */
@@ -152,7 +174,10 @@ static int pack_folder(struct packer *packer, const char *path, struct err *err)
             OWNED(mem_free)
             char *inner = xasprintf("%s%s%s", path, *path ? "/" : "", entries[i]->d_name);
 
-            r = pack_entry(packer, inner, err);
+            if (ignore_match(packer->ignore, inner, entries[i]->d_type == DT_DIR))
+                packer->left_out_count++;
+            else
+                r = pack_entry(packer, inner, err);
         }
         free(entries[i]);
     }
@@ -192,7 +217,9 @@ static int packer_run(struct packer *packer, int fd, struct err *err)
         archive_write_set_options(packer->archive, "zstd:compression-level=1") != ARCHIVE_OK ||
         archive_write_open_fd(packer->archive, fd) != ARCHIVE_OK)
         return archive_failed(packer, packer->folder, err);
-    r = pack_folder(packer, "", err);
+    r = packer_read_ignore(packer, err);
+    if (r == 0)
+        r = pack_folder(packer, "", err);
     if (r < 0)
         return r;
     if (packer->file_count == 0)
@@ -214,6 +241,7 @@ int push_archive_make(const char *folder, struct push_archive *ret_archive, stru
     if (fd < 0)
         return err_set_errno(err, ERR_IO, "a temporary file in '%s'", temporary);
     r = packer_run(&packer, fd, err);
+    ignore_free(&packer.ignore);
     if (r == 0)
         r = digest_file(fd, &made, err);
     if (r < 0)
@@ -221,6 +249,7 @@ int push_archive_make(const char *folder, struct push_archive *ret_archive, stru
     made.fd = fd;
     made.file_count = packer.file_count;
     made.content_size = packer.content_size;
+    made.left_out_count = packer.left_out_count;
     fd = -1;
     *ret_archive = made;
     return 0;
@@ -230,8 +259,11 @@ int push_archive_look(const char *folder, struct model_facts *ret_facts, struct 
 {
     OWNED(model_facts_done) struct model_facts facts = {.file_count = 0};
     struct packer packer = {.facts = &facts, .folder = folder};
-    int r = pack_folder(&packer, "", err);
+    int r = packer_read_ignore(&packer, err);
 
+    if (r == 0)
+        r = pack_folder(&packer, "", err);
+    ignore_free(&packer.ignore);
     if (r < 0)
         return r;
     if (facts.file_count == 0)

@@ -8,6 +8,9 @@
  * it. Entries are sorted and carry no times or owners, so the same files give the same digest and
  * a second push of them uploads nothing new.
  *
+ * Hidden files are left out, and what .truss_ignore at the top names (cli/ignore.h); without that
+ * file, compiled Python.
+ *
  * Thread: the only one of a command.   Tests: tests/unit/test_push_archive.c
  */
 
@@ -23,7 +26,8 @@ struct push_archive {
     int fd; /* at its start; the caller closes it */
     uint64_t size;
     uint64_t file_count, content_size;
-    char digest[65]; /* SHA-256 of the archive, hex */
+    uint64_t left_out_count; /* files and folders that .truss_ignore names */
+    char digest[65];         /* SHA-256 of the archive, hex */
 };
 
 int push_archive_make(const char *folder, struct push_archive *ret_archive,

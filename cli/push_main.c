@@ -22,7 +22,7 @@ int push_main(int argc, char **argv);
 
 #define PUSH_SETTINGS                                                                              \
     VERB_COMMON_SETTINGS                                                                           \
-    SETTING_STRING(name, "", "name of the model; empty: the directory's")                          \
+    SETTING_STRING(name, "", "name of the model; empty: config.yaml's, else the directory's")      \
     SETTING_STRING(deployment_name, "", "name of this deployment; empty: deployment-N")            \
     SETTING_STRING(environment, "",                                                                \
                    "environment to point at it once it is ready; empty: production if it is the "  \
@@ -167,6 +167,53 @@ static int report(const json_t *state, bool json)
     return CLI_EXIT_FAILED;
 }
 
+/* config.yaml's model_name, where it can be a name here; NULL: it has none. The caller frees. */
+static char *name_of_config(const char *settings)
+{
+    static const char good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
+    OWNED(client_json_free) json_t *root = json_loads(settings, 0, NULL);
+    const json_t *config = json_object_get(root, "truss");
+    const char *name = json_string_value(json_object_get(config, "model_name"));
+
+    if (name == NULL || *name == '\0')
+        return NULL;
+    if (strlen(name) <= 64 && strspn(name, good) == strlen(name))
+        return xstrdup(name);
+    (void)fprintf(stderr,
+                  "warning: model_name: '%.80s' is no name here (a-z A-Z 0-9 . _ -); the "
+                  "directory's name is used, or --name\n",
+                  name);
+    return NULL;
+}
+
+/* Decides as the gateway will, before anything is sent, and says what is to be known. Fills in the
+ * model's name when it is NULL. */
+static int check_folder(const char *folder, char **name, struct err *err)
+{
+    OWNED(model_facts_done) struct model_facts facts = {.file_count = 0};
+    OWNED(model_plan_done) struct model_plan plan = {.settings = NULL};
+    OWNED(client_json_free) json_t *warnings = NULL;
+    size_t i;
+    json_t *warning;
+    int r = push_archive_look(folder, &facts, err);
+
+    if (r == 0)
+        r = model_plan_make(&facts, &plan, err);
+    if (r < 0)
+        return r;
+    (void)fprintf(stderr, "engine %s: %s\n", plan.engine, plan.why);
+    if (*name == NULL)
+        *name = name_of_config(plan.settings);
+    if (*name == NULL)
+        *name = name_of_folder(folder);
+    warnings = plan.warnings == NULL ? NULL : json_loads(plan.warnings, 0, NULL);
+    json_array_foreach(warnings, i, warning)
+    {
+        (void)fprintf(stderr, "warning: %s\n", json_string_value(warning));
+    }
+    return 0;
+}
+
 static int push_run(const struct client *client, const void *values, char **operands,
                     int operand_count)
 {
@@ -181,12 +228,14 @@ static int push_run(const struct client *client, const void *values, char **oper
 
     if (!verb_operands("one directory", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
-    name = *settings->name != '\0' ? xstrdup(settings->name) : name_of_folder(operands[0]);
-    if (push_archive_make(operands[0], &archive, &err) < 0)
+    name = *settings->name != '\0' ? xstrdup(settings->name) : NULL;
+    if (check_folder(operands[0], &name, &err) < 0 ||
+        push_archive_make(operands[0], &archive, &err) < 0)
         return client_complain("push", &err);
-    (void)fprintf(stderr, "%llu files, %.1f MB, packed %.1f MB, sha-256 %.12s\n",
+    (void)fprintf(stderr, "%llu files, %.1f MB, packed %.1f MB, sha-256 %.12s; %llu left out\n",
                   (unsigned long long)archive.file_count, (double)archive.content_size / 1e6,
-                  (double)archive.size / 1e6, archive.digest);
+                  (double)archive.size / 1e6, archive.digest,
+                  (unsigned long long)archive.left_out_count);
     r = upload_archive(client, settings, name, &archive, &answer, &err);
     (void)close(archive.fd);
     if (r < 0)
@@ -208,7 +257,7 @@ static int push_run(const struct client *client, const void *values, char **oper
 int push_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
-        {NULL, "DIR", "Deploys a model directory: Hugging Face files need no code.", push_rows,
+        {NULL, "DIR", "Deploys a model directory: a Truss, ONNX or Hugging Face files.", push_rows,
          COUNT_OF(push_rows), sizeof(struct push_settings), push_run},
     };
     static const struct verb verb = {"push", "", actions, COUNT_OF(actions)};

@@ -62,7 +62,7 @@ struct agent {
     struct loop_timer *poll_timer, *tick_timer, *second_timer, *end_timer;
     LIST_HEAD(, agent_process) processes;
     char host[256];
-    char *cache, *logs, *lock_path;
+    char *cache, *made, *logs, *lock_path;
     int lock_fd;
     uint32_t gone_unreported, fetching;
     uint64_t sweep_ms;  /* when the next sweep is due; 0: there was none yet */

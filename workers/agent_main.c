@@ -154,11 +154,14 @@ static int agent_make_folders(struct agent *agent, struct err *err)
     if (folder == NULL)
         return err_set_errno(err, ERR_IO, "%s", agent->settings.agent_dir);
     agent->cache = xasprintf("%s/models", folder);
+    agent->made = xasprintf("%s/made", folder);
     agent->logs = xasprintf("%s/logs", folder);
     agent->lock_path = xasprintf("%s/lock", folder);
     r = folder_make(agent->cache, err);
     if (r == 0)
         r = folder_make(agent->logs, err);
+    if (r == 0)
+        r = folder_make(agent->made, err);
     return r;
 }
 
@@ -235,6 +238,7 @@ static void agent_close(struct agent *agent)
     if (agent->lock_fd >= 0)
         (void)close(agent->lock_fd);
     free(agent->cache);
+    free(agent->made);
     free(agent->logs);
     free(agent->lock_path);
 }

@@ -26,7 +26,7 @@
 #include "workers/agent_int.h"
 
 #define BINARY "/proc/self/exe"
-#define ARGS_MAX 40
+#define ARGS_MAX 64
 #define ENV_MAX 512
 #define CMDLINE_SIZE 16384
 
@@ -141,6 +141,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xasprintf("--kafka-properties=%s", settings->kafka_properties));
     command_add(command, xasprintf("--blobs=%s", settings->blobs));
     command_add(command, xasprintf("--engines=%s", settings->engines));
+    command_add(command, xasprintf("--cache-dir=%s", agent->made));
+    command_add(command, xasprintf("--environment=%s", deployment->environment));
     command_add(command, xasprintf("--agent-lock=%s", agent->lock_path));
     command_add(command, xasprintf("--orphan-timeout=%llums",
                                    (unsigned long long)settings->orphan_timeout_ms));

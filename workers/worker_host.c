@@ -26,6 +26,7 @@ struct worker_host {
     enum confine_level isolation;
     uint64_t memory_size, process_count;
     bool confined;
+    char *cache_dir, *environment, *deployment;
     uint32_t thread_count, batch_token_max, slot_count;
 
     struct child *child;
@@ -117,6 +118,9 @@ static void host_on_hello(struct worker_host *host, const struct frame_hello *he
         .batch_token_max = host->batch_token_max,
         .req_count_max = host->slot_count,
         .settings = WIRE_TEXT_OF(host->settings_json),
+        .cache_dir = WIRE_TEXT_OF(host->cache_dir),
+        .environment = WIRE_TEXT_OF(host->environment),
+        .deployment = WIRE_TEXT_OF(host->deployment),
     };
     struct err err;
 
@@ -370,6 +374,9 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->isolation = options->isolation;
     host->memory_size = options->host_memory_size;
     host->process_count = options->host_process_count;
+    host->cache_dir = xstrdup(options->cache_dir);
+    host->environment = xstrdup(options->environment);
+    host->deployment = xstrdup(options->deployment);
     host->thread_count = options->thread_count;
     host->batch_token_max = options->batch_token_max;
     host->slot_count = options->slot_count;
@@ -397,5 +404,8 @@ void worker_host_free(struct worker_host **host_p)
     free(host->settings_json);
     free(host->isolation_read);
     free(host->group);
+    free(host->cache_dir);
+    free(host->environment);
+    free(host->deployment);
     free(host);
 }
