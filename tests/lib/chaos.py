@@ -262,8 +262,8 @@ class Hurt:
         self.began = self.ended = None
         self.in_flight = 0
 
-    def load_up(self):
-        while chaos_load.in_flight(self.stack, self.load) < BURST:
+    def load_up(self, count=BURST):
+        while chaos_load.in_flight(self.stack, self.load) < count:
             self.load.burst(BURST)
 
     def begin(self):
@@ -457,7 +457,7 @@ class Hurt:
         wait_until("the second gateway", lambda: is_ready(url), 60, 0.1)
         here = list(self.load.urls)
         self.load.urls[:] = [url]
-        self.load_up()
+        self.load_up(2 * BURST)  # jobs end until the submit comes that it is held at
         self.world.arm(self.cell.step, there=True)
         self.cut_after(lambda: self.load.urls.__setitem__(slice(None), here))
         self.load.urls[:] = here
