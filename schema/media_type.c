@@ -9,6 +9,7 @@
 #include <strings.h>
 
 #include "base/assert.h"
+#include "base/json_fast.h"
 
 /* The characters of a token in RFC 9110. */
 static bool is_token_character(char c)
@@ -150,16 +151,28 @@ void media_append_member(struct buf *to, struct wire_bytes bytes)
     buf_append_text(to, text);
 }
 
+static bool is_json(struct wire_bytes bytes)
+{
+    OWNED(json_fast_free) struct json_fast *parser = json_fast_new();
+    struct err err;
+
+    return json_fast_check(parser, bytes.bytes, bytes.size, false, &err) == 0;
+}
+
 void media_append_value(struct buf *to, struct wire_text type, struct wire_bytes bytes)
 {
     OWNED(mem_free) char *text = NULL;
 
     if (media_type_is(type, MEDIA_TYPE_JSON)) {
-        if (bytes.size > 0)
-            buf_append(to, bytes.bytes, bytes.size);
-        else
+        if (bytes.size == 0) {
             buf_append_text(to, "null");
-        return;
+            return;
+        }
+        if (is_json(bytes)) {
+            buf_append(to, bytes.bytes, bytes.size);
+            return;
+        }
+        type = WIRE_TEXT_OF(MEDIA_TYPE_JSON); /* also where it was left out */
     }
     text = string_of(bytes);
     if (text != NULL) {

@@ -35,5 +35,6 @@ bool media_type_listed(const char *list, const char *name);
 void media_append_member(struct buf *to, struct wire_bytes bytes);
 
 /* Appends bytes of that type as a JSON value: JSON as it is (nothing at all is null), text as a
- * string, the rest as {"content_type", "base64"}. */
+ * string, the rest as {"content_type", "base64"}. What is called JSON and is none counts as text:
+ * the value never ends before its bytes do. */
 void media_append_value(struct buf *to, struct wire_text type, struct wire_bytes bytes);

@@ -187,7 +187,7 @@ static void env_filter(const char *home)
     (void)setenv("APP_HOME", "/app", 0);
 }
 
-static void limit(int resource, uint64_t value)
+static void limit(enum __rlimit_resource resource, uint64_t value)
 {
     struct rlimit now;
     struct rlimit wanted = {value, value};

@@ -269,7 +269,7 @@ static int refuse_sockets(scmp_filter_ctx filter, bool no_connect)
             allowed = allowed || families[i] == family;
         if (!allowed)
             r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1,
-                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)family));
+                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)family, 0));
     }
     if (r == 0 && no_connect)
         r = refuse(filter, SCMP_SYS(connect));

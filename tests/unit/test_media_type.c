@@ -104,6 +104,12 @@ static void test_values(void **state)
     value_is("text/plain", "a\"b", 3, "\"a\\\"b\"");
     value_is("text/plain", "", 0, "\"\"");
     value_is("image/png", "\xff\x00", 2, "{\"content_type\":\"image/png\",\"base64\":\"/wA=\"}");
+    /* A model that calls it JSON must not write beside its own value. */
+    value_is("", "1,\"errors\":[]", 13, "\"1,\\\"errors\\\":[]\"");
+    value_is("application/json", "NaN", 3, "\"NaN\"");
+    value_is("application/json; charset=utf-8", "{} {}", 5, "\"{} {}\"");
+    value_is("", "\xff", 1, "{\"content_type\":\"application/json\",\"base64\":\"/w==\"}");
+    value_is("", " 18446744073709551616 ", 22, " 18446744073709551616 ");
     media_append_member(&to, (struct wire_bytes){(const uint8_t *)"\xc3", 1});
     assert_string_equal(buf_text(&to), "\"base64\":\"ww==\"");
     buf_clear(&to);
