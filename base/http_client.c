@@ -500,7 +500,10 @@ static void transfer_set_body(struct http_transfer *transfer)
     CURL *easy = transfer->easy;
     const char *method = send->method;
 
-    if (send->body == NULL && send->body_size > 0) {
+    if (method != NULL && strcmp(method, "HEAD") == 0) { /* no answer to it has a body either */
+        (void)curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
+        method = NULL;
+    } else if (send->body == NULL && send->body_size > 0) {
         (void)curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
         (void)curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)send->body_size);
         (void)curl_easy_setopt(easy, CURLOPT_READFUNCTION, transfer_read_file);
@@ -513,9 +516,6 @@ static void transfer_set_body(struct http_transfer *transfer)
         (void)curl_easy_setopt(easy, CURLOPT_POST, 1L);
         (void)curl_easy_setopt(easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)send->body_size);
         (void)curl_easy_setopt(easy, CURLOPT_POSTFIELDS, send->body == NULL ? "" : send->body);
-    } else if (method != NULL && strcmp(method, "HEAD") == 0) {
-        (void)curl_easy_setopt(easy, CURLOPT_NOBODY, 1L);
-        method = NULL;
     }
     if (method != NULL)
         (void)curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, method);

@@ -88,7 +88,7 @@ int http_transfer_status(const struct http_transfer *transfer);
 typedef bool http_receive_call(const void *bytes, size_t size, void *opaque);
 
 struct http_send {
-    const char *method; /* NULL: GET, or POST with a body */
+    const char *method; /* NULL: GET, or POST with a body; HEAD goes without one */
     const char *url;
     const struct http_header *headers; /* "Expect" is sent only with `sign` */
     size_t header_count;

@@ -113,6 +113,7 @@ static void test_answers(void **state)
          ERROR_CLASS_MODEL_ERROR, 500, "text/plain", "\"b\""},
         {"", "", "{\"do\":\"status\",\"status\":503,\"headers\":{\"Retry-After\":\"2\"}}",
          ERROR_CLASS_MODEL_UNAVAILABLE, 503, "application/json", "as ordered"},
+        {"", "HEAD /health", "{}", ERROR_CLASS_MODEL_ERROR, 501, "text/html", ""},
         {"", "", "{\"do\":\"status\",\"status\":204,\"body\":\"\"}", ERROR_CLASS_NONE, 204,
          "application/json", ""},
         {"", "bad route", "{}", ERROR_CLASS_BAD_INPUT, 0, "", ""},
