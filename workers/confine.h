@@ -60,6 +60,13 @@ void confine_describe(enum confine_level level, const char *network, char *to, s
 /* Whether `basic` confines files here: the kernel has Landlock. */
 bool confine_basic_has_files(void);
 
+/* Has a keeper, or bubblewrap, end all that is below it, also one that was stopped (SIGSTOP). */
+struct child;
+void confine_end(struct child *child);
+
+/* Removes the cgroups "<prefix>-<pid>" of processes that are no more, and ends what they hold. */
+void confine_group_sweep(const char *prefix);
+
 /* Ends what is left in the cgroup of that name and removes it; nothing when there is none. True
  * when the kernel killed a process of it for its memory limit. */
 bool confine_group_end(const char *name);

@@ -5,6 +5,7 @@
  * pids trees of version 1. All of ours stand below one folder `headrace` at the tree's root.
  */
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -153,6 +154,34 @@ static bool group_was_short(const char *group)
             return true;
     }
     return false;
+}
+
+/* Whether a folder's name is "<prefix>-<pid>" of a process that is no more. */
+static bool is_stale(const char *name, const char *prefix)
+{
+    size_t size = strlen(prefix);
+    const char *pid = name + size + 1;
+
+    if (strncmp(name, prefix, size) != 0 || name[size] != '-' || pid[0] == '\0' ||
+        pid[strspn(pid, "0123456789")] != '\0')
+        return false;
+    return kill((pid_t)strtoull(pid, NULL, 10), 0) < 0 && errno == ESRCH;
+}
+
+void confine_group_sweep(const char *prefix)
+{
+    for (size_t i = 0; i < COUNT_OF(trees); i++) {
+        OWNED(mem_free) char *base = xasprintf("%s/headrace", trees[i].path);
+        DIR *folder = opendir(base);
+        struct dirent *entry;
+
+        while (folder != NULL && (entry = readdir(folder)) != NULL) {
+            if (is_stale(entry->d_name, prefix))
+                (void)confine_group_end(entry->d_name);
+        }
+        if (folder != NULL)
+            (void)closedir(folder);
+    }
 }
 
 bool confine_group_end(const char *name)

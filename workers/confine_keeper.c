@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "workers/child.h"
 #include "workers/confine_int.h"
 
 #define KEEPER_LIMIT_MS 5000
@@ -120,6 +121,12 @@ static void keeper_run(pid_t pid, pid_t parent, const sigset_t *signals, const c
                 keeper_end(scratch, status);
         }
     }
+}
+
+void confine_end(struct child *child)
+{
+    child_signal(child, CONFINE_END_SIGNAL);
+    child_signal(child, SIGCONT);
 }
 
 int confine_keep(const char *scratch, struct err *err)

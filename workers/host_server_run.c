@@ -386,7 +386,7 @@ static void server_on_ended(void *opaque, const struct child_end *end)
 void host_server_killed(struct host_server *server)
 {
     if (server->child != NULL)
-        child_signal(server->child, CONFINE_END_SIGNAL);
+        confine_end(server->child);
 }
 
 void host_server_stop(struct host_server *server)

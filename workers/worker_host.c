@@ -16,6 +16,7 @@
 #include "workers/frame_link.h"
 
 #define HOST_WHY_SIZE 600
+#define KEEPER_MS 10000 /* what a keeper may take to end everything */
 
 struct worker_host {
     struct loop *loop;
@@ -34,6 +35,7 @@ struct worker_host {
     struct loop_watch *watch;
     struct loop_turn *turn;
     struct loop_timer *failed_start; /* reports from the loop, not from inside a call */
+    struct loop_timer *disobeyed;    /* a keeper was told to end, and should have */
     bool said_bye, final, blocked;
     enum error_class class;
     char why[HOST_WHY_SIZE];
@@ -74,6 +76,7 @@ static void host_on_end(void *opaque, const struct child_end *end)
     host_read_all(host); /* what it said before it died */
     host_close_link(host);
     child_free(&host->child);
+    loop_timer_stop(host->disobeyed);
     if (!host->said_bye) {
         (void)snprintf(why, sizeof(why), "the engine host %s", end->text);
         host_note(host, ERROR_CLASS_LOST_WORKER, why);
@@ -298,8 +301,24 @@ void worker_host_drain(struct worker_host *host)
 
 void worker_host_kill(struct worker_host *host)
 {
+    if (host->child == NULL)
+        return;
+    if (!host->confined) {
+        child_signal(host->child, SIGKILL);
+        return;
+    }
+    confine_end(host->child);
+    if (!loop_timer_is_running(host->disobeyed))
+        loop_timer_start(host->disobeyed, KEEPER_MS, 0);
+}
+
+/* The keeper itself is held up, by whom it should keep: what it leaves is ended by the cgroup. */
+static void host_on_disobeyed(void *opaque)
+{
+    struct worker_host *host = opaque;
+
     if (host->child != NULL)
-        child_signal(host->child, host->confined ? CONFINE_END_SIGNAL : SIGKILL);
+        child_signal(host->child, SIGKILL);
 }
 
 /* ---- life ---- */
@@ -382,6 +401,8 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->slot_count = options->slot_count;
     host->turn = loop_turn_new(loop, host_on_turn, host);
     host->failed_start = loop_timer_new(loop, host_on_failed_start, host);
+    host->disobeyed = loop_timer_new(loop, host_on_disobeyed, host);
+    confine_group_sweep(options->worker); /* what an earlier boot left that had no end of its own */
     return host;
 }
 
@@ -396,6 +417,7 @@ void worker_host_free(struct worker_host **host_p)
     host_close_link(host);
     loop_turn_free(&host->turn);
     loop_timer_free(&host->failed_start);
+    loop_timer_free(&host->disobeyed);
     free(host->engines_folder);
     free(host->engine);
     free(host->dir);

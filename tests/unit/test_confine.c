@@ -24,8 +24,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/loop.h"
 #include "base/mem.h"
 #include "tests/unit/processes.h"
+#include "workers/child.h"
 #include "workers/confine.h"
 
 #define ARGS_MAX 24
@@ -341,6 +343,79 @@ static void test_nothing_is_left(void **state)
     }
 }
 
+static bool group_is_there(const char *group)
+{
+    static const char *const trees[] = {"", "/memory", "/pids"};
+    bool found = false;
+
+    for (size_t i = 0; i < COUNT_OF(trees); i++) {
+        OWNED(mem_free) char *path = xasprintf("/sys/fs/cgroup%s/headrace/%s", trees[i], group);
+
+        found = found || access(path, F_OK) == 0;
+    }
+    return found;
+}
+
+/* A keeper that was stopped hears what it is told as soon as it may, and that is at once. */
+static void test_a_stopped_keeper_ends(void **state)
+{
+    static const char *const levels[] = {"--level=off", "--level=basic", "--level=auto"};
+    struct world *world = *state;
+    struct loop *loop;
+    struct err err;
+
+    assert_int_equal(loop_open(&loop, &err), 0);
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        const char *const more[] = {levels[i], NULL};
+        struct child *child;
+        int fds[2], status;
+        char byte;
+        pid_t pid;
+
+        assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+        pid = start(world, more, "echo; sleep 77006", fds);
+        (void)close(fds[1]);
+        assert_int_equal(read(fds[0], &byte, 1), 1);
+        want_sleeper("77006", true);
+        assert_int_equal(child_watch(loop, pid, child_start_ticks(pid), NULL, NULL, &child, &err),
+                         0);
+        assert_int_equal(kill(pid, SIGSTOP), 0);
+        assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+        assert_true(WIFSTOPPED(status));
+        confine_end(child);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        want_sleeper("77006", false);
+        child_free(&child);
+        (void)close(fds[0]);
+    }
+    loop_close(&loop);
+}
+
+/* A worker that was killed has left a cgroup of its name; the next one of that name removes it. */
+static void test_groups_of_the_dead_are_swept(void **state)
+{
+    struct world *world = *state;
+    OWNED(mem_free) char *mine = xasprintf("test-sweep-%d", (int)getpid());
+    OWNED(mem_free) char *group = NULL, *option = NULL;
+    pid_t dead = fork();
+    const char *more[] = {"--level=basic", "--processes=50", NULL, NULL};
+    int status;
+
+    if (dead == 0)
+        _exit(0);
+    assert_int_equal(waitpid(dead, &status, 0), dead);
+    group = xasprintf("%s-%d", mine, (int)dead);
+    option = xasprintf("--group=%s", group);
+    more[2] = option;
+    assert_int_equal(run(world, more, "true"), 0);
+    if (!group_is_there(group))
+        skip(); /* no cgroups for us here */
+    confine_group_sweep("test-other");
+    assert_true(group_is_there(group));
+    confine_group_sweep(mine);
+    assert_false(group_is_there(group));
+}
+
 static void test_bad_use(void **state)
 {
     static const struct {
@@ -372,6 +447,8 @@ int main(int argc, char **argv)
                                         world_close),
         cmocka_unit_test_setup_teardown(test_memory_over_the_limit, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_nothing_is_left, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_a_stopped_keeper_ends, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_groups_of_the_dead_are_swept, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_bad_use, world_open, world_close),
     };
 
