@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "chains/plan.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/assert.h"
+#include "base/buf.h"
+#include "schema/chain_template.h"
+
+enum item_state { ITEM_IDLE, ITEM_LIVE, ITEM_OVER };
+
+struct step_run {
+    enum plan_state state;
+    json_t *items;  /* what a map goes over; NULL: no map */
+    json_t *output; /* of the step, or the list of a map while it grows; NULL: nobody reads it */
+    uint8_t *item_state;
+    uint32_t item_count, next_item, live_count, over_count, failure_count;
+    char error_class[32], error[PLAN_ERROR_SIZE];
+};
+
+struct plan {
+    const struct chain *chain;
+    const char *run;
+    json_t *input, *scope; /* scope: the `steps` of templates */
+    struct step_run *steps;
+    uint64_t over; /* bits of steps that are final */
+    size_t kept_size;
+    bool failed, canceled, finished;
+    uint32_t cancel_step, cancel_item; /* how far the CANCELs are */
+    char error[PLAN_ERROR_SIZE];
+};
+
+struct plan *plan_new(const struct chain *chain, json_t *input, const char *run)
+{
+    struct plan *plan = xcalloc(1, sizeof(*plan));
+
+    plan->chain = chain;
+    plan->run = run;
+    plan->input = input;
+    plan->scope = json_object();
+    plan->steps = xcalloc(chain->step_count, sizeof(*plan->steps));
+    return plan;
+}
+
+void plan_free(struct plan **plan_p)
+{
+    struct plan *plan = TAKE(*plan_p);
+
+    if (plan == NULL)
+        return;
+    for (size_t i = 0; i < plan->chain->step_count; i++) {
+        json_decref(plan->steps[i].items);
+        json_decref(plan->steps[i].output);
+        free(plan->steps[i].item_state);
+    }
+    free(plan->steps);
+    json_decref(plan->scope);
+    json_decref(plan->input);
+    free(plan);
+}
+
+bool plan_reads(const struct plan *plan, uint32_t step)
+{
+    return (plan->chain->used >> step & 1) != 0;
+}
+
+enum plan_state plan_state_of(const struct plan *plan, uint32_t step)
+{
+    return plan->steps[step].state;
+}
+
+uint32_t plan_item_count(const struct plan *plan, uint32_t step)
+{
+    return plan->steps[step].item_count;
+}
+
+const char *plan_state_name(enum plan_state state)
+{
+    static const char *const names[] = {"waiting", "running", "succeeded", "skipped", "failed"};
+
+    return names[state];
+}
+
+/* The run fails, for the first reason that there is. */
+static void run_fail(struct plan *plan, const char *step, const char *why)
+{
+    if (plan->failed)
+        return;
+    plan->failed = true;
+    (void)snprintf(plan->error, sizeof(plan->error), "%s%s%s%.400s", step[0] == '\0' ? "" : "step ",
+                   step, step[0] == '\0' ? "" : ": ", why);
+}
+
+/* ---- steps that end ---- */
+
+/* From here on templates can name it. */
+static void step_end(struct plan *plan, size_t at, enum plan_state state)
+{
+    struct step_run *step = &plan->steps[at];
+    json_t *error = state == PLAN_FAILED ? json_pack("{s:s, s:s}", "class", step->error_class,
+                                                     "message", step->error)
+                                         : json_null();
+    json_t *output = step->output != NULL && state == PLAN_SUCCEEDED ? json_incref(step->output)
+                                                                     : json_null();
+
+    step->state = state;
+    plan->over |= UINT64_C(1) << at;
+    (void)json_object_set_new(plan->scope, plan->chain->steps[at].name,
+                              json_pack("{s:o, s:s, s:o}", "output", output, "state",
+                                        plan_state_name(state), "error",
+                                        error != NULL ? error : json_null()));
+    json_decref(step->items);
+    json_decref(step->output);
+    step->items = step->output = NULL;
+}
+
+/* A step cannot be what it should: the run is over, or the step is. */
+static void step_fail(struct plan *plan, size_t at, const char *class, const char *why)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+
+    mem_copy_text(step->error_class, class);
+    mem_copy_text(step->error, why);
+    if (!declared->may_fail) {
+        step->state = PLAN_FAILED;
+        run_fail(plan, declared->name, why);
+    } else if (step->live_count == 0) {
+        step_end(plan, at, PLAN_FAILED);
+    } /* else: when the last of its jobs is over */
+}
+
+static bool step_has_failed(const struct step_run *step)
+{
+    return step->error_class[0] != '\0';
+}
+
+static void step_check_end(struct plan *plan, size_t at)
+{
+    struct step_run *step = &plan->steps[at];
+
+    if (step->state != PLAN_RUNNING || plan->failed)
+        return;
+    if (step_has_failed(step)) {
+        if (step->live_count == 0)
+            step_end(plan, at, PLAN_FAILED);
+    } else if (step->over_count == step->item_count) {
+        step_end(plan, at, PLAN_SUCCEEDED);
+    }
+}
+
+/* ---- steps that begin ---- */
+
+static int make(const struct plan *plan, const json_t *template, const json_t *item, uint64_t index,
+                json_t **ret_value, struct err *err)
+{
+    const struct chain_scope scope = {
+        .input = plan->input, .steps = plan->scope, .item = item, .index = index, .run = plan->run};
+
+    return chain_template_make(template, &scope, ret_value, err);
+}
+
+/* 1, 0, or an error. */
+static int condition(const struct plan *plan, const json_t *template, struct err *err)
+{
+    json_t *value;
+    int r = make(plan, template, NULL, 0, &value, err);
+
+    if (r < 0)
+        return r;
+    r = chain_template_is_true(value);
+    json_decref(value);
+    return r;
+}
+
+/* 1: it runs; 0: it is skipped. */
+static int step_wanted(const struct plan *plan, const struct chain_step *declared, struct err *err)
+{
+    int r = declared->when == NULL ? 1 : condition(plan, declared->when, err);
+
+    if (r < 0)
+        return err_wrap(err, "when");
+    if (r == 0 || declared->unless == NULL)
+        return r;
+    r = condition(plan, declared->unless, err);
+    return r < 0 ? err_wrap(err, "unless") : !r;
+}
+
+static int step_open_map(const struct plan *plan, const struct chain_step *declared,
+                         struct step_run *step, struct err *err)
+{
+    static const char *const names[] = {
+        [JSON_OBJECT] = "an object", [JSON_STRING] = "a text", [JSON_INTEGER] = "a number",
+        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",     [JSON_FALSE] = "false",
+        [JSON_NULL] = "null"};
+    int r = make(plan, declared->map, NULL, 0, &step->items, err);
+
+    if (r < 0)
+        return err_wrap(err, "map");
+    if (!json_is_array(step->items))
+        return err_set(err, ERR_MISMATCH, "map is over %s, it must be a list",
+                       names[json_typeof(step->items)]);
+    if (json_array_size(step->items) > CHAIN_ITEMS_MAX)
+        return err_set(err, ERR_TOO_BIG, "map is over %zu items, at most %u are allowed",
+                       json_array_size(step->items), CHAIN_ITEMS_MAX);
+    step->item_count = (uint32_t)json_array_size(step->items);
+    step->output = json_array();
+    for (uint32_t i = 0; i < step->item_count; i++)
+        (void)json_array_append_new(step->output, json_null());
+    return 0;
+}
+
+static void step_begin(struct plan *plan, size_t at)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+    struct err err;
+    int r = step_wanted(plan, declared, &err);
+
+    if (r == 0) {
+        step_end(plan, at, PLAN_SKIPPED);
+        return;
+    }
+    step->state = PLAN_RUNNING;
+    step->item_count = 1;
+    if (r > 0 && declared->map != NULL)
+        r = step_open_map(plan, declared, step, &err);
+    if (r < 0) {
+        step->item_count = 0;
+        step_fail(plan, at, "bad_input", err.text);
+        return;
+    }
+    step->item_state = xcalloc((size_t)step->item_count + 1, 1);
+    step_check_end(plan, at); /* of nothing */
+}
+
+/* ---- to-dos ---- */
+
+static int dump_to(const char *bytes, size_t size, void *opaque)
+{
+    struct buf *to = opaque;
+
+    buf_append(to, bytes, size);
+    return to->failed ? -1 : 0;
+}
+
+/* The value as JSON, the caller's to free. */
+static int dump(const json_t *value, size_t limit, const char *what, struct plan_todo *todo,
+                struct err *err)
+{
+    struct buf to = BUF_WITH_LIMIT(limit);
+    int r = json_dump_callback(value, dump_to, &to, JSON_COMPACT | JSON_ENCODE_ANY);
+
+    if (to.failed)
+        r = err_set(err, ERR_TOO_BIG, "%s has more than %zu bytes", what, limit);
+    else if (r < 0)
+        r = err_set(err, ERR_MALFORMED, "%s cannot be written as JSON", what);
+    if (r < 0) {
+        buf_done(&to);
+        return r;
+    }
+    todo->text_size = to.size;
+    todo->text = (char *)to.bytes;
+    return 0;
+}
+
+static int submit_make(const struct plan *plan, size_t at, uint32_t item, struct plan_todo *todo,
+                       struct err *err)
+{
+    const struct step_run *step = &plan->steps[at];
+    const json_t *of = step->items == NULL ? NULL : json_array_get(step->items, item);
+    json_t *value;
+    int r = make(plan, plan->chain->steps[at].input, of, item, &value, err);
+
+    if (r < 0)
+        return err_wrap(err, "input");
+    *todo = (struct plan_todo){.type = PLAN_SUBMIT, .step = (uint32_t)at, .item = item};
+    r = dump(value, PLAN_STEP_INPUT_MAX, "input", todo, err);
+    json_decref(value);
+    return r;
+}
+
+static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+    struct err err;
+
+    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0)
+        step_begin(plan, at);
+    if (step->state != PLAN_RUNNING || plan->failed || step_has_failed(step) ||
+        step->next_item == step->item_count || step->live_count >= declared->max_parallel)
+        return false;
+    if (submit_make(plan, at, step->next_item, todo, &err) < 0) {
+        step_fail(plan, at, "bad_input", err.text);
+        return false;
+    }
+    step->item_state[step->next_item++] = ITEM_LIVE;
+    step->live_count++;
+    return true;
+}
+
+/* The next job that is still out there. */
+static bool cancel_next(struct plan *plan, struct plan_todo *todo)
+{
+    for (; plan->cancel_step < plan->chain->step_count;
+         plan->cancel_step++, plan->cancel_item = 0) {
+        const struct step_run *step = &plan->steps[plan->cancel_step];
+
+        while (step->live_count > 0 && plan->cancel_item < step->next_item) {
+            uint32_t item = plan->cancel_item++;
+
+            if (step->item_state[item] != ITEM_LIVE)
+                continue;
+            *todo = (struct plan_todo){
+                .type = PLAN_CANCEL, .step = plan->cancel_step, .item = item};
+            return true;
+        }
+    }
+    return false;
+}
+
+/* All steps are over: what the run came to. */
+static void finish_make(struct plan *plan, struct plan_todo *todo)
+{
+    const json_t *last = json_object_get(plan->scope,
+                                         plan->chain->steps[plan->chain->step_count - 1].name);
+    json_t *value = NULL;
+    struct err err;
+    int r = 0;
+
+    *todo = (struct plan_todo){.type = PLAN_FINISH};
+    if (plan->chain->output != NULL)
+        r = make(plan, plan->chain->output, NULL, 0, &value, &err);
+    else
+        value = json_incref(json_object_get(last, "output"));
+    if (r == 0)
+        r = dump(value, PLAN_OUTPUT_MAX, "it", todo, &err);
+    json_decref(value);
+    if (r < 0) {
+        (void)err_wrap(&err, "output");
+        run_fail(plan, "", err.text);
+    }
+}
+
+static bool all_over(const struct plan *plan)
+{
+    size_t count = plan->chain->step_count;
+
+    return plan->over == (count == 64 ? UINT64_MAX : (UINT64_C(1) << count) - 1);
+}
+
+bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
+{
+    uint64_t before;
+
+    if (plan->finished)
+        return false;
+    do { /* a step that is skipped lets others begin */
+        before = plan->over;
+        for (size_t i = 0; i < plan->chain->step_count && !plan->failed && !plan->canceled; i++) {
+            if (step_next(plan, i, ret_todo))
+                return true;
+        }
+    } while (plan->over != before);
+    if (plan->failed || plan->canceled) {
+        if (cancel_next(plan, ret_todo))
+            return true;
+    } else if (!all_over(plan)) {
+        return false;
+    }
+    plan->finished = true;
+    if (plan->canceled)
+        return false;
+    if (plan->failed)
+        *ret_todo = (struct plan_todo){.type = PLAN_FINISH};
+    else
+        finish_make(plan, ret_todo);
+    ret_todo->error = plan->failed ? plan->error : NULL;
+    return true;
+}
+
+void plan_cancel(struct plan *plan)
+{
+    plan->canceled = true;
+}
+
+/* ---- events ---- */
+
+static void keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
+{
+    struct step_run *step = &plan->steps[at];
+    json_error_t where;
+    json_t *output = json_null();
+
+    if (!final->output_is_json) {
+        step_fail(plan, at, "bad_output", "its output is not JSON, and a template reads it");
+        return;
+    }
+    plan->kept_size += final->output.size;
+    if (plan->kept_size > PLAN_SIZE_MAX) {
+        step_fail(plan, at, "too_big", "the outputs that templates read have over 64 MiB together");
+        return;
+    }
+    if (final->output.size > 0)
+        output = json_loadb((const char *) final->output.bytes, final->output.size, JSON_DECODE_ANY,
+                            &where);
+    if (output == NULL) {
+        step_fail(plan, at, "bad_output", "its output is called JSON and is none");
+        return;
+    }
+    if (step->items != NULL) {
+        (void)json_array_set_new(step->output, item, output);
+    } else {
+        json_decref(step->output);
+        step->output = output;
+    }
+}
+
+static void item_failed(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+    const char *class = final->error_class == ERROR_CLASS_NONE
+                            ? job_state_name(final->state)
+                            : error_class_name(final->error_class);
+    size_t size = final->error_message.size > 300 ? 300 : final->error_message.size;
+    char why[PLAN_ERROR_SIZE], place[32] = "";
+
+    while (size > 0 && size < final->error_message.size &&
+           ((unsigned char) final->error_message.text[size] & 0xc0) == 0x80)
+        size--; /* not inside of a character */
+    if (declared->map != NULL && ++step->failure_count <= declared->max_failures)
+        return;
+    if (declared->map != NULL)
+        (void)snprintf(place, sizeof(place), "item %u: ", item);
+    (void)snprintf(why, sizeof(why), "%s%s (%s)%s%.*s", place, job_state_name(final->state), class,
+                   size > 0 ? ": " : "", (int)size, size > 0 ? final->error_message.text : "");
+    step_fail(plan, at, class, why);
+}
+
+void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct plan_final *final)
+{
+    struct step_run *step = at < plan->chain->step_count ? &plan->steps[at] : NULL;
+
+    assert(job_state_final(final->state));
+    if (step == NULL || item >= step->item_count || step->item_state == NULL ||
+        step->item_state[item] != ITEM_LIVE)
+        return;
+    step->item_state[item] = ITEM_OVER;
+    step->live_count--;
+    step->over_count++;
+    if (plan->failed || plan->canceled || step_has_failed(step))
+        ;
+    else if (final->state != JOB_SUCCEEDED)
+        item_failed(plan, at, item, final);
+    else if (plan_reads(plan, at))
+        keep_output(plan, at, item, final);
+    step_check_end(plan, at);
+}

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The planner: what a run of a chain has to do next, from what its steps came to.
+ *
+ *     plan_new(chain, input, run)
+ *     while (plan_next(plan, &todo))        SUBMIT a job, CANCEL one, or the run is over: FINISH
+ *     plan_on_final(plan, step, item, …)    a job that was submitted is final
+ *
+ *     step:  WAITING ─▶ RUNNING ─▶ SUCCEEDED | FAILED        FAILED goes on only where it may
+ *               └────▶ SKIPPED
+ *
+ * Everything that is submitted follows from the chain, the input and what steps came to: a run that
+ * is planned anew asks for the same jobs with the same inputs. So its coordinator needs no memory:
+ * it answers each SUBMIT of a new plan from what the ledger knows already.
+ *
+ * Every event is taken once: a second one about the same job changes nothing. Memory: a byte an
+ * item, and outputs that a template reads, up to PLAN_SIZE_MAX; beyond, the run fails.
+ *
+ * Pure, but for memory. Thread: any.
+ * Tests: tests/unit/test_chain_plan.c, tests/unit/test_chain_sim.c
+ */
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/wire.h"
+#include "schema/chain.h"
+#include "schema/job.h"
+
+#define PLAN_SIZE_MAX (64u << 20)       /* outputs that are kept, as they came */
+#define PLAN_STEP_INPUT_MAX (16u << 20) /* one step's input, as JSON */
+#define PLAN_OUTPUT_MAX (64u << 20)     /* of the run */
+#define PLAN_ERROR_SIZE 512
+
+enum plan_state { PLAN_WAITING, PLAN_RUNNING, PLAN_SUCCEEDED, PLAN_SKIPPED, PLAN_FAILED };
+
+enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_FINISH };
+
+struct plan_todo {
+    enum plan_todo_type type;
+    uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map */
+    char *text;          /* SUBMIT: the input; FINISH: the output, NULL: it failed. The caller's */
+    size_t text_size;
+    const char *error; /* FINISH of a run that failed: says which step; the plan's */
+};
+
+/* How a job of a step ended. */
+struct plan_final {
+    enum job_state state;
+    enum error_class error_class;
+    struct wire_text error_message; /* borrowed for the call */
+    struct wire_bytes output;       /* SUCCEEDED: JSON, or nothing; borrowed for the call */
+    bool output_is_json;
+};
+
+struct plan;
+
+/* chain and run (the id as text) are borrowed for life; the input is a reference that is taken. */
+struct plan *plan_new(const struct chain *chain, json_t *input, const char *run);
+void plan_free(struct plan **plan_p);
+
+/* False: nothing before the next event. After a FINISH always. */
+bool plan_next(struct plan *plan, struct plan_todo *ret_todo);
+
+/* Of a job that was submitted; ignored when it is over already or was never asked for. */
+void plan_on_final(struct plan *plan, uint32_t step, uint32_t item, const struct plan_final *final);
+
+/* The run is over for another reason: CANCELs for what runs, then no FINISH. */
+void plan_cancel(struct plan *plan);
+
+/* Whether somebody reads the outputs of that step: others need not be fetched. */
+bool plan_reads(const struct plan *plan, uint32_t step);
+
+enum plan_state plan_state_of(const struct plan *plan, uint32_t step);
+uint32_t plan_item_count(const struct plan *plan,
+                         uint32_t step);            /* 0: not begun, or an empty map */
+const char *plan_state_name(enum plan_state state); /* "running"; static storage */

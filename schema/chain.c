@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "schema/chain.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "schema/chain_template.h"
+#include "schema/job.h"
+
+#define QUEUE_S_MAX ((json_int_t)JOB_QUEUE_LIMIT_S_MAX)
+
+/* What is being read, for errors and for who a template needs. */
+struct reading {
+    struct chain *chain;
+    struct chain_step *step; /* NULL: the chain's own output */
+    char where[120];
+};
+
+static bool name_is_good(const char *text)
+{
+    size_t size = strlen(text);
+
+    return size > 0 && size < CHAIN_NAME_SIZE &&
+           strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == size;
+}
+
+int chain_find(const struct chain *chain, const char *name)
+{
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if (strcmp(chain->steps[i].name, name) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+/* ---- keys ---- */
+
+static int read_name(struct chain_step *step, const char *key, const json_t *value, char *to,
+                     struct err *err)
+{
+    const char *text = json_string_value(value);
+
+    if (text == NULL || strlen(text) != json_string_length(value) || text[0] == '\0' ||
+        strlen(text) >= CHAIN_NAME_SIZE)
+        return err_set(err, ERR_RANGE, "step %s: %s must be a text of 1 to %d bytes", step->name,
+                       key, CHAIN_NAME_SIZE - 1);
+    mem_copy_text_at(to, CHAIN_NAME_SIZE, text);
+    return 0;
+}
+
+static int read_number(const struct chain_step *step, const char *key, const json_t *value,
+                       json_int_t lowest, json_int_t highest, uint64_t *ret_number, struct err *err)
+{
+    json_int_t number = json_integer_value(value);
+
+    if (!json_is_integer(value))
+        return err_set(err, ERR_MALFORMED, "step %s: %s must be a whole number", step->name, key);
+    if (number < lowest || number > highest)
+        return err_set(err, ERR_RANGE, "step %s: %s is %lld, it must be %lld to %lld", step->name,
+                       key, (long long)number, (long long)lowest, (long long)highest);
+    *ret_number = (uint64_t)number;
+    return 0;
+}
+
+static int read_u32(const struct chain_step *step, const char *key, const json_t *value,
+                    uint32_t lowest, uint32_t highest, uint32_t *ret_number, struct err *err)
+{
+    uint64_t number = 0;
+    int r = read_number(step, key, value, lowest, highest, &number, err);
+
+    if (r == 0)
+        *ret_number = (uint32_t)number;
+    return r;
+}
+
+static int read_retry(struct chain_step *step, const json_t *value, struct err *err)
+{
+    const char *key;
+    json_t *member;
+    int r = 0;
+
+    if (!json_is_object(value))
+        return err_set(err, ERR_MALFORMED, "step %s: retry must be an object", step->name);
+    json_object_foreach((json_t *)value, key, member)
+    {
+        if (strcmp(key, "max_attempts") == 0)
+            r = read_u32(step, "retry.max_attempts", member, 1, JOB_ATTEMPTS_MAX,
+                         &step->max_attempts, err);
+        else if (strcmp(key, "initial_delay_ms") == 0)
+            r = read_number(step, "retry.initial_delay_ms", member, 0, JOB_INITIAL_DELAY_MS_MAX,
+                            &step->initial_delay_ms, err);
+        else if (strcmp(key, "max_delay_ms") == 0)
+            r = read_number(step, "retry.max_delay_ms", member, 0, JOB_MAX_DELAY_MS_MAX,
+                            &step->max_delay_ms, err);
+        else
+            r = err_set(err, ERR_UNSUPPORTED,
+                        "step %s: retry has no key '%.60s'; there are max_attempts, "
+                        "initial_delay_ms and max_delay_ms",
+                        step->name, key);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int read_on_error(struct chain_step *step, const json_t *value, struct err *err)
+{
+    const char *text = json_is_string(value) ? json_string_value(value) : "";
+
+    step->may_fail = strcmp(text, "skip") == 0;
+    if (step->may_fail || strcmp(text, "fail") == 0)
+        return 0;
+    return err_set(err, ERR_RANGE, "step %s: on_error is '%.60s', it must be fail or skip",
+                   step->name, text);
+}
+
+static int read_condition(const struct chain_step *step, const char *key, const json_t *value,
+                          const json_t **to, struct err *err)
+{
+    if (!json_is_string(value) && !json_is_boolean(value))
+        return err_set(err, ERR_MALFORMED, "step %s: %s must be a template or a truth value",
+                       step->name, key);
+    *to = value;
+    return 0;
+}
+
+/* `needs` is read when all steps are known. */
+static int read_key(struct chain_step *step, const char *key, const json_t *value, struct err *err)
+{
+    uint64_t seconds = 0;
+    int r;
+
+    if (strcmp(key, "model") == 0)
+        return read_name(step, key, value, step->model, err);
+    if (strcmp(key, "environment") == 0)
+        return read_name(step, key, value, step->environment, err);
+    if (strcmp(key, "deployment") == 0)
+        return read_name(step, key, value, step->deployment, err);
+    if (strcmp(key, "max_parallel") == 0)
+        return read_u32(step, key, value, 1, CHAIN_PARALLEL_MAX, &step->max_parallel, err);
+    if (strcmp(key, "max_failures") == 0)
+        return read_u32(step, key, value, 0, CHAIN_ITEMS_MAX, &step->max_failures, err);
+    if (strcmp(key, "priority") == 0)
+        return read_u32(step, key, value, 0, JOB_PRIORITY_MAX, &step->priority, err);
+    if (strcmp(key, "retry") == 0)
+        return read_retry(step, value, err);
+    if (strcmp(key, "on_error") == 0)
+        return read_on_error(step, value, err);
+    if (strcmp(key, "when") == 0)
+        return read_condition(step, key, value, &step->when, err);
+    if (strcmp(key, "unless") == 0)
+        return read_condition(step, key, value, &step->unless, err);
+    if (strcmp(key, "timeout_seconds") == 0) {
+        r = read_number(step, key, value, 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000, &seconds, err);
+        step->run_limit_ms = seconds * 1000;
+        return r;
+    }
+    if (strcmp(key, "max_time_in_queue_seconds") == 0) {
+        r = read_number(step, key, value, JOB_QUEUE_LIMIT_S_MIN, QUEUE_S_MAX, &seconds, err);
+        step->queue_limit_ms = seconds * 1000;
+        return r;
+    }
+    if (strcmp(key, "input") == 0)
+        step->input = value;
+    else if (strcmp(key, "map") == 0)
+        step->map = value;
+    else if (strcmp(key, "needs") != 0)
+        return err_set(err, ERR_UNSUPPORTED, "step %s: there is no key '%.60s'", step->name, key);
+    return 0;
+}
+
+static int check_step(const struct chain_step *step, const json_t *json, struct err *err)
+{
+    if (step->model[0] == '\0')
+        return err_set(err, ERR_MALFORMED, "step %s: model is missing", step->name);
+    if (step->input == NULL)
+        return err_set(err, ERR_MALFORMED, "step %s: input is missing", step->name);
+    if (step->deployment[0] != '\0' && json_object_get(json, "environment") != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both environment and deployment are set",
+                       step->name);
+    if (step->map != NULL && !json_is_string(step->map) && !json_is_array(step->map))
+        return err_set(err, ERR_MALFORMED, "step %s: map must be a template or a list", step->name);
+    if (step->map == NULL && (json_object_get(json, "max_parallel") != NULL ||
+                              json_object_get(json, "max_failures") != NULL))
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: max_parallel and max_failures have a meaning only with map",
+                       step->name);
+    return 0;
+}
+
+static int read_step(struct chain_step *step, const char *name, const json_t *json, struct err *err)
+{
+    const char *key;
+    json_t *value;
+
+    if (!name_is_good(name))
+        return err_set(err, ERR_RANGE,
+                       "steps: '%.80s' is no name of a step: 1 to %d of a-z A-Z 0-9 _ -", name,
+                       CHAIN_NAME_SIZE - 1);
+    *step = (struct chain_step){.environment = "production",
+                                .max_parallel = CHAIN_PARALLEL_DEFAULT,
+                                .max_attempts = JOB_ATTEMPTS_DEFAULT,
+                                .initial_delay_ms = JOB_INITIAL_DELAY_MS_DEFAULT,
+                                .max_delay_ms = JOB_MAX_DELAY_MS_DEFAULT,
+                                .queue_limit_ms = (uint64_t)QUEUE_S_MAX * 1000};
+    mem_copy_text(step->name, name);
+    if (!json_is_object(json))
+        return err_set(err, ERR_MALFORMED, "step %s: must be an object", name);
+    json_object_foreach((json_t *)json, key, value)
+    {
+        int r = read_key(step, key, value, err);
+
+        if (r < 0)
+            return r;
+    }
+    return check_step(step, json, err);
+}
+
+/* ---- what needs what ---- */
+
+static int use_step(void *opaque, const char *name, struct err *err)
+{
+    struct reading *reading = opaque;
+    int at = chain_find(reading->chain, name);
+
+    if (at < 0)
+        return err_set(err, ERR_NOT_FOUND, "there is no step '%.64s'", name);
+    reading->chain->used |= UINT64_C(1) << at;
+    if (reading->step != NULL)
+        reading->step->needs |= UINT64_C(1) << at;
+    return 0;
+}
+
+static int read_template(struct reading *reading, const char *key, const json_t *value, bool item,
+                         struct err *err)
+{
+    char where[200];
+
+    if (value == NULL)
+        return 0;
+    mem_copy_text(where, reading->where);
+    mem_copy_text_at(where + strlen(where), sizeof(where) - strlen(where), key);
+    return chain_template_check(value, where, item, use_step, reading, err);
+}
+
+static int read_needs(struct chain *chain, struct chain_step *step, const json_t *needs,
+                      struct err *err)
+{
+    json_t *name;
+    size_t index;
+
+    if (needs != NULL && !json_is_array(needs))
+        return err_set(err, ERR_MALFORMED, "step %s: needs must be a list of steps", step->name);
+    json_array_foreach(needs, index, name)
+    {
+        int at = json_is_string(name) ? chain_find(chain, json_string_value(name)) : -1;
+
+        if (at < 0)
+            return err_set(err, ERR_NOT_FOUND, "step %s: needs.%zu: there is no step '%.64s'",
+                           step->name, index, json_is_string(name) ? json_string_value(name) : "");
+        step->needs |= UINT64_C(1) << at;
+    }
+    return 0;
+}
+
+static int link_step(struct chain *chain, struct chain_step *step, const json_t *json,
+                     struct err *err)
+{
+    struct reading reading = {.chain = chain, .step = step};
+    int r;
+
+    mem_copy_text(reading.where, "step ");
+    mem_copy_text_at(reading.where + 5, sizeof(reading.where) - 7, step->name);
+    mem_copy_text_at(reading.where + strlen(reading.where), 3, ": ");
+    r = read_template(&reading, "input", step->input, step->map != NULL, err);
+    if (r == 0)
+        r = read_template(&reading, "map", step->map, false, err);
+    if (r == 0)
+        r = read_template(&reading, "when", step->when, false, err);
+    if (r == 0)
+        r = read_template(&reading, "unless", step->unless, false, err);
+    return r == 0 ? read_needs(chain, step, json_object_get(json, "needs"), err) : r;
+}
+
+/* Walks from a step that can never begin to one that it waits for, until it meets one again. */
+static int tell_cycle(const struct chain *chain, uint64_t stuck, struct err *err)
+{
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(400);
+    size_t at = (size_t)__builtin_ctzll(stuck);
+
+    for (size_t i = 0; i < chain->step_count; i++) /* into the cycle itself */
+        at = (size_t)__builtin_ctzll(chain->steps[at].needs & stuck);
+    for (size_t first = at, i = 0; i == 0 || at != first; i++) {
+        buf_printf(&text, "%s -> ", chain->steps[at].name);
+        at = (size_t)__builtin_ctzll(chain->steps[at].needs & stuck);
+    }
+    buf_append_text(&text, chain->steps[at].name);
+    return err_set(err, ERR_MISMATCH, "steps wait for each other: %s",
+                   text.failed ? "a cycle of many" : buf_text(&text));
+}
+
+static int check_order(const struct chain *chain, struct err *err)
+{
+    uint64_t done = 0, before = UINT64_MAX, all = 0;
+
+    for (size_t i = 0; i < chain->step_count; i++)
+        all |= UINT64_C(1) << i;
+    while (done != before) {
+        before = done;
+        for (size_t i = 0; i < chain->step_count; i++) {
+            if ((chain->steps[i].needs & ~done) == 0)
+                done |= UINT64_C(1) << i;
+        }
+    }
+    return done == all ? 0 : tell_cycle(chain, all & ~done, err);
+}
+
+/* ---- the whole ---- */
+
+static int check_size(const json_t *json, struct err *err)
+{
+    size_t size = json_dumpb(json, NULL, 0, JSON_COMPACT);
+
+    if (size == 0 || size > CHAIN_SIZE_MAX)
+        return err_set(err, ERR_TOO_BIG, "the chain has %zu bytes as JSON, at most %u are allowed",
+                       size, CHAIN_SIZE_MAX);
+    return 0;
+}
+
+static int check_keys(const json_t *json, struct err *err)
+{
+    const json_t *description = json_object_get(json, "description");
+    const char *key;
+    json_t *value;
+
+    if (!json_is_object(json))
+        return err_set(err, ERR_MALFORMED, "a chain must be an object");
+    json_object_foreach((json_t *)json, key, value)
+    {
+        if (strcmp(key, "description") != 0 && strcmp(key, "steps") != 0 &&
+            strcmp(key, "output") != 0)
+            return err_set(err, ERR_UNSUPPORTED,
+                           "a chain has no key '%.60s'; there are description, steps and output",
+                           key);
+    }
+    if (description != NULL && !json_is_string(description))
+        return err_set(err, ERR_MALFORMED, "description must be a text");
+    if (!json_is_object(json_object_get(json, "steps")))
+        return err_set(err, ERR_MALFORMED, "steps must be an object: a member for each step");
+    return 0;
+}
+
+static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
+{
+    const char *name;
+    json_t *json;
+    int r = 0;
+
+    if (json_object_size(steps) == 0 || json_object_size(steps) > CHAIN_STEPS_MAX)
+        return err_set(err, ERR_RANGE, "steps has %zu members, it must have 1 to %d",
+                       json_object_size(steps), CHAIN_STEPS_MAX);
+    chain->steps = xcalloc(json_object_size(steps), sizeof(*chain->steps));
+    json_object_foreach((json_t *)steps, name, json)
+    {
+        r = read_step(&chain->steps[chain->step_count], name, json, err);
+        if (r < 0)
+            return r;
+        chain->step_count++;
+    }
+    for (size_t i = 0; i < chain->step_count && r == 0; i++)
+        r = link_step(chain, &chain->steps[i], json_object_get(steps, chain->steps[i].name), err);
+    return r == 0 ? check_order(chain, err) : r;
+}
+
+int chain_parse(json_t *json, struct chain **ret_chain, struct err *err)
+{
+    OWNED(chain_free) struct chain *chain = xcalloc(1, sizeof(*chain));
+    struct reading reading = {.chain = chain};
+    int r = check_keys(json, err);
+
+    if (r == 0)
+        r = check_size(json, err);
+    if (r < 0)
+        return r;
+    chain->json = json_incref(json);
+    r = read_steps(chain, json_object_get(json, "steps"), err);
+    if (r < 0)
+        return r;
+    chain->output = json_object_get(json, "output");
+    r = read_template(&reading, "output", chain->output, false, err);
+    if (r < 0)
+        return r;
+    if (chain->output == NULL)
+        chain->used |= UINT64_C(1) << (chain->step_count - 1);
+    *ret_chain = TAKE(chain);
+    return 0;
+}
+
+void chain_free(struct chain **chain_p)
+{
+    struct chain *chain = TAKE(*chain_p);
+
+    if (chain == NULL)
+        return;
+    free(chain->steps);
+    json_decref(chain->json);
+    free(chain);
+}

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * A chain as somebody has declared it: its steps, what each of them needs, and what may go wrong.
+ * Read once from chain.yaml or its JSON, checked to the last key, never changed after that.
+ *
+ *     description: answers from documents
+ *     steps:
+ *       split:
+ *         model: splitter
+ *         input: {text: "{{input.text}}"}
+ *       embed:
+ *         model: minilm
+ *         map: "{{steps.split.output.chunks}}"
+ *         input: {text: "{{item}}"}
+ *         max_parallel: 8
+ *     output: "{{steps.embed.output}}"
+ *
+ * A step needs what its templates name, and what stands in its `needs`. The keys are in
+ * schema/chain.schema.json and docs/chains.md. An error names step and key, the value and the
+ * limit.
+ *
+ * Pure, but for memory. Thread: any.   Tests: tests/unit/test_chain.c, tests/fuzz/fuzz_chain.c
+ */
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#define CHAIN_STEPS_MAX 64         /* a set of them is one word */
+#define CHAIN_NAME_SIZE 65         /* 64 bytes and a terminator */
+#define CHAIN_SIZE_MAX (56u << 10) /* of its JSON: it travels as an engine's settings */
+#define CHAIN_ITEMS_MAX 100000u    /* of one map */
+#define CHAIN_PARALLEL_MAX 4096u
+#define CHAIN_PARALLEL_DEFAULT 16u
+
+struct chain_step {
+    char name[CHAIN_NAME_SIZE];
+    char model[CHAIN_NAME_SIZE]; /* id or name; of a chain as well: it is a model */
+    char environment[CHAIN_NAME_SIZE];
+    char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
+    const json_t *input;              /* a template; borrowed from the chain, as the next three */
+    const json_t *map;                /* of a list; NULL: one job */
+    const json_t *when, *unless;      /* NULL: always, never */
+    uint64_t needs;                   /* bits of steps that come before it */
+    uint32_t max_parallel;            /* jobs of a map at a time */
+    uint32_t max_failures;            /* items that may fail; their outputs are null */
+    bool may_fail;                    /* on_error: skip */
+    uint32_t max_attempts;
+    uint64_t initial_delay_ms, max_delay_ms;
+    uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
+    uint64_t queue_limit_ms; /* until its first attempt */
+    uint32_t priority;
+};
+
+struct chain {
+    json_t *json; /* all of it, as it was given */
+    struct chain_step *steps;
+    size_t step_count;
+    const json_t *output; /* a template; NULL: the output of the last step */
+    uint64_t used;        /* bits of steps whose output somebody reads */
+};
+
+/* Takes a reference of the object, which must not be changed any more. */
+int chain_parse(json_t *json, struct chain **ret_chain, struct err *err) MUST_CHECK;
+void chain_free(struct chain **chain_p);
+
+/* The place of the step; -1: there is none of that name. */
+int chain_find(const struct chain *chain, const char *name);

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "schema/chain_template.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/buf.h"
+
+#define OPENS "{{"
+#define CLOSES "}}"
+
+/* A reference as it stands between the braces, without the spaces around it. */
+struct reference {
+    char path[CHAIN_PATH_SIZE_MAX + 1];
+    bool optional; /* it ended in a question mark */
+    bool whole;    /* the text holds nothing else */
+};
+
+/* The text up to the next reference, then that; 0 when there is none any more. */
+struct scan {
+    const char *text;
+    const char *plain;
+    size_t plain_size;
+    struct reference reference;
+};
+
+static int scan_next(struct scan *scan, bool *ret_found, struct err *err)
+{
+    const char *begin = strstr(scan->text, OPENS), *end, *from, *beyond;
+    struct reference *reference = &scan->reference;
+
+    scan->plain = scan->text;
+    *ret_found = begin != NULL;
+    if (begin == NULL) {
+        scan->plain_size = strlen(scan->text);
+        scan->text += scan->plain_size;
+        return 0;
+    }
+    scan->plain_size = (size_t)(begin - scan->text);
+    from = begin + strlen(OPENS);
+    end = strstr(from, CLOSES);
+    if (end == NULL)
+        return err_set(err, ERR_MALFORMED, "'%.60s' opens {{ and does not close it", begin);
+    scan->text = end + strlen(CLOSES);
+    for (beyond = end; beyond > from && isspace((unsigned char)beyond[-1]); beyond--)
+        ;
+    while (from < beyond && isspace((unsigned char)*from))
+        from++;
+    reference->optional = beyond > from && beyond[-1] == '?';
+    beyond -= reference->optional;
+    if (beyond == from || beyond - from > CHAIN_PATH_SIZE_MAX)
+        return err_set(err, ERR_MALFORMED, "'%.60s' must name 1 to %d bytes between the braces",
+                       begin, CHAIN_PATH_SIZE_MAX);
+    memcpy(reference->path, from, (size_t)(beyond - from));
+    reference->path[beyond - from] = '\0';
+    reference->whole = scan->plain_size == 0 && scan->text[0] == '\0' && begin == scan->plain;
+    return 0;
+}
+
+/* ---- checks ---- */
+
+static bool part_is_good(const char *part, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        unsigned char c = (unsigned char)part[i];
+
+        if (c <= ' ' || c == 0x7f || strchr("{}[]()\"'|?", c) != NULL)
+            return false;
+    }
+    return size > 0;
+}
+
+static int check_steps(const char *rest, chain_use_fn *use, void *opaque, struct err *err)
+{
+    char name[CHAIN_PATH_SIZE_MAX + 1];
+    size_t size = strcspn(rest, ".");
+    const char *what = rest + size;
+
+    memcpy(name, rest, size);
+    name[size] = '\0';
+    if (size == 0 || (strcmp(what, ".output") != 0 && strncmp(what, ".output.", 8) != 0 &&
+                      strcmp(what, ".state") != 0 && strcmp(what, ".error") != 0 &&
+                      strncmp(what, ".error.", 7) != 0))
+        return err_set(err, ERR_MALFORMED,
+                       "'steps.%.80s' must go on with a step's name and .output, .state or .error",
+                       rest);
+    return use(opaque, name, err);
+}
+
+static int check_path(const char *path, bool item, chain_use_fn *use, void *opaque, struct err *err)
+{
+    size_t size = strcspn(path, ".");
+
+    for (const char *part = path; part != NULL;) {
+        size_t part_size = strcspn(part, ".");
+
+        if (!part_is_good(part, part_size))
+            return err_set(err, ERR_MALFORMED,
+                           "'%.80s' is no path: names with dots between them are", path);
+        part = part[part_size] == '.' ? part + part_size + 1 : NULL;
+    }
+    if (strncmp(path, "steps.", 6) == 0)
+        return check_steps(path + 6, use, opaque, err);
+    if (size == 5 && memcmp(path, "input", 5) == 0)
+        return 0;
+    if (strcmp(path, "run.id") == 0)
+        return 0;
+    if ((size == 4 && memcmp(path, "item", 4) == 0) || strcmp(path, "index") == 0)
+        return item ? 0
+                    : err_set(err, ERR_MALFORMED, "'%.80s' has a meaning only in a step with map",
+                              path);
+    return err_set(err, ERR_MALFORMED,
+                   "'%.80s' is not known: there are input, steps, item, index and run.id", path);
+}
+
+static int check_text(const char *text, const char *where, bool item, chain_use_fn *use,
+                      void *opaque, struct err *err)
+{
+    struct scan scan = {.text = text};
+    bool found = true;
+
+    while (found) {
+        int r = scan_next(&scan, &found, err);
+
+        if (r == 0 && found)
+            r = check_path(scan.reference.path, item, use, opaque, err);
+        if (r < 0)
+            return err_wrap(err, "%s", where);
+    }
+    return 0;
+}
+
+int chain_template_check(const json_t *value, const char *where, bool item, chain_use_fn *use,
+                         void *opaque, struct err *err)
+{
+    json_t *member;
+    const char *key;
+    size_t index;
+    int r = 0;
+
+    if (json_is_string(value)) {
+        if (strlen(json_string_value(value)) != json_string_length(value))
+            return err_set(err, ERR_MALFORMED, "%s: a text has a NUL in it", where);
+        return check_text(json_string_value(value), where, item, use, opaque, err);
+    }
+    json_array_foreach(value, index, member)
+    {
+        char deeper[256];
+
+        (void)snprintf(deeper, sizeof(deeper), "%.200s.%zu", where, index);
+        r = chain_template_check(member, deeper, item, use, opaque, err);
+        if (r < 0)
+            return r;
+    }
+    json_object_foreach((json_t *)value, key, member)
+    {
+        char deeper[256];
+
+        (void)snprintf(deeper, sizeof(deeper), "%.160s.%.60s", where, key);
+        r = chain_template_check(member, deeper, item, use, opaque, err);
+        if (r < 0)
+            return r;
+    }
+    return r;
+}
+
+/* ---- values ---- */
+
+static const json_t *step_down(const json_t *value, const char *part)
+{
+    size_t at = 0;
+
+    if (json_is_object(value))
+        return json_object_get(value, part);
+    if (!json_is_array(value) || strlen(part) > 9 || strspn(part, "0123456789") != strlen(part))
+        return NULL;
+    for (; *part != '\0'; part++)
+        at = 10 * at + (size_t)(*part - '0');
+    return json_array_get(value, at);
+}
+
+/* Where a path begins; the rest of it in *ret_rest. */
+static json_t *root_of(const struct reference *reference, const struct chain_scope *scope,
+                       const char **ret_rest)
+{
+    const char *path = reference->path;
+    size_t size = strcspn(path, ".");
+
+    *ret_rest = path[size] == '.' ? path + size + 1 : "";
+    switch (path[1]) {
+    case 'n': /* input, index */
+        return path[2] == 'p' ? json_incref((json_t *)scope->input)
+                              : json_integer((json_int_t)scope->index);
+    case 't': /* item, steps */
+        return json_incref(path[0] == 'i' ? (json_t *)scope->item : (json_t *)scope->steps);
+    default:
+        *ret_rest = "";
+        return json_string(scope->run);
+    }
+}
+
+static int value_of(const struct reference *reference, const struct chain_scope *scope,
+                    json_t **ret_value, struct err *err)
+{
+    const char *rest;
+    json_t *root = root_of(reference, scope, &rest);
+    const json_t *value = root;
+
+    while (value != NULL && *rest != '\0') {
+        char part[CHAIN_PATH_SIZE_MAX + 1];
+        size_t size = strcspn(rest, ".");
+
+        memcpy(part, rest, size);
+        part[size] = '\0';
+        value = step_down(value, part);
+        rest += size + (rest[size] == '.');
+        if (value == NULL && !reference->optional) {
+            json_decref(root);
+            return err_set(err, ERR_NOT_FOUND, "%.120s: there is no '%.60s'", reference->path,
+                           part);
+        }
+    }
+    *ret_value = value == NULL ? json_null() : json_incref((json_t *)value);
+    json_decref(root);
+    return 0;
+}
+
+static int append_dumped(const char *bytes, size_t size, void *opaque)
+{
+    struct buf *to = opaque;
+
+    buf_append(to, bytes, size);
+    return to->failed ? -1 : 0;
+}
+
+static void append_value(struct buf *to, const json_t *value)
+{
+    if (json_is_string(value))
+        buf_append(to, json_string_value(value), json_string_length(value));
+    else if (!json_is_null(value))
+        (void)json_dump_callback(value, append_dumped, to, JSON_COMPACT | JSON_ENCODE_ANY);
+}
+
+static int make_text(const char *text, const struct chain_scope *scope, json_t **ret_value,
+                     struct err *err)
+{
+    OWNED(buf_done) struct buf to = BUF_WITH_LIMIT(CHAIN_TEXT_SIZE_MAX);
+    struct scan scan = {.text = text};
+    bool found = true;
+
+    while (found) {
+        json_t *value;
+        int r = scan_next(&scan, &found, err);
+
+        if (r < 0)
+            return r;
+        buf_append(&to, scan.plain, scan.plain_size);
+        if (!found)
+            break;
+        r = value_of(&scan.reference, scope, &value, err);
+        if (r < 0)
+            return r;
+        if (scan.reference.whole) {
+            *ret_value = value;
+            return 0;
+        }
+        append_value(&to, value);
+        json_decref(value);
+        r = buf_check(&to, "a text of a template", err);
+        if (r < 0)
+            return r;
+    }
+    *ret_value = json_stringn((const char *)to.bytes, to.size);
+    return *ret_value != NULL ? 0 : err_set(err, ERR_MALFORMED, "a text is not UTF-8");
+}
+
+static int make_array(const json_t *value, const struct chain_scope *scope, json_t *to,
+                      struct err *err)
+{
+    json_t *member;
+    size_t index;
+
+    json_array_foreach(value, index, member)
+    {
+        json_t *made;
+        int r = chain_template_make(member, scope, &made, err);
+
+        if (r < 0)
+            return err_wrap(err, "%zu", index);
+        (void)json_array_append_new(to, made);
+    }
+    return 0;
+}
+
+static int make_object(const json_t *value, const struct chain_scope *scope, json_t *to,
+                       struct err *err)
+{
+    const char *key;
+    json_t *member;
+
+    json_object_foreach((json_t *)value, key, member)
+    {
+        json_t *made;
+        int r = chain_template_make(member, scope, &made, err);
+
+        if (r < 0)
+            return err_wrap(err, "%.60s", key);
+        (void)json_object_set_new(to, key, made);
+    }
+    return 0;
+}
+
+int chain_template_make(const json_t *value, const struct chain_scope *scope, json_t **ret_value,
+                        struct err *err)
+{
+    json_t *to;
+    int r;
+
+    if (json_is_string(value))
+        return make_text(json_string_value(value), scope, ret_value, err);
+    if (!json_is_array(value) && !json_is_object(value)) {
+        *ret_value = json_incref((json_t *)value);
+        return 0;
+    }
+    to = json_is_array(value) ? json_array() : json_object();
+    r = json_is_array(value) ? make_array(value, scope, to, err)
+                             : make_object(value, scope, to, err);
+    if (r < 0)
+        json_decref(to);
+    else
+        *ret_value = to;
+    return r;
+}
+
+bool chain_template_is_true(const json_t *value)
+{
+    switch (json_typeof(value)) {
+    case JSON_OBJECT:
+        return json_object_size(value) > 0;
+    case JSON_ARRAY:
+        return json_array_size(value) > 0;
+    case JSON_STRING:
+        return json_string_length(value) > 0;
+    case JSON_INTEGER:
+        return json_integer_value(value) != 0;
+    case JSON_REAL:
+        return json_real_value(value) < 0 || json_real_value(value) > 0;
+    case JSON_TRUE:
+        return true;
+    case JSON_FALSE:
+    case JSON_NULL:
+        return false;
+    }
+    return false;
+}

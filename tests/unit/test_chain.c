@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: a chain is taken as documented; what is wrong in one is refused by step, key and value; and
+ * templates give what they name. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <string.h>
+
+#include "schema/chain.h"
+#include "schema/chain_template.h"
+#include "schema/yaml_json.h"
+
+static int parse(const char *yaml, struct chain **ret_chain, struct err *err)
+{
+    json_t *json = NULL;
+    int r = yaml_json_parse("chain.yaml", yaml, strlen(yaml), &json, err);
+
+    if (r == 0)
+        r = chain_parse(json, ret_chain, err);
+    json_decref(json);
+    return r;
+}
+
+static const char rag[] = "description: answers from documents\n"
+                          "steps:\n"
+                          "  split: {model: splitter, input: {text: '{{input.text}}'}}\n"
+                          "  embed:\n"
+                          "    model: minilm\n"
+                          "    environment: staging\n"
+                          "    map: '{{ steps.split.output.chunks }}'\n"
+                          "    input: {text: '{{item}}'}\n"
+                          "    max_parallel: 8\n"
+                          "    max_failures: 2\n"
+                          "    retry: {max_attempts: 5, initial_delay_ms: 10, max_delay_ms: 20}\n"
+                          "    timeout_seconds: 30\n"
+                          "    max_time_in_queue_seconds: 60\n"
+                          "    priority: 2\n"
+                          "  rank:\n"
+                          "    model: ranker\n"
+                          "    deployment: d1\n"
+                          "    input: ['{{steps.embed.output}}', '{{input.question}}']\n"
+                          "    needs: [split]\n"
+                          "    when: '{{steps.embed.output}}'\n"
+                          "    on_error: skip\n"
+                          "output: {best: '{{steps.rank.output.best?}}'}\n";
+
+static void test_everything(void **state)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+    const struct chain_step *embed, *rank;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(parse(rag, &chain, &err), 0);
+    assert_int_equal(chain->step_count, 3);
+    embed = &chain->steps[1];
+    rank = &chain->steps[2];
+    assert_string_equal(chain->steps[0].environment, "production");
+    assert_int_equal(chain->steps[0].max_parallel, CHAIN_PARALLEL_DEFAULT);
+    assert_int_equal(chain->steps[0].priority, 0);
+    assert_string_equal(embed->environment, "staging");
+    assert_int_equal(embed->max_parallel, 8);
+    assert_int_equal(embed->max_failures, 2);
+    assert_int_equal(embed->max_attempts, 5);
+    assert_int_equal(embed->initial_delay_ms, 10);
+    assert_int_equal(embed->max_delay_ms, 20);
+    assert_int_equal(embed->run_limit_ms, 30000);
+    assert_int_equal(embed->queue_limit_ms, 60000);
+    assert_int_equal(embed->priority, 2);
+    assert_int_equal(embed->needs, 1);
+    assert_string_equal(rank->deployment, "d1");
+    assert_int_equal(rank->needs, 3);
+    assert_true(rank->may_fail);
+    assert_int_equal(chain->used, 7);
+    assert_int_equal(chain_find(chain, "rank"), 2);
+    assert_int_equal(chain_find(chain, "none"), -1);
+}
+
+#define STEP(rest) "steps: {a: {model: m, input: 1" rest "}}"
+#define TWO(a, b) "steps: {a: {model: m, input: " a "}, b: {model: m, input: " b "}}"
+
+static void test_what_is_wrong_is_named(void **state)
+{
+    static const struct {
+        const char *yaml;
+        int code;
+        const char *text;
+    } cases[] = {
+        {"[]", ERR_MALFORMED, "chain"},
+        {"{}", ERR_MALFORMED, "steps must be an object"},
+        {"steps: {}", ERR_RANGE, "steps has 0 members"},
+        {"steps: {a: 1}", ERR_MALFORMED, "step a: must be an object"},
+        {"stepz: {}", ERR_UNSUPPORTED, "no key 'stepz'"},
+        {"description: 7\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "description"},
+        {"steps: {'a b': {model: m, input: 1}}", ERR_RANGE, "'a b' is no name"},
+        {"steps: {a: {input: 1}}", ERR_MALFORMED, "step a: model is missing"},
+        {"steps: {a: {model: m}}", ERR_MALFORMED, "step a: input is missing"},
+        {"steps: {a: {model: 5, input: 1}}", ERR_RANGE, "step a: model must be a text"},
+        {STEP(", modle: x"), ERR_UNSUPPORTED, "step a: there is no key 'modle'"},
+        {STEP(", environment: e, deployment: d"), ERR_MISMATCH, "both environment and deployment"},
+        {STEP(", max_parallel: 4"), ERR_MISMATCH, "only with map"},
+        {STEP(", map: {}"), ERR_MALFORMED, "step a: map must be a template or a list"},
+        {STEP(", map: [], max_parallel: 0"), ERR_RANGE,
+         "step a: max_parallel is 0, it must be 1 to 4096"},
+        {STEP(", map: [], max_failures: many"), ERR_MALFORMED, "max_failures must be a whole"},
+        {STEP(", retry: {max_attempts: 11}"), ERR_RANGE,
+         "retry.max_attempts is 11, it must be 1 to 10"},
+        {STEP(", retry: {tries: 1}"), ERR_UNSUPPORTED, "retry has no key 'tries'"},
+        {STEP(", retry: 3"), ERR_MALFORMED, "retry must be an object"},
+        {STEP(", on_error: explode"), ERR_RANGE, "on_error is 'explode'"},
+        {STEP(", when: [1]"), ERR_MALFORMED, "step a: when must be"},
+        {STEP(", timeout_seconds: 0"), ERR_RANGE, "timeout_seconds is 0"},
+        {STEP(", max_time_in_queue_seconds: 9"), ERR_RANGE, "must be 10 to 259200"},
+        {STEP(", priority: 3"), ERR_RANGE, "priority is 3, it must be 0 to 2"},
+        {STEP(", needs: b"), ERR_MALFORMED, "step a: needs must be a list"},
+        {STEP(", needs: [b]"), ERR_NOT_FOUND, "step a: needs.0: there is no step 'b'"},
+        {TWO("'{{steps.c.output}}'", "1"), ERR_NOT_FOUND, "step a: input: there is no step 'c'"},
+        {TWO("{x: [1, '{{nothing}}']}", "1"), ERR_MALFORMED,
+         "step a: input.x.1: 'nothing' is not known"},
+        {TWO("'{{item}}'", "1"), ERR_MALFORMED, "only in a step with map"},
+        {TWO("'{{input.x'", "1"), ERR_MALFORMED, "does not close it"},
+        {TWO("'{{}}'", "1"), ERR_MALFORMED, "must name 1 to 256 bytes"},
+        {TWO("'{{input..x}}'", "1"), ERR_MALFORMED, "is no path"},
+        {TWO("'{{input[0]}}'", "1"), ERR_MALFORMED, "is no path"},
+        {TWO("'{{steps.b.outputs}}'", "1"), ERR_MALFORMED, "must go on with"},
+        {TWO("'{{steps.b.output}}'", "'{{steps.a.output}}'"), ERR_MISMATCH,
+         "steps wait for each other: "},
+        {TWO("'{{steps.a.output}}'", "1"), ERR_MISMATCH, "a -> a"},
+        {STEP("") "\noutput: '{{steps.b.output}}'", ERR_NOT_FOUND, "output: there is no step 'b'"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(chain_free) struct chain *chain = NULL;
+        struct err err = {0};
+        int r = parse(cases[i].yaml, &chain, &err);
+
+        if (r != cases[i].code || strstr(err.text, cases[i].text) == NULL)
+            fail_msg("%s: %d %s", cases[i].yaml, r, err.text);
+        assert_null(chain);
+    }
+}
+
+static void test_a_cycle_is_told_from_its_inside(void **state)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(parse("steps:\n"
+                           "  a: {model: m, input: '{{steps.c.output}}'}\n"
+                           "  b: {model: m, input: '{{steps.a.output}}'}\n"
+                           "  c: {model: m, input: '{{steps.b.output}}'}\n"
+                           "  d: {model: m, input: '{{steps.c.output}}'}\n",
+                           &chain, &err),
+                     ERR_MISMATCH);
+    assert_non_null(strstr(err.text, "steps wait for each other: "));
+    assert_null(strstr(err.text, "d ->"));
+}
+
+static void test_limits_of_a_chain(void **state)
+{
+    json_t *json = json_pack("{s:{}}", "steps"), *large;
+    OWNED(chain_free) struct chain *chain = NULL;
+    struct err err;
+
+    (void)state;
+    for (int i = 0; i < CHAIN_STEPS_MAX; i++) {
+        OWNED(mem_free) char *name = xasprintf("s%d", i);
+
+        (void)json_object_set_new(json_object_get(json, "steps"), name,
+                                  json_pack("{s:s, s:s}", "model", "m", "input", "x"));
+    }
+    assert_int_equal(chain_parse(json, &chain, &err), 0);
+    chain_free(&chain);
+    (void)json_object_set_new(json_object_get(json, "steps"), "more",
+                              json_pack("{s:s, s:s}", "model", "m", "input", "x"));
+    assert_int_equal(chain_parse(json, &chain, &err), ERR_RANGE);
+    assert_non_null(strstr(err.text, "steps has 65 members, it must have 1 to 64"));
+    json_decref(json);
+    large = json_pack("{s:{s:{s:s, s:o}}}", "steps", "a", "model", "m", "input", json_array());
+    for (unsigned i = 0; i <= CHAIN_SIZE_MAX / 4; i++)
+        (void)json_array_append_new(
+            json_object_get(json_object_get(json_object_get(large, "steps"), "a"), "input"),
+            json_integer(1000));
+    assert_int_equal(chain_parse(large, &chain, &err), ERR_TOO_BIG);
+    json_decref(large);
+}
+
+static void test_templates(void **state)
+{
+    static const struct {
+        const char *template, *made; /* NULL: it fails */
+    } cases[] = {
+        {"7", "7"},
+        {"\"plain\"", "\"plain\""},
+        {"\"{{input}}\"", "{\"a\":[1,2.5],\"t\":\"x\",\"n\":null}"},
+        {"\"{{input.a.1}}\"", "2.5"},
+        {"\"{{ input.t }}\"", "\"x\""},
+        {"\"<{{input.t}}|{{input.a}}|{{input.n}}|{{index}}>\"", "\"<x|[1,2.5]||3>\""},
+        {"[\"{{item}}\",{\"k\":\"{{run.id}}\"}]", "[\"it\",{\"k\":\"r1\"}]"},
+        {"\"{{steps.s.output.y}}\"", "5"},
+        {"\"{{steps.s.state}}\"", "\"succeeded\""},
+        {"\"{{steps.s.error}}\"", "null"},
+        {"\"{{input.none?}}\"", "null"},
+        {"\"{{steps.s.output.y.z?}}\"", "null"},
+        {"\"{{input.none}}\"", NULL},
+        {"\"{{input.a.2}}\"", NULL},
+        {"\"{{input.a.x}}\"", NULL},
+        {"\"{{input.t.0}}\"", NULL},
+    };
+    json_t *input = json_pack("{s:[i,f], s:s, s:n}", "a", 1, 2.5, "t", "x", "n");
+    json_t *steps = json_pack("{s:{s:{s:i}, s:s, s:n}}", "s", "output", "y", 5, "state",
+                              "succeeded", "error");
+    json_t *item = json_string("it");
+    const struct chain_scope scope = {
+        .input = input, .steps = steps, .item = item, .index = 3, .run = "r1"};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        json_t *template = json_loads(cases[i].template, JSON_DECODE_ANY, NULL);
+        json_t *made = NULL;
+        struct err err = {0};
+        int r = chain_template_make(template, &scope, &made, &err);
+        char *text = r < 0 ? NULL : json_dumps(made, JSON_COMPACT | JSON_ENCODE_ANY);
+
+        if (cases[i].made == NULL)
+            assert_int_equal(r, ERR_NOT_FOUND);
+        else if (text == NULL || strcmp(text, cases[i].made) != 0)
+            fail_msg("%s gave %s, %s", cases[i].template, text, err.text);
+        free(text);
+        json_decref(made);
+        json_decref(template);
+    }
+    json_decref(input);
+    json_decref(steps);
+    json_decref(item);
+}
+
+static void test_a_text_has_a_limit(void **state)
+{
+    OWNED(mem_free) char *long_text = xcalloc(1, CHAIN_TEXT_SIZE_MAX);
+    json_t *template, *input, *made = NULL;
+    struct chain_scope scope = {.run = "r"};
+    struct err err;
+
+    (void)state;
+    memset(long_text, 'a', CHAIN_TEXT_SIZE_MAX - 1);
+    input = json_string(long_text);
+    scope.input = input;
+    scope.steps = input;
+    template = json_string("xx{{input}}");
+    assert_int_equal(chain_template_make(template, &scope, &made, &err), ERR_TOO_BIG);
+    json_decref(template);
+    json_decref(input);
+}
+
+static void test_what_is_true(void **state)
+{
+    static const struct {
+        const char *json;
+        bool is_true;
+    } cases[] = {{"null", false},    {"false", false}, {"true", true}, {"0", false},
+                 {"-1", true},       {"0.0", false},   {"0.5", true},  {"\"\"", false},
+                 {"\"a\"", true},    {"[]", false},    {"[0]", true},  {"{}", false},
+                 {"{\"a\":0}", true}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        json_t *value = json_loads(cases[i].json, JSON_DECODE_ANY, NULL);
+
+        assert_int_equal(chain_template_is_true(value), cases[i].is_true);
+        json_decref(value);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_everything),
+        cmocka_unit_test(test_what_is_wrong_is_named),
+        cmocka_unit_test(test_a_cycle_is_told_from_its_inside),
+        cmocka_unit_test(test_limits_of_a_chain),
+        cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_a_text_has_a_limit),
+        cmocka_unit_test(test_what_is_true),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: a run does what its chain says, in the order that it says, and ends in one result or one
+ * named reason. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "chains/plan.h"
+#include "schema/yaml_json.h"
+
+struct world {
+    struct chain *chain;
+    struct plan *plan;
+};
+
+static void world_done(struct world *world)
+{
+    plan_free(&world->plan);
+    chain_free(&world->chain);
+}
+
+static void world_make(struct world *world, const char *yaml, const char *input)
+{
+    json_t *json = NULL;
+    struct err err;
+
+    if (yaml_json_parse("chain.yaml", yaml, strlen(yaml), &json, &err) < 0 ||
+        chain_parse(json, &world->chain, &err) < 0)
+        fail_msg("%s", err.text);
+    json_decref(json);
+    world->plan = plan_new(world->chain, json_loads(input, JSON_DECODE_ANY, NULL), "run-1");
+}
+
+static void expect_submit(struct world *world, const char *step, uint32_t item, const char *input)
+{
+    struct plan_todo todo;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_SUBMIT);
+    assert_string_equal(world->chain->steps[todo.step].name, step);
+    assert_int_equal(todo.item, item);
+    if (todo.text_size != strlen(input) || memcmp(todo.text, input, todo.text_size) != 0)
+        fail_msg("input is %.*s, not %s", (int)todo.text_size, todo.text, input);
+    free(todo.text);
+}
+
+static void expect_cancel(struct world *world, const char *step, uint32_t item)
+{
+    struct plan_todo todo;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_CANCEL);
+    assert_string_equal(world->chain->steps[todo.step].name, step);
+    assert_int_equal(todo.item, item);
+}
+
+static void expect_nothing(struct world *world)
+{
+    struct plan_todo todo;
+
+    assert_false(plan_next(world->plan, &todo));
+}
+
+static void expect_output(struct world *world, const char *output)
+{
+    struct plan_todo todo;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_FINISH);
+    if (todo.error != NULL)
+        fail_msg("%s", todo.error);
+    if (todo.text_size != strlen(output) || memcmp(todo.text, output, todo.text_size) != 0)
+        fail_msg("output is %.*s, not %s", (int)todo.text_size, todo.text, output);
+    free(todo.text);
+    expect_nothing(world);
+}
+
+static void expect_failure(struct world *world, const char *error)
+{
+    struct plan_todo todo;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_FINISH);
+    assert_null(todo.text);
+    if (todo.error == NULL || strstr(todo.error, error) == NULL)
+        fail_msg("error is %s, not %s", todo.error == NULL ? "none" : todo.error, error);
+    expect_nothing(world);
+}
+
+static void succeed(struct world *world, const char *step, uint32_t item, const char *output)
+{
+    const struct plan_final final = {.state = JOB_SUCCEEDED,
+                                     .output = {(const uint8_t *)output, strlen(output)},
+                                     .output_is_json = true};
+
+    plan_on_final(world->plan, (uint32_t)chain_find(world->chain, step), item, &final);
+}
+
+static void break_job(struct world *world, const char *step, uint32_t item)
+{
+    const struct plan_final final = {.state = JOB_FAILED,
+                                     .error_class = ERROR_CLASS_MODEL_ERROR,
+                                     .error_message = WIRE_TEXT_OF("it broke")};
+
+    plan_on_final(world->plan, (uint32_t)chain_find(world->chain, step), item, &final);
+}
+
+static void test_linear(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: '{{input}}'}\n"
+               "  b: {model: m, input: {x: '{{steps.a.output.y}}'}}\n"
+               "  c: {model: m, input: '{{steps.b.output}}'}\n",
+               "{\"q\":1}");
+    expect_submit(&world, "a", 0, "{\"q\":1}");
+    expect_nothing(&world);
+    succeed(&world, "a", 0, "{\"y\":[2]}");
+    expect_submit(&world, "b", 0, "{\"x\":[2]}");
+    succeed(&world, "a", 0, "{\"y\":\"again\"}"); /* a second time */
+    succeed(&world, "c", 0, "{}");                /* never asked for */
+    expect_nothing(&world);
+    succeed(&world, "b", 0, "3");
+    expect_submit(&world, "c", 0, "3");
+    succeed(&world, "c", 0, "\"end\"");
+    expect_output(&world, "\"end\"");
+}
+
+static void test_join_waits_for_all(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  join: {model: m, input: ['{{steps.l.output}}', '{{steps.r.output}}']}\n"
+               "  l: {model: m, input: 1}\n"
+               "  r: {model: m, input: 2}\n"
+               "output: '{{steps.join.output}}'\n",
+               "null");
+    expect_submit(&world, "l", 0, "1");
+    expect_submit(&world, "r", 0, "2");
+    succeed(&world, "r", 0, "22");
+    expect_nothing(&world);
+    succeed(&world, "l", 0, "11");
+    expect_submit(&world, "join", 0, "[11,22]");
+    succeed(&world, "join", 0, "0");
+    expect_output(&world, "0");
+}
+
+static void test_map_keeps_order_and_room(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  e: {model: m, map: '{{input}}', input: {t: '{{item}}', i: '{{index}}'},"
+               " max_parallel: 2}\n",
+               "[\"a\",\"b\",\"c\"]");
+    expect_submit(&world, "e", 0, "{\"t\":\"a\",\"i\":0}");
+    expect_submit(&world, "e", 1, "{\"t\":\"b\",\"i\":1}");
+    expect_nothing(&world);
+    assert_int_equal(plan_item_count(world.plan, 0), 3);
+    succeed(&world, "e", 1, "\"B\"");
+    expect_submit(&world, "e", 2, "{\"t\":\"c\",\"i\":2}");
+    succeed(&world, "e", 2, "\"C\"");
+    succeed(&world, "e", 0, "\"A\"");
+    expect_output(&world, "[\"A\",\"B\",\"C\"]");
+}
+
+static void test_map_of_nothing_and_of_what_is_no_list(void **state)
+{
+    OWNED(world_done) struct world empty = {0};
+    OWNED(world_done) struct world number = {0};
+    static const char yaml[] = "steps: {e: {model: m, map: '{{input}}', input: '{{item}}'}}";
+
+    (void)state;
+    world_make(&empty, yaml, "[]");
+    expect_output(&empty, "[]");
+    world_make(&number, yaml, "5");
+    expect_failure(&number, "step e: map is over a number, it must be a list");
+}
+
+static void test_map_may_lose_some(void **state)
+{
+    static const char yaml[] =
+        "steps: {e: {model: m, map: '{{input}}', input: '{{item}}', max_failures: 1}}";
+    OWNED(world_done) struct world one = {0};
+    OWNED(world_done) struct world two = {0};
+
+    (void)state;
+    world_make(&one, yaml, "[1,2]");
+    expect_submit(&one, "e", 0, "1");
+    expect_submit(&one, "e", 1, "2");
+    break_job(&one, "e", 0);
+    succeed(&one, "e", 1, "4");
+    expect_output(&one, "[null,4]");
+    world_make(&two, yaml, "[1,2,3]");
+    expect_submit(&two, "e", 0, "1");
+    expect_submit(&two, "e", 1, "2");
+    expect_submit(&two, "e", 2, "3");
+    break_job(&two, "e", 0);
+    break_job(&two, "e", 2);
+    expect_cancel(&two, "e", 1);
+    expect_failure(&two, "step e: item 2: FAILED (MODEL_ERROR): it broke");
+}
+
+static void test_conditions(void **state)
+{
+    static const char yaml[] = "steps:\n"
+                               "  a: {model: m, input: 1, when: '{{input.a}}'}\n"
+                               "  b: {model: m, input: 2, unless: '{{input.a}}'}\n"
+                               "  c: {model: m, input: '{{steps.a.output}}', needs: [b]}\n"
+                               "output: ['{{steps.a.state}}', '{{steps.b.state}}']\n";
+    OWNED(world_done) struct world yes = {0};
+    OWNED(world_done) struct world no = {0};
+
+    (void)state;
+    world_make(&yes, yaml, "{\"a\":true}");
+    expect_submit(&yes, "a", 0, "1");
+    expect_nothing(&yes);
+    succeed(&yes, "a", 0, "9");
+    expect_submit(&yes, "c", 0, "9");
+    succeed(&yes, "c", 0, "0");
+    expect_output(&yes, "[\"succeeded\",\"skipped\"]");
+    world_make(&no, yaml, "{\"a\":0}");
+    expect_submit(&no, "b", 0, "2");
+    succeed(&no, "b", 0, "0");
+    expect_submit(&no, "c", 0, "null");
+    succeed(&no, "c", 0, "0");
+    expect_output(&no, "[\"skipped\",\"succeeded\"]");
+}
+
+static void test_a_failure_ends_the_run(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: 1}\n"
+               "  b: {model: m, input: 2}\n"
+               "  c: {model: m, input: '{{steps.a.output}}'}\n",
+               "null");
+    expect_submit(&world, "a", 0, "1");
+    expect_submit(&world, "b", 0, "2");
+    break_job(&world, "a", 0);
+    expect_cancel(&world, "b", 0);
+    expect_failure(&world, "step a: FAILED (MODEL_ERROR): it broke");
+}
+
+static void test_a_failure_may_be_passed_over(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: 1, on_error: skip}\n"
+               "  b: {model: m, input: ['{{steps.a.output}}', '{{steps.a.error.class}}']}\n",
+               "null");
+    expect_submit(&world, "a", 0, "1");
+    break_job(&world, "a", 0);
+    expect_submit(&world, "b", 0, "[null,\"MODEL_ERROR\"]");
+    succeed(&world, "b", 0, "1");
+    expect_output(&world, "1");
+}
+
+static void test_what_is_not_there_names_its_step(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    OWNED(world_done) struct world output = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: 1}\n"
+               "  b: {model: m, input: {q: '{{steps.a.output.x}}'}}\n",
+               "null");
+    expect_submit(&world, "a", 0, "1");
+    succeed(&world, "a", 0, "{}");
+    expect_failure(&world, "step b: input: q: steps.a.output.x: there is no 'x'");
+    world_make(&output, "steps: {a: {model: m, input: 1}}\noutput: '{{steps.a.output.x}}'", "null");
+    expect_submit(&output, "a", 0, "1");
+    succeed(&output, "a", 0, "{}");
+    expect_failure(&output, "output: steps.a.output.x: there is no 'x'");
+}
+
+static void test_outputs_that_are_no_json(void **state)
+{
+    static const struct plan_final image = {.state = JOB_SUCCEEDED,
+                                            .output = {(const uint8_t *)"\x89PNG", 4}};
+    OWNED(world_done) struct world read = {0};
+    OWNED(world_done) struct world unread = {0};
+    OWNED(world_done) struct world broken = {0};
+
+    (void)state;
+    world_make(&read, "steps: {a: {model: m, input: 1}}", "null");
+    expect_submit(&read, "a", 0, "1");
+    plan_on_final(read.plan, 0, 0, &image);
+    expect_failure(&read, "step a: its output is not JSON");
+    world_make(&unread, "steps: {a: {model: m, input: 1}}\noutput: done", "null");
+    expect_submit(&unread, "a", 0, "1");
+    assert_false(plan_reads(unread.plan, 0));
+    plan_on_final(unread.plan, 0, 0, &image);
+    expect_output(&unread, "\"done\"");
+    world_make(&broken, "steps: {a: {model: m, input: 1}}", "null");
+    expect_submit(&broken, "a", 0, "1");
+    succeed(&broken, "a", 0, "{\"half\":");
+    expect_failure(&broken, "step a: its output is called JSON and is none");
+}
+
+static void test_cancel(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps: {e: {model: m, map: [1, 2, 3, 4], input: '{{item}}', max_parallel: 3}}",
+               "null");
+    expect_submit(&world, "e", 0, "1");
+    expect_submit(&world, "e", 1, "2");
+    expect_submit(&world, "e", 2, "3");
+    succeed(&world, "e", 1, "0");
+    plan_cancel(world.plan);
+    expect_cancel(&world, "e", 0);
+    expect_cancel(&world, "e", 2);
+    expect_nothing(&world);
+}
+
+static void test_a_large_map_in_little_memory(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    json_t *list = json_array();
+    struct plan_todo todo;
+    char *text;
+
+    (void)state;
+    for (unsigned i = 0; i < CHAIN_ITEMS_MAX; i++)
+        (void)json_array_append_new(list, json_integer(1));
+    text = json_dumps(list, JSON_COMPACT);
+    world_make(&world,
+               "steps: {e: {model: m, map: '{{input}}', input: '{{item}}', max_parallel: 100}}\n"
+               "output: '{{steps.e.state}}'",
+               text);
+    for (unsigned i = 0; i < CHAIN_ITEMS_MAX; i++) {
+        assert_true(plan_next(world.plan, &todo));
+        free(todo.text);
+        if (i >= 99)
+            succeed(&world, "e", i - 99, "1");
+    }
+    expect_nothing(&world);
+    for (unsigned i = CHAIN_ITEMS_MAX - 99; i < CHAIN_ITEMS_MAX; i++)
+        succeed(&world, "e", i, "1");
+    expect_output(&world, "\"succeeded\"");
+    (void)json_array_append_new(list, json_integer(1));
+    plan_free(&world.plan);
+    world.plan = plan_new(world.chain, list, "run-2");
+    expect_failure(&world, "step e: map is over 100001 items, at most 100000 are allowed");
+    free(text);
+}
+
+static void test_outputs_have_a_limit(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    size_t size = PLAN_SIZE_MAX / 4;
+    char *large = xmalloc(size + 1);
+
+    (void)state;
+    memset(large, ' ', size);
+    memcpy(large, "1", 1);
+    large[size] = '\0';
+    world_make(&world, "steps: {e: {model: m, map: [1, 2, 3, 4, 5], input: '{{item}}'}}", "null");
+    for (uint32_t i = 0; i < 5; i++) {
+        struct plan_todo todo;
+
+        assert_true(plan_next(world.plan, &todo));
+        free(todo.text);
+    }
+    for (uint32_t i = 0; i < 4; i++)
+        succeed(&world, "e", i, large);
+    expect_nothing(&world);
+    succeed(&world, "e", 4, "1");
+    expect_failure(&world, "step e: the outputs that templates read have over 64 MiB together");
+    free(large);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_linear),
+        cmocka_unit_test(test_join_waits_for_all),
+        cmocka_unit_test(test_map_keeps_order_and_room),
+        cmocka_unit_test(test_map_of_nothing_and_of_what_is_no_list),
+        cmocka_unit_test(test_map_may_lose_some),
+        cmocka_unit_test(test_conditions),
+        cmocka_unit_test(test_a_failure_ends_the_run),
+        cmocka_unit_test(test_a_failure_may_be_passed_over),
+        cmocka_unit_test(test_what_is_not_there_names_its_step),
+        cmocka_unit_test(test_outputs_that_are_no_json),
+        cmocka_unit_test(test_cancel),
+        cmocka_unit_test(test_a_large_map_in_little_memory),
+        cmocka_unit_test(test_outputs_have_a_limit),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
