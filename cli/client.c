@@ -258,7 +258,7 @@ static int exchange_run(const struct client *client, const struct client_call *c
                         struct exchange *exchange, struct err *err)
 {
     static const struct http_client_options options = {.connection_count_max = 1};
-    OWNED(outgoing_done) struct outgoing outgoing = {NULL};
+    OWNED(outgoing_done) struct outgoing outgoing = {.url = NULL};
     int r;
 
     outgoing_make(client, call, &outgoing);
@@ -386,7 +386,7 @@ int client_stream(const struct client *client, const struct client_call *call,
                   client_bytes_call *on_bytes, void *opaque, struct client_answer *ret_answer,
                   struct err *err)
 {
-    OWNED(outgoing_done) struct outgoing outgoing = {NULL};
+    OWNED(outgoing_done) struct outgoing outgoing = {.url = NULL};
     struct streaming streaming = {.answer = ret_answer, .on_bytes = on_bytes, .opaque = opaque};
     int r;
 

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #include "base/mem.h"
 #include "brokers/fault.h"
@@ -15,6 +16,8 @@
 #define COMMAND(name, function, section, help) int function(int argc, char **argv);
 #include "cli/commands.def"
 #undef COMMAND
+
+#define FILES_MAX 65536
 
 struct command {
     const char *name;
@@ -49,6 +52,18 @@ static void usage_print(FILE *to)
                 to);
 }
 
+/* Connections, streams and models' answers have a descriptor each; the usual soft limit of 1,024 is
+ * for programs that select(2). */
+static void raise_file_limit(void)
+{
+    struct rlimit files;
+
+    if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur >= FILES_MAX)
+        return;
+    files.rlim_cur = files.rlim_max < FILES_MAX ? files.rlim_max : FILES_MAX;
+    (void)setrlimit(RLIMIT_NOFILE, &files);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -66,6 +81,7 @@ int main(int argc, char **argv)
     }
     /* Every socket of ours may be written to after its peer is gone. */
     (void)signal(SIGPIPE, SIG_IGN);
+    raise_file_limit();
     fault_open();
     for (const struct command *c = commands; c->name != NULL; c++) {
         if (strcmp(argv[1], c->name) == 0)
