@@ -277,6 +277,8 @@ static void server_done(struct host_server *server)
     frame_link_free(&server->link);
     if (server->loop != NULL)
         loop_close(&server->loop);
+    if (server->port_fd >= 0)
+        (void)close(server->port_fd);
     server_config_done(&server->config);
     free(server->model);
     free(server->dir);
@@ -297,7 +299,7 @@ static void server_flush_last(struct host_server *server)
 
 int host_server_serve(int fd, enum confine_level isolation)
 {
-    OWNED(server_done) struct host_server server = {.isolation = isolation};
+    OWNED(server_done) struct host_server server = {.isolation = isolation, .port_fd = -1};
     const struct frame_hello hello = {.protocol = FRAME_PROTOCOL,
                                       .host = WIRE_TEXT_OF("server"),
                                       .version = WIRE_TEXT_OF(HEADRACE_VERSION),

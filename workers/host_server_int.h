@@ -55,6 +55,7 @@ struct host_server {
     struct child *child;
     struct server_log *log;
     uint32_t port;
+    int port_fd; /* holds it; -1 */
     struct loop_timer *probe_timer, *stop_timer;
     struct http_transfer *probe;
     bool probes_liveness;

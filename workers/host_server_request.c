@@ -11,6 +11,7 @@
  * news, which then speaks for all that was in the server.
  */
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +64,7 @@ static struct server_request *request_new(struct host_server *server, const stru
     request->id = req->id;
     request->stream = req->stream;
     request->fd = -1;
-    request->input_fd = fd < 0 ? -1 : dup(fd);
+    request->input_fd = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (fd < 0)
         request->input = xmemdup(req->input.size > 0 ? (const void *)req->input.bytes : "",
                                  req->input.size > 0 ? req->input.size : 1);
@@ -430,6 +431,8 @@ void host_server_on_req(struct host_server *server, const struct frame_req *req)
         request_fail(request, ERROR_CLASS_HANDED_BACK, "the server is stopping");
     else if (host_server_wants_no_traffic(server))
         request_fail(request, ERROR_CLASS_HANDED_BACK, server->probe_error);
+    else if (request->input == NULL && request->input_fd < 0)
+        request_fail(request, ERROR_CLASS_HANDED_BACK, "no descriptor is left for its input");
     else if (request_send(request, req, &err) < 0)
         request_fail(request, ERROR_CLASS_BAD_INPUT, err.text);
 }

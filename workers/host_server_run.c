@@ -4,7 +4,7 @@
  * The user's server as a process: started, watched, probed, stopped.
  *
  * It leads a process group of its own and runs under `headrace confine` (workers/confine.h), which
- * also sees to what is left when it or we end. A port that the user fixed is tried first, so that
+ * also sees to what is left when it or we end. A port is tried first and then held, so that
  * somebody else's server on it is never taken for this one.
  *
  * Readiness is asked for until the server is ready, then every probe_ms, readiness and liveness in
@@ -16,16 +16,19 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "workers/engine_host.h"
 #include "workers/host_server_int.h"
 
+#define PORT_TRIES 100
 #define FIRST_PROBE_MS 20
 #define SOON_MS 2000 /* after its start a server is asked more often */
 #define SOON_PROBE_MS 50
@@ -56,10 +59,61 @@ static int port_try(uint32_t port, uint32_t *ret_port)
     return r;
 }
 
+/* Servers that listen on "localhost" may have taken it for IPv6 alone, and we ask both. */
+static bool port_is_taken_v6(uint32_t port)
+{
+    struct sockaddr_in6 address = {.sin6_family = AF_INET6,
+                                   .sin6_port = htons((uint16_t)port),
+                                   .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+    int fd = socket(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0), one = 1;
+    bool taken;
+
+    if (fd < 0)
+        return false; /* no IPv6 here */
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+    taken = bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno == EADDRINUSE;
+    (void)close(fd);
+    return taken;
+}
+
+/* Keeps other hosts of this network off the port from now on, also while no server listens on it
+ * yet: else two that load would share it, and the first to listen would answer for both. It is the
+ * name of an abstract socket, which ends with us. */
+static int port_hold(uint32_t port, int *ret_fd)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), size, r;
+
+    if (fd < 0)
+        return -errno;
+    size = snprintf(name.sun_path + 1, sizeof(name.sun_path) - 1, "headrace-port-%u", port);
+    r = bind(fd, (struct sockaddr *)&name,
+             (socklen_t)(offsetof(struct sockaddr_un, sun_path) + 1 + (size_t)size));
+    if (r < 0) {
+        r = -errno;
+        (void)close(fd);
+        return r;
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static int port_take(struct host_server *server, uint32_t asked)
+{
+    int r = port_try(asked, &server->port);
+
+    if (r == 0 && port_is_taken_v6(server->port))
+        r = -EADDRINUSE;
+    return r < 0 ? r : port_hold(server->port, &server->port_fd);
+}
+
 static int port_find(struct host_server *server, struct err *err)
 {
     uint32_t asked = server->config.image == NULL ? server->config.port : 0;
-    int r = port_try(asked, &server->port);
+    int r = port_take(server, asked);
+
+    for (int i = 0; i < PORT_TRIES && r == -EADDRINUSE && asked == 0; i++)
+        r = port_take(server, asked);
 
     if (r == -EADDRINUSE)
         return err_set(err, ERR_UNAVAILABLE, "server_port %u is taken by another process", asked);

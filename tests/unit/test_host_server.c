@@ -335,6 +335,46 @@ static void test_a_taken_port_is_named(void **state)
     (void)close(fd);
 }
 
+/* Whether a host holds that port: /proc/net/unix names its socket. */
+static bool port_is_held(unsigned port)
+{
+    OWNED(mem_free) char *want = xasprintf("@headrace-port-%u\n", port);
+    FILE *sockets = fopen("/proc/net/unix", "re");
+    char line[256];
+    bool held = false;
+
+    while (!held && fgets(line, sizeof(line), sockets) != NULL)
+        held = strstr(line, want) != NULL;
+    (void)fclose(sockets);
+    return held;
+}
+
+/* The first server never listens; its port is its own all the same. */
+static void test_a_port_is_held_before_it_is_used(void **state)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET};
+    socklen_t size = sizeof(address);
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    OWNED(mem_free) char *settings = NULL;
+    struct talk first, second;
+    unsigned port;
+
+    (void)state;
+    assert_int_equal(bind(fd, (struct sockaddr *)&address, size), 0);
+    assert_int_equal(getsockname(fd, (struct sockaddr *)&address, &size), 0);
+    (void)close(fd);
+    port = ntohs(address.sin_port);
+    settings = xasprintf(",\"start_command\":\"exec sleep 60\",\"startup_threshold_seconds\":2,"
+                         "\"server_port\":%u",
+                         port);
+    talk_start(&first, settings);
+    for (int i = 0; i < PROCESSES_TURNS && !port_is_held(port); i++)
+        wait_ms(PROCESSES_TURN_MS);
+    talk_start(&second, settings);
+    want_bye(&second, ERROR_CLASS_MODEL_UNAVAILABLE, "is taken by another process", 2);
+    want_bye(&first, ERROR_CLASS_MODEL_UNAVAILABLE, "was not ready within 2 s", 2);
+}
+
 static void test_a_dead_server_is_ended(void **state)
 {
     struct talk talk;
@@ -411,6 +451,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_crash_ends_the_host),
         cmocka_unit_test(test_starts_that_fail),
         cmocka_unit_test(test_a_taken_port_is_named),
+        cmocka_unit_test(test_a_port_is_held_before_it_is_used),
         cmocka_unit_test(test_a_dead_server_is_ended),
         cmocka_unit_test(test_a_sick_server_gets_no_traffic),
         cmocka_unit_test(test_children_die_with_the_server),
