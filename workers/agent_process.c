@@ -151,6 +151,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command,
                 xasprintf("--cancel-grace=%llums", (unsigned long long)settings->cancel_grace_ms));
     command_add(command,
+                xasprintf("--load-timeout=%llums", (unsigned long long)settings->load_timeout_ms));
+    command_add(command,
                 xasprintf("--heartbeat=%llums", (unsigned long long)settings->heartbeat_ms));
     command_add(command,
                 xasprintf("--stream-ttl=%llums", (unsigned long long)settings->stream_ttl_ms));

@@ -207,6 +207,8 @@ static void host_on_loading(void *opaque, uint64_t done_size, uint64_t total_siz
 {
     struct worker *worker = opaque;
 
+    worker_tick(worker);
+    worker_core_on_host_loading(worker->core);
     worker->loaded.loaded_size = done_size;
     worker->loaded.weights_size = total_size;
     worker_say(worker, json_pack("{s:s, s:I, s:I}", "event", "loading", "done_size",

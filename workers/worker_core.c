@@ -21,6 +21,7 @@
 #define WORKER_RESTART_US_MAX 5000000u
 #define WORKER_LEAVE_EXTRA_US 1000000u /* after the drain, for Kafka to take the last reports */
 #define WORKER_LATE_GRACE_US 500000u   /* to obey a cancel when the drain is over */
+#define WORKER_WHY_SIZE 120
 #define WORKER_EXIT_DRAINED 0
 #define WORKER_EXIT_LOAD 2
 #define WORKER_EXIT_DEVICE 3
@@ -35,6 +36,7 @@ const struct worker_options worker_options_default = {
     .cancel_grace_us = 2000000,
     .host_wait_us = 5000000,
     .drain_us = 30000000,
+    .load_us = 3600000000,
     .load_count_max = 3,
 };
 
@@ -82,7 +84,7 @@ struct worker_core {
     char why[512];
 
     enum host_state host;
-    uint64_t host_granted, host_sent, host_start_us;
+    uint64_t host_granted, host_sent, host_start_us, load_until_us;
     uint32_t canceled_count; /* in the host, which has not answered their CANCEL */
     uint32_t over_count;     /* those of them that are `over` */
     uint32_t alone_count;    /* waiting for the whole host, or having it */
@@ -612,6 +614,11 @@ void worker_core_on_bye_reported(struct worker_core *core)
     leave_step(core);
 }
 
+void worker_core_on_host_loading(struct worker_core *core)
+{
+    core->load_until_us = core->now_us + core->options.load_us;
+}
+
 void worker_core_on_host_ready(struct worker_core *core, uint64_t granted)
 {
     if (core->host != HOST_LOADING)
@@ -673,8 +680,16 @@ void worker_core_on_host_gone(struct worker_core *core, enum error_class class, 
 {
     enum host_state was = core->host;
     uint64_t wait_us = WORKER_RESTART_US_MIN;
+    char late[WORKER_WHY_SIZE];
 
     core->host = HOST_NONE;
+    if (was == HOST_LOADING && core->killing) {
+        (void)snprintf(late, sizeof(late),
+                       "the model said nothing for %g s while it was loaded (load_timeout)",
+                       (double)core->options.load_us / 1e6);
+        why = late;
+        final = true;
+    }
     host_lose_jobs(core, class == ERROR_CLASS_NONE ? ERROR_CLASS_HANDED_BACK : class, why);
     core->killing = false;
     if (was == HOST_DRAINING || core->leaving) {
@@ -798,6 +813,18 @@ static void scan_waiting_one(struct worker_core *core, struct held *held)
         due_at(&core->scan_due_us, patience_us);
 }
 
+static void scan_loading(struct worker_core *core)
+{
+    if (core->killing)
+        return;
+    if (core->load_until_us > core->now_us) {
+        due_at(&core->scan_due_us, core->load_until_us);
+        return;
+    }
+    core->killing = true;
+    (void)todo_add(core, WORKER_TODO_HOST_KILL, 0);
+}
+
 static void scan(struct worker_core *core)
 {
     struct held *held, *next;
@@ -811,9 +838,13 @@ static void scan(struct worker_core *core)
             scan_waiting_one(core, held);
     }
     run_what_waits(core);
+    if (core->host == HOST_LOADING)
+        scan_loading(core);
     if (core->host == HOST_NONE && !core->leaving) {
         if (core->host_start_us <= core->now_us) {
             core->host = HOST_LOADING;
+            core->load_until_us = core->now_us + core->options.load_us;
+            due_at(&core->scan_due_us, core->load_until_us);
             core->stats.host_starts++;
             (void)todo_add(core, WORKER_TODO_HOST_START, 0);
         } else {

@@ -53,6 +53,7 @@ struct worker_options { /* texts are borrowed for the life of the core */
     uint64_t cancel_grace_us;  /* from CANCEL to the death of a host that does not obey; 2 s */
     uint64_t host_wait_us;     /* an attempt waits this long for a host that is not ready; 5 s */
     uint64_t drain_us;         /* 30 s */
+    uint64_t load_us;          /* a host that loads says something within so long; 1 h */
     uint32_t load_count_max;   /* failed loads in a row before the worker gives up; 3 */
 };
 
@@ -79,6 +80,9 @@ void worker_core_on_read(struct worker_core *core, uint64_t position);
  * there. */
 void worker_core_on_input(struct worker_core *core, uint64_t token, enum error_class class,
                           const char *why);
+
+/* A host that loads gets on with it. One that says nothing for load_us is killed, for good. */
+void worker_core_on_host_loading(struct worker_core *core);
 
 /* The host is ready and takes `granted` requests in all. */
 void worker_core_on_host_ready(struct worker_core *core, uint64_t granted);

@@ -184,6 +184,7 @@ static void worker_make_core(struct worker *worker)
     options.heartbeat_us = worker->settings.heartbeat_ms * 1000;
     options.cancel_grace_us = worker->settings.cancel_grace_ms * 1000;
     options.drain_us = worker->settings.drain_timeout_ms * 1000;
+    options.load_us = worker->settings.load_timeout_ms * 1000;
     worker->options = options;
     worker->core = worker_core_new(&worker->options, clock_mono_us());
 }

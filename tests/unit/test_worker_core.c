@@ -622,6 +622,27 @@ static void test_failed_loads(void **state)
     }
 }
 
+static void test_a_load_that_hangs(void **state)
+{
+    const uint64_t hour_us = worker_options_default.load_us;
+    struct world world;
+
+    (void)state;
+    world_open(&world, 1);
+    world_tick(&world, hour_us - 1);
+    SAYS(&world, "");
+    worker_core_on_host_loading(world.core); /* it gets on with it */
+    world_tick(&world, hour_us - 1);
+    SAYS(&world, "");
+    world_tick(&world, 1);
+    SAYS(&world, "host-kill");
+    world_tick(&world, hour_us);
+    SAYS(&world, ""); /* once */
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "was killed by signal 9");
+    SAYS(&world, "exit2");
+    worker_core_free(&world.core);
+}
+
 /* ---- inputs ---- */
 
 static void test_input_by_blob_key(void **state)
@@ -796,6 +817,7 @@ int main(void)
         cmocka_unit_test(test_beside_one_alone_for_long),
         cmocka_unit_test(test_device_fault_leaves),
         cmocka_unit_test(test_failed_loads),
+        cmocka_unit_test(test_a_load_that_hangs),
         cmocka_unit_test(test_input_by_blob_key),
         cmocka_unit_test(test_drain),
         cmocka_unit_test(test_drain_has_an_end),
