@@ -95,13 +95,18 @@ static bool worker_is_gone(const struct owner *owner, const struct worker_key *k
     return false;
 }
 
-/* Takes the worker off the table; its jobs are no longer its own. */
-static void worker_remove(struct owner *owner, struct worker *worker)
+static void worker_hand_back_jobs(struct owner *owner, struct worker *worker, const char *why)
 {
     struct job *job;
 
     while ((job = TAILQ_FIRST(&worker->jobs)) != NULL)
-        job_on_handed_back(owner, job, "its worker has left");
+        job_on_handed_back(owner, job, why);
+}
+
+/* Takes the worker off the table; its jobs are no longer its own. */
+static void worker_remove(struct owner *owner, struct worker *worker)
+{
+    worker_hand_back_jobs(owner, worker, "its worker has left");
     worker->listed = false;
     worker_check_ready(owner, worker);
     worker->pool->workers--;
@@ -274,7 +279,10 @@ void worker_on_gone(struct owner *owner, const struct message_gone *gone)
     if (worker == NULL)
         return;
     worker_end_text(worker, gone->reason);
-    worker_lose_jobs(owner, worker, true, worker->why);
+    if (gone->left) /* what it said of them at last may still be on its way, or nowhere */
+        worker_hand_back_jobs(owner, worker, worker->why);
+    else
+        worker_lose_jobs(owner, worker, true, worker->why);
     worker_remove(owner, worker);
 }
 

@@ -161,7 +161,8 @@ static void act_gone(struct agent *agent, const struct agent_todo *todo)
 {
     const struct message_gone gone = {.worker = WIRE_TEXT_OF(todo->worker),
                                       .boot = todo->boot,
-                                      .reason = WIRE_TEXT_OF(todo->reason)};
+                                      .reason = WIRE_TEXT_OF(todo->reason),
+                                      .left = todo->left};
     OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(QUEUE_RECORD_MAX);
     struct queue_message message = {
         .topic = agent->outcome, .partition = todo->shard, .done = gone_on_report, .opaque = agent};

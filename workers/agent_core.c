@@ -2,6 +2,7 @@
 
 #include "workers/agent_core.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -457,6 +458,23 @@ void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t b
         deployment->was_active = true;
 }
 
+/* It came to its own end, whatever the code says of it; or it was told to stop, and we killed it
+ * when it did not. Nothing that it ran has killed it. */
+static bool ended_by_will(const struct replica *replica, int exit_code, int signal)
+{
+    return signal == 0 ? exit_code != AGENT_EXIT_UNKNOWN
+                       : signal == SIGKILL && replica->phase == PHASE_STOPPING;
+}
+
+static void tell_gone(struct agent_core *core, const struct replica *replica, bool left,
+                      const char *why)
+{
+    struct agent_todo *todo = todo_of(core, AGENT_TODO_GONE, replica);
+
+    todo->left = left;
+    mem_copy_text(todo->reason, why);
+}
+
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
                          const char *why)
 {
@@ -469,7 +487,7 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
     replica->running = false;
     was_ready = replica->phase == PHASE_READY;
     if (replica->boot != 0 && !clean)
-        mem_copy_text(todo_of(core, AGENT_TODO_GONE, replica)->reason, why);
+        tell_gone(core, replica, ended_by_will(replica, exit_code, signal), why);
     if (!replica->wanted || replica->phase == PHASE_STOPPING) {
         tell_replica(core, replica, "STOPPED", why);
         replica_forget(core, replica);

@@ -38,6 +38,7 @@
 #define AGENT_DIGEST_SIZE 65 /* hex */
 #define AGENT_BLOB_SIZE 160
 #define AGENT_REASON_SIZE 512
+#define AGENT_EXIT_UNKNOWN (-1)
 
 struct agent_core;
 
@@ -88,6 +89,8 @@ void agent_core_on_adopted(struct agent_core *core, const char *worker, const ch
 void agent_core_on_started(struct agent_core *core, const char *worker, bool started,
                            const char *why);
 void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot);
+
+/* exit_code AGENT_EXIT_UNKNOWN: it ended unseen. */
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
                          const char *why);
 
@@ -120,6 +123,7 @@ struct agent_todo {
     char deployment_id[AGENT_NAME_SIZE];
     char reason[AGENT_REASON_SIZE];
     uint64_t boot;
+    bool left; /* GONE: by its own decision, or because it was told to */
     uint32_t shard, restart_count;
 };
 

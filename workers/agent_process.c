@@ -92,7 +92,7 @@ static void process_on_end(void *opaque, const struct child_end *end)
     struct agent_process *process = opaque;
     struct agent *agent = process->agent;
     char worker[AGENT_NAME_SIZE], why[AGENT_REASON_SIZE];
-    int exit_code = end->known ? end->exit_code : 1, signal = end->signal;
+    int exit_code = end->known ? end->exit_code : AGENT_EXIT_UNKNOWN, signal = end->signal;
 
     process_read(process);
     mem_copy_text(worker, process->worker);

@@ -126,7 +126,7 @@ static void running_take(struct agent *agent, const struct pg_answer *answer, si
     /* To the core it is one that was adopted and has ended at once: its owner is told. */
     agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), shard, boot,
                           (uint32_t)pg_u64(answer, 0, row, 5));
-    agent_core_on_ended(agent->core, worker, 1, 0, "it ended while no agent ran");
+    agent_core_on_ended(agent->core, worker, AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
 }
 
 static void on_running(void *opaque, const struct pg_answer *answer)

@@ -43,8 +43,8 @@ static const char *world_said(struct world *world)
             size += (size_t)snprintf(world->said + size, sizeof(world->said) - size, "@%s",
                                      todo.folder);
         if (todo.type == AGENT_TODO_GONE)
-            size += (size_t)snprintf(world->said + size, sizeof(world->said) - size, "/%u",
-                                     (unsigned)todo.boot);
+            size += (size_t)snprintf(world->said + size, sizeof(world->said) - size, "/%u%s",
+                                     (unsigned)todo.boot, todo.left ? "-left" : "");
     }
     return world->said;
 }
@@ -134,6 +134,20 @@ static void test_stop_that_is_not_obeyed(void **state)
     world_tick(&world, 100000);
     SAYS(&world, "");
     agent_core_on_ended(world.core, "d-0", 0, 9, "killed");
+    SAYS(&world, "gone:d-0/7-left STOPPED:d-0"); /* by us: no job of it is to blame */
+    agent_core_free(&world.core);
+}
+
+/* It crashed on the way out: what it ran may have done that. */
+static void test_a_crash_while_it_stops_is_one(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready(&world);
+    want_nothing(&world);
+    SAYS(&world, "stop:d-0 DRAINING:d-0");
+    agent_core_on_ended(world.core, "d-0", 0, 11, "killed");
     SAYS(&world, "gone:d-0/7 STOPPED:d-0");
     agent_core_free(&world.core);
 }
@@ -158,7 +172,7 @@ static void test_crash_is_told_and_restarted(void **state)
     }
     world_tick(&world, agent_options_default.steady_ms); /* it has proven itself */
     agent_core_on_ended(world.core, "d-0", 3, 0, "device fault");
-    SAYS(&world, "gone:d-0/7 STARTING:d-0");
+    SAYS(&world, "gone:d-0/7-left STARTING:d-0");
     world_tick(&world, 200);
     SAYS(&world, "start:d-0 LOADING:d-0");
     agent_core_free(&world.core);
@@ -253,7 +267,7 @@ static void test_adopts_what_runs(void **state)
     agent_core_on_adopted(world.core, "d-0", "d", 1, 7, 2);
     agent_core_on_adopted(world.core, "d-1", "d", 1, 8, 0);
     agent_core_on_adopted(world.core, "d-2", "d", 1, 9, 0);
-    agent_core_on_ended(world.core, "d-1", 1, 0, "it ended while no agent ran");
+    agent_core_on_ended(world.core, "d-1", AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
     SAYS(&world, "gone:d-1/8 STARTING:d-1");
     want(&world, 2, "", true);
     SAYS(&world, "stop:d-2 DRAINING:d-2"); /* fewer are wanted by now */
@@ -299,6 +313,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_starts_and_stops),
         cmocka_unit_test(test_stop_that_is_not_obeyed),
+        cmocka_unit_test(test_a_crash_while_it_stops_is_one),
         cmocka_unit_test(test_crash_is_told_and_restarted),
         cmocka_unit_test(test_first_load_that_fails_is_final),
         cmocka_unit_test(test_archive_first),

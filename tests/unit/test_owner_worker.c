@@ -240,6 +240,36 @@ static void test_a_dead_worker_costs_the_lost_budget(void **state)
     talk_end(&talk);
 }
 
+/* Nobody heard what it said at last, but its agent saw that it left: no job of it is to blame. */
+static void test_a_worker_that_left_costs_nothing(void **state)
+{
+    struct message_gone gone = {.worker = WIRE_TEXT_OF("w1"),
+                                .boot = 1,
+                                .reason = WIRE_TEXT_OF("exited with code 3"),
+                                .left = true};
+    struct held held = {.job = job_named(1)};
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    held.token = run_one(&talk, 1);
+    say_heartbeat(&talk, "w1", 1, 1, 2, &held, 1);
+    say_outcome(&talk, MESSAGE_GONE, &gone);
+    want_flush(&talk, 1);
+    assert_int_equal(talk.todo.flush->attempts[0].error_class, ERROR_CLASS_HANDED_BACK);
+    assert_true(wire_text_equal(talk.todo.flush->attempts[0].error_message,
+                                "its worker's process has ended: exited with code 3"));
+    row = talk.todo.flush->jobs[0];
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.lost_failures, 0);
+    commit(&talk, talk.todo.flush, 1);
+    say_finished(&talk, 1, held.token, ERROR_CLASS_HANDED_BACK); /* was still under way */
+    assert_int_equal(owner_stats(talk.owner).fenced, 1);
+    talk_end(&talk);
+}
+
 static void test_an_attempt_that_was_read_and_is_not_held_is_lost(void **state)
 {
     struct flush_job row;
@@ -290,6 +320,7 @@ int main(void)
         cmocka_unit_test(test_a_machine_that_vanishes_is_not_our_own_fault),
         cmocka_unit_test(test_a_lost_attempt_names_device_and_reason),
         cmocka_unit_test(test_a_dead_worker_costs_the_lost_budget),
+        cmocka_unit_test(test_a_worker_that_left_costs_nothing),
         cmocka_unit_test(test_an_attempt_that_was_read_and_is_not_held_is_lost),
         cmocka_unit_test(test_a_failed_produce_is_an_attempt_handed_back),
     };
