@@ -80,7 +80,7 @@ static void expiry_take(struct owner *owner, struct ledger_row *row)
         job_spec_unref(&row->spec);
         return;
     }
-    job_take_spec(owner, job, TAKE(row->spec));
+    lane_confirm(owner, job, row);
     job->row = true;
 }
 

@@ -88,7 +88,7 @@ struct finish {
 struct verdict {
     struct verdict *next;
     struct wire_id id;
-    uint64_t request;
+    uint64_t request, append_us; /* as of its cancel */
     bool canceled;
     char gateway[OWNER_NAME_SIZE];
 };
@@ -110,9 +110,10 @@ struct cancel {
     uint64_t command; /* its id; 0: a Cancel from a gateway */
     enum command_kind kind;
     uint32_t round, priority;
-    uint64_t seq, append_us; /* of the Place */
-    uint64_t barrier;        /* told first: what up to this flush became final; 0: not asked yet */
-    bool asked;              /* in the LOOKUP that is out */
+    uint64_t seq;       /* of the Place */
+    uint64_t append_us; /* of the Place, or of a gateway's Cancel */
+    uint64_t barrier;   /* told first: what up to this flush became final; 0: not asked yet */
+    bool asked;         /* in the LOOKUP that is out */
     char tenant[OWNER_NAME_SIZE], gateway[OWNER_NAME_SIZE];
 };
 TAILQ_HEAD(cancels, cancel);
@@ -380,7 +381,8 @@ struct owner {
     uint64_t evidence_bytes;
     struct cancels cancels;
     size_t cancel_count;
-    struct cancels unpublished_cancels; /* replays of what is not told yet, by barrier */
+    struct cancels unpublished_cancels; /* replays of what is not told yet, by barrier … */
+    size_t awaiting_count;              /* … and gateways' cancels of what is to be replayed */
     struct ack *acks, **acks_tail;      /* that need no change of a job */
     size_t ack_count;                   /* those of jobs too */
     struct command *commands_sent;      /* by id: their Places are on the way to Kafka */
@@ -426,6 +428,7 @@ bool lane_admits(const struct owner *owner, const struct lane *lane);
 void lane_spill(struct owner *owner, struct lane *lane, int64_t cursor);
 bool lane_must_forget(const struct lane *lane, const struct job *job);
 void lane_adopt_takeover(struct owner *owner, const struct ledger_lane *found);
+void lane_confirm(struct owner *owner, struct job *job, struct ledger_row *row);
 void lane_plan_loads(struct owner *owner);
 void lane_free_all(struct owner *owner);
 
@@ -494,6 +497,8 @@ void command_apply(struct owner *owner, struct job *job, struct cancel *cancel);
 void command_give_up(struct owner *owner, struct cancel *cancel, const struct ledger_row *row);
 void command_refuse(struct owner *owner, struct cancel *cancel, const char *reason);
 void command_on_published(struct owner *owner);
+/* True: the job is to be replayed by what came before, and the cancel waits behind that. */
+bool command_is_awaited(struct owner *owner, struct cancel *cancel);
 void command_free_all(struct owner *owner);
 uint64_t command_due_us(const struct owner *owner);
 void ack_job(struct owner *owner, struct job *job, struct cancel *cancel, bool applied,

@@ -214,7 +214,7 @@ void lane_plan_loads(struct owner *owner)
 
 /* The row is of another round or rank than the Submit that intake repeated, when it was replayed or
  * moved since; its fence counts then. */
-static void lane_confirm(struct owner *owner, struct job *job, struct ledger_row *row)
+void lane_confirm(struct owner *owner, struct job *job, struct ledger_row *row)
 {
     bool waited = job->place == JOB_WAITING || job->place == JOB_PARKED || job->place == JOB_BARRED;
 
@@ -229,6 +229,14 @@ static void lane_confirm(struct owner *owner, struct job *job, struct ledger_row
         job_wait(owner, job);
 }
 
+/* It ended, and nobody was told. */
+static void lane_confirm_ended(struct owner *owner, struct job *job, struct ledger_row *row)
+{
+    if (job->final_token == 0 && row->fence > job->fence)
+        job->fence = row->fence; /* no attempt of ours has ended it, so the fence is the row's */
+    job_take_spec(owner, job, TAKE(row->spec));
+}
+
 /* A row came back. It may be in memory already: read from intake with its insert still out, or
  * looked up. Then the row only confirms it; but what it says of arrival and deadlines is what was
  * committed, and a repeated Submit came later. */
@@ -241,7 +249,7 @@ static void lane_take_row(struct owner *owner, struct ledger_row *row)
             lane_confirm(owner, job, row);
         else if (!job->row && !job->in_flush &&
                  (row->spec->round == job->spec->round || job->final_token == 0))
-            job_take_spec(owner, job, row->spec); /* it ended, and nobody was told */
+            lane_confirm_ended(owner, job, row);
         else
             job_spec_unref(&row->spec);
         job->row = true;

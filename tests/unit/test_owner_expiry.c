@@ -225,6 +225,39 @@ static void test_a_repeated_submit_of_a_due_row_expires(void **state)
     talk_end(&talk);
 }
 
+/* As above, but the job was replayed since: the fence of its row counts, or the end of the new
+ * round would be refused by the ledger, and who cancels it be told "not canceled" while it waits.
+ */
+static void test_a_repeated_submit_of_a_due_round_has_its_fence(void **state)
+{
+    struct ledger_lane lanes[] = {
+        {.pool = "p", .tenant = "t1", .rank = JOB_RANK_PRIORITY_0, .after_seq = -1}};
+    struct ledger_takeover takeover = {
+        .intake_floor = 1, .outcome_floor = -1, .lanes = lanes, .lane_count = 1};
+    struct owner_todo due;
+    struct flush_job ended;
+    struct ledger_row row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin_with(&talk, owner_options_default, takeover, (struct owner_ends){.intake_end = 2});
+    pass_ms(&talk, 400);
+    submit_limited(&talk, 2, LIMIT_MS);
+    due = want_due(&talk);
+    row = limited_row(&talk, 2, LIMIT_MS);
+    row.spec->round = 2;
+    row.fence = TOKEN_MAKE(3, 7);
+    owner_on_due(talk.owner, &due.due.cursor, &row, 1, true);
+    do {
+        assert_true(owner_next_todo(talk.owner, &talk.todo));
+    } while (talk.todo.type != OWNER_TODO_FLUSH || talk.todo.flush->job_count == 0);
+    commit(&talk, talk.todo.flush, 0);
+    ended = want_expired(&talk, 2);
+    assert_int_equal(ended.spec->round, 2);
+    assert_true(ended.fence == TOKEN_MAKE(3, 7));
+    talk_end(&talk);
+}
+
 static void test_nothing_is_asked_while_nothing_is_spilled(void **state)
 {
     struct talk talk;
@@ -245,6 +278,7 @@ int main(void)
         cmocka_unit_test(test_a_job_that_came_into_memory_is_left_to_its_timer),
         cmocka_unit_test(test_a_job_that_is_due_is_not_forgotten),
         cmocka_unit_test(test_a_repeated_submit_of_a_due_row_expires),
+        cmocka_unit_test(test_a_repeated_submit_of_a_due_round_has_its_fence),
         cmocka_unit_test(test_nothing_is_asked_while_nothing_is_spilled),
     };
 
