@@ -66,6 +66,7 @@ static void verdict_add(struct verdict **list, const struct cancel *cancel, bool
 
     verdict->id = cancel->id;
     verdict->request = cancel->request;
+    verdict->append_us = cancel->append_us;
     verdict->canceled = canceled;
     memcpy(verdict->gateway, cancel->gateway, sizeof(verdict->gateway));
     verdict->next = *list;
@@ -83,6 +84,8 @@ void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct led
         command_give_up(owner, cancel, row);
         return;
     }
+    if (row != NULL && job_state_dead(row->state) && command_is_awaited(owner, cancel))
+        return;
     canceled = row != NULL && row->state == JOB_CANCELED &&
                wire_text_equal(row->spec->submit.tenant, cancel->tenant);
 
@@ -92,6 +95,13 @@ void cancel_give_up(struct owner *owner, struct cancel *cancel, const struct led
     free(cancel);
 }
 
+/* It came while an earlier round was the newest one, and was told that this one is over; a takeover
+ * that reads it again must not cancel what was replayed since. */
+static bool cancel_is_past(const struct job *job, const struct cancel *cancel)
+{
+    return job->spec->round > 1 && cancel->append_us < job->spec->queued_us;
+}
+
 /* Decides one cancel of a job that is certain. Takes the cancel. */
 static void cancel_apply(struct owner *owner, struct job *job, struct cancel *cancel)
 {
@@ -99,7 +109,7 @@ static void cancel_apply(struct owner *owner, struct job *job, struct cancel *ca
         command_apply(owner, job, cancel);
         return;
     }
-    if (!wire_text_equal(job->spec->submit.tenant, cancel->tenant)) {
+    if (!wire_text_equal(job->spec->submit.tenant, cancel->tenant) || cancel_is_past(job, cancel)) {
         cancel_give_up(owner, cancel, NULL);
         return;
     }
@@ -168,6 +178,7 @@ void cancel_ask_again(struct owner *owner, struct verdict **list, const struct j
         *list = verdict->next;
         cancel->id = verdict->id;
         cancel->request = verdict->request;
+        cancel->append_us = verdict->append_us;
         text_copy(cancel->tenant, spec->submit.tenant);
         memcpy(cancel->gateway, verdict->gateway, sizeof(cancel->gateway));
         free(verdict);
@@ -182,6 +193,7 @@ void cancel_on_record(struct owner *owner, const struct message_cancel *message,
     cancel->id = message->id;
     cancel->request = message->request;
     cancel->pin = pin;
+    cancel->append_us = pin->append_us;
     text_copy(cancel->tenant, message->tenant);
     text_copy(cancel->gateway, message->gateway);
     cancel_decide(owner, &cancel);

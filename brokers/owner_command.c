@@ -19,7 +19,8 @@
  *
  * A replay waits until the end of the round before was published: a takeover makes what is to be
  * published again from the row, which then speaks of the new round (PROTOCOL 1, 11). Its row is
- * committed before it is dispatched.
+ * committed before it is dispatched. A Cancel that lies behind its Place waits with it, since it is
+ * of the new round.
  */
 
 #include <stdlib.h>
@@ -225,6 +226,24 @@ static void replay_decide(struct owner *owner, struct cancel *cancel, const stru
     }
 }
 
+bool command_is_awaited(struct owner *owner, struct cancel *cancel)
+{
+    struct cancel *other;
+
+    if (owner->awaiting_count == OWNER_CANCELS_MAX)
+        return false;
+    TAILQ_FOREACH(other, &owner->unpublished_cancels, link)
+    {
+        if (memcmp(&other->id, &cancel->id, sizeof(other->id)) != 0)
+            continue;
+        cancel->barrier = other->barrier;
+        owner->awaiting_count++;
+        TAILQ_INSERT_AFTER(&owner->unpublished_cancels, other, cancel, link);
+        return true;
+    }
+    return false;
+}
+
 void command_on_published(struct owner *owner)
 {
     struct cancel *cancel;
@@ -232,6 +251,7 @@ void command_on_published(struct owner *owner)
     while ((cancel = TAILQ_FIRST(&owner->unpublished_cancels)) != NULL &&
            is_published(owner, cancel->barrier - 1)) {
         TAILQ_REMOVE(&owner->unpublished_cancels, cancel, link);
+        owner->awaiting_count -= cancel->command == 0;
         cancel_decide(owner, &cancel);
     }
 }

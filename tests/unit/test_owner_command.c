@@ -236,6 +236,32 @@ static void test_a_second_copy_of_a_place_does_nothing(void **state)
     }
 }
 
+/* A takeover reads a Cancel again whose verdict was told of the round before. */
+static void test_a_cancel_from_before_a_replay_leaves_its_round_alone(void **state)
+{
+    struct ledger_row row;
+    struct talk talk;
+
+    (void)state;
+    for (int after = 0; after < 2; after++) {
+        begin_idle(&talk);
+        say_cancel(&talk, 1);
+        want(&talk, OWNER_TODO_LOOKUP);
+        row = row_of(&talk, 1, JOB_QUEUED, 0, TOKEN_MAKE(1, 4), 1);
+        row.spec->round = 2;
+        row.spec->queued_us = after ? talk.now_us - 1000 : talk.now_us + 1000;
+        owner_on_lookup(talk.owner, &row, 1);
+        if (after) {
+            assert_int_equal(commit_one(&talk).state, JOB_CANCELED);
+            want(&talk, OWNER_TODO_VERDICT);
+        } else {
+            want(&talk, OWNER_TODO_VERDICT);
+        }
+        assert_int_equal(talk.todo.verdict.message.canceled, after);
+        talk_end(&talk);
+    }
+}
+
 static void test_a_replay_without_its_input_is_refused(void **state)
 {
     struct ledger_row row;
@@ -420,6 +446,7 @@ int main(void)
         cmocka_unit_test(test_a_command_for_nobody_is_refused),
         cmocka_unit_test(test_a_replay_is_the_next_round_in_a_new_place),
         cmocka_unit_test(test_a_second_copy_of_a_place_does_nothing),
+        cmocka_unit_test(test_a_cancel_from_before_a_replay_leaves_its_round_alone),
         cmocka_unit_test(test_a_replay_without_its_input_is_refused),
         cmocka_unit_test(test_a_replay_waits_until_its_end_was_published),
         cmocka_unit_test(test_a_place_that_kafka_refused_is_sent_again),
