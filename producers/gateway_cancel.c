@@ -284,6 +284,10 @@ static void cancel_send(struct call *call, const struct wire_id *id)
     }
 }
 
+/* Results of the question. The floor comes first, as in gateway_status.h. */
+#define FOUND_FLOOR 0
+#define FOUND_ROW 1
+
 static void on_found(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
@@ -300,17 +304,18 @@ static void on_found(void *opaque, const struct pg_answer *answer)
         cancel_send(call, &id);
         return;
     }
-    if (pg_row_count(answer, 0) == 1 && strcmp(pg_c(answer, 0, 0, 1), call->tenant) != 0) {
+    if (pg_row_count(answer, FOUND_ROW) == 1 &&
+        strcmp(pg_c(answer, FOUND_ROW, 0, 1), call->tenant) != 0) {
         answer_not_found(call);
-    } else if (pg_row_count(answer, 0) == 1) {
-        state = (enum job_state)pg_i64(answer, 0, 0, 0);
+    } else if (pg_row_count(answer, FOUND_ROW) == 1) {
+        state = (enum job_state)pg_i64(answer, FOUND_ROW, 0, 0);
         if (job_state_final(state))
             answer_final(call, state);
         else
             cancel_send(call, &id);
     } else {
-        if (pg_row_count(answer, 1) == 1)
-            floor_us = pg_time_us(answer, 1, 0, 0);
+        if (pg_row_count(answer, FOUND_FLOOR) == 1)
+            floor_us = pg_time_us(answer, FOUND_FLOOR, 0, 0);
         if (view_may_be_queued(&id, floor_us, clock_wall_us()))
             cancel_send(call, &id);
         else
@@ -340,10 +345,10 @@ void cancel_begin(struct call *call)
         return;
     }
     batch = pg_batch_new();
-    pg_add(batch, &cancel_find);
-    pg_bind_id(batch, &id);
     pg_add(batch, &cancel_floor);
     pg_bind_i16(batch, job_id_shard(&id));
+    pg_add(batch, &cancel_find);
+    pg_bind_id(batch, &id);
     r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_found, call, &err);
     pg_batch_free(&batch);
     if (r < 0)

@@ -24,16 +24,16 @@ PG_STATEMENT(detail_find,
              "WHERE j.id = $1 AND j.tenant = $2");
 static struct view_detail read_detail(const struct pg_answer *answer)
 {
-    return (struct view_detail){.round = pg_u64(answer, 0, 0, OWN + 0),
-                                .user_failures = pg_u64(answer, 0, 0, OWN + 1),
-                                .max_attempts = pg_u64(answer, 0, 0, OWN + 2),
-                                .oom_failures = pg_u64(answer, 0, 0, OWN + 3),
-                                .lost_failures = pg_u64(answer, 0, 0, OWN + 4),
-                                .run_limit_ms = pg_u64(answer, 0, 0, OWN + 5),
-                                .due_us = pg_time_us(answer, 0, 0, OWN + 6),
-                                .start_deadline_us = pg_time_us(answer, 0, 0, OWN + 7),
-                                .total_deadline_us = pg_time_us(answer, 0, 0, OWN + 8),
-                                .attempt_log = pg_text(answer, 0, 0, OWN + 9)};
+    return (struct view_detail){.round = pg_u64(answer, STATUS_ROW, 0, OWN + 0),
+                                .user_failures = pg_u64(answer, STATUS_ROW, 0, OWN + 1),
+                                .max_attempts = pg_u64(answer, STATUS_ROW, 0, OWN + 2),
+                                .oom_failures = pg_u64(answer, STATUS_ROW, 0, OWN + 3),
+                                .lost_failures = pg_u64(answer, STATUS_ROW, 0, OWN + 4),
+                                .run_limit_ms = pg_u64(answer, STATUS_ROW, 0, OWN + 5),
+                                .due_us = pg_time_us(answer, STATUS_ROW, 0, OWN + 6),
+                                .start_deadline_us = pg_time_us(answer, STATUS_ROW, 0, OWN + 7),
+                                .total_deadline_us = pg_time_us(answer, STATUS_ROW, 0, OWN + 8),
+                                .attempt_log = pg_text(answer, STATUS_ROW, 0, OWN + 9)};
 }
 
 static void on_rows(void *opaque, const struct pg_answer *answer)
@@ -51,9 +51,9 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
         call_fail(&call, &err);
         return;
     }
-    if (pg_row_count(answer, 0) == 1) {
+    if (pg_row_count(answer, STATUS_ROW) == 1) {
         view = status_read(answer, &id);
-        view.model_name = pg_text(answer, 0, 0, OWN + 10);
+        view.model_name = pg_text(answer, STATUS_ROW, 0, OWN + 10);
         detail = read_detail(answer);
     } else {
         if (!status_may_be_queued(answer, &id)) {

@@ -296,9 +296,9 @@ static void on_row(void *opaque, const struct pg_answer *answer)
         return;
     }
     call->on_left = events_left;
-    if (pg_row_count(answer, 0) == 1 && pg_bool(answer, 0, 0, 1)) {
+    if (pg_row_count(answer, STATUS_ROW) == 1 && pg_bool(answer, STATUS_ROW, 0, 1)) {
         events_begin_stream(events);
-    } else if (pg_row_count(answer, 0) == 1) {
+    } else if (pg_row_count(answer, STATUS_ROW) == 1) {
         events_refuse(events, 409, "the request was not submitted with \"stream\": true");
     } else if (call_job_id(call, &id, &err) == 0 && status_may_be_queued(answer, &id) &&
                ++events->row_tries < ROW_TRIES_MAX) {

@@ -137,22 +137,24 @@ static void answer_view(struct call *call, struct job_view *view, struct wire_by
 struct job_view status_read(const struct pg_answer *answer, const struct wire_id *id)
 {
     return (struct job_view){.id = *id,
-                             .state = (enum job_state)pg_i64(answer, 0, 0, 0),
-                             .model = pg_text(answer, 0, 0, 1),
-                             .deployment = pg_text(answer, 0, 0, 2),
-                             .environment = pg_text(answer, 0, 0, 3),
-                             .accepted_us = pg_time_us(answer, 0, 0, 4),
-                             .state_us = pg_time_us(answer, 0, 0, 5),
-                             .error_class = (enum error_class)pg_i64(answer, 0, 0, 6),
-                             .error_message = pg_text(answer, 0, 0, 7),
-                             .has_webhook = pg_bool(answer, 0, 0, 8),
-                             .delivery = (enum view_delivery)pg_i64(answer, 0, 0, 9),
-                             .attempts = pg_u64(answer, 0, 0, 10)};
+                             .state = (enum job_state)pg_i64(answer, STATUS_ROW, 0, 0),
+                             .model = pg_text(answer, STATUS_ROW, 0, 1),
+                             .deployment = pg_text(answer, STATUS_ROW, 0, 2),
+                             .environment = pg_text(answer, STATUS_ROW, 0, 3),
+                             .accepted_us = pg_time_us(answer, STATUS_ROW, 0, 4),
+                             .state_us = pg_time_us(answer, STATUS_ROW, 0, 5),
+                             .error_class = (enum error_class)pg_i64(answer, STATUS_ROW, 0, 6),
+                             .error_message = pg_text(answer, STATUS_ROW, 0, 7),
+                             .has_webhook = pg_bool(answer, STATUS_ROW, 0, 8),
+                             .delivery = (enum view_delivery)pg_i64(answer, STATUS_ROW, 0, 9),
+                             .attempts = pg_u64(answer, STATUS_ROW, 0, 10)};
 }
 
 bool status_may_be_queued(const struct pg_answer *answer, const struct wire_id *id)
 {
-    uint64_t floor_us = pg_row_count(answer, 1) == 1 ? pg_time_us(answer, 1, 0, 0) : 0;
+    uint64_t floor_us = pg_row_count(answer, STATUS_FLOOR) == 1
+                            ? pg_time_us(answer, STATUS_FLOOR, 0, 0)
+                            : 0;
 
     return view_may_be_queued(id, floor_us, clock_wall_us());
 }
@@ -170,11 +172,11 @@ bool status_ask(struct call *call, const struct pg_statement *find, const struct
         r = err_set(&err, ERR_UNAVAILABLE, "the request cannot be looked up: Postgres is away");
     if (r == 0) {
         batch = pg_batch_new();
+        pg_add(batch, &status_floor);
+        pg_bind_i16(batch, job_id_shard(&id));
         pg_add(batch, find);
         pg_bind_id(batch, &id);
         pg_bind_c(batch, call->tenant);
-        pg_add(batch, &status_floor);
-        pg_bind_i16(batch, job_id_shard(&id));
         if (more != NULL) {
             pg_add(batch, more);
             pg_bind_id(batch, &id);
@@ -203,7 +205,7 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
         call_fail(&call, &err);
         return;
     }
-    if (pg_row_count(answer, 0) == 0) {
+    if (pg_row_count(answer, STATUS_ROW) == 0) {
         view = view_of_queued(&id);
         if (status_may_be_queued(answer, &id))
             answer_view(call, &view, output, blob);
@@ -212,12 +214,12 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
         return;
     }
     view = status_read(answer, &id);
-    if (wants_result(call) && pg_row_count(answer, 2) == 1) {
-        output = pg_bytes(answer, 2, 0, 0);
-        blob = pg_c(answer, 2, 0, 1);
-        call->output_size = pg_u64(answer, 2, 0, 2);
+    if (wants_result(call) && pg_row_count(answer, STATUS_MORE) == 1) {
+        output = pg_bytes(answer, STATUS_MORE, 0, 0);
+        blob = pg_c(answer, STATUS_MORE, 0, 1);
+        call->output_size = pg_u64(answer, STATUS_MORE, 0, 2);
         if (view.state == JOB_SUCCEEDED)
-            call_set_type(call, pg_text(answer, 2, 0, 3));
+            call_set_type(call, pg_text(answer, STATUS_MORE, 0, 3));
     }
     answer_view(call, &view, output, blob);
 }

@@ -3,7 +3,9 @@
 
 /*
  * What status and detail of one job ask Postgres alike: the same columns, the same two statements
- * beside each other (the job's row, and its shard's floor for an id that has none), one reading.
+ * one behind the other (its shard's floor for an id that has no row, then the job's row), one
+ * reading. The floor comes first: asked behind the row, it could be of a flush in between that has
+ * inserted it, and say 404 of a job that was accepted.
  *
  * Thread: the gateway's loop.
  */
@@ -22,16 +24,21 @@ struct call;
     "coalesce(d.state, 0), j.attempt_count"
 #define STATUS_COLUMN_COUNT 11 /* columns of one's own begin here */
 
+/* Results of the answer. */
+#define STATUS_FLOOR 0
+#define STATUS_ROW 1
+#define STATUS_MORE 2
+
 /*
- * Sends `find`, the floor of the call's job, and `more` (NULL: nothing), which become results 0, 1
- * and 2 of done's answer. $1 of both is the job's id, $2 the call's tenant. Ends the call itself
- * when the path names no job, or Postgres is away (false); done has the call for its opaque.
+ * Sends the floor of the call's job, `find`, and `more` (NULL: nothing), whose results are named
+ * above, in done's answer. $1 of the last two is the job's id, $2 the call's tenant. Ends the call
+ * itself when the path names no job, or Postgres is away (false); done has the call for its opaque.
  */
 bool status_ask(struct call *call, const struct pg_statement *find, const struct pg_statement *more,
                 pg_done_fn *done);
 
-/* Row 0 of result 0; its texts are the answer's. */
+/* Row 0 of STATUS_ROW; its texts are the answer's. */
 struct job_view status_read(const struct pg_answer *answer, const struct wire_id *id);
 
-/* For a job without a row, by the floor in result 1. */
+/* For a job without a row, by its shard's floor. */
 bool status_may_be_queued(const struct pg_answer *answer, const struct wire_id *id);

@@ -41,6 +41,7 @@
 #include "producers/gateway_reserve.h"
 #include "producers/gateway_sync.h"
 #include "producers/gateway_tags.h"
+#include "producers/gateway_view.h"
 #include "schema/job.h"
 #include "schema/message.h"
 #include "schema/topics.h"
@@ -304,6 +305,13 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     TAILQ_REMOVE(&submits->waiting, submit, link);
     if (report->code == ERR_OK && report->append_us > 0)
         note_clock(submits, submit, report->append_us);
+    if (report->code == ERR_OK && submit->call != NULL &&
+        !view_may_be_promised(&submit->id, clock_wall_us())) {
+        (void)err_set(&err, ERR_UNAVAILABLE,
+                      "it took more than %llu s to store the request; it is not promised to run",
+                      VIEW_PROMISE_US_MAX / 1000000);
+        call_fail(&submit->call, &err); /* leaves submit->call empty */
+    }
     if (report->code == ERR_OK && submit->call != NULL) {
         fault_point(FAULT_gateway_reported);
         submit_answer(submit, submit->repeat);

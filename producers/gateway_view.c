@@ -9,7 +9,9 @@
 #include "schema/job_id.h"
 #include "schema/message.h"
 
-#define SKEW_US_MAX (2 * 1000 * 1000ull) /* as in the setting clock-skew-max and DESIGN 3.1 */
+/* The widest setting of clock-skew-max. Two clocks count: a gateway's and an owner's. */
+#define CLOCK_US_MAX (60 * 1000 * 1000ull)
+#define LATE_US_MAX (VIEW_PROMISE_US_MAX + 2 * CLOCK_US_MAX)
 #define INTAKE_KEPT_US (7ull * 24 * 3600 * 1000 * 1000)
 
 struct job_view view_of_completed(const struct message_completed *completed)
@@ -195,9 +197,14 @@ bool view_may_be_queued(const struct wire_id *id, uint64_t floor_us, uint64_t no
 {
     uint64_t id_us = job_id_time_ms(id) * 1000;
 
-    if (id_us > now_us + 2 * SKEW_US_MAX) /* a clock behind ours gave it to a clock ahead */
+    if (id_us > now_us + 2 * CLOCK_US_MAX) /* a clock behind ours gave it to a clock ahead */
         return false;
     if (floor_us == 0)
         return id_us + INTAKE_KEPT_US >= now_us;
-    return id_us + SKEW_US_MAX >= floor_us;
+    return id_us + LATE_US_MAX >= floor_us;
+}
+
+bool view_may_be_promised(const struct wire_id *id, uint64_t now_us)
+{
+    return job_id_time_ms(id) * 1000 + VIEW_PROMISE_US_MAX >= now_us;
 }

@@ -62,7 +62,15 @@ void view_append_detail(const struct job_view *view, const struct view_detail *d
 /* For a job that will have no result: the answer to those who ask for it. */
 void view_append_failure(const struct job_view *view, struct buf *to);
 
-/* Whether an id that is in no store may still be on its way to the ledger: it is newer than what
- * its shard's owner has read and written (floor_us; 0: nothing was written yet), give or take what
- * clocks may differ. */
+/* An id is made when the body was read; until its Submit is in intake, the input is stored, a key
+ * is reserved, and Kafka may stand still. Who is promised a job is so within this time, so that an
+ * id that is older than what its shard's owner has read and written by more, and by what clocks may
+ * differ, is of no job that was accepted and has no row. */
+#define VIEW_PROMISE_US_MAX (5 * 60 * 1000 * 1000ull)
+
+/* Whether a job of that id may be answered as accepted now. */
+bool view_may_be_promised(const struct wire_id *id, uint64_t now_us);
+
+/* Whether an id that is in no store may still be on its way to the ledger, by the above. floor_us:
+ * append time up to which its shard's owner has read and written; 0: nothing was written yet. */
 bool view_may_be_queued(const struct wire_id *id, uint64_t floor_us, uint64_t now_us);

@@ -139,10 +139,11 @@ static void test_unknown_ids(void **state)
     } rows[] = {
         {"newer than the floor", NOW_MS, NOW_MS - 1000, true},
         {"as old as the floor", NOW_MS - 1000, NOW_MS - 1000, true},
-        {"older by what clocks may differ", NOW_MS - 3000, NOW_MS - 1000, true},
-        {"older by more", NOW_MS - 3001, NOW_MS - 1000, false},
-        {"from the future, a little", NOW_MS + 3000, NOW_MS - 1000, true},
-        {"from the future, much", NOW_MS + 60000, NOW_MS - 1000, false},
+        {"appended late, while Kafka stood still", NOW_MS - 30000, NOW_MS - 1000, true},
+        {"promised as late as can be, with clocks as wrong", NOW_MS - 421000, NOW_MS - 1000, true},
+        {"older by more", NOW_MS - 421001, NOW_MS - 1000, false},
+        {"from the future, a little", NOW_MS + 60000, NOW_MS - 1000, true},
+        {"from the future, much", NOW_MS + 120001, NOW_MS - 1000, false},
         {"nothing was written yet", NOW_MS - 60000, 0, true},
         {"nothing was written yet, and older than Kafka keeps", 1000, 0, false},
     };
@@ -157,6 +158,22 @@ static void test_unknown_ids(void **state)
     }
 }
 
+/* A job is never promised so late that its id could be taken for that of none. */
+static void test_what_may_be_promised_may_be_queued(void **state)
+{
+    const uint8_t entropy[JOB_ID_RANDOM_SIZE] = {0};
+
+    (void)state;
+    for (uint64_t age_ms = 0; age_ms <= 600000; age_ms += 500) {
+        struct wire_id id = job_id_make(0, NOW_MS - age_ms, entropy);
+        bool may = view_may_be_promised(&id, NOW_MS * 1000);
+
+        assert_int_equal(may, age_ms * 1000 <= VIEW_PROMISE_US_MAX);
+        if (may) /* with an owner whose clock is a minute ahead */
+            assert_true(view_may_be_queued(&id, (NOW_MS + 60000) * 1000, NOW_MS * 1000));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -164,6 +181,7 @@ int main(void)
         cmocka_unit_test(test_json),
         cmocka_unit_test(test_detail),
         cmocka_unit_test(test_unknown_ids),
+        cmocka_unit_test(test_what_may_be_promised_may_be_queued),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
