@@ -56,8 +56,10 @@
 #define SIM_JOBS_MAX 256
 #define SIM_TAKEOVERS_MAX 1024
 #define SIM_ROUNDS_MAX 6
+#define SIM_CANCELS_MAX 4 /* of one job, by clients */
 #define SIM_COMMANDS_MAX 64
 #define SIM_EPOCH_FIRST 100
+#define SIM_PROMISE_US (1500 * MS) /* a gateway waits so long for a report, then it is 503 */
 #define SIM_START_US 1000000000000000ull
 #define MS 1000ull
 #define SEC 1000000ull
@@ -280,6 +282,8 @@ struct sim_worker {
     char name[16];
     int pool, log, machine;
     uint64_t boot;
+    uint64_t unheard_boot,
+        told_boot; /* newest that left unheard; newest of which Gone has told that */
     uint32_t slots;
     struct worker_options options;
     struct worker_core *core; /* NULL: no process */
@@ -339,16 +343,21 @@ struct sim_job {
     unsigned fail_percent, copies; /* of its Submit in intake */
     uint64_t queue_limit_ms, total_limit_ms;
     uint32_t cancels_sent;
+    struct {
+        int64_t offset;         /* in intake, first copy */
+        unsigned copies;        /* in intake */
+        bool refused;           /* was told "not canceled" */
+    } cancels[SIM_CANCELS_MAX]; /* by their request numbers */
     bool verdict_true, verdict_false, seen_final;
     bool webhook, blob_input, blob_there, big_output, skewed_id;
     uint64_t blob_put_us;
-    unsigned posts;              /* that its receiver took */
     bool commanded;              /* to be canceled */
     struct wire_bytes final_key; /* in Redis */
     enum job_state final_key_state;
     struct {
         struct wire_bytes committed; /* its `completed` as the row says it */
         bool told;
+        unsigned posts; /* that its receiver took */
     } rounds[SIM_ROUNDS_MAX + 1];
     uint64_t token_max;    /* of the Attempts that were asked for */
     uint64_t token_logged; /* the highest of those in dispatch logs */
@@ -501,7 +510,6 @@ void seat_on_rows(struct sim *sim, struct sim_seat *seat, const struct sim_reque
 /* sim_worker.c */
 void worker_start(struct sim *sim, struct sim_worker *worker);
 void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells);
-void worker_ends(struct sim *sim, struct sim_worker *worker, bool agent_tells);
 void worker_leave(struct sim *sim, struct sim_worker *worker);
 void worker_wake(struct sim *sim, struct sim_worker *worker);
 int worker_outcome(const struct sim *sim, const struct sim_worker *worker);
@@ -547,11 +555,11 @@ void check_dispatch(struct sim *sim, const struct sim_seat *seat,
 void check_append(struct sim *sim, int log, int64_t offset);
 void check_accept(struct sim *sim, int job);
 void check_run(struct sim *sim, const struct sim_worker *worker, const struct sim_engine_run *run);
-void check_verdict(struct sim *sim, int job, bool canceled);
+void check_verdict(struct sim *sim, int job, const struct message_wake *wake);
 void check_final_key(struct sim *sim, int job, const struct message_completed *completed);
 void check_status(struct sim *sim, int job);
 void check_delivery(struct sim *sim, int job, const struct message_completed *completed);
-void check_post(struct sim *sim, int job, int status);
+void check_post(struct sim *sim, int job, uint64_t round, int status);
 void check_blob_read(struct sim *sim, int job);
 void check_blob_delete(struct sim *sim, int job);
 void check_result_blob(struct sim *sim, int job, uint64_t token);

@@ -12,6 +12,7 @@
 #include "schema/job_id.h"
 #include "tests/sim/sim.h"
 
+#define CLOCKS_US (2 * SEC)  /* as far as clocks may differ (gateway_view.c) */
 #define LIMITED_JOBS_MAX 256 /* larger worlds are not counted at each commit */
 
 static bool bytes_equal(struct wire_bytes a, struct wire_bytes b)
@@ -166,6 +167,32 @@ static void check_intake_record(struct sim *sim, const struct sim_flush *flush, 
                  (long long)offset);
 }
 
+/* Where the token is kept, or would be. */
+static struct sim_token *token_place(struct sim *sim, uint64_t token, int shard)
+{
+    size_t at = (size_t)((token * 0x9e3779b97f4a7c15u) >> 40) % SIM_TOKENS_MAX;
+
+    for (size_t i = 0; i < SIM_TOKENS_MAX; i++, at = (at + 1) % SIM_TOKENS_MAX) {
+        struct sim_token *place = &sim->tokens[at];
+
+        if (place->token == 0 || (place->token == token && place->shard == shard))
+            return place;
+    }
+    NEVER("a world has more Attempts than it can remember");
+}
+
+/* Its worker left before Kafka took its last words: Gone may have ended it first. */
+static bool left_unheard(struct sim *sim, int job, uint64_t token)
+{
+    uint64_t boot = token_place(sim, token, sim->jobs[job].shard)->boot;
+
+    for (int i = 0; i < sim->worker_count; i++) {
+        if (sim->workers[i].unheard_boot == boot)
+            return true;
+    }
+    return false;
+}
+
 static void check_outcome_record(struct sim *sim, const struct sim_flush *flush, int64_t offset)
 {
     struct message message;
@@ -183,7 +210,8 @@ static void check_outcome_record(struct sim *sim, const struct sim_flush *flush,
     if (sim->jobs[job].dead || message.finished.error_class == ERROR_CLASS_HANDED_BACK ||
         message.finished.token != sim->jobs[job].token_max ||
         TOKEN_EPOCH(message.finished.token) != flush->epoch || sim->worker_faulted ||
-        sim->jobs[job].cancels_sent > 0 || sim->jobs[job].attempt_given_up ||
+        sim->jobs[job].cancels_sent > 0 || sim->jobs[job].commanded ||
+        sim->jobs[job].attempt_given_up || left_unheard(sim, job, message.finished.token) ||
         sim->jobs[job].total_limit_ms > 0 || sim->jobs[job].service_us > 3 * SEC)
         return;
     if (!row->present || (!job_state_final(row->state) && row->fence < message.finished.token))
@@ -295,20 +323,6 @@ static void check_completed(struct sim *sim, int log, int64_t offset)
     sim->jobs[job].rounds[round - 1].told = true;
 }
 
-/* Where the token is kept, or would be. */
-static struct sim_token *token_place(struct sim *sim, uint64_t token, int shard)
-{
-    size_t at = (size_t)((token * 0x9e3779b97f4a7c15u) >> 40) % SIM_TOKENS_MAX;
-
-    for (size_t i = 0; i < SIM_TOKENS_MAX; i++, at = (at + 1) % SIM_TOKENS_MAX) {
-        struct sim_token *place = &sim->tokens[at];
-
-        if (place->token == 0 || (place->token == token && place->shard == shard))
-            return place;
-    }
-    NEVER("a world has more Attempts than it can remember");
-}
-
 /* False: that token was seen in that shard before. */
 static bool token_is_new(struct sim *sim, uint64_t token, int shard, uint64_t boot)
 {
@@ -358,12 +372,35 @@ static void check_attempt(struct sim *sim, int log, int64_t offset)
         sim_fail(sim, "invariant 8: job %d was final before the takeover that dispatches it", job);
 }
 
+static void trace_intake(struct sim *sim, int64_t offset, const struct message *message)
+{
+    const struct wire_id *id = message->type == MESSAGE_SUBMIT   ? &message->submit.id
+                               : message->type == MESSAGE_CANCEL ? &message->cancel.id
+                                                                 : &message->place.id;
+
+    sim_trace(sim, "intake %lld: %s of job %d", (long long)offset, message_type_name(message->type),
+              sim_job_of(sim, id));
+}
+
+static void note_cancel(struct sim *sim, int64_t offset, const struct message_cancel *cancel)
+{
+    struct sim_job *job = &sim->jobs[sim_job_of(sim, &cancel->id)];
+
+    if (job->cancels[cancel->request - 1].copies++ == 0)
+        job->cancels[cancel->request - 1].offset = offset;
+}
+
 static void check_intake(struct sim *sim, int log, int64_t offset)
 {
     struct message message;
     struct sim_job *job;
 
-    if (!decode(sim, log, offset, &message) || message.type != MESSAGE_SUBMIT)
+    if (!decode(sim, log, offset, &message))
+        return;
+    trace_intake(sim, offset, &message);
+    if (message.type == MESSAGE_CANCEL)
+        note_cancel(sim, offset, &message.cancel);
+    if (message.type != MESSAGE_SUBMIT)
         return;
     job = &sim->jobs[sim_job_of(sim, &message.submit.id)];
     job->copies++;
@@ -393,6 +430,31 @@ static void trace_outcome(struct sim *sim, int log, int64_t offset)
         sim_trace(sim, "outcome %lld: %s", (long long)offset, message_type_name(message.type));
 }
 
+/* Its next boot is heard before anybody tells that the one before has left: as lost as one that was
+ * killed. */
+static void note_boots(struct sim *sim, int log, int64_t offset)
+{
+    const struct sim_record *record = &sim->logs[log].records[offset];
+    struct message message;
+    struct err err;
+    uint32_t type = 0;
+
+    if (wire_peek_type(record->bytes, record->size, &type, &err) < 0 ||
+        (type != MESSAGE_HELLO && type != MESSAGE_GONE) || !decode(sim, log, offset, &message))
+        return;
+    for (int i = 0; i < sim->worker_count; i++) {
+        struct sim_worker *worker = &sim->workers[i];
+
+        if (type == MESSAGE_GONE && message.gone.left && message.gone.boot > worker->told_boot &&
+            wire_text_equal(message.gone.worker, worker->name))
+            worker->told_boot = message.gone.boot;
+        if (type == MESSAGE_HELLO && worker->unheard_boot > worker->told_boot &&
+            message.hello.boot > worker->unheard_boot &&
+            wire_text_equal(message.hello.worker, worker->name))
+            sim->worker_faulted = true;
+    }
+}
+
 void check_append(struct sim *sim, int log, int64_t offset)
 {
     switch (kafka_topic(log)) {
@@ -401,6 +463,7 @@ void check_append(struct sim *sim, int log, int64_t offset)
         return;
     case SIM_OUTCOME:
         trace_outcome(sim, log, offset);
+        note_boots(sim, log, offset);
         return;
     case SIM_COMPLETED:
         check_completed(sim, log, offset);
@@ -426,16 +489,30 @@ void check_run(struct sim *sim, const struct sim_worker *worker, const struct si
                  (unsigned long long)worker->boot, worker->name, (unsigned long long)boot);
 }
 
-void check_verdict(struct sim *sim, int job, bool canceled)
+/* "Not canceled" may be told of a round that was over, after the next has begun: the cancel lay
+ * before its Place in intake. */
+void check_verdict(struct sim *sim, int job, const struct message_wake *wake)
 {
     const struct sim_row *row = &sim->ledger.rows[job];
+    uint32_t index = (uint32_t)wake->request - 1;
+    bool canceled = wake->canceled;
+    int64_t offset;
 
     if (sim->jobs[job].rewound)
         return;
+    assert(index < SIM_CANCELS_MAX);
+    offset = sim->jobs[job].cancels[index].offset;
+    if (canceled && sim->jobs[job].cancels[index].refused &&
+        sim->jobs[job].cancels[index].copies == 1 && sim->jobs[job].cancels_sent == 1 &&
+        !sim->jobs[job].commanded) /* else another one may have done it */
+        sim_fail(sim, "invariant 11: request %u of job %d was told not canceled, now it is",
+                 index + 1, job);
+    sim->jobs[job].cancels[index].refused |= !canceled;
     if (canceled && (!row->present || row->state != JOB_CANCELED))
         sim_fail(sim, "invariant 4: job %d is told canceled, its row is %s", job,
                  row->present ? job_state_name(row->state) : "not there");
-    if (!canceled && row->present && !job_state_final(row->state))
+    if (!canceled && row->present && !job_state_final(row->state) &&
+        (row->round == 1 || offset > (int64_t)row->seq))
         sim_fail(sim, "invariant 11: job %d is told not canceled, and is not final", job);
 }
 
@@ -468,7 +545,7 @@ void check_status(struct sim *sim, int index)
     if (!final && row->present)
         final = job_state_final(row->state);
     else if (!final && newest != NULL && !job->dead && !job->skewed_id &&
-             job_id_time_ms(&job->id) * 1000 + 2 * SEC < newest->floor_us)
+             job_id_time_ms(&job->id) * 1000 + SIM_PROMISE_US + CLOCKS_US < newest->floor_us)
         sim_fail(sim, "invariant 13: the status of accepted job %d is 404", index);
     if (job->seen_final && !final && !job->rewound)
         sim_fail(sim, "invariant 13: job %d was final and is not any more", index);
@@ -490,17 +567,16 @@ void check_delivery(struct sim *sim, int index, const struct message_completed *
         sim_fail(sim, "invariant 17: job %d has a delivery that nobody asked for", index);
 }
 
-void check_post(struct sim *sim, int index, int status)
+void check_post(struct sim *sim, int index, uint64_t round, int status)
 {
-    const struct sim_job *job = &sim->jobs[index];
+    struct sim_job *job = &sim->jobs[index];
     const struct sim_row *row = &sim->ledger.rows[index];
 
     if (!sim->deliveries[index].present && !job->rewound)
         sim_fail(sim, "invariant 17: job %d is delivered without a row", index);
-    if (job->verdict_true && row->state == JOB_CANCELED && !job->rewound &&
-        sim->deliveries[index].round == row->round)
+    if (job->verdict_true && row->state == JOB_CANCELED && !job->rewound && round == row->round)
         sim_fail(sim, "invariant 11: job %d was canceled and is delivered", index);
-    sim->jobs[index].posts += status >= 200 && status < 300;
+    job->rounds[round - 1].posts += status >= 200 && status < 300;
 }
 
 /* ---- blobs ---- */
@@ -516,8 +592,8 @@ void check_blob_delete(struct sim *sim, int index)
     const struct sim_job *job = &sim->jobs[index];
     const struct sim_row *row = &sim->ledger.rows[index];
 
-    if (job->offset >= 0 && !job->dead && !(row->present && job_state_final(row->state)))
-        sim_fail(sim, "invariant 15: the input of job %d is deleted before the job is over", index);
+    if (job->offset >= 0 && !job->dead && !(row->present && row->state == JOB_SUCCEEDED))
+        sim_fail(sim, "invariant 15: the input of job %d is deleted, and may be needed", index);
 }
 
 void check_result_blob(struct sim *sim, int index, uint64_t token)
@@ -607,10 +683,10 @@ static void check_end_job(struct sim *sim, int index)
         sim_fail(sim, "invariant 11: job %d was told canceled and ends as %s", index,
                  job_state_name(row->state));
     if (job->verdict_false && !job->verdict_true && row->state == JOB_CANCELED &&
-        job->cancels_sent < 2 && !job->commanded)
+        job->cancels_sent < 2 && !job->commanded && !job->rewound)
         sim_fail(sim, "invariant 11: job %d was told not canceled and is", index);
     if (job->webhook && sim->deliveries[index].state == SIM_DELIVERY_SUCCEEDED &&
-        sim->deliveries[index].present && job->posts == 0)
+        sim->deliveries[index].present && job->rounds[sim->deliveries[index].round - 1].posts == 0)
         sim_fail(sim, "invariant 17: job %d counts as delivered, nobody took it", index);
 }
 

@@ -45,8 +45,10 @@ static void rewind_job(struct sim *sim, int index, const struct sim_row *row)
     *now = *row;
     job->rewound = true;
     job->verdict_true = job->verdict_false = job->seen_final = false;
-    for (uint32_t i = ended; i < COUNT_OF(job->rounds); i++)
-        memset(&job->rounds[i], 0, sizeof(job->rounds[i]));
+    for (uint32_t i = ended; i < COUNT_OF(job->rounds); i++) {
+        job->rounds[i].committed = (struct wire_bytes){0};
+        job->rounds[i].told = false;
+    }
 }
 
 static void rewind_shard(struct sim_shard *shard, const struct sim_shard *to)

@@ -8,11 +8,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "schema/job_id.h"
 #include "tests/sim/sim.h"
 
 #define SUBMIT_SPAN_US (9 * SEC)
-#define HTTP_TIMER_US (1500 * MS) /* with clocks 2 s apart a status may say 404 after this */
 #define PROBES 6
 
 static void client_submits(struct sim *sim, void *opaque, uint64_t number);
@@ -54,6 +54,7 @@ static void send_cancel(struct sim *sim, struct sim_job *job)
                                     .gateway = WIRE_TEXT_OF("g"),
                                     .request = ++job->cancels_sent};
 
+    assert(cancel.request <= SIM_CANCELS_MAX);
     kafka_produce(sim, &gateway_of(sim, job)->producer, LOG_INTAKE(job->shard), MESSAGE_CANCEL,
                   &cancel, NULL, NULL, 0);
 }
@@ -73,12 +74,12 @@ void gateway_on_verdict(struct sim *sim, const struct message_wake *wake)
 
     if (sim->faults.redis_flush && !sim->faults_over && sim_percent(sim, 20)) {
         sim_hit(sim, FAULT_WAKE_DROPPED);
-        check_verdict(sim, job, wake->canceled);
+        check_verdict(sim, job, wake);
         return; /* its caller asks for the status instead */
     }
 
     sim_trace(sim, "verdict on job %d: %s", job, wake->canceled ? "canceled" : "not canceled");
-    check_verdict(sim, job, wake->canceled);
+    check_verdict(sim, job, wake);
     if (wake->canceled)
         sim->jobs[job].verdict_true = true;
     else
@@ -274,7 +275,7 @@ static void client_submits(struct sim *sim, void *opaque, uint64_t number)
         return;
     }
     produce_submit(sim, job, false);
-    sim_post(sim, NULL, HTTP_TIMER_US, http_timer, job, 0);
+    sim_post(sim, NULL, SIM_PROMISE_US, http_timer, job, 0);
 }
 
 static void gateway_restarts(struct sim *sim, void *opaque, uint64_t number)

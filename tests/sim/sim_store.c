@@ -172,9 +172,11 @@ static void transaction_apply(struct sim *sim, struct sim_flush *flush)
     for (size_t i = 0; i < flush->change_count; i++)
         change_apply(sim, flush, i);
     for (size_t i = 0; i < flush->change_count; i++)
-        sim_trace(sim, "  job %d: %s %s, token %u/%u%s", flush->changes[i].job,
-                  flush->changes[i].action == FLUSH_INSERT ? "insert" : "update",
-                  job_state_name(flush->changes[i].row.state),
+        sim_trace(sim, "  job %d: %s %s, round %u, token %u/%u%s", flush->changes[i].job,
+                  flush->changes[i].action == FLUSH_INSERT   ? "insert"
+                  : flush->changes[i].action == FLUSH_REPLAY ? "replay"
+                                                             : "update",
+                  job_state_name(flush->changes[i].row.state), flush->changes[i].row.round,
                   TOKEN_EPOCH(flush->changes[i].row.token), (uint32_t)flush->changes[i].row.token,
                   flush->applied[i] ? "" : ": not applied");
     command_commit(sim, flush->acks, flush->ack_count);

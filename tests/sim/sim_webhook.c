@@ -44,7 +44,9 @@ void webhook_wake(struct sim *sim, int shard)
 struct
 try {
     struct sim_sender *sender;
-    int job, status;
+    int job;
+    uint64_t round;
+    int status;
 };
 
 static void try_is_written(struct sim *sim, void *opaque, uint64_t number)
@@ -58,8 +60,9 @@ static void try_is_written(struct sim *sim, void *opaque, uint64_t number)
         return;
     }
     try->sender->in_memory[try->job] = false;
-    if (!delivery->present || delivery->state != SIM_DELIVERY_PENDING)
-        return; /* another sender was quicker */
+    if (!delivery->present || delivery->state != SIM_DELIVERY_PENDING ||
+        delivery->round != try->round)
+        return; /* another sender was quicker, or another round has begun */
     delivery->try_count++;
     next = webhook_plan_next(&(struct webhook_try){.number = delivery->try_count,
                                                    .http_status = try->status,
@@ -72,18 +75,19 @@ static void try_is_written(struct sim *sim, void *opaque, uint64_t number)
                                                             : SIM_DELIVERY_FAILED;
 }
 
-static void sender_posts(struct sim *sim, void *opaque, uint64_t job)
+/* Of a round, whichever is the newest by now. */
+static void sender_posts(struct sim *sim, void *opaque, uint64_t number)
 {
     static const int bad[] = {0, 500, 503, 429, 404, 410};
     struct sim_sender *sender = opaque;
     struct try *try = sim_alloc(sim, sizeof(*try));
 
-    *try = (struct try){sender, (int)job, 200};
+    *try = (struct try){sender, (int)(number % SIM_JOBS_MAX), number / SIM_JOBS_MAX, 200};
     if (sim->faults.receiver && !sim->faults_over && sim_percent(sim, 40)) {
         sim_hit(sim, FAULT_RECEIVER);
         try->status = bad[sim_between(sim, 0, COUNT_OF(bad) - 1)];
     }
-    check_post(sim, (int)job, try->status);
+    check_post(sim, try->job, try->round, try->status);
     if (sim->faults.sender_crash && !sim->faults_over && sim_percent(sim, 3)) {
         sim_hit(sim, FAULT_SENDER_POSTED);
         webhook_crash(sim, sender);
@@ -98,7 +102,7 @@ static void sender_takes(struct sim *sim, struct sim_sender *sender, int job)
         return;
     sender->in_memory[job] = true;
     sim_post(sim, &sender->process, sim_between(sim, 1 * MS, 30 * MS), sender_posts, sender,
-             (uint64_t)job);
+             sim->deliveries[job].round * SIM_JOBS_MAX + (uint64_t)job);
 }
 
 static void sender_claims(struct sim *sim, void *opaque, uint64_t number)

@@ -18,6 +18,7 @@
 #define RETRY_US (100 * MS) /* what Kafka did not take is sent again */
 
 static void worker_act(struct sim *sim, struct sim_worker *worker);
+static void worker_leaves(struct sim *sim, struct sim_worker *worker, bool heard);
 static void worker_goes_on(struct sim *sim, void *opaque, uint64_t number);
 
 int worker_outcome(const struct sim *sim, const struct sim_worker *worker)
@@ -342,7 +343,7 @@ static bool do_finished(struct sim *sim, struct sim_worker *worker, struct worke
 static void do_exit(struct sim *sim, struct sim_worker *worker, int code)
 {
     sim_trace(sim, "%s ends with %d", worker->name, code);
-    worker_ends(sim, worker, sim_percent(sim, 50));
+    worker_leaves(sim, worker, code == 0);
 }
 
 /* False when the worker is over. */
@@ -531,12 +532,14 @@ static void worker_restarts(struct sim *sim, void *opaque, uint64_t number)
 struct gone {
     struct sim_worker *worker;
     uint64_t boot;
+    bool left;
 };
 
 static void agent_says_gone(struct sim *sim, void *opaque, uint64_t number)
 {
     struct gone *report = opaque;
-    struct message_gone gone = {.worker = WIRE_TEXT_OF(report->worker->name), .boot = report->boot};
+    struct message_gone gone = {
+        .worker = WIRE_TEXT_OF(report->worker->name), .boot = report->boot, .left = report->left};
 
     if (report->worker->process.alive)
         sim_hit(sim, FAULT_GONE_LATE); /* the next boot is up already */
@@ -544,12 +547,12 @@ static void agent_says_gone(struct sim *sim, void *opaque, uint64_t number)
                   worker_outcome(sim, report->worker), MESSAGE_GONE, &gone, NULL, NULL, number);
 }
 
-static void agent_tells_gone(struct sim *sim, struct sim_worker *worker)
+static void agent_tells_gone(struct sim *sim, struct sim_worker *worker, bool left)
 {
     struct process *agent = &sim->machines[worker->machine].process;
     struct gone *report = sim_alloc(sim, sizeof(*report));
 
-    *report = (struct gone){worker, worker->boot};
+    *report = (struct gone){worker, worker->boot, left};
     if (sim_percent(sim, 20)) {
         sim_post(sim, agent, sim_between(sim, 0, 5 * SEC), agent_says_gone, report, 0);
     } else {
@@ -562,20 +565,35 @@ static void agent_tells_gone(struct sim *sim, struct sim_worker *worker)
     sim_post(sim, agent, sim_between(sim, 0, 1 * SEC), agent_says_gone, report, 0);
 }
 
-void worker_ends(struct sim *sim, struct sim_worker *worker, bool agent_tells)
+/* What it has not handed to Kafka dies with it. */
+static void worker_ends(struct sim *sim, struct sim_worker *worker, bool agent_tells, bool left)
 {
     uint64_t wait_us;
 
     worker_core_free(&worker->core);
     process_kill(&worker->process);
+    kafka_producer_dies(sim, &worker->producer);
     worker->run_count = 0;
     worker->host_life++;
     if (agent_tells)
-        agent_tells_gone(sim, worker);
+        agent_tells_gone(sim, worker, left);
     wait_us = sim_between(sim, 10 * MS, 3 * SEC);
     if (worker->away_until_us > sim->now_us + wait_us)
         wait_us = worker->away_until_us - sim->now_us;
     sim_post(sim, NULL, wait_us, worker_restarts, worker, 0);
+}
+
+/* By its own decision. When its last words are not heard and its agent says nothing either, it is
+ * as lost as one that was killed. */
+static void worker_leaves(struct sim *sim, struct sim_worker *worker, bool heard)
+{
+    bool agent_tells = sim_percent(sim, 50);
+
+    if (!heard)
+        worker->unheard_boot = worker->boot;
+    if (!heard && !agent_tells)
+        sim->worker_faulted = true;
+    worker_ends(sim, worker, agent_tells, true);
 }
 
 void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells)
@@ -585,8 +603,7 @@ void worker_crash(struct sim *sim, struct sim_worker *worker, bool agent_tells)
     sim_trace(sim, "%s is killed", worker->name);
     if (worker->run_count > 0)
         sim_hit(sim, FAULT_WORKER_CRASH);
-    kafka_producer_dies(sim, &worker->producer);
-    worker_ends(sim, worker, agent_tells);
+    worker_ends(sim, worker, agent_tells, false);
 }
 
 /* SIGTERM. */
