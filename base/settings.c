@@ -32,8 +32,16 @@ static const struct unit duration_units[] = {
 };
 
 static const struct unit size_units[] = {
-    {"", 1},           {"B", 1},          {"KB", 1000},      {"MB", 1000000}, {"GB", 1000000000},
-    {"KiB", 1u << 10}, {"MiB", 1u << 20}, {"GiB", 1u << 30},
+    {"", 1},
+    {"B", 1},
+    {"KB", 1000},
+    {"MB", 1000000},
+    {"GB", 1000000000},
+    {"TB", 1000000000000},
+    {"KiB", 1u << 10},
+    {"MiB", 1u << 20},
+    {"GiB", 1u << 30},
+    {"TiB", 1ull << 40},
 };
 
 /* Digits and a unit of the table; false when it is not exactly that, or too large. */
@@ -115,15 +123,17 @@ static int set_unsigned(const struct setting *row, const char *text, uint64_t *f
                         int (*parse)(const char *, const char *, uint64_t *, struct err *),
                         struct err *err)
 {
-    uint64_t value, bound;
+    uint64_t value, lowest = 0, highest = UINT64_MAX;
     int r;
 
     r = parse(row->name, text, &value, err);
+    if (r == 0 && row->lowest != NULL)
+        r = parse(row->name, row->lowest, &lowest, err);
+    if (r == 0 && row->highest != NULL)
+        r = parse(row->name, row->highest, &highest, err);
     if (r < 0)
         return r;
-    if (row->lowest != NULL && parse(row->name, row->lowest, &bound, err) == 0 && value < bound)
-        return range_fail(row, text, err);
-    if (row->highest != NULL && parse(row->name, row->highest, &bound, err) == 0 && value > bound)
+    if (value < lowest || value > highest)
         return range_fail(row, text, err);
     *field = value;
     return 0;
