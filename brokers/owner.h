@@ -47,6 +47,9 @@ struct owner_options {
     uint32_t ageing_percent;  /* share of slots for overdue lower ranks; 5; 0: strict ranks */
     uint64_t ageing_after_us; /* waiting this long is overdue; 30 s */
     uint32_t flush_jobs;      /* rows of one flush; FLUSH_JOBS_MAX */
+    uint32_t flush_busy_jobs; /* behind a flush of so many rows the next one keeps … */
+    uint64_t flush_gap_us;    /* … a gap from start to start, unless … */
+    uint32_t flush_full_jobs; /* … so many wait to be written; 16, 8 ms, 256 */
     uint64_t delayed_jobs;    /* of a tenant, between two attempts; 100,000 */
     uint64_t delayed_bytes;   /* … and their memory; 256 MiB */
     uint64_t seed;            /* jitter of retries */

@@ -6,7 +6,8 @@
  * A change is staged lazily (a new job, a new token: it waits row_delay for the job to end, so that
  * a short job costs one write) or urgently (final, an attempt ended, an insert that must be
  * answered before a dispatch). A flush goes out as soon as something is urgent or old and the
- * previous one is answered; it takes what is urgent and what is old, up to its caps.
+ * previous one is answered; it takes what is urgent and what is old, up to its caps. A flush costs
+ * Postgres as much as dozens of rows do, so at a high rate it keeps a gap to the one before.
  *
  * Once composed, a flush commits or this owner ends: FLUSH_RETRY sends the same one again, and a
  * refused row is replaced by its failure under the same number. So what went into it (pins,
@@ -88,6 +89,16 @@ static bool flush_has_news(const struct owner *owner)
            pin_floor_us(&owner->intake) >= owner->flushed_floor_us + FLOOR_NEWS_US;
 }
 
+/* Something is urgent: at once, or behind the gap when rows come fast enough to fill it. */
+static uint64_t urgent_due_us(const struct owner *owner)
+{
+    bool busy = owner->flushed_jobs >= owner->options.flush_busy_jobs &&
+                owner->urgent_count < owner->options.flush_full_jobs;
+
+    return busy && !owner->draining ? owner->flushed_us + owner->options.flush_gap_us
+                                    : owner->now_us;
+}
+
 uint64_t flush_due_us(const struct owner *owner)
 {
     const struct job *lazy = TAILQ_FIRST(&owner->lazy);
@@ -96,7 +107,7 @@ uint64_t flush_due_us(const struct owner *owner)
     if (owner->batch != NULL)
         return UINT64_MAX;
     if (owner->urgent_count > 0 || owner->acks != NULL)
-        return owner->now_us;
+        return urgent_due_us(owner);
     if (lazy != NULL)
         due = owner->draining ? owner->now_us : lazy->changed_us + owner->options.row_delay_us;
     if (flush_has_news(owner) && owner->flushed_us + owner->options.publish_idle_us < due)
@@ -275,6 +286,7 @@ static void compose(struct owner *owner)
     batch->flush.commands = batch->commands;
     owner->batch = batch;
     owner->flushed_us = owner->now_us;
+    owner->flushed_jobs = (uint32_t)batch->flush.job_count;
     owner->flushed_intake = batch->flush.intake_floor;
     owner->flushed_outcome = batch->flush.outcome_floor;
     owner->flushed_commands = (int64_t)batch->flush.command_floor;

@@ -369,6 +369,7 @@ struct owner {
     uint64_t unflushed_bytes; /* staged and in flight */
     struct flush_batch *batch;
     uint64_t flush_count, flushed_us;
+    uint32_t flushed_jobs; /* rows of the newest flush */
     int64_t flushed_intake, flushed_outcome, flushed_commands;
     uint64_t flushed_published, flushed_floor_us;
 

@@ -172,6 +172,9 @@ static void sim_choose_owner_options(struct sim *sim)
     options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
     if (sim_percent(sim, 30))
         options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);
+    options->flush_busy_jobs = 1 + (uint32_t)(options->seed %
+                                              5); /* gaps between flushes, where most are small */
+    options->flush_full_jobs = 4;
     if (options->seed % 3 == 0) /* a cap that is met */
         options->delayed_jobs = 1 + options->seed % 2;
     if (sim_percent(sim, 50)) { /* a window that spills */

@@ -374,6 +374,42 @@ static void test_an_unwritten_flush_is_sent_again(void **state)
     talk_end(&talk);
 }
 
+static void test_a_busy_ledger_is_written_in_larger_flushes(void **state)
+{
+    struct owner_options options = owner_options_default;
+    struct talk talk;
+    uint64_t tokens[4];
+
+    (void)state;
+    options.flush_busy_jobs = 1;
+    options.flush_gap_us = 50000;
+    options.flush_full_jobs = 2;
+    talk_begin_with(&talk, options,
+                    (struct ledger_takeover){.intake_floor = -1, .outcome_floor = -1},
+                    (struct owner_ends){0});
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    for (uint8_t n = 0; n < 4; n++)
+        tokens[n] = run_one(&talk, n);
+    say_finished(&talk, 0, tokens[0], ERROR_CLASS_NONE);
+    (void)commit_one(&talk); /* the first one waits for nobody */
+    want(&talk, OWNER_TODO_PUBLISH);
+
+    say_finished(&talk, 1, tokens[1], ERROR_CLASS_NONE);
+    want_nothing(&talk);
+    pass_ms(&talk, 40);
+    want_nothing(&talk);
+    assert_int_equal(owner_next_due_us(talk.owner), START_US + 50000);
+    pass_ms(&talk, 10);
+    (void)commit_one(&talk);
+    want(&talk, OWNER_TODO_PUBLISH);
+
+    say_finished(&talk, 2, tokens[2], ERROR_CLASS_NONE);
+    want_nothing(&talk);
+    say_finished(&talk, 3, tokens[3], ERROR_CLASS_NONE);
+    want_flush(&talk, 2); /* it is full */
+    talk_end(&talk);
+}
+
 static void test_a_refused_row_fails_its_job_in_the_same_flush(void **state)
 {
     struct flush_result refused = {.verdict = FLUSH_REFUSED,
@@ -568,6 +604,7 @@ int main(void)
         cmocka_unit_test(test_a_newer_version_stops_the_shard),
         cmocka_unit_test(test_a_stale_owner_stops),
         cmocka_unit_test(test_an_unwritten_flush_is_sent_again),
+        cmocka_unit_test(test_a_busy_ledger_is_written_in_larger_flushes),
         cmocka_unit_test(test_a_refused_row_fails_its_job_in_the_same_flush),
         cmocka_unit_test(test_nothing_runs_far_ahead_of_the_ledger),
         cmocka_unit_test(test_a_start_deadline_expires_a_waiting_job),
