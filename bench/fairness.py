@@ -22,6 +22,8 @@ SLOTS = 32
 SERVICE_MS = 20
 RATE = 20  # of the jobs that are watched, a second
 POOL = "fair"
+ENV = {"HEADRACE_AGEING_AFTER": "2s", "HEADRACE_TENANT_WAITING_MAX": "100000000"}
+OWN_STACK = 100_000  # above it a backlog takes longer to run out than a new stack to start
 
 
 def percentile(values, share):
@@ -60,9 +62,8 @@ class Client:
 
 
 class World:
-    def __init__(self, stack, options):
-        self.stack, self.options = stack, options
-        self.loads = []
+    def __init__(self, stack, options, alone):
+        self.stack, self.options, self.alone = stack, options, alone
         stack.push_sim(POOL, slots=SLOTS, test_mode=True, service_ms=SERVICE_MS)
         self.key = {"default": stack.key}
         for tenant in ("a", "b"):
@@ -88,26 +89,24 @@ class World:
                 sys.exit(f"bench/fairness: not in {seconds} s\n{self.stack.tell(5)}")
             time.sleep(0.1)
 
-    def fill(self, tenant, jobs, fields=""):
-        """Submits so many as fast as it can, and waits until they are in the ledger."""
-        host, port = self.stack.url("gateway").removeprefix("http://").split(":")
-        model = POOL if tenant == "default" else tenant
-        process = subprocess.Popen(
-            [str(pathlib.Path(self.options.binary).parent / "async_load"), host, port,
-             f"/model/{model}/production/async_predict", self.key[tenant],
-             self.stack.url("kafka").removeprefix("kafka://"), "1", str(jobs), "32", "0", "64",
-             '"max_time_in_queue_seconds":259200' + fields],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.loads.append(process)
-        return process
+    def fill(self, tenant, jobs, fields):
+        """So many copies of one job, straight into `intake`; the owner makes their rows as of any others."""
+        status, answer = self.clients[tenant].submit(max_time_in_queue_seconds=259200, **fields)
+        if status != 201:
+            sys.exit(f"bench/fairness: {status} {answer}")
+        job = answer["request_id"]
+        self.until(lambda: self.stack.sql("SELECT seq FROM headrace.job WHERE id = :'a1'", job))
+        offset = self.stack.sql("SELECT seq FROM headrace.job WHERE id = :'a1'", job)[0][0]
+        subprocess.run([pathlib.Path(self.options.binary).parent / "backlog_fill",
+                        self.stack.url("kafka").removeprefix("kafka://"), "0", offset, str(jobs - 1)], check=True)
 
     def hold(self, tenant, *fills):
-        """Fills while the tenant may run nothing, until nearly all of it waits; the backlog is whole then."""
+        """Fills while the tenant may run nothing, until all of it waits; the backlog is whole then."""
         self.stack.cli("tenants", "set", tenant, "running_jobs=0")
         self.until(lambda: sum(self.running(tenant)) == 0)
         for jobs, fields in fills:
             self.fill(tenant, jobs, fields)
-        self.until(lambda: self.waiting(tenant) >= 0.99 * sum(jobs for jobs, _ in fills))
+        self.until(lambda: self.waiting(tenant) >= sum(jobs for jobs, _ in fills))
 
     def release(self, *tenants):
         for tenant in tenants:
@@ -152,18 +151,15 @@ class World:
         return self.stack.sql("SELECT clock_timestamp()")[0][0]
 
     def drop_backlog(self):
-        """The rest is of no use to a figure: a new stack would take longer than to let it run out."""
-        for process in self.loads:
-            process.kill()
-            process.wait()
-        self.loads = []
-        self.until(lambda: all(self.waiting(tenant) == 0 for tenant in self.clients))
+        """Lets the rest run out, for the next part; a large one goes with its stack."""
+        if not self.alone:
+            self.until(lambda: all(self.waiting(tenant) == 0 for tenant in self.clients))
 
 
 def priority(world, seconds):
     idle = world.clients["default"].stream(seconds)
     world.final(idle)
-    world.hold("default", (world.options.backlog, ',"priority":2'))
+    world.hold("default", (world.options.backlog, {"priority": 2}))
     world.release("default")
     waiting = world.waiting("default", 3)
     loaded = world.clients["default"].stream(seconds)
@@ -176,7 +172,7 @@ def priority(world, seconds):
 
 
 def newcomer(world, seconds):
-    world.hold("a", (world.options.backlog, ""))
+    world.hold("a", (world.options.backlog, {}))
     world.release("a")
     waiting = world.waiting("a")
     jobs = world.clients["b"].stream(seconds)
@@ -192,8 +188,8 @@ def shares(world, seconds, weights):
     for tenant, weight in zip(("a", "b"), weights):
         world.stack.cli("tenants", "set", tenant, f"weight={weight}")
     capacity = SLOTS * 1000 / SERVICE_MS
-    world.hold("a", (int(5 * capacity * seconds), ""))
-    world.hold("b", (int(capacity * seconds / 2), ""))
+    world.hold("a", (int(5 * capacity * seconds), {}))
+    world.hold("b", (int(capacity * seconds / 2), {}))
     begun = world.now()
     world.release("a", "b")
     world.drop_backlog()
@@ -206,7 +202,7 @@ def shares(world, seconds, weights):
 def ageing(world, seconds):
     """A lower class that is overdue, against a higher one that never ends."""
     capacity = SLOTS * 1000 / SERVICE_MS
-    world.hold("default", (int(capacity * seconds / 4), ',"priority":2'), (int(capacity * seconds), ""))
+    world.hold("default", (int(capacity * seconds / 4), {"priority": 2}), (int(capacity * seconds), {}))
     time.sleep(3)  # until the lower class is overdue: HEADRACE_AGEING_AFTER
     begun = world.now()
     world.release("default")
@@ -283,14 +279,20 @@ def run(options):
     seconds = 4 if options.small else 30
     if options.small:
         options.backlog = min(options.backlog, 20000)
-    with Stack(env={"HEADRACE_AGEING_AFTER": "2s"}) as stack:
-        world = World(stack, options)
-        parts = {
-            "cancel": lambda: cancels(world), "rates": lambda: rates(world, seconds),
-            "shares": lambda: shares(world, seconds, (100, 100)), "weights": lambda: shares(world, seconds, (300, 100)),
-            "ageing": lambda: ageing(world, seconds), "priority": lambda: priority(world, seconds),
-            "newcomer": lambda: newcomer(world, seconds)}
-        figures = {name: part() for name, part in parts.items() if not options.parts or name in options.parts.split(",")}
+    parts = {
+        "cancel": cancels, "rates": lambda world: rates(world, seconds),
+        "shares": lambda world: shares(world, seconds, (100, 100)),
+        "weights": lambda world: shares(world, seconds, (300, 100)),
+        "ageing": lambda world: ageing(world, seconds), "priority": lambda world: priority(world, seconds),
+        "newcomer": lambda world: newcomer(world, seconds)}
+    chosen = [name for name in parts if not options.parts or name in options.parts.split(",")]
+    alone = [[name] for name in chosen if name in ("priority", "newcomer")] if options.backlog > OWN_STACK else []
+    together = [name for name in chosen if [name] not in alone]
+    figures = {}
+    for names in [together] * bool(together) + alone:
+        with Stack(env=ENV) as stack:
+            world = World(stack, options, names in alone)
+            figures |= {name: parts[name](world) for name in names}
     load = os.getloadavg()[0]
     if options.json:
         print(json.dumps(figures))
