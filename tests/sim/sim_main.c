@@ -23,11 +23,12 @@
 #include "tests/sim/sim.h"
 
 static const char usage[] =
-    "use: headrace_sim [--seed N] [--seeds M] [--jobs K] [--processes P]\n"
+    "use: headrace_sim [--seed N] [--seeds M | --list FILE] [--jobs K] [--processes P]\n"
     "                  [--trace] [--coverage] [--guards | --remove GUARD] [--markdown]\n"
     "\n"
     "  --seed N       first seed; 1\n"
     "  --seeds M      how many worlds; 1\n"
+    "  --list FILE    worlds by the seeds that begin its lines\n"
     "  --jobs K       jobs of a world; 30\n"
     "  --processes P  processes that share them; 1\n"
     "  --trace        say what happens in the world\n"
@@ -41,7 +42,13 @@ struct arguments {
     int jobs, processes;
     bool trace, guards, coverage, markdown;
     const char *remove;
+    uint64_t *list; /* NULL: `seeds` of them, from `seed` on */
 };
+
+static uint64_t seed_at(const struct arguments *arguments, uint64_t index)
+{
+    return arguments->list != NULL ? arguments->list[index] : arguments->seed + index;
+}
 
 static const struct {
     enum owner_guard guard;
@@ -89,7 +96,7 @@ static void run_share(const struct arguments *arguments, unsigned removed)
 
     while ((index = atomic_fetch_add(&board->next, 1)) < arguments->seeds &&
            index < atomic_load(&board->first_bad)) {
-        struct sim_options options = {.seed = arguments->seed + index,
+        struct sim_options options = {.seed = seed_at(arguments, index),
                                       .jobs = arguments->jobs,
                                       .removed_guards = removed,
                                       .trace = arguments->trace};
@@ -128,7 +135,7 @@ static uint64_t run_all(const struct arguments *arguments, unsigned removed)
         }
     }
     bad = atomic_load(&board->first_bad);
-    return bad == UINT64_MAX ? UINT64_MAX : arguments->seed + bad;
+    return bad == UINT64_MAX ? UINT64_MAX : seed_at(arguments, bad);
 }
 
 /* The same world again, for what it says. */
@@ -245,14 +252,47 @@ static bool number_of(const char *text, uint64_t *ret_number)
     return end != text && *end == '\0';
 }
 
+/* Lines are: a seed, or `#` and words. */
+static bool read_list(const char *path, struct arguments *ret)
+{
+    FILE *file = fopen(path, "re");
+    char line[256];
+    bool good = true;
+
+    if (file == NULL) {
+        perror(path);
+        return false;
+    }
+    ret->seeds = 0;
+    while (good && fgets(line, sizeof(line), file) != NULL) {
+        if (line[0] == '#' || line[0] == '\n')
+            continue;
+        line[strcspn(line, " \n")] = '\0';
+        ret->list = xrealloc(ret->list, ret->seeds + 1, sizeof(*ret->list));
+        good = number_of(line, &ret->list[ret->seeds++]);
+        if (!good)
+            (void)fprintf(stderr, "%s: '%s' is no seed\n", path, line);
+    }
+    (void)fclose(file);
+    if (good && ret->seeds == 0)
+        (void)fprintf(stderr, "%s has no seed\n", path);
+    return good && ret->seeds > 0;
+}
+
 static bool parse(int argc, char **argv, struct arguments *ret)
 {
     static const struct option options[] = {
-        {"seed", required_argument, NULL, 's'},   {"seeds", required_argument, NULL, 'n'},
-        {"jobs", required_argument, NULL, 'j'},   {"processes", required_argument, NULL, 'p'},
-        {"remove", required_argument, NULL, 'r'}, {"guards", no_argument, NULL, 'g'},
-        {"coverage", no_argument, NULL, 'c'},     {"markdown", no_argument, NULL, 'm'},
-        {"trace", no_argument, NULL, 't'},        {NULL, 0, NULL, 0},
+        {"seed", required_argument, NULL, 's'},
+        {"seeds", required_argument, NULL, 'n'},
+        {"jobs", required_argument, NULL, 'j'},
+        {"processes", required_argument, NULL, 'p'},
+        {"remove", required_argument, NULL, 'r'},
+        {"guards", no_argument, NULL, 'g'},
+        {"coverage", no_argument, NULL, 'c'},
+        {"markdown", no_argument, NULL, 'm'},
+        {"trace", no_argument, NULL, 't'},
+        {"list", required_argument, NULL, 'l'},
+        {NULL, 0, NULL, 0},
     };
     uint64_t number = 0;
     int option;
@@ -271,6 +311,10 @@ static bool parse(int argc, char **argv, struct arguments *ret)
             ret->processes = (int)number;
         else if (option == 'r')
             ret->remove = optarg;
+        else if (option == 'l' && !read_list(optarg, ret))
+            return false;
+        else if (option == 'l')
+            continue;
         else if (option == 'g')
             ret->guards = true;
         else if (option == 'c')

@@ -302,6 +302,42 @@ static void test_a_replay_waits_until_its_end_was_published(void **state)
     talk_end(&talk);
 }
 
+/* What lies behind the Place is of the round that it begins, however long that has to wait. */
+static void test_a_cancel_behind_a_replay_waits_with_it(void **state)
+{
+    struct talk talk;
+    uint64_t token, number;
+
+    (void)state;
+    begin_idle(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_BAD_INPUT);
+    assert_int_equal(commit_one(&talk).state, JOB_FAILED);
+    want(&talk, OWNER_TODO_PUBLISH);
+    number = talk.todo.publish.flush_number;
+    say_place(&talk, 9, 1, 1, 0);
+    answer_lookup(&talk, 1, JOB_FAILED, 1, token);
+    say_cancel(&talk, 1);
+    answer_lookup(&talk, 1, JOB_FAILED, 1, token);
+    want_nothing(&talk); /* no verdict yet */
+    owner_on_published(talk.owner, number);
+    want(&talk, OWNER_TODO_LOOKUP);
+    assert_int_equal(talk.todo.lookup.id_count, 2); /* the Place's and the Cancel's */
+    {
+        struct ledger_row row = row_of(&talk, 1, JOB_FAILED, 0, token, 1);
+
+        owner_on_lookup(talk.owner, &row, 1);
+    }
+    want_ack(&talk, 9, true, "");
+    assert_int_equal(talk.todo.flush->jobs[0].action, FLUSH_REPLAY);
+    commit(&talk, talk.todo.flush, 1);
+    assert_int_equal(commit_one(&talk).state, JOB_CANCELED);
+    want(&talk, OWNER_TODO_VERDICT);
+    assert_true(talk.todo.verdict.message.canceled);
+    talk_end(&talk);
+}
+
 static void test_a_place_that_kafka_refused_is_sent_again(void **state)
 {
     const struct ledger_command command = command_of(9, COMMAND_REPLAY, 1);
@@ -449,6 +485,7 @@ int main(void)
         cmocka_unit_test(test_a_cancel_from_before_a_replay_leaves_its_round_alone),
         cmocka_unit_test(test_a_replay_without_its_input_is_refused),
         cmocka_unit_test(test_a_replay_waits_until_its_end_was_published),
+        cmocka_unit_test(test_a_cancel_behind_a_replay_waits_with_it),
         cmocka_unit_test(test_a_place_that_kafka_refused_is_sent_again),
         cmocka_unit_test(test_priority_moves_a_waiting_job),
         cmocka_unit_test(test_commands_are_asked_for_again_and_bounded),
