@@ -820,12 +820,13 @@ static int submit_read_key(struct submit *submit, struct err *err)
     return r;
 }
 
-static int submit_read_ask(struct submit *submit, struct err *err)
+static int submit_read_ask(struct submit *submit, const struct config_deployment *deployment,
+                           struct err *err)
 {
     if (submit->call->match.route == ROUTE_SUBMIT)
         return 0;
     submit->ask = xcalloc(1, sizeof(*submit->ask));
-    return sync_ask_read(submit->call, submit->ask, err);
+    return sync_ask_read(submit->call, deployment->is_truss, submit->ask, err);
 }
 
 /* True: a kill switch is on and the call was answered. */
@@ -874,7 +875,7 @@ static void on_choice(struct call *call, const struct config_choice *choice)
     mem_copy_text(submit->tags, tags);
     submit->id = job_id_make(choice->deployment->shard, 0,
                              entropy); /* keeps the shard till later */
-    r = submit_read_ask(submit, &err);
+    r = submit_read_ask(submit, choice->deployment, &err);
     if (r == 0)
         r = submit_read_key(submit, &err);
     if (r < 0)

@@ -163,11 +163,14 @@ static void answer_output(struct call *call, int status, const struct message_co
 static void answer_failure(struct call *call, const struct message_completed *completed)
 {
     struct sync_failure failure = sync_failure_of(completed->state, completed->error_class);
-    bool answered = completed->output.size > 0 || completed->output_blob.size > 0;
-    OWNED(mem_free) char *text = wire_text_dup(completed->error_message);
     int status = (int)completed->http_status;
+    bool has_status = status >= 300 && status <= 599;
+    /* A body with a type is the model's own, also when it is empty. */
+    bool answered = completed->output.size > 0 || completed->output_blob.size > 0 ||
+                    (has_status && completed->output_type.size > 0);
+    OWNED(mem_free) char *text = wire_text_dup(completed->error_message);
 
-    if (status < 400 || status > 599)
+    if (!has_status)
         status = failure.status;
     call->error_source = failure.source_code;
     if (answered)

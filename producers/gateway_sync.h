@@ -32,7 +32,8 @@ struct sync_ask {
 };
 
 /* ERR_RANGE names the header, its value and its limit. */
-int sync_ask_read(const struct call *call, struct sync_ask *ret_ask, struct err *err) MUST_CHECK;
+int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_ask,
+                  struct err *err) MUST_CHECK;
 
 /* Kafka has the job; from here on the call is answered by what becomes of it. keyed: it was sent
  * with an Idempotency-Key, so its client will come again, and leaving does not cancel it. known: it
@@ -58,5 +59,6 @@ struct sync_failure {
 };
 struct sync_failure sync_failure_of(uint64_t state, uint64_t error_class);
 
-/* Pieces are wanted unless the client wants JSON, and is none that says so but reads streams. */
+/* Pieces are wanted unless the client wants JSON alone, and is none that says so but reads streams:
+ * the rule of the Truss server. */
 bool sync_wants_stream(const char *accept, const char *user_agent);

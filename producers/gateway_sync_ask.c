@@ -41,7 +41,7 @@ struct sync_failure sync_failure_of(uint64_t state, uint64_t error_class)
 
 bool sync_wants_stream(const char *accept, const char *user_agent)
 {
-    if (accept == NULL || media_type_listed(accept, MEDIA_TYPE_EVENTS) ||
+    if (accept == NULL || strchr(accept, ',') != NULL ||
         !media_type_listed(accept, MEDIA_TYPE_JSON))
         return true;
     return user_agent != NULL && strcasestr(user_agent, "openai") != NULL;
@@ -109,7 +109,7 @@ static int type_read(const struct call *call, bool passthrough, char to[MEDIA_TY
     return 0;
 }
 
-int sync_ask_read(const struct call *call, struct sync_ask *ret_ask, struct err *err)
+int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_ask, struct err *err)
 {
     const struct http_request *request = call->request;
     bool passthrough = call->match.route == ROUTE_PASSTHROUGH;
@@ -118,7 +118,7 @@ int sync_ask_read(const struct call *call, struct sync_ask *ret_ask, struct err 
     if (r == 0)
         r = type_read(call, passthrough, ret_ask->type, err);
     ret_ask->stream = strcmp(http_request_method(request), "HEAD") != 0 &&
-                      (passthrough ||
+                      ((passthrough && !is_truss) ||
                        sync_wants_stream(http_request_header(request, "Accept"),
                                          http_request_header(request, "User-Agent")));
     ret_ask->route[0] = '\0';

@@ -63,7 +63,8 @@ static void test_streams(void **state)
     assert_true(sync_wants_stream(NULL, NULL));
     assert_true(sync_wants_stream("*/*", "curl/8"));
     assert_false(sync_wants_stream("application/json", NULL));
-    assert_false(sync_wants_stream("application/json, */*", "requests"));
+    assert_false(sync_wants_stream("Application/JSON", "requests"));
+    assert_true(sync_wants_stream("application/json, text/plain, */*", "axios/1.7"));
     assert_true(sync_wants_stream("application/json", "OpenAI/Python 1.2"));
     assert_true(sync_wants_stream("text/event-stream, application/json", NULL));
 }
