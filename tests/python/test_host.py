@@ -110,6 +110,7 @@ def predict(self, inputs):
         for body, text in rows:
             with self.subTest(text), drive.Host(model(body)) as host:
                 bye = host.bye()
+                self.assertTrue(bye["reason"].startswith("ModelDefinitionError: "), bye)
                 self.assertIn(text, bye["reason"])
                 self.assertTrue(bye["final"])
                 self.assertEqual(host.process.wait(10), 2)
@@ -241,6 +242,16 @@ class Ends(unittest.TestCase):
     def test_out_of_memory_has_its_class(self):
         with drive.Host(model("def predict(self, x):\n    raise MemoryError('big')")) as host:
             self.assertEqual(host.ready().ask(0).error_class, errors.OOM)
+
+    def test_causes_in_a_circle(self):
+        body = """
+def predict(self, x):
+    error = ValueError("round")
+    raise error from error
+"""
+        with drive.Host(model(body)) as host:
+            self.assertEqual(host.ready().ask(0, 10).error_class, errors.MODEL_ERROR)
+            self.assertEqual(host.ask(0, 10).status, 500)
 
     def test_exit_of_the_process_closes_the_socket(self):
         with drive.Host(model("def predict(self, x):\n    os._exit(7)", "import os\n")) as host:

@@ -2,20 +2,33 @@
 """Goal: an unmodified Truss directory is pushed and called, and what is wrong with one is told.
 
 Method: the directories of examples/truss on one stack, pushed at the same time; what they require is
-installed from wheels that are there, without a network.
+installed from wheels that are there, without a network. What they answer is compared with what the truss
+package's own server answers (tests/truss), and so is a sample of its generated models.
 """
 
+import http.client
 import json
 import os
+import random
 import re
-import shutil
+import sys
 
 import pytest
 from stack import ROOT, Stack, wait_until
 
+sys.path.insert(0, str(ROOT / "tests/truss"))
+
+import cases  # noqa: E402
+import deliberate  # noqa: E402
+import examples  # noqa: E402
+import golden  # noqa: E402
+import test_matrix  # noqa: E402
+
 EXAMPLES = ROOT / "examples/truss"
 WHEELS = os.environ["HEADRACE_DEPS"] + "/wheels-truss"
-NAMES = "hello stream async pydantic binary routes requests".split()
+NAMES = tuple(examples.REQUESTS)
+GENERATED = 2  # models of tests/truss, beside those whose answers are of all kinds
+ASKED = 80  # of the latter's requests
 
 ECHO = "class Model:\n    def predict(self, x):\n        return x\n"
 
@@ -55,18 +68,72 @@ def ask(stack, model, value):
     return json.loads(done.stdout)
 
 
-def test_examples_answer(models):
-    rows = (
-        ("hello", {"name": "Ada"}, {"greeting": "Hello, Ada!"}),
-        ("stream", {"text": "one two"}, "ONE TWO "),
-        ("async", {"numbers": [1, 2.5]}, {"total": 3.5}),
-        ("pydantic", {"item": "tea", "count": 2}, {"item": "tea", "cents": 500}),
-        ("binary", {"image": [[1, 2], [3, 4]]}, {"mean": [2.0, 3.0], "shape": [2, 2], "peak": 4.0}),
-        ("routes", {"text": "abc"}, {"reversed": "cba"}),
-        ("requests", {}, {"environment": {"name": "production"}, "method": "POST"}),
-    )
-    for model, value, want in rows:
-        assert ask(models, model, value) == want, model
+def call(stack, model, request):
+    """A request of tests/truss through the gateway, as a golden.Answer."""
+    path = "predict" if request.path == cases.PREDICT else "sync" + request.path
+    link = http.client.HTTPConnection(stack.url("gateway").removeprefix("http://"), timeout=60)
+    headers = {"Authorization": f"Bearer {stack.key}", "Content-Type": request.media_type}
+    if request.accept:
+        headers["Accept"] = request.accept
+    try:
+        link.request(request.method, f"/model/{model}/production/{path}", request.body, headers)
+        reply = link.getresponse()
+        try:
+            body, cut = reply.read(), False
+        except http.client.IncompleteRead as error:
+            body, cut = error.partial, True
+        return golden.Answer(reply.status, reply.getheader("Content-Type"), body, cut)
+    finally:
+        link.close()
+
+
+def differences(stack, model, case, requests):
+    _, theirs, _ = golden.read()
+    found = []
+    for request in requests:
+        want, _ = deliberate.ours(case, request.name, theirs[case][request.name])
+        got = call(stack, model, request)
+        if got != want:
+            found.append(f"{case}, {request.name}: {got}, wanted {want}")
+    return found
+
+
+def test_examples_answer_as_in_the_truss_server(models):
+    found = [
+        line
+        for name, requests in examples.REQUESTS.items()
+        for line in differences(models, name, "example-" + name, requests)
+    ]
+    assert not found, "\n".join(found)
+
+
+def generated():
+    """[(case, its requests)]: some of each, by the seed of tests/truss/test_matrix.py."""
+    seed = os.environ.get("HEADRACE_TRUSS_SEED") or test_matrix.commit()
+    dice = random.Random(seed)
+    everything = cases.all_cases()
+    signatures = [case for case in everything if case.name.startswith("pre")]
+    chosen = [(case, case.requests[:4]) for case in dice.sample(signatures, GENERATED)]
+    for case in dice.sample([case for case in everything if case.name.startswith("results")], 2):
+        # What a model cannot take now is tried again by the gateway, each a second later.
+        asked = [r for r in case.requests if not re.search("429|503", r.name)]
+        chosen.append((case, dice.sample(asked, ASKED // 2)))
+    return chosen, seed
+
+
+def test_generated_models_answer_as_in_the_truss_server(stack, tmp_path):
+    chosen, seed = generated()
+    print(f"HEADRACE_TRUSS_SEED={seed}")
+    ids = []
+    for i, (case, _) in enumerate(chosen):
+        config = dict(case.config, model_name=f"generated-{i}", requirements=["fastapi", "numpy", "pydantic"])
+        folder = make(tmp_path / str(i), json.dumps(config), case.files["model/model.py"])
+        ids.append(push(stack, folder, "--no-wait").stdout.strip())
+    found = []
+    for i, (case, requests) in enumerate(chosen):
+        stack.wait_active(ids[i], seconds=120)
+        found += differences(stack, f"generated-{i}", case.name, requests)
+    assert not found, "\n".join(found)
 
 
 def test_failures_of_a_model_are_named(models):

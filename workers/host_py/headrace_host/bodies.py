@@ -6,12 +6,15 @@ are refused in both directions, because they are pickles.
 """
 
 import json
+import re
 import warnings
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from uuid import UUID
 
 from . import errors, msgpack
+
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE
 
 BINARY = "application/octet-stream"
 JSON = "application/json"
@@ -22,6 +25,14 @@ def is_binary(media_type):
 
 
 # ---- msgpack, out ----
+
+
+def _type_name(value):
+    """As CPython's own tp_name: types that are written in C have their module in it."""
+    kind = type(value)
+    if kind.__flags__ & HEAP_TYPE or kind.__module__ == "builtins":
+        return kind.__name__
+    return "%s.%s" % (kind.__module__, kind.__name__)
 
 
 def _pack_numpy(value):
@@ -41,7 +52,9 @@ def _pack_numpy(value):
         return {b"nd": False, b"type": value.dtype.str, b"data": value.data}
     if isinstance(value, complex):
         return {b"complex": True, b"data": repr(value)}
-    return value  # the packer says what it cannot pack
+    if isinstance(value, int):
+        raise OverflowError("Integer value out of range")
+    raise TypeError("can not serialize '%s' object" % _type_name(value))
 
 
 def _pack_other(value):
@@ -68,6 +81,14 @@ def _pack_other(value):
 
 # ---- msgpack, in ----
 
+# What the msgpack of pure Python says, to be said in the words of the one in C.
+NO_KEY = re.compile(r"<class '(?:\w+\.)*(\w+)'> is not allowed for map key$")
+
+
+def _timedelta(parts):
+    days, seconds, microseconds = parts
+    return timedelta(days=days, seconds=seconds, microseconds=microseconds)
+
 
 def _iso_datetime(text):
     if text.endswith("Z"):  # before Python 3.11 fromisoformat() does not know it
@@ -79,9 +100,7 @@ READERS = {
     b"__dt_datetime_iso__": _iso_datetime,
     b"__dt_date_iso__": date.fromisoformat,
     b"__dt_time_iso__": time.fromisoformat,
-    b"__dt_timedelta__": lambda parts: timedelta(
-        days=parts[0], seconds=parts[1], microseconds=parts[2]
-    ),
+    b"__dt_timedelta__": _timedelta,
     b"__decimal__": Decimal,
     b"__uuid__": UUID,
 }
@@ -132,6 +151,15 @@ def _unpack_map(value):
     return value
 
 
+def _pack(value):
+    try:
+        return msgpack.packb(value, default=_pack_other)
+    except ValueError as error:
+        if str(error) == "recursion limit exceeded":
+            raise ValueError("recursion limit exceeded.") from None  # in the words of msgpack in C
+        raise
+
+
 # ---- requests ----
 
 
@@ -162,13 +190,21 @@ def _with_type(input_type, parse, value):
         raise errors.InputParsingError(_validation_text(error)) from error
 
 
+def _unpack(body):
+    """Whatever is wrong with the bytes, it is the client's fault: that server says 500 to some of it."""
+    try:
+        return msgpack.unpackb(body, object_hook=_unpack_map)
+    except MemoryError:
+        raise
+    except Exception as error:
+        text = NO_KEY.sub(r"\1 is not allowed for map key when strict_map_key=True", str(error))
+        raise errors.InputParsingError(text) from error
+
+
 def read(body, media_type, input_type):
     """The inputs of a request; input_type: a pydantic model, or None. Raises InputParsingError."""
     if is_binary(media_type):
-        try:
-            inputs = msgpack.unpackb(body, object_hook=_unpack_map)
-        except (ValueError, TypeError, AttributeError, msgpack.UnpackException) as error:
-            raise errors.InputParsingError(str(error)) from error
+        inputs = _unpack(body)
         if input_type is not None:
             inputs = _with_type(input_type, input_type.parse_obj, inputs)
         return inputs
@@ -176,7 +212,7 @@ def read(body, media_type, input_type):
         return _with_type(input_type, input_type.parse_raw, body)
     try:
         return json.loads(body)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise errors.InputParsingError("Invalid JSON payload: %s" % error) from error
 
 
@@ -201,7 +237,7 @@ def write(result, binary):
         if is_model:
             result = result.model_dump() if hasattr(result, "model_dump") else result.dict()
         if not isinstance(result, bytes):
-            result = msgpack.packb(result, default=_pack_other)
+            result = _pack(result)
         return result, BINARY
     if is_model:
         with warnings.catch_warnings():

@@ -92,10 +92,12 @@ def class_of_status(status):
 
 
 def is_out_of_memory(error):
-    """Of this process or of the device, at any depth of causes."""
-    while error is not None:
+    """Of this process or of the device, at any depth of causes; those of a model may be a circle."""
+    seen = set()
+    while error is not None and id(error) not in seen:
         if isinstance(error, MemoryError) or is_a(error, "torch.cuda", "OutOfMemoryError"):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

@@ -81,8 +81,8 @@ def _scope(call):
     }
 
 
-def make(call):
-    """The Request; None when the environment has no starlette, so that no method can ask for one."""
+async def make(call):
+    """The Request, with its body read; None when the environment has no starlette, so that no method can ask for one."""
     kind = errors.loaded("fastapi", "Request") or errors.loaded("starlette.requests", "Request")
     if kind is None:
         return None
@@ -99,6 +99,7 @@ def make(call):
 
     request = kind(_scope(call), receive)
     request.state.watch_disconnect = _watcher(call)
+    await request.body()  # or is_disconnected() would take it for itself
     return request
 
 

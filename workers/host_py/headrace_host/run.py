@@ -12,12 +12,27 @@ import contextvars
 import inspect
 import json
 import logging
+import re
 import sys
 import time
 
 from . import bodies, errors, frames, methods, requests
 
 THREADS_MIN = 4
+
+# What a probe asks with GET, and what is answered to it if that needs no thought.
+PROBES = {"live": b"true", "loaded": b"{}", "ready": None, "schema": None}
+
+# Paths of the Truss server, in its order; one may be of two, by its method.
+ROUTES = [(re.compile(re.escape(path)), name) for path, name in methods.ROUTES.items()] + [
+    (re.compile("/"), "live"),
+    (re.compile("/ping"), "loaded"),
+    (re.compile("/invocations"), "predict"),
+    (re.compile("/v1/models/[^/]+"), "ready"),
+    (re.compile("/v1/models/[^/]+/loaded"), "loaded"),
+    (re.compile("/v1/models/[^/]+/schema"), "schema"),
+    (re.compile("/v1/models/[^/]+:predict(_binary)?"), "predict"),
+]
 
 
 class Answer:
@@ -84,7 +99,8 @@ class Runner:
             call.interruptible = False
 
     @contextlib.contextmanager
-    def _intercept(self, call):
+    def _intercept(self, call, keep=False):
+        """What the model's code raises is logged, and is a UserCodeError; keep: what it was."""
         try:
             yield
         except (errors.Disconnected, errors.StreamGap):
@@ -99,6 +115,8 @@ class Runner:
                 logging.error("Model raised HTTPException", exc_info=error)
                 raise
             logging.error(errors.USER_CODE_TEXT, exc_info=error)
+            if keep and isinstance(error, Exception):
+                raise
             raise errors.UserCodeError(str(error)) from error
 
     async def _execute(self, call, method, inputs, request):
@@ -113,8 +131,8 @@ class Runner:
 
     # ---- streams ----
 
-    async def _pieces(self, call, generator):
-        """The pieces of either kind of generator, as bytes; none after a cancel."""
+    async def _pieces(self, call, generator, keep):
+        """The pieces of either kind of generator; none after a cancel."""
         done = object()
         is_async = inspect.isasyncgen(generator)
         try:
@@ -122,7 +140,7 @@ class Runner:
                 if call.canceled.is_set():
                     raise errors.Disconnected("Client disconnected while it was answered.")
                 begun = time.monotonic()
-                with self._intercept(call):
+                with self._intercept(call, keep):
                     if is_async:
                         piece = await self._await(call, self._next(generator, done))
                     else:
@@ -161,9 +179,9 @@ class Runner:
         except Exception as error:
             logging.warning("request %s: closing its stream: %r", call.job, error)
 
-    async def _each(self, call, generator, take):
+    async def _each(self, call, generator, take, keep=False):
         """Awaits take(piece) for each piece; the generator is closed at the end of it."""
-        pieces = self._pieces(call, generator)
+        pieces = self._pieces(call, generator, keep)
         try:
             async for piece in pieces:
                 await take(piece)
@@ -171,6 +189,7 @@ class Runner:
             await pieces.aclose()
 
     async def _stream(self, call, emit, generator):
+        """The pieces as bytes; nobody is sent them before the end who does not want a stream."""
         whole = Whole()
 
         async def take(piece):
@@ -178,19 +197,21 @@ class Runner:
                 with self._intercept(call):
                     piece = piece.encode("utf-8")
             whole.add(piece)
-            await emit(bytes(piece), bodies.BINARY)
+            if call.stream:
+                await emit(bytes(piece), bodies.BINARY)
 
         await self._each(call, generator, take)
         return Answer(whole.bytes(), bodies.BINARY)
 
     async def _gather(self, call, generator):
-        """The whole stream as one text: what a client that accepts only JSON is given."""
+        """The whole stream as one text: what a client that accepts only JSON is given. What breaks it
+        is told to the client, as the Truss server does."""
         whole = Whole()
 
         async def take(piece):
             whole.add(piece if isinstance(piece, (bytes, bytearray)) else str(piece).encode())
 
-        await self._each(call, generator, take)
+        await self._each(call, generator, take, keep=True)
         return whole.bytes().decode()
 
     async def _of_generator(self, call, emit, generator):
@@ -207,7 +228,7 @@ class Runner:
 
         def media_type():
             headers = {k.decode().lower(): v.decode("latin-1") for k, v in start["headers"]}
-            return headers.get("content-type", "")
+            return headers.get("content-type", bodies.BINARY)
 
         async def send(message):
             if message["type"] == "http.response.start":
@@ -215,7 +236,7 @@ class Runner:
                 return
             body = bytes(message.get("body", b""))
             whole.add(body)
-            if streams and start["status"] < 300 and body:
+            if streams and start["status"] == 200 and body:  # a piece can say no other status
                 await emit(body, media_type())
 
         async def receive():
@@ -257,20 +278,23 @@ class Runner:
             result = await self._execute(call, found.postprocess, result, request)
         return result
 
-    async def _route(self, call, name, inputs, request):
+    async def _route(self, call, emit, name, inputs, request):
         method = self.methods.routes.get(name)
         if method is None:
             raise errors.ModelMethodNotImplemented(
                 "`%s` must only be called if model has it." % name
             )
-        return await self._execute(call, method, inputs, request)
+        result = await self._execute(call, method, inputs, request)
+        if inspect.isgenerator(result) or inspect.isasyncgen(result):
+            return await self._of_generator(call, emit, result)
+        return result
 
     async def _settle(self, call, emit, request, result):
-        """The answer in what a method returned; generators and Responses of postprocess, too."""
+        """The answer in what a method returned."""
         if isinstance(result, Answer):
             return result
         if inspect.isgenerator(result) or inspect.isasyncgen(result):
-            result = await self._of_generator(call, emit, result)
+            result = await self._stream(call, emit, result)  # of postprocess: a stream for everybody
         elif errors.is_a(result, "starlette.responses", "Response"):
             result = await self._of_response(call, emit, request, result)
         if isinstance(result, Answer):
@@ -279,7 +303,7 @@ class Runner:
         return Answer(data, media_type)
 
     async def _call_method(self, call, emit, name):
-        request = requests.make(call)
+        request = await requests.make(call)
         inputs = None
         if not self.methods.skip_parsing:
             inputs = bodies.read(call.body, call.media_type, self.methods.input_type)
@@ -288,51 +312,47 @@ class Runner:
                 raise errors.ModelMethodNotImplemented("this model has only a `websocket` method")
             result = await self._predict(call, emit, inputs, request)
         else:
-            result = await self._route(call, name, inputs, request)
+            result = await self._route(call, emit, name, inputs, request)
         return await self._settle(call, emit, request, result)
 
     async def is_healthy(self):
-        """None: the model does not say."""
+        """None: the model has no such method, or does not say."""
         method = self.methods.is_healthy
         if method is None:
             return None
         try:
             if method.is_async:
-                return bool(await method.call())
-            return bool(await self._in_thread(method.call))
+                said = await method.call()
+            else:
+                said = await self._in_thread(method.call)
+            return None if said is None else bool(said)
         except Exception as error:
             logging.error("Exception while checking if model is healthy", exc_info=error)
             return False
 
-    async def _ask(self, path):
-        """What a probe asks with GET; None: there is no such path."""
-        if path == "/":
-            return Answer(b"true", bodies.JSON)
-        if path == "/v1/models/model" and await self.is_healthy() is False:
+    async def _ready(self):
+        if await self.is_healthy() is False:
             text = errors.body_of("Model with name model is not ready.")
             return Answer(text, bodies.JSON, 503)
-        if path in ("/v1/models/model", "/v1/models/model/loaded", "/ping"):
-            return Answer(b"{}", bodies.JSON)
-        if path == "/v1/models/model/schema":
-            schema = self.methods.schema()
-            if schema is None:
-                return Answer(errors.body_of("No schema found"), bodies.JSON, 404)
-            return Answer(json.dumps(schema, separators=(",", ":")).encode(), bodies.JSON)
-        return None
+        return Answer(b"{}", bodies.JSON)
+
+    def _schema(self):
+        schema = self.methods.schema()
+        if schema is None:
+            return Answer(errors.body_of("No schema found"), bodies.JSON, 404)
+        text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+        return Answer(text.encode(), bodies.JSON)
 
     async def answer(self, call, emit):
         """emit(bytes, media type) is awaited for each piece of a stream."""
-        name = methods.ROUTES.get(call.path)
-        if call.path == "/invocations" or (
-            call.path.startswith("/v1/models/")
-            and call.path.endswith((":predict", ":predict_binary"))
-        ):
-            name = "predict"
-        if name is not None and call.method == "POST":
-            return await self._call_method(call, emit, name)
-        asked = await self._ask(call.path) if call.method == "GET" else None
-        if asked is not None:
-            return asked
-        if name is not None:
+        found = [name for pattern, name in ROUTES if pattern.fullmatch(call.path)]
+        for name in found:
+            if name not in PROBES and call.method == "POST":
+                return await self._call_method(call, emit, name)
+            if name in PROBES and call.method == "GET":
+                if name == "ready":
+                    return await self._ready()
+                return self._schema() if name == "schema" else Answer(PROBES[name], bodies.JSON)
+        if found:
             return Answer(b'{"detail":"Method Not Allowed"}', bodies.JSON, 405)
         return Answer(b'{"detail":"Not Found"}', bodies.JSON, 404)

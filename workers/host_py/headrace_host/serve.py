@@ -31,6 +31,18 @@ def media_type_of(text):
     return None if text == "application/json" else frames.cut(text, 255)
 
 
+def tell_load_error(error):
+    """Logs why a model could not be loaded, and returns it with the model's own last lines."""
+    if isinstance(error, (errors.LoadError, errors.ModelDefinitionError)):  # says it all
+        said = isinstance(error, errors.ModelDefinitionError)
+        shown = "%s%s" % ("ModelDefinitionError: " if said else "", error)
+        logging.error("Model cannot be loaded: %s", shown)
+        return shown
+    shown = "".join(traceback.format_exception_only(type(error), error)).strip()
+    logging.error("Exception while loading model", exc_info=error)
+    return "%s\n%s" % (shown, logs.tail())
+
+
 class Host:
     def __init__(self, link, load, settings):
         self.link = link
@@ -236,13 +248,11 @@ class Host:
         return "Model with name model is not ready: is_healthy says no"
 
     async def watch_health(self):
-        while True:
+        while self.runner.methods.is_healthy is not None:
             await asyncio.sleep(HEALTH_SECONDS)
             healthy = await self.runner.is_healthy()
-            if healthy is None:
-                return
             now = self.loop.time()
-            if healthy:
+            if healthy is not False:
                 self.unhealthy_since = None
                 continue
             logging.warning("Health check failed.")
@@ -277,11 +287,9 @@ class Host:
             secrets = json.loads(self.load.get("secrets") or b"{}")
             loaded = model.load(os.getcwd(), self.config, secrets, environment)
         except BaseException as error:
-            shown = "".join(traceback.format_exception_only(type(error), error)).strip()
-            logging.error("Exception while loading model", exc_info=error)
             sys.stdout.flush()
+            text = tell_load_error(error)
             final = model.is_final(error)
-            text = "%s\n%s" % (shown, logs.tail())
             self.loop.call_soon_threadsafe(
                 self.bye, 2, errors.MODEL_UNAVAILABLE, text, final
             )
