@@ -22,6 +22,7 @@ SLOTS = 32
 SERVICE_MS = 20
 RATE = 20  # of the jobs that are watched, a second
 POOL = "fair"
+IDLE_SECONDS = 5
 ENV = {"HEADRACE_AGEING_AFTER": "2s", "HEADRACE_TENANT_WAITING_MAX": "100000000"}
 OWN_STACK = 100_000  # above it a backlog takes longer to run out than a new stack to start
 
@@ -40,8 +41,9 @@ class Client:
         self.local = threading.local()
 
     def call(self, method, path, body=None):
-        if not hasattr(self.local, "client"):
+        if time.monotonic() - getattr(self.local, "used", 0) > IDLE_SECONDS:  # the gateway ends idle connections
             self.local.client = http.client.HTTPConnection(*self.address, timeout=60)
+        self.local.used = time.monotonic()
         self.local.client.request(method, path, None if body is None else json.dumps(body), {
             "Authorization": f"Bearer {self.key}", "Content-Type": "application/json"})
         answer = self.local.client.getresponse()
