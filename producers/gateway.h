@@ -16,6 +16,7 @@
  *   gateway_logs.c     logs of replicas              gateway_limit.c   caps, refusals
  *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
  *   gateway_deliveries.c webhook deliveries          gateway_endpoints.c their receivers
+ *   gateway_secrets.c  secrets of models
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id
  *
@@ -381,6 +382,9 @@ void secret_create_begin(struct call *call);
 void secret_rotate_begin(struct call *call);
 void secret_delete_begin(struct call *call);
 void public_keys_begin(struct call *call);
+void model_secrets_begin(struct call *call); /* gateway_secrets.c */
+void model_secret_set_begin(struct call *call);
+void model_secret_delete_begin(struct call *call);
 void deliveries_begin(struct call *call);
 void delivery_begin(struct call *call);
 void deliveries_replay_begin(struct call *call);

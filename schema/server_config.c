@@ -10,6 +10,7 @@
 
 #include "base/assert.h"
 #include "base/buf.h"
+#include "schema/secret.h"
 
 #define COMMAND_SIZE_MAX 32768
 #define ENDPOINT_SIZE_MAX 2048
@@ -25,6 +26,7 @@ enum key_kind {
     KEY_SIZE,
     KEY_ENV,
     KEY_NETWORK,
+    KEY_SECRETS,
 };
 
 static const struct key {
@@ -48,6 +50,7 @@ static const struct key {
     {"answer_size_max", KEY_SIZE, offsetof(struct server_config, answer_size_max), 0},
     {"network", KEY_NETWORK, offsetof(struct server_config, network_out), 0},
     {"image", KEY_IMAGE, offsetof(struct server_config, image), 0},
+    {"secrets", KEY_SECRETS, offsetof(struct server_config, secrets), 0},
     {"run_as_user_id", KEY_USER, offsetof(struct server_config, run_as_user_id), 0},
 };
 
@@ -138,6 +141,26 @@ static int read_network(const json_t *value, bool *to, struct err *err)
     return err_set(err, ERR_RANGE, "server: network must be \"none\" or \"out\"");
 }
 
+static int read_secrets(json_t *value, json_t **to, struct err *err)
+{
+    const char *name;
+    json_t *text;
+
+    if (!json_is_object(value))
+        return err_set(err, ERR_RANGE,
+                       "server: secrets must be an object of names and null, or a text for want of "
+                       "a value");
+    json_object_foreach(value, name, text)
+    {
+        if (secret_name_check(name, err) < 0)
+            return err_wrap(err, "server: secrets");
+        if (!json_is_null(text) && !json_is_string(text))
+            return err_set(err, ERR_RANGE, "server: secrets: '%.60s' must be a text or null", name);
+    }
+    *to = json_incref(value);
+    return 0;
+}
+
 static int read_u32(const char *name, const json_t *value, uint32_t highest, uint32_t *to,
                     struct err *err)
 {
@@ -149,7 +172,7 @@ static int read_u32(const char *name, const json_t *value, uint32_t highest, uin
     return r;
 }
 
-static int read_key(struct server_config *config, const struct key *key, const json_t *value,
+static int read_key(struct server_config *config, const struct key *key, json_t *value,
                     struct err *err)
 {
     void *to = (char *)config + key->offset;
@@ -173,6 +196,8 @@ static int read_key(struct server_config *config, const struct key *key, const j
         return read_env(value, to, err);
     case KEY_NETWORK:
         return read_network(value, to, err);
+    case KEY_SECRETS:
+        return read_secrets(value, to, err);
     }
     NEVER("a kind of key without a reader");
 }
@@ -257,6 +282,8 @@ void server_config_done(struct server_config *config)
     mem_free(&config->liveness_endpoint);
     for (size_t i = 0; config->env[i] != NULL; i++)
         mem_free(&config->env[i]);
+    json_decref(config->secrets);
+    config->secrets = NULL;
 }
 
 char *server_config_command(const struct server_config *config, uint32_t port)

@@ -16,6 +16,8 @@
 
 #include "base/err.h"
 
+struct json_t;
+
 #define SERVER_ENV_MAX 256
 #define SERVER_PORT_MARK "{port}"
 #define SERVER_ANSWER_SIZE_MAX (256u << 20) /* what a frame can hand on */
@@ -25,6 +27,7 @@ struct server_config {   /* texts are the config's own */
     char *image;         /* of a container; NULL: a plain process */
     char *predict_endpoint, *readiness_endpoint, *liveness_endpoint;
     char *env[SERVER_ENV_MAX + 1]; /* NAME=value, ends in NULL */
+    struct json_t *secrets;        /* names the model may have, with null or a text; NULL: none */
     uint32_t port;                 /* 0: ours to choose, told by {port} and $PORT */
     uint32_t run_as_user_id;       /* of a container; 0: the image's */
     uint64_t probe_ms;             /* between two looks at a server that is ready */

@@ -6,10 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/secret.h"
 #include "schema/yaml_json.h"
 
 #define PATH_SIZE 128
-#define NAME_SIZE_MAX 253 /* of a secret */
 
 enum kind {
     KIND_TEXT,
@@ -188,7 +188,6 @@ static int check_values(const struct key *key, json_t *value, struct err *err)
 
 static int check_secrets(const struct key *key, json_t *value, struct err *err)
 {
-    static const char good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
     const char *name;
     json_t *item;
 
@@ -196,11 +195,8 @@ static int check_secrets(const struct key *key, json_t *value, struct err *err)
         return refuse(key, "a mapping of names to texts or null", err);
     json_object_foreach(value, name, item)
     {
-        if (*name == '\0' || strlen(name) > NAME_SIZE_MAX || strspn(name, good) != strlen(name))
-            return err_set(err, ERR_RANGE,
-                           "config.yaml: secrets: '%.60s' is no name of 1 to %d of a-z A-Z 0-9 - . "
-                           "_",
-                           name, NAME_SIZE_MAX);
+        if (secret_name_check(name, err) < 0)
+            return err_wrap(err, "config.yaml: secrets");
         if (!json_is_null(item) && !text_ok(item))
             return err_set(err, ERR_RANGE, "config.yaml: secrets: '%.60s' must be a text or null",
                            name);
@@ -463,6 +459,25 @@ static void warn_reserved(struct truss_config *config)
     }
 }
 
+/* A value in the file is kept as it stands, for everybody who may see the deployment. */
+static void warn_open_secrets(struct truss_config *config)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach(json_object_get(config->config, "secrets"), name, value)
+    {
+        OWNED(mem_free) char *text = NULL;
+
+        if (json_string_length(value) == 0)
+            continue;
+        text = xasprintf("secrets.%s: its value stands in the file, where it is no secret; write "
+                         "null, and `headrace secrets set %s`",
+                         name, name);
+        (void)json_array_append_new(config->warnings, json_string(text));
+    }
+}
+
 static int check_python_code(const struct truss_config *config, struct err *err)
 {
     const char *transport = text_at(config->config, "runtime", "transport", "kind");
@@ -520,6 +535,9 @@ static int lift_server(struct truss_config *config, struct err *err)
         if (value != NULL && !json_is_null(value))
             (void)json_object_set(config->server, checks[i], value);
     }
+    if (json_object_size(json_object_get(config->config, "secrets")) > 0)
+        (void)json_object_set(config->server, "secrets",
+                              json_object_get(config->config, "secrets"));
     (void)json_object_del(variables, "PORT");
     (void)json_object_set_new(config->server, "environment_variables", variables);
     if (image != NULL && *image != '\0')
@@ -541,6 +559,7 @@ static int conclude(struct truss_config *config, struct err *err)
     config->accelerator = accelerator != NULL && *accelerator != '\0';
     (void)json_object_set_new(resources, "use_gpu", json_boolean(config->accelerator));
     warn_reserved(config);
+    warn_open_secrets(config);
     if (json_is_object(json_object_get(config->config, "docker_server")))
         return lift_server(config, err);
     return check_python_code(config, err);

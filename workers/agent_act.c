@@ -180,16 +180,29 @@ static void act_gone(struct agent *agent, const struct agent_todo *todo)
         agent->gone_unreported++;
 }
 
-static void act_start(struct agent *agent, const struct agent_todo *todo)
+void agent_start_with(struct agent *agent, const struct agent_todo *todo, int secrets_fd,
+                      struct err *err)
 {
     char worker[AGENT_NAME_SIZE];
-    struct err err = {0};
-    int r = agent_process_start(agent, todo, &err);
+    int r = err->code;
+    bool final = r != ERR_OK && err_class(r) != ERR_CLASS_RETRY;
 
+    if (r == ERR_OK)
+        r = agent_process_start(agent, todo, secrets_fd, err);
     if (r < 0)
-        log_error("worker_not_started", LOG_STR("worker", todo->worker), LOG_ERR(&err));
+        log_error("worker_not_started", LOG_STR("worker", todo->worker), LOG_ERR(err));
     mem_copy_text(worker, todo->worker);
-    agent_core_on_started(agent->core, worker, r == 0, err.text);
+    agent_core_on_started(agent->core, worker, r == 0, final, err->text);
+}
+
+static void act_start(struct agent *agent, const struct agent_todo *todo)
+{
+    struct err err = {0};
+
+    if (agent_secrets_are_wanted(todo->deployment))
+        agent_secrets_start(agent, todo);
+    else
+        agent_start_with(agent, todo, -1, &err);
 }
 
 static void act_signal(struct agent *agent, const struct agent_todo *todo, int signal)

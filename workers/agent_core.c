@@ -425,18 +425,22 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
     }
 }
 
-void agent_core_on_started(struct agent_core *core, const char *worker, bool started,
+void agent_core_on_started(struct agent_core *core, const char *worker, bool started, bool final,
                            const char *why)
 {
     struct replica *replica = replica_find(core, worker);
+    const struct agent_deployment *deployment;
 
     if (replica == NULL || replica->phase != PHASE_STARTING)
         return;
     replica->running = started;
     if (!started)
         replica_back_off(core, replica, why);
+    deployment = deployment_find(core, replica->deployment_id);
     if (!replica->wanted)
         replica_stop(core, replica);
+    else if (!started && final && deployment != NULL && !deployment->was_active)
+        deployment_fail(core, replica->deployment_id, why);
     exit_when_empty(core);
 }
 

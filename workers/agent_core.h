@@ -86,7 +86,8 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
                            uint32_t shard, uint64_t boot, uint32_t restart_count);
 
-void agent_core_on_started(struct agent_core *core, const char *worker, bool started,
+/* Answer of START. final: trying again would end the same way. */
+void agent_core_on_started(struct agent_core *core, const char *worker, bool started, bool final,
                            const char *why);
 void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot);
 

@@ -8,6 +8,7 @@
  *   agent_pages.c    /metrics, /healthz, /readyz
  *   agent_act.c      the to-dos of the core; archives on libuv's threads
  *   agent_sql.c      deployments in, replicas out
+ *   agent_secrets.c  secrets for a worker that starts
  *   agent_process.c  one worker process: its command line, log file, status lines
  *
  * Thread: the loop's; agent_unpack() alone runs on a thread of libuv's pool.
@@ -24,6 +25,7 @@
 #include "workers/child.h"
 
 struct http_server;
+struct seal_key;
 
 struct agent_settings {
 #define SETTINGS_FIELDS
@@ -54,6 +56,7 @@ struct agent {
     struct agent_core *core;
     struct pg *pg;
     struct blob_store *blobs;
+    struct seal_key *seal_key; /* NULL: none was given */
     struct queue_producer *producer;
     struct queue_topic *outcome;
     struct metrics *metrics;
@@ -87,6 +90,11 @@ void agent_pages_count(struct agent *agent); /* once a second */
 /* ---- agent_act.c ---- */
 void agent_act(struct agent *agent);
 
+/* Starts the worker of a START and tells the core; secrets_fd: -1, or what it is to read. An error
+ * that came before ends the start. */
+void agent_start_with(struct agent *agent, const struct agent_todo *todo, int secrets_fd,
+                      struct err *err);
+
 /* Removes unpacked models that none of these deployments needs; now and then. */
 void agent_sweep(struct agent *agent, const struct agent_deployment *deployments,
                  size_t deployment_count);
@@ -98,8 +106,13 @@ void agent_sql_claim(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_replica(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_seen(struct agent *agent);
 
+/* ---- agent_secrets.c ---- */
+bool agent_secrets_are_wanted(const struct agent_deployment *deployment);
+/* Reads them, then agent_start_with(). */
+void agent_secrets_start(struct agent *agent, const struct agent_todo *todo);
+
 /* ---- agent_process.c ---- */
-int agent_process_start(struct agent *agent, const struct agent_todo *todo,
+int agent_process_start(struct agent *agent, const struct agent_todo *todo, int secrets_fd,
                         struct err *err) MUST_CHECK;
 struct agent_process *agent_process_find(struct agent *agent, const char *worker);
 

@@ -27,6 +27,7 @@
 
 #include "base/http_server.h"
 #include "base/log.h"
+#include "base/seal.h"
 #include "base/settings.h"
 #include "schema/message.h"
 #include "schema/topics.h"
@@ -202,6 +203,8 @@ static int agent_open(struct agent *agent, struct err *err)
         r = agent_lock(agent, err);
     if (r == 0)
         r = loop_on_signals(agent->loop, agent_on_drain, NULL, agent, err);
+    if (r == 0 && agent->settings.seal_key_file[0] != '\0')
+        r = seal_key_open(agent->settings.seal_key_file, &agent->seal_key, err);
     if (r == 0 && agent->settings.blobs[0] != '\0')
         r = blob_store_open(agent->loop, agent->settings.blobs, &agent->blobs, err);
     if (r == 0)
@@ -235,6 +238,7 @@ static void agent_close(struct agent *agent)
     if (agent->loop != NULL)
         loop_close(&agent->loop);
     agent_core_free(&agent->core);
+    seal_key_close(&agent->seal_key);
     if (agent->lock_fd >= 0)
         (void)close(agent->lock_fd);
     free(agent->cache);

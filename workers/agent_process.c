@@ -5,7 +5,7 @@
  * standard output is a pipe on which it says one JSON object a line: loading, ready, exit.
  *
  * Its environment is ours without what is ours alone: it has no address of Postgres or Redis and
- * no secret.
+ * no secret. Those that its model may have are in a memfd, its descriptor 3 (agent_secrets.c).
  *
  * A log past its limit is copied to <name>.1 and cut: a writer that appends goes on at the new end.
  * Lines written between the copy and the cut are lost.
@@ -210,13 +210,13 @@ static struct agent_process *process_new(struct agent *agent, const char *worker
 }
 
 static int process_spawn(struct agent_process *process, const struct command *command, int log_fd,
-                         struct err *err)
+                         int secrets_fd, struct err *err)
 {
     struct child_spawn spawn = {.path = BINARY,
                                 .argv = command->args,
                                 .env = command->env,
                                 .stderr_fd = log_fd,
-                                .extra_fd = -1,
+                                .extra_fd = secrets_fd,
                                 .new_group = true};
     int fds[2], r;
 
@@ -238,7 +238,8 @@ static int process_spawn(struct agent_process *process, const struct command *co
     return r;
 }
 
-int agent_process_start(struct agent *agent, const struct agent_todo *todo, struct err *err)
+int agent_process_start(struct agent *agent, const struct agent_todo *todo, int secrets_fd,
+                        struct err *err)
 {
     OWNED(agent_process_free) struct agent_process *process = process_new(agent, todo->worker);
     OWNED(command_done) struct command command = {0};
@@ -248,7 +249,9 @@ int agent_process_start(struct agent *agent, const struct agent_todo *todo, stru
     if (log_fd < 0)
         return err_set_errno(err, ERR_IO, "open %s", process->log_path);
     command_make(agent, todo, &command);
-    r = process_spawn(process, &command, log_fd, err);
+    if (secrets_fd >= 0)
+        command_add(&command, xstrdup("--secrets=/dev/fd/3"));
+    r = process_spawn(process, &command, log_fd, secrets_fd, err);
     (void)close(log_fd);
     if (r < 0)
         return r;

@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "workers/confine_int.h"
+#include "workers/secret_files.h"
 
 static const struct setting confine_rows[] = {
 #define SETTINGS_ROWS struct confine_settings
@@ -171,7 +172,7 @@ static bool env_passes(const char *variable)
 
 /* What a model may see of our environment: nothing that could hold a secret or an address. What the
  * deployment itself sets comes later, from its host. */
-static void env_filter(const char *home)
+static void env_filter(const char *home, const char *secrets)
 {
     char **to = environ;
 
@@ -180,6 +181,7 @@ static void env_filter(const char *home)
             *to++ = *at;
     }
     *to = NULL;
+    (void)setenv(SECRET_FILES_VARIABLE, secrets, 1);
     (void)setenv("HOME", home, 0);
     (void)setenv("TMPDIR", strcmp(home, "/home/app") == 0 ? "/tmp" : home, 0);
     (void)setenv("USER", "app", 1);
@@ -239,7 +241,7 @@ static int run_rules(const struct confine_settings *settings, bool files, const 
 
 static int run_basic(const struct confine_settings *settings, char **argv, struct err *err)
 {
-    char scratch[] = "/tmp/headrace-scratch-XXXXXX";
+    char scratch[] = "/tmp/headrace-scratch-XXXXXX", secrets[sizeof(scratch) + 8];
     int r;
 
     set_limits(settings, confine_group_join(settings), false);
@@ -248,7 +250,8 @@ static int run_basic(const struct confine_settings *settings, char **argv, struc
     r = confine_keep(scratch, err);
     if (r < 0)
         return r;
-    env_filter(scratch);
+    (void)snprintf(secrets, sizeof(secrets), "%s/secrets", scratch);
+    env_filter(scratch, secrets);
     return run_rules(settings, true, scratch, argv, err);
 }
 
@@ -274,7 +277,7 @@ static int run_off(char **argv, struct err *err)
 static int run_strict(const struct confine_settings *settings, char **argv, struct err *err)
 {
     set_limits(settings, confine_group_join(settings), false);
-    env_filter("/home/app");
+    env_filter("/home/app", "/secrets");
     return confine_strict_exec(settings, argv, err);
 }
 

@@ -158,7 +158,8 @@ static void line_add_namespaces(struct line *line, bool own_network)
 static int line_add_files(struct line *line, const struct confine_settings *settings,
                           const char *binary_folder, struct err *err)
 {
-    static const char *const places[] = {"/tmp", "/var/tmp", "/home/app", "/workspace", "/app"};
+    static const char *const places[] = {"/tmp",       "/var/tmp", "/home/app",
+                                         "/workspace", "/secrets", "/app"};
     int r = 0;
 
     for (size_t i = 0; confine_system_paths[i] != NULL; i++)

@@ -13,6 +13,7 @@
 
 #include "base/log.h"
 #include "workers/host_server_int.h"
+#include "workers/secret_files.h"
 
 #define HOST_SOCKET_FD 3
 #define STATS_MS 1000
@@ -131,6 +132,31 @@ void host_server_finished(struct host_server *server)
 
 /* ---- frames in ---- */
 
+/* Its files, where the sandbox has a place for them or, without one, in a folder of ours. What has
+ * no value is told in the log: the server may do without. */
+static int server_place_secrets(struct host_server *server, const struct frame_load *load,
+                                struct err *err)
+{
+    OWNED(mem_free) char *missing = NULL;
+    const char *folder = getenv(SECRET_FILES_VARIABLE);
+    int r = 0;
+
+    if (server->config.secrets == NULL)
+        return 0;
+    if (server->isolation == CONFINE_OFF) {
+        r = secret_files_folder_make(&server->secrets_folder, err);
+        folder = server->secrets_folder;
+    } else if (folder == NULL) {
+        r = err_set(err, ERR_USAGE, "host-server runs without the variable " SECRET_FILES_VARIABLE);
+    }
+    if (r == 0)
+        r = secret_files_write(folder, server->config.secrets, load->secrets, &missing, err);
+    if (missing != NULL)
+        log_warn("secrets_without_value", LOG_STR("names", missing),
+                 LOG_STR("hint", "headrace secrets set NAME, then push again"));
+    return r;
+}
+
 static int server_prepare(struct host_server *server, const struct frame_load *load,
                           struct err *err)
 {
@@ -138,6 +164,9 @@ static int server_prepare(struct host_server *server, const struct frame_load *l
     struct http_client_options options = {0};
     int r = server_config_parse(load->settings.size > 0 ? settings : "{}", &server->config, err);
 
+    if (r < 0)
+        return r;
+    r = server_place_secrets(server, load, err);
     if (r < 0)
         return r;
     server->model = wire_text_dup(load->model);
@@ -280,6 +309,9 @@ static void server_done(struct host_server *server)
     if (server->port_fd >= 0)
         (void)close(server->port_fd);
     server_config_done(&server->config);
+    if (server->secrets_folder != NULL)
+        secret_files_remove(server->secrets_folder);
+    free(server->secrets_folder);
     free(server->model);
     free(server->dir);
 }

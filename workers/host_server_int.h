@@ -39,6 +39,7 @@ struct host_server {
     enum host_server_state state;
     enum confine_level isolation; /* that we run under */
     struct server_config config;
+    char *secrets_folder; /* of ours, without confinement; NULL: none, or the sandbox has one */
     char *model, *dir;
     uint32_t slot_count;
     uint64_t granted, received, finished; /* cumulative credit, and what was made of it */

@@ -27,6 +27,7 @@
 #include "base/log.h"
 #include "workers/engine_host.h"
 #include "workers/host_server_int.h"
+#include "workers/secret_files.h"
 
 #define PORT_TRIES 100
 #define FIRST_PROBE_MS 20
@@ -130,7 +131,7 @@ struct run {
     char *args[RUN_ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
-    char *port_env;
+    char *port_env, *secrets_env;
 };
 
 static void run_done(struct run *run)
@@ -138,6 +139,7 @@ static void run_done(struct run *run)
     for (size_t i = 0; i < run->arg_count; i++)
         free(run->args[i]);
     free(run->port_env);
+    free(run->secrets_env);
 }
 
 static void run_add(struct run *run, char *arg)
@@ -202,6 +204,10 @@ static int run_container(const struct host_server *server, struct run *run, stru
         run_add(run, xasprintf("--user=%u", server->config.run_as_user_id));
     if (server->dir[0] != '\0')
         run_add(run, xasprintf("--volume=%s:/app:ro", server->dir));
+    if (server->secrets_folder != NULL) {
+        run_add(run, xasprintf("--volume=%s:/secrets:ro", server->secrets_folder));
+        run_add(run, xstrdup("--env=" SECRET_FILES_VARIABLE "=/secrets"));
+    }
     run_add(run, xstrdup(server->config.image));
     if (server->config.start_command == NULL)
         return 0;
@@ -216,6 +222,10 @@ static void run_env(const struct host_server *server, struct run *run)
 {
     run->port_env = xasprintf("PORT=%u", server->port);
     run->env[run->env_count++] = run->port_env;
+    if (server->secrets_folder != NULL) {
+        run->secrets_env = xasprintf(SECRET_FILES_VARIABLE "=%s", server->secrets_folder);
+        run->env[run->env_count++] = run->secrets_env;
+    }
     for (size_t i = 0; server->config.env[i] != NULL; i++)
         run->env[run->env_count++] = server->config.env[i];
     for (char **at = environ; *at != NULL && run->env_count < ENV_MAX - 1; at++) {

@@ -272,6 +272,7 @@ struct worker_host *worker_host_open(struct worker *worker)
         .settings_json = worker->settings.engine_settings,
         .cache_dir = worker->settings.cache_dir,
         .environment = worker->settings.environment,
+        .secrets = {worker->secrets.bytes, worker->secrets.size},
         .deployment = worker->settings.deployment,
         .thread_count = (uint32_t)worker->settings.threads,
         .batch_token_max = (uint32_t)worker->settings.batch_tokens,

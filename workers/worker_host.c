@@ -28,6 +28,7 @@ struct worker_host {
     uint64_t memory_size, process_count;
     bool confined;
     char *cache_dir, *environment, *deployment;
+    struct wire_bytes secrets;
     uint32_t thread_count, batch_token_max, slot_count;
 
     struct child *child;
@@ -124,6 +125,7 @@ static void host_on_hello(struct worker_host *host, const struct frame_hello *he
         .cache_dir = WIRE_TEXT_OF(host->cache_dir),
         .environment = WIRE_TEXT_OF(host->environment),
         .deployment = WIRE_TEXT_OF(host->deployment),
+        .secrets = host->secrets,
     };
     struct err err;
 
@@ -396,6 +398,7 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->cache_dir = xstrdup(options->cache_dir);
     host->environment = xstrdup(options->environment);
     host->deployment = xstrdup(options->deployment);
+    host->secrets = options->secrets;
     host->thread_count = options->thread_count;
     host->batch_token_max = options->batch_token_max;
     host->slot_count = options->slot_count;

@@ -67,6 +67,7 @@ struct worker {
     struct worker_host *host;
     struct worker_options options;
     char machine[256];
+    struct buf secrets; /* JSON; empty: none */
 
     struct queue_admin *admin;
     struct queue_producer *producer;
@@ -128,6 +129,10 @@ void worker_produce(struct worker *worker, enum message_type type, const void *f
 void worker_act(struct worker *worker);
 void worker_inputs_free(struct worker *worker);
 struct worker_host *worker_host_open(struct worker *worker);
+
+/* ---- worker_secrets.c ---- */
+int worker_secrets_open(struct worker *worker, struct err *err) MUST_CHECK;
+void worker_secrets_close(struct worker *worker);
 
 /* ---- worker_stream.c ---- */
 int worker_stream_open(struct worker *worker, struct err *err) MUST_CHECK;

@@ -236,6 +236,8 @@ static int worker_open(struct worker *worker, struct err *err)
     if (r == 0)
         r = loop_on_signals(worker->loop, worker_on_drain, NULL, worker, err);
     if (r == 0)
+        r = worker_secrets_open(worker, err);
+    if (r == 0)
         r = worker_watch_agent(worker, err);
     if (r == 0 && worker->settings.blobs[0] != '\0')
         r = blob_store_open(worker->loop, worker->settings.blobs, &worker->blobs, err);
@@ -265,6 +267,7 @@ static void worker_close(struct worker *worker)
     loop_timer_free(&worker->tick_timer);
     loop_timer_free(&worker->lock_timer);
     worker_host_free(&worker->host);
+    worker_secrets_close(worker);
     worker_stream_close(worker);
     worker_trace_close(worker);
     if (worker->loop != NULL)

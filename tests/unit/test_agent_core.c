@@ -97,7 +97,7 @@ static void world_ready(struct world *world)
     SAYS(world, "claim:d-0");
     agent_core_on_claimed(world->core, "d-0", true);
     SAYS(world, "start:d-0 LOADING:d-0");
-    agent_core_on_started(world->core, "d-0", true, "");
+    agent_core_on_started(world->core, "d-0", true, false, "");
     agent_core_on_ready(world->core, "d-0", 7);
     SAYS(world, "READY:d-0");
 }
@@ -166,7 +166,7 @@ static void test_crash_is_told_and_restarted(void **state)
         assert_int_equal(agent_core_due_ms(world.core), world.now_ms + 1);
         world_tick(&world, 1);
         SAYS(&world, "start:d-0 LOADING:d-0");
-        agent_core_on_started(world.core, "d-0", true, "");
+        agent_core_on_started(world.core, "d-0", true, false, "");
         agent_core_on_ready(world.core, "d-0", 7);
         SAYS(&world, "READY:d-0");
     }
@@ -198,7 +198,7 @@ static void test_first_load_that_fails_is_final(void **state)
         world_open(&world);
         want(&world, 1, "", rows[i].was_active);
         agent_core_on_claimed(world.core, "d-0", true);
-        agent_core_on_started(world.core, "d-0", true, "");
+        agent_core_on_started(world.core, "d-0", true, false, "");
         SAYS(&world, "claim:d-0 start:d-0 LOADING:d-0");
         agent_core_on_ended(world.core, "d-0", rows[i].exit_code, 0, "no config.json");
         SAYS(&world, rows[i].want);
@@ -206,6 +206,34 @@ static void test_first_load_that_fails_is_final(void **state)
         SAYS(&world, rows[i].want[0] == 'F' ? "" : "start:d-0 LOADING:d-0");
         agent_core_free(&world.core);
     }
+}
+
+static void test_a_start_that_cannot_be(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    want(&world, 2, "", false);
+    SAYS(&world, "claim:d-0 claim:d-1");
+    agent_core_on_claimed(world.core, "d-0", true);
+    agent_core_on_claimed(world.core, "d-1", true);
+    SAYS(&world, "start:d-0 LOADING:d-0 start:d-1 LOADING:d-1");
+    agent_core_on_started(world.core, "d-1", false, false, "no processes left");
+    SAYS(&world, "STARTING:d-1"); /* again, later */
+    agent_core_on_started(world.core, "d-0", false, true, "a secret does not open");
+    SAYS(&world, "STARTING:d-0 FAILED:d-0 FAILED:d-1");
+    world_tick(&world, 100000);
+    SAYS(&world, "");
+    agent_core_free(&world.core);
+    world_open(&world);
+    want(&world, 1, "", true); /* it was active before: the fault may pass */
+    SAYS(&world, "claim:d-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "start:d-0 LOADING:d-0");
+    agent_core_on_started(world.core, "d-0", false, true, "a secret does not open");
+    SAYS(&world, "STARTING:d-0");
+    agent_core_free(&world.core);
 }
 
 static void test_archive_first(void **state)
@@ -287,7 +315,7 @@ static void test_drain_waits_for_all(void **state)
     SAYS(&world, "claim:d-1 start:d-1 LOADING:d-1");
     agent_core_drain(world.core);
     SAYS(&world, "stop:d-0 DRAINING:d-0");
-    agent_core_on_started(world.core, "d-1", true, ""); /* it was on its way */
+    agent_core_on_started(world.core, "d-1", true, false, ""); /* it was on its way */
     SAYS(&world, "stop:d-1 DRAINING:d-1");
     want(&world, 2, "", true); /* nothing new is started */
     agent_core_on_ended(world.core, "d-0", 0, 0, "exited with code 0");
@@ -316,6 +344,7 @@ int main(void)
         cmocka_unit_test(test_a_crash_while_it_stops_is_one),
         cmocka_unit_test(test_crash_is_told_and_restarted),
         cmocka_unit_test(test_first_load_that_fails_is_final),
+        cmocka_unit_test(test_a_start_that_cannot_be),
         cmocka_unit_test(test_archive_first),
         cmocka_unit_test(test_archive_that_cannot_be_had),
         cmocka_unit_test(test_rows_of_other_agents),

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -50,7 +51,8 @@ static void test_everything(void **state)
                          "\"environment_variables\":{\"A\":\"1\",\"B\":\"\"},\"network\":\"out\","
                          "\"startup_threshold_seconds\":10,\"stop_traffic_threshold_seconds\":20,"
                          "\"restart_threshold_seconds\":30,\"probe_seconds\":0.5,"
-                         "\"stop_seconds\":0,\"answer_size_max\":4096}",
+                         "\"stop_seconds\":0,\"answer_size_max\":4096,"
+                         "\"secrets\":{\"hf\":null,\"x\":\"y\"}}",
                          &config, &err),
                      0);
     assert_int_equal(config.port, 8000);
@@ -65,6 +67,7 @@ static void test_everything(void **state)
     assert_int_equal(config.probe_ms, 500);
     assert_int_equal(config.stop_ms, 0);
     assert_int_equal(config.answer_size_max, 4096);
+    assert_int_equal(json_object_size(config.secrets), 2);
 }
 
 static void test_refusals(void **state)
@@ -93,6 +96,9 @@ static void test_refusals(void **state)
         {"{" WHOLE ",\"environment_variables\":{\"PORT\":\"1\"}}", "PORT is set to server_port"},
         {"{" WHOLE ",\"network\":\"all\"}", "network must be"},
         {"{" WHOLE ",\"answer_size_max\":1}", "answer_size_max must be an integer from 1024"},
+        {"{" WHOLE ",\"secrets\":[\"a\"]}", "secrets must be an object"},
+        {"{" WHOLE ",\"secrets\":{\"a\":1}}", "'a' must be a text or null"},
+        {"{" WHOLE ",\"secrets\":{\"a/b\":null}}", "secrets: 'a/b' is no name"},
         {"{" WHOLE ",\"run_as_user_id\":1}", "run_as_user_id needs an image"},
         {"{" WHOLE ",\"image\":\"i\"}", "an image needs the server_port"},
     };

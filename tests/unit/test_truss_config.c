@@ -149,6 +149,7 @@ static const struct {
     {"requirements: [a]\nrequirements_file: r.txt", ERR_MISMATCH, "exclude each other"},
     {"python_version: py38", ERR_RANGE, "one of py39, py310"},
     {"secrets: {'a b': null}", ERR_RANGE, "secrets: 'a b' is no name"},
+    {"secrets: {..: null}", ERR_RANGE, "secrets: '..' is no name"},
     {"secrets: {a: [1]}", ERR_RANGE, "must be a text or null"},
     {"resources: {accelerator: M1}", ERR_RANGE, "resources.accelerator must be one of T4"},
     {"resources: {accelerator: 'T4:0'}", ERR_RANGE, "N of 1 to 99"},
@@ -206,12 +207,17 @@ static void test_values_are_what_python_makes_of_them(void **state)
     assert_true(json_is_null(json_object_get(json_object_get(config.config, "secrets"), "hf")));
     assert_true(config.accelerator);
     assert_int_equal(config.concurrency, 1);
+    assert_int_equal(json_array_size(config.warnings), 2); /* cpu is not enforced, x is open */
+    assert_non_null(strstr(json_string_value(json_array_get(config.warnings, 1)),
+                           "secrets.x: its value stands in the file"));
+    assert_null(strstr(json_string_value(json_array_get(config.warnings, 1)), "y;"));
 }
 
 static void test_a_server_is_lifted(void **state)
 {
-    static const char yaml[] = SERVER "environment_variables: {PORT: 1, A: b}\n"
-                                      "runtime: {health_checks: {startup_threshold_seconds: 60}}\n";
+    static const char yaml[] = SERVER
+        "environment_variables: {PORT: 1, A: b}\nsecrets: {hf: null}\n"
+        "runtime: {health_checks: {startup_threshold_seconds: 60}}\n";
     OWNED(truss_config_done) struct truss_config config = {0};
     char *text;
     struct err err;
@@ -219,10 +225,13 @@ static void test_a_server_is_lifted(void **state)
     (void)state;
     assert_int_equal(truss_config_parse(yaml, strlen(yaml), &config, &err), 0);
     text = json_dumps(config.server, JSON_COMPACT | JSON_SORT_KEYS);
-    assert_string_equal(text, "{\"environment_variables\":{\"A\":\"b\"},\"liveness_endpoint\":"
-                              "\"/health\",\"predict_endpoint\":\"/predict\",\"readiness_endpoint\""
-                              ":\"/health\",\"server_port\":8000,\"start_command\":\"serve --port "
-                              "8000\",\"startup_threshold_seconds\":60}");
+    assert_string_equal(
+        text,
+        "{\"environment_variables\":{\"A\":\"b\"},\"liveness_endpoint\":"
+        "\"/health\",\"predict_endpoint\":\"/predict\",\"readiness_endpoint\""
+        ":\"/health\",\"secrets\":{\"hf\":null},\"server_port\":8000,\"start_command\":\"serve "
+        "--port "
+        "8000\",\"startup_threshold_seconds\":60}");
     free(text);
 }
 

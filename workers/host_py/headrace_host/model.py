@@ -47,6 +47,20 @@ class Secrets(Mapping):
         return len(self._declared)
 
 
+def write_secret_files(declared, values):
+    """/secrets/NAME, for code that looks there: only in a sandbox, whose folder is nobody else's."""
+    folder = os.environ.get("SECRETS_DIR")
+    if not folder or not declared:
+        return
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for name, value in declared.items():
+        value = values.get(name, value)
+        if value:
+            path = os.path.join(folder, name)
+            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o400), "w") as file:
+                file.write(value)
+
+
 class LazyDataResolver:
     """There is no data that comes later: all of it was pushed with the model."""
 
@@ -103,6 +117,7 @@ def _load_with_retries(load):
 def load(folder, config, secrets, environment):
     """(model, its methods). Raises LoadError, or what the model's own code raised."""
     folder = Path(folder)
+    write_secret_files(config.get("secrets"), secrets)
     data = Path("data")
     data.mkdir(exist_ok=True)
     packages = folder / config["bundled_packages_dir"]

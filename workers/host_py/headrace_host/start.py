@@ -81,6 +81,7 @@ def _variables(load, config, folder, python):
         name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)
     }
     variables.pop("PYTHONPATH", None)
+    variables.pop("SECRETS_DIR", None)  # a sandbox sets it, to a folder of its own
     for name, value in (config.get("environment_variables") or {}).items():
         if name not in RESERVED and not name.startswith("KUBERNETES_"):
             variables[name] = value
