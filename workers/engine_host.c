@@ -196,7 +196,7 @@ void engine_host_confine(struct engine_host *host, const struct engine_confine *
     enum confine_level level = wishes.image ? CONFINE_OFF : how->level;
     size_t at = 0;
 
-    if (host->kind != ENGINE_HOST_SERVER) /* host-py confines its second half */
+    if (host->kind != ENGINE_HOST_SERVER) /* host-py has to confine its second half, and does not */
         return;
     outside.path = xstrdup(OUR_BINARY);
     outside.argv[at++] = xstrdup("headrace");

@@ -6,7 +6,7 @@
  * command line behind each of its kinds.
  *
  *     plugins   headrace host-c FOLDER
- *     python    headrace confine … -- python3 FOLDER/host_py
+ *     python    python3 FOLDER/host_py, not confined yet
  *     server    headrace confine … -- headrace host-server LEVEL
  *
  * Only finds; it starts nothing. Each of them speaks frames on descriptor 3 (workers/frame.h).

@@ -218,3 +218,14 @@ def test_a_model_that_exits_costs_only_its_own_job(stack, tmp_path):
     done = stack.cli("predict", "exits", "--input", '{"exit": true}', check=False, timeout=120)
     assert done.returncode == 3 and "exited with code 7" in done.stderr, done.stderr
     assert ask(stack, "exits", {"still": "here"}) == {"still": "here"}
+
+
+def test_a_model_that_hangs_is_ended(stack, tmp_path):
+    model = "import time\n" + ECHO.replace("return x", "time.sleep(x['s'])\n        return 'late'")
+    push(stack, make(tmp_path / "hangs", "model_name: hangs\n", model))
+    path = "/model/hangs/production/predict"
+    reply = stack.http("POST", path, {"s": 3600}, headers={"Request-Timeout-Ms": "500"})
+    assert reply.status == 504, reply
+    # It held the only slot; nothing but its end gives that back.
+    reply = stack.http("POST", path, {"s": 0})
+    assert (reply.status, reply.body) == (200, b'"late"'), stack.tell()
