@@ -20,8 +20,10 @@ import time
 from datetime import datetime
 from typing import NamedTuple
 
+import chaos_hosts
 import chaos_load
 import namespace
+from chaos_cells import HOST_STEPS
 from pg_pair import PostgresPair
 from receiver import Receiver
 from stack import BINARY, ROOT, Stack, command_line, descendants, wait_until
@@ -96,7 +98,7 @@ class World:
             self.pair.start()
             args = ["--postgres", self.pair.url]
         self.receiver.__enter__()
-        env = {"HEADRACE_FAULT_DIR": self.faults, **self.scale.env}
+        env = {"HEADRACE_FAULT_DIR": self.faults, **self.scale.env, **chaos_hosts.ENV}
         self.stack = Stack(on_death="keep", env=env, args=args, data_dir=self.directory / "data").start()
         self.stack.push_sim("sim", slots=6, replicas=2, service_ms=SERVICE_MS)
         return self
@@ -276,6 +278,8 @@ class Hurt:
             CUTS[cell.program](self)
         elif cell.fault == "failover":
             self.failover()
+        elif cell.step in HOST_STEPS:
+            self.hurt_host()
         elif cell.step == "load":
             self.hurt_under_load()
         elif cell.step.startswith(cell.program):
@@ -368,6 +372,22 @@ class Hurt:
     def leave(self, process):
         process.terminate()
         process.wait(timeout=60)
+
+    def hurt_host(self):
+        """A host of user code, by its pid. One that loads is one that was just started again."""
+        program, step = self.cell.program, self.cell.step
+        self.load_up()  # more than all slots take
+        if step == "loading":
+            pid = chaos_hosts.loading(self.world, program)
+        else:
+            pid = chaos_hosts.hosts(self.world, program)[0]
+        self.begin()
+        if self.cell.fault == "kill":
+            os.kill(pid, signal.SIGKILL)
+            return
+        os.kill(pid, signal.SIGSTOP)
+        pause(self.scale.stop_s)
+        signal_to(pid, signal.SIGCONT)
 
     # --- servers ---
 
@@ -521,6 +541,15 @@ class Outcome(NamedTuple):
     counts: dict
 
 
+def make_load(world, cell, url, seed):
+    more = {}
+    if cell.step in HOST_STEPS:
+        chaos_hosts.deploy(world, cell.program)
+        more = {"model": cell.program, "orders": chaos_hosts.orders(cell.program, cell.step, SERVICE_MS),
+                "fields": {"stream": True} if cell.step == "streaming" else {}}
+    return chaos_load.Load([url], world.stack.key, world.receiver.url("/hook"), f"{seed}/{cell.name}", **more)
+
+
 def run_cell(world, cell, seed):
     """Runs it and counts. Raises only when the stack itself could not be used."""
     world.mend()
@@ -528,7 +557,7 @@ def run_cell(world, cell, seed):
     url = world.stack.url("gateway")
     offset = chaos_load.completed_end(world.stack)
     fenced = metric(world.stack.url("broker"), "headrace_broker_attempts_fenced_total")
-    load = chaos_load.Load([url], world.stack.key, world.receiver.url("/hook"), f"{seed}/{cell.name}")
+    load = make_load(world, cell, url, seed)
     hurt = Hurt(world, cell, load)
     try:
         hurt.run()

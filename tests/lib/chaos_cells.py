@@ -29,6 +29,15 @@ NOT_CUT = {"broker_epoch_raised", "broker_offsets_read", "broker_revoked", "gate
 HELD = ("broker_attempt_sent", "broker_flush_written", "broker_committed", "broker_told", "broker_completed")
 
 
+# Of the engine hosts of user code (tests/lib/chaos_hosts.py).
+HOSTS = ("host-server", "host-py")
+HOST_STEPS = {
+    "loading": "the model is being loaded",
+    "running": "jobs run in it",
+    "streaming": "jobs run in it that answer in pieces",
+}
+
+
 class Cell(NamedTuple):
     program: str
     step: str
@@ -55,6 +64,8 @@ def points():
 def step_text(step):
     if step == "load":
         return "under load"
+    if step in HOST_STEPS:
+        return HOST_STEPS[step]
     return {name: text for name, _, text in points()}[step]
 
 
@@ -65,6 +76,7 @@ def cells():
         table += [Cell(program, name, fault) for fault in faults]
     table += [Cell("agent", "load", fault) for fault in ("kill", "stop", "restart")]
     table += [Cell("host-c", "load", fault) for fault in ("kill", "stop")]
+    table += [Cell(host, step, fault) for host in HOSTS for step in HOST_STEPS for fault in ("kill", "stop")]
     for server in ("kafka", "postgres", "redis"):
         table += [Cell(server, "load", fault) for fault in ("kill", "stop", "restart", "full")]
         table += [Cell(server, step, "kill") for step in HELD]

@@ -34,8 +34,13 @@ class Accepted:
 class Load:
     """Submits from a few threads, fast until burst() has what it wants, then slowly."""
 
-    def __init__(self, urls, api_key, hook_url, seed):
+    def __init__(self, urls, api_key, hook_url, seed, model="sim", orders=None, fields=None):
+        """orders: what a job asks of the model, and one with a large result; None: as `sim` takes them.
+        fields: of the request, beside its input."""
         self.urls, self.api_key, self.hook_url, self.seed = list(urls), api_key, hook_url, seed
+        self.path = f"/model/{model}/production/async_predict"
+        self.orders = orders or ({}, {"sim": {"output_bytes": LARGE_RESULT}})
+        self.fields = fields or {}
         self.accepted, self.refused, self.unheard, self.odd = [], 0, 0, []
         self.refused_unkeyed = 0
         self.jobs, self.keys = set(), collections.defaultdict(set)
@@ -58,13 +63,11 @@ class Load:
                 self.stopping.wait(SLOW_SECONDS)
 
     def _make(self, rng):
-        model_input = {"text": "x" * rng.randrange(200)}
         kind = rng.random()
+        model_input = {"text": "x" * rng.randrange(200), **self.orders[0.06 <= kind < 0.10]}
         if kind < 0.06:
             model_input["text"] = "y" * LARGE_INPUT
-        elif kind < 0.10:
-            model_input["sim"] = {"output_bytes": LARGE_RESULT}
-        body = {"model_input": model_input}
+        body = {"model_input": model_input, **self.fields}
         hook = rng.random() < 0.2
         if hook:
             body["webhook_endpoint"] = self.hook_url
@@ -73,7 +76,7 @@ class Load:
     def _submit(self, url, body, key, hook):
         """True when there is no use in sending it again: 201, or an answer that should not be."""
         try:
-            status, answer = request(url, "POST", "/model/sim/production/async_predict", self.api_key, body, key)
+            status, answer = request(url, "POST", self.path, self.api_key, body, key)
             job = answer["request_id"] if status == 201 else None
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             status, job, answer = 0, None, None  # nobody heard an answer: nothing was promised
