@@ -24,11 +24,13 @@ class ChaosPage(unittest.TestCase):
         table = chaos_cells.cells()
         points = {name for name, _, _ in chaos_cells.points()}
         self.assertLessEqual(points, {cell.step for cell in table})
-        self.assertEqual({cell.step for cell in table} - points, {"load"})
+        self.assertEqual({cell.step for cell in table} - points, {"load", *chaos_cells.HOST_STEPS})
         self.assertEqual({cell.fault for cell in table}, set(chaos_cells.FAULTS))
         for program in ("gateway", "broker", "worker", "agent", "webhook"):
             faults = {cell.fault for cell in table if cell.program == program}
             self.assertEqual(faults, {"kill", "stop", "restart", "cut"}, program)
+        hosts = {(cell.program, cell.step, cell.fault) for cell in table if cell.step in chaos_cells.HOST_STEPS}
+        self.assertEqual(len(hosts), len(chaos_cells.HOSTS) * len(chaos_cells.HOST_STEPS) * 2)
 
     def test_the_record_is_of_this_table(self):
         lines = (ROOT / "bench/chaos.tsv").read_text().splitlines()
