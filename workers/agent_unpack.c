@@ -131,7 +131,7 @@ static int file_fill(struct unpack *unpack, const char *path, int fd, struct err
     return 0;
 }
 
-static int file_make(struct unpack *unpack, const char *path, struct err *err)
+static int file_make(struct unpack *unpack, const char *path, mode_t mode, struct err *err)
 {
     int fd, r;
 
@@ -141,7 +141,7 @@ static int file_make(struct unpack *unpack, const char *path, struct err *err)
     /* No links are ever made here, so none can be walked through; O_EXCL refuses a second entry of
      * one name. */
     fd = openat(unpack->folder_fd, path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-                0644);
+                mode);
     if (fd < 0)
         return err_set_errno(err, errno == EEXIST ? ERR_MALFORMED : ERR_IO, "make '%.100s'", path);
     r = file_fill(unpack, path, fd, err);
@@ -153,6 +153,8 @@ static int file_make(struct unpack *unpack, const char *path, struct err *err)
 static int entry_make(struct unpack *unpack, struct archive_entry *entry, struct err *err)
 {
     const char *path = archive_entry_pathname(entry);
+    /* Of its mode only whether it is a program: a server that is pushed can be started. */
+    mode_t mode = archive_entry_perm(entry) & 0100 ? 0755 : 0644;
     int r;
 
     if (++unpack->entry_count > AGENT_UNPACK_FILES_MAX)
@@ -167,7 +169,7 @@ static int entry_make(struct unpack *unpack, struct archive_entry *entry, struct
                        "folder",
                        path);
     if (archive_entry_filetype(entry) == AE_IFREG)
-        return file_make(unpack, path, err);
+        return file_make(unpack, path, mode, err);
     r = folders_make(unpack->folder_fd, path, err);
     if (r == 0 && mkdirat(unpack->folder_fd, path, 0755) < 0 && errno != EEXIST)
         return err_set_errno(err, ERR_IO, "make folder '%.100s'", path);

@@ -55,7 +55,7 @@ static void world_pack(struct world *world, const struct item *items, size_t ite
 
         archive_entry_set_pathname(entry, items[i].path);
         archive_entry_set_filetype(entry, items[i].type == 0 ? AE_IFREG : items[i].type);
-        archive_entry_set_perm(entry, 04777);
+        archive_entry_set_perm(entry, strcmp(items[i].path, "empty") == 0 ? 04666 : 04777);
         archive_entry_set_size(entry, (la_int64_t)size);
         if (items[i].link != NULL && items[i].hard)
             archive_entry_set_hardlink(entry, items[i].link);
@@ -131,7 +131,12 @@ static void test_good_archive(void **state)
     path = xasprintf("%s/1_Pooling/config.json", folder);
     assert_int_equal(stat(path, &about), 0);
     assert_int_equal(about.st_size, 7);
-    assert_int_equal(about.st_mode & 07777, 0644); /* ours, not the archive's */
+    assert_int_equal(about.st_mode & 07777,
+                     0755); /* a program; the rest is ours, not the archive's */
+    mem_free(&path);
+    path = xasprintf("%s/empty", folder);
+    assert_int_equal(stat(path, &about), 0);
+    assert_int_equal(about.st_mode & 07777, 0644);
     assert_int_equal(entries_of(folder), 4);
     assert_int_equal(entries_of(world->cache), 1);
 }
