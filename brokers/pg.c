@@ -27,12 +27,15 @@
 #include <string.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
+#include "base/log.h"
 #include "base/loop.h"
 #include "brokers/pg_int.h"
 
 #define RECONNECT_MS_MIN 100
 #define RECONNECT_MS_MAX 2000
 #define IN_FLIGHT_MAX 1000
+#define LACK_LOG_US 10000000
 #define CHANNELS_MAX 4
 
 enum pg_state {
@@ -96,6 +99,7 @@ struct pg {
     bool broken;       /* to be torn down by the next kick */
     bool dead;         /* closed from inside a callback */
     uint32_t inside;   /* callbacks that are running */
+    uint64_t lack_logged_us;
     char last_error[ERR_TEXT_SIZE / 2];
 };
 
@@ -511,14 +515,28 @@ static void pg_write(struct pg *pg)
 
 /* ---- reading ---- */
 
+/* A table, column or function of ours that this database does not have: whoever asked tries again,
+ * so people must be told why nothing moves. */
+static void lack_log(struct pg *pg, const struct pg_answer *answer)
+{
+    uint64_t now_us = clock_mono_us();
+
+    if (strncmp(answer->sqlstate, "42", 2) != 0 ||
+        (pg->lack_logged_us != 0 && now_us - pg->lack_logged_us < LACK_LOG_US))
+        return;
+    pg->lack_logged_us = now_us;
+    log_error("ledger_lacks", LOG_ERR(&answer->err),
+              LOG_STR("hint", "a migration is missing; `headrace migrate` applies it"));
+}
+
 static bool prepare_done(struct pg *pg, struct pg_op *op, const PGresult *result)
 {
     struct pg_answer answer = {0};
 
-    (void)pg;
     if (PQresultStatus(result) == PGRES_COMMAND_OK)
         return true;
     pg_answer_refuse(&answer, result, op->prepared->statement->name);
+    lack_log(pg, &answer);
     mem_copy_text(op->prepared->error, answer.err.text);
     return true;
 }
