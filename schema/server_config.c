@@ -239,6 +239,9 @@ static int check_whole(struct server_config *config, struct err *err)
                        "user in its own sandbox");
     if (config->image != NULL && config->port == 0)
         return err_set(err, ERR_RANGE, "server: an image needs the server_port that it listens on");
+    if (config->image != NULL && config->image[0] == '-')
+        return err_set(err, ERR_RANGE, "server: image is '%.60s': no image begins with -",
+                       config->image);
     if (config->liveness_endpoint == NULL)
         config->liveness_endpoint = xstrdup(config->readiness_endpoint);
     return 0;

@@ -101,6 +101,7 @@ static void test_refusals(void **state)
         {"{" WHOLE ",\"secrets\":{\"a/b\":null}}", "secrets: 'a/b' is no name"},
         {"{" WHOLE ",\"run_as_user_id\":1}", "run_as_user_id needs an image"},
         {"{" WHOLE ",\"image\":\"i\"}", "an image needs the server_port"},
+        {"{" WHOLE ",\"image\":\"--privileged\",\"server_port\":8000}", "no image begins with -"},
     };
 
     (void)state;
