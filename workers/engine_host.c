@@ -176,17 +176,36 @@ static const char *network_of(const struct engine_host *host, enum confine_level
     return level == CONFINE_STRICT && strcmp(wishes->network, "none") == 0 ? "none" : "host";
 }
 
-/* What the host itself has to read, besides what the operator allows. */
-static char *read_of(const struct engine_host *host, const char *read)
+/* What stands in front of a program to confine it; returns the count of arguments. */
+static size_t confine_words(const struct engine_host *host, const struct engine_confine *how,
+                            enum confine_level level, const struct wishes *wishes, char **to)
 {
-    char python[PATH_MAX];
-    char *slash;
+    size_t at = 0;
 
-    if (host->kind != ENGINE_HOST_PY || realpath(host->path, python) == NULL)
-        return xasprintf("--read=%s", read);
-    for (int i = 0; i < 2 && (slash = strrchr(python, '/')) != NULL; i++)
-        *slash = '\0'; /* <prefix>/bin/python3 */
-    return xasprintf("--read=%s:%s:%s", read, host->argv[1], python);
+    to[at++] = xstrdup("confine");
+    to[at++] = xasprintf("--level=%s", confine_level_name(level));
+    to[at++] = xasprintf("--network=%s", network_of(host, level, wishes));
+    to[at++] = xasprintf("--app=%s", how->dir);
+    to[at++] = xasprintf("--read=%s", how->read);
+    to[at++] = xasprintf("--group=%s", how->group);
+    to[at++] = xasprintf("--memory=%llu", (unsigned long long)how->memory_size);
+    to[at++] = xasprintf("--processes=%llu", (unsigned long long)how->process_count);
+    to[at++] = xstrdup(host->kind == ENGINE_HOST_PY ? "--filter" : "--filter=false");
+    to[at++] = xstrdup("--");
+    return at;
+}
+
+/* Its first half fetches packages and runs nothing of the model's; it is told what to put in front
+ * of the second, and adds to --read what only it knows: the environment. */
+static void confine_py(struct engine_host *host, const struct engine_confine *how,
+                       const struct wishes *wishes)
+{
+    char binary[PATH_MAX];
+    struct err err;
+
+    host->argv[2] = engine_host_binary(binary, sizeof(binary), &err) == 0 ? xstrdup(binary)
+                                                                          : xstrdup("headrace");
+    (void)confine_words(host, how, how->level, wishes, &host->argv[3]);
 }
 
 void engine_host_confine(struct engine_host *host, const struct engine_confine *how)
@@ -194,38 +213,24 @@ void engine_host_confine(struct engine_host *host, const struct engine_confine *
     struct engine_host inside = *host, outside = {.kind = host->kind};
     struct wishes wishes = wishes_of(host->kind, how->settings_json);
     enum confine_level level = wishes.image ? CONFINE_OFF : how->level;
-    size_t at = 0;
+    char binary[PATH_MAX];
+    struct err err;
+    size_t at = 1;
 
-    if (host->kind != ENGINE_HOST_SERVER) /* host-py has to confine its second half, and does not */
+    if (host->kind == ENGINE_HOST_PY)
+        confine_py(host, how, &wishes);
+    if (host->kind != ENGINE_HOST_SERVER)
         return;
     outside.path = xstrdup(OUR_BINARY);
-    outside.argv[at++] = xstrdup("headrace");
-    outside.argv[at++] = xstrdup("confine");
-    outside.argv[at++] = xasprintf("--level=%s", confine_level_name(level));
-    outside.argv[at++] = xasprintf("--network=%s", network_of(host, level, &wishes));
-    outside.argv[at++] = xasprintf("--app=%s", how->dir);
-    outside.argv[at++] = read_of(host, how->read);
-    outside.argv[at++] = xasprintf("--group=%s", how->group);
-    outside.argv[at++] = xasprintf("--memory=%llu", (unsigned long long)how->memory_size);
-    outside.argv[at++] = xasprintf("--processes=%llu", (unsigned long long)how->process_count);
-    outside.argv[at++] = xstrdup(host->kind == ENGINE_HOST_PY ? "--filter" : "--filter=false");
-    outside.argv[at++] = xstrdup("--");
-    if (host->kind == ENGINE_HOST_SERVER) {
-        char binary[PATH_MAX];
-        struct err err;
-
-        /* Seen from inside of the sandbox, where only the real name is. */
-        if (engine_host_binary(binary, sizeof(binary), &err) == 0) {
-            mem_free(&inside.argv[0]);
-            inside.argv[0] = xstrdup(binary);
-        }
-        mem_free(&inside.argv[2]);
-        inside.argv[2] = xstrdup(confine_level_name(level));
-    }
-    if (host->kind == ENGINE_HOST_PY) {
+    outside.argv[0] = xstrdup("headrace");
+    at += confine_words(host, how, level, &wishes, &outside.argv[1]);
+    /* Seen from inside of the sandbox, where only the real name is. */
+    if (engine_host_binary(binary, sizeof(binary), &err) == 0) {
         mem_free(&inside.argv[0]);
-        inside.argv[0] = TAKE(inside.path);
+        inside.argv[0] = xstrdup(binary);
     }
+    mem_free(&inside.argv[2]);
+    inside.argv[2] = xstrdup(confine_level_name(level));
     for (size_t i = 0; inside.argv[i] != NULL && at < ENGINE_HOST_ARGS_MAX; i++)
         outside.argv[at++] = inside.argv[i];
     mem_free(&inside.path);

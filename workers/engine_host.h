@@ -6,7 +6,8 @@
  * command line behind each of its kinds.
  *
  *     plugins   headrace host-c FOLDER
- *     python    python3 FOLDER/host_py, not confined yet
+ *     python    python3 FOLDER/host_py headrace confine …     and it becomes
+ *               headrace confine … -- ENVIRONMENT/bin/python FOLDER/host_py --loaded
  *     server    headrace confine … -- headrace host-server LEVEL
  *
  * Only finds; it starts nothing. Each of them speaks frames on descriptor 3 (workers/frame.h).

@@ -334,7 +334,7 @@ static int host_spawn(struct worker_host *host, struct err *err)
     r = engine_host_find(host->engine, host->engines_folder, &program, err);
     if (r < 0)
         return r;
-    host->confined = program.kind == ENGINE_HOST_SERVER;
+    host->confined = program.kind != ENGINE_HOST_C;
     engine_host_confine(&program, &(struct engine_confine){.level = host->isolation,
                                                            .dir = host->dir,
                                                            .read = host->isolation_read,

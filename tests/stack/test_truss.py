@@ -229,3 +229,32 @@ def test_a_model_that_hangs_is_ended(stack, tmp_path):
     # It held the only slot; nothing but its end gives that back.
     reply = stack.http("POST", path, {"s": 0})
     assert (reply.status, reply.body) == (200, b'"late"'), stack.tell()
+
+
+HOSTILE = '''import os, socket
+from pathlib import Path
+
+class Model:
+    def predict(self, x):
+        return eval(x["do"])
+'''
+
+
+def test_code_of_a_truss_is_confined(stack, tmp_path):
+    push(stack, make(tmp_path / "hostile", "model_name: hostile\n", HOSTILE))
+
+    def does(code):
+        return stack.http("POST", "/model/hostile/production/predict", {"do": code}).status == 200
+
+    postgres, _, port = stack.url("postgres").split("@")[-1].partition("/")[0].partition(":")
+    outside = stack.data_dir / "written"
+    sealed = tmp_path / "sealed.txt"
+    sealed.write_text("of somebody else")
+    assert does("1 + 1") and does("Path('beside').write_text('x')")
+    does(f"Path({str(outside)!r}).write_text('x')")  # there may be such a folder, in its own memory
+    assert not outside.exists()
+    assert not does(f"Path({str(sealed)!r}).read_text()")
+    assert not does(f"Path({str(stack.output)!r}).read_text()[:1]")
+    assert not does("Path('model/model.py').write_text('x')")
+    assert not does(f"socket.create_connection(({postgres!r}, {int(port or 5432)}), 2) and 1")
+    assert not does(f"os.kill({stack.pids('broker')[0]}, 0)")

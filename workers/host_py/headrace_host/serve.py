@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 
-from . import errors, frames, logs, model, msgpack, requests, run
+from . import errors, frames, logs, model, msgpack, place, requests, run
 from .link import Gone, Link, read_fd
 
 UNSENT_MAX = 4 << 20  # a stream waits for the worker beyond it
@@ -330,6 +330,8 @@ class Host:
 
 def main():
     state = msgpack.unpackb(read_fd(0, os.fstat(0).st_size))
+    place.enter(state["folder"], state["load"]["dir"])
+    os.environ.update(state["variables"])
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)

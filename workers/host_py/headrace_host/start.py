@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from . import environment, errors, frames, logs, msgpack
+from . import environment, errors, frames, logs, msgpack, place
 from .link import Gone, Link
 
 VERSION = "1"
@@ -71,45 +71,63 @@ def _work_folder(load):
     folder = os.path.join(above, str(os.getpid()))
     shutil.rmtree(folder, ignore_errors=True)
     os.mkdir(folder)
-    for name in os.listdir(load["dir"]):
-        os.symlink(os.path.join(load["dir"], name), os.path.join(folder, name))
+    place.link_into(load["dir"], folder)
     return folder
 
 
-def _variables(load, config, folder, python):
+def _of_the_machine():
     variables = {
         name: value for name, value in os.environ.items() if not name.startswith(HIDDEN)
     }
     variables.pop("PYTHONPATH", None)
     variables.pop("SECRETS_DIR", None)  # a sandbox sets it, to a folder of its own
-    for name, value in (config.get("environment_variables") or {}).items():
-        if name not in RESERVED and not name.startswith("KUBERNETES_"):
-            variables[name] = value
-    variables.update(
-        APP_HOME=folder,
+    return dict(variables, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
+
+
+def _of_the_deployment(load, config, python):
+    """Set by the second half: a confinement lets none of them through."""
+    variables = {
+        name: value
+        for name, value in (config.get("environment_variables") or {}).items()
+        if name not in RESERVED and not name.startswith("KUBERNETES_")
+    }
+    return dict(
+        variables,
         PYTHON_EXECUTABLE=python,
-        PYTHONDONTWRITEBYTECODE="1",
-        PYTHONUNBUFFERED="1",
         BT_MODEL_DEPLOYMENT_ID=load.get("deployment", ""),
     )
-    return variables
+
+
+def _confined(words, python, program):
+    """What stands in front of the second half, which may read its environment and our modules."""
+    read = [
+        os.path.dirname(os.path.dirname(python)),
+        os.path.dirname(os.path.dirname(os.path.realpath(python))),
+        program,
+    ]
+    return [
+        ":".join([word] + read) if word.startswith("--read=") else word for word in words
+    ]
 
 
 def _go_on(program, link, load, made, config):
-    folder = _work_folder(load)
-    state = {"load": load, "rest": bytes(link.inbox), "python_detail": made.detail}
+    words = sys.argv[1:]
+    alone = "--level=strict" in words or "--level=basic" in words
+    state = {
+        "load": load,
+        "rest": bytes(link.inbox),
+        "python_detail": made.detail,
+        "folder": "" if alone else _work_folder(load),
+        "variables": _of_the_deployment(load, config, made.python),
+    }
     fd = os.memfd_create("headrace-load", 0)
     os.write(fd, msgpack.packb(state))
     os.dup2(fd, 0)
-    os.chdir(folder)
     os.dup2(link.sock.fileno(), 3)
     os.set_inheritable(3, True)
     # -s: no packages of this machine's user.
-    os.execve(
-        made.python,
-        [made.python, "-s", program, "--loaded"],
-        _variables(load, config, folder, made.python),
-    )
+    words = _confined(words, made.python, program) + [made.python, "-s", program, "--loaded"]
+    os.execve(words[0], words, _of_the_machine())
 
 
 def _prepare(link, load):
