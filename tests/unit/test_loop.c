@@ -58,7 +58,7 @@ static void count_to_three(void *opaque)
 {
     struct world *world = opaque;
 
-    world->done = ++world->calls == 3;
+    world->done = ++world->calls >= 3;
 }
 
 static void count_other(void *opaque)
@@ -71,8 +71,8 @@ static void count_never(void *opaque)
     ((struct world *)opaque)->never_calls++;
 }
 
-/* How many turns three calls take is not ours to say: when the machine is busy, libuv runs a timer
- * at both ends of one. */
+/* How many turns three calls take is not ours to say, nor whether a fourth comes in the last one:
+ * when the machine is busy, libuv runs a timer at both ends of a turn. */
 static void test_timer_repeats_until_stopped(void **state)
 {
     struct world *world = *state;
@@ -89,7 +89,7 @@ static void test_timer_repeats_until_stopped(void **state)
     assert_true(loop_run_until(world->loop, &world->done, WAIT_MS));
     loop_timer_stop(world->timer);
     assert_false(loop_timer_is_running(world->timer));
-    assert_int_equal(world->calls, 3);
+    assert_true(world->calls >= 3);
     assert_int_equal(world->never_calls, 0);
     assert_true(world->other_calls > 0); /* the turns */
 }
