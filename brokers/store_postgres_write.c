@@ -156,6 +156,10 @@ PG_STATEMENT(flush_tags,
              "unnest($1::uuid[]) AS id, unnest($2::text[]) AS tags) u CROSS JOIN LATERAL "
              "unnest(string_to_array(u.tags, ',')) AS t (tag) ON CONFLICT DO NOTHING");
 
+PG_STATEMENT(flush_steps, "INSERT INTO chain_step (run_id, step, item, round, job_id) SELECT "
+                          "unnest($1::uuid[]), unnest($2::text[]), unnest($3::integer[]), "
+                          "unnest($4::smallint[]), unnest($5::uuid[]) ON CONFLICT DO NOTHING");
+
 /* Behind the statements of the jobs: what they did is what counts. Written once: a second copy of
  * a Place says less than the first. */
 PG_STATEMENT(flush_commands,
@@ -415,6 +419,30 @@ static void write_tags(struct store *store, const struct selection *inserts, str
     BIND_EACH(PG_TEXT, bind_worker_text(store, batch, submit->tags));
 }
 
+/* Which run and step of a chain the few jobs belong to that do. */
+static void write_steps(struct store *store, const struct selection *inserts,
+                        struct pg_batch *batch)
+{
+    OWNED(selection_done) struct selection steps = {0};
+    const struct selection *selection = &steps;
+
+    for (size_t i = 0; i < inserts->count; i++) {
+        if (inserts->jobs[i]->spec->submit.step.size == 0)
+            continue;
+        if (steps.jobs == NULL)
+            steps.jobs = xcalloc(inserts->count, sizeof(struct flush_job *));
+        steps.jobs[steps.count++] = inserts->jobs[i];
+    }
+    if (steps.count == 0)
+        return;
+    pg_add(batch, &flush_steps);
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->parent));
+    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, submit->step));
+    BIND_EACH(PG_I32, pg_bind_i32(batch, cut(submit->step_item, INT32_MAX)));
+    BIND_EACH(PG_I16, pg_bind_i16(batch, cut(submit->step_round, INT16_MAX)));
+    BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
+}
+
 static void write_inserts(struct store *store, uint32_t shard, const struct selection *selection,
                           struct pg_batch *batch)
 {
@@ -621,6 +649,7 @@ void store_write_flush(struct store *store, const struct flush *flush,
     }
     write_places(&updates, batch);
     write_tags(store, &inserts, batch);
+    write_steps(store, &inserts, batch);
     if (!range->without_attempts)
         write_attempts(store, flush, range, batch);
     if (range->trial)

@@ -326,8 +326,7 @@ static bool cancel_next(struct plan *plan, struct plan_todo *todo)
 /* All steps are over: what the run came to. */
 static void finish_make(struct plan *plan, struct plan_todo *todo)
 {
-    const json_t *last = json_object_get(plan->scope,
-                                         plan->chain->steps[plan->chain->step_count - 1].name);
+    const json_t *last = json_object_get(plan->scope, plan->chain->steps[plan->chain->last].name);
     json_t *value = NULL;
     struct err err;
     int r = 0;

@@ -134,7 +134,7 @@ static const struct dev_kind dev_migrate = {
 /* In order of start; they stop in the other order, so the gateway takes nothing while the rest
  * still works off what it took. */
 static const struct dev_kind roles[] = {
-    ROLE("broker"), ROLE("chains"), ROLE("webhook"), ROLE("agent"), ROLE("ingest"), ROLE("gateway"),
+    ROLE("broker"), ROLE("webhook"), ROLE("agent"), ROLE("ingest"), ROLE("gateway"),
 };
 
 static bool binary_has(const char *name)

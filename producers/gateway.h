@@ -311,7 +311,11 @@ void gateway_event_streams_end(struct event_streams *streams);
 void gateway_event_streams_close(struct event_streams **streams_p);
 void events_begin(struct call *call);
 void wake_begin(struct call *call);
-void run_remote_begin(struct call *call);
+
+/* ---- gateway_chains.c: runs of chains ---- */
+
+void chain_runs_begin(struct call *call);
+void chain_run_begin(struct call *call);
 
 /* ---- gateway_public.c: metrics under the names that users know ---- */
 

@@ -35,7 +35,7 @@ static struct metric *series_of(const struct call *call, enum gateway_metric row
                                   public->environment,
                                   "stable",
                                   code,
-                                  call->match.route == ROUTE_SUBMIT ? "true" : "false"};
+                                  route_is_async(call->match.route) ? "true" : "false"};
 
     (void)snprintf(code, sizeof(code), "%d", status);
     return metrics_series(call->gateway->metrics, row, values);
@@ -51,7 +51,7 @@ static struct metric *size_series(const struct call *call, int status)
         struct metric *series;
     } last;
     const struct call_public *public = &call->public;
-    bool async = call->match.route == ROUTE_SUBMIT;
+    bool async = route_is_async(call->match.route);
 
     if (last.series != NULL && last.status == status && last.async == async &&
         strcmp(last.deployment, public->deployment) == 0 &&

@@ -212,6 +212,11 @@ enum route_access route_access(enum route route)
     return routes[route].access;
 }
 
+bool route_is_async(enum route route)
+{
+    return route == ROUTE_SUBMIT || route == ROUTE_ASYNC_RUN_REMOTE;
+}
+
 bool route_is_open_to(enum route route, enum api_key_role role)
 {
     switch (route_access(route)) {

@@ -773,7 +773,7 @@ static uint64_t body_size_max(const struct call *call)
 {
     const struct gateway_settings *settings = &call->gateway->settings;
 
-    return call->match.route == ROUTE_SUBMIT ? settings->body_max_size
+    return route_is_async(call->match.route) ? settings->body_max_size
                                              : settings->sync_body_max_size;
 }
 
@@ -823,7 +823,7 @@ static int submit_read_key(struct submit *submit, struct err *err)
 static int submit_read_ask(struct submit *submit, const struct config_deployment *deployment,
                            struct err *err)
 {
-    if (submit->call->match.route == ROUTE_SUBMIT)
+    if (route_is_async(submit->call->match.route))
         return 0;
     submit->ask = xcalloc(1, sizeof(*submit->ask));
     return sync_ask_read(submit->call, deployment->is_truss, submit->ask, err);

@@ -38,8 +38,3 @@ void wake_begin(struct call *call)
 {
     gateway_watch_choose(call, on_choice);
 }
-
-void run_remote_begin(struct call *call)
-{
-    call_fail_as(&call, 404, "model_does_not_exist", "there is no such chain");
-}

@@ -317,6 +317,29 @@ static int check_order(const struct chain *chain, struct err *err)
     return done == all ? 0 : tell_cycle(chain, all & ~done, err);
 }
 
+/* Without an output of its own the run has that of its last step. */
+static int find_last(struct chain *chain, struct err *err)
+{
+    uint64_t needed = 0;
+    size_t count = 0, last = 0, first = 0;
+
+    for (size_t i = 0; i < chain->step_count; i++)
+        needed |= chain->steps[i].needs;
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if ((needed >> i & 1) != 0)
+            continue;
+        first = count++ == 0 ? i : first;
+        last = i;
+    }
+    if (count > 1)
+        return err_set(err, ERR_MALFORMED,
+                       "output is missing, and %zu steps are last: %s and %s are, for example",
+                       count, chain->steps[first].name, chain->steps[last].name);
+    chain->last = last;
+    chain->used |= UINT64_C(1) << last;
+    return 0;
+}
+
 /* ---- the whole ---- */
 
 static int check_size(const json_t *json, struct err *err)
@@ -393,7 +416,9 @@ int chain_parse(json_t *json, struct chain **ret_chain, struct err *err)
     if (r < 0)
         return r;
     if (chain->output == NULL)
-        chain->used |= UINT64_C(1) << (chain->step_count - 1);
+        r = find_last(chain, err);
+    if (r < 0)
+        return r;
     *ret_chain = TAKE(chain);
     return 0;
 }

@@ -17,9 +17,9 @@
  *         max_parallel: 8
  *     output: "{{steps.embed.output}}"
  *
- * A step needs what its templates name, and what stands in its `needs`. The keys are in
- * schema/chain.schema.json and docs/chains.md. An error names step and key, the value and the
- * limit.
+ * The order of keys means nothing, here and wherever it travels as JSON: a step needs what its
+ * templates name, and what stands in its `needs`. The keys are in schema/chain.schema.json and
+ * docs/chains.md. An error names step and key, the value and the limit.
  *
  * Pure, but for memory. Thread: any.   Tests: tests/unit/test_chain.c, tests/fuzz/fuzz_chain.c
  */
@@ -60,7 +60,8 @@ struct chain {
     json_t *json; /* all of it, as it was given */
     struct chain_step *steps;
     size_t step_count;
-    const json_t *output; /* a template; NULL: the output of the last step */
+    const json_t *output; /* a template; NULL: the output of the last step… */
+    size_t last;          /* …which is the only one that no other waits for */
     uint64_t used;        /* bits of steps whose output somebody reads */
 };
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "schema/chain.h"
 #include "schema/server_config.h"
 #include "schema/truss_plan.h"
 
@@ -292,6 +293,13 @@ static int check_server(json_t *settings, struct err *err)
     return r;
 }
 
+static int check_chain(json_t *settings, struct err *err)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+
+    return chain_parse(settings, &chain, err);
+}
+
 static int check_engine(const struct model_facts *facts, struct model_plan *plan, json_t *settings,
                         struct err *err)
 {
@@ -302,7 +310,7 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
     if (i == COUNT_OF(engines))
         return err_set(
             err, ERR_UNSUPPORTED,
-            "headrace.json: engine is '%s'; there are encoder, onnx, python, server and sim",
+            "headrace.json: engine is '%s'; there are chain, encoder, onnx, python, server and sim",
             plan->engine);
     if (!engines[i].batches && json_object_get(settings, "batching") != NULL)
         return err_set(err, ERR_UNSUPPORTED, "headrace.json: batching is set, and %s has none",
@@ -313,6 +321,8 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
         return check_encoder(facts, err);
     if (strcmp(plan->engine, "server") == 0)
         return check_server(settings, err);
+    if (strcmp(plan->engine, "chain") == 0)
+        return check_chain(settings, err);
     return strcmp(plan->engine, "onnx") == 0 ? check_onnx(facts, settings, err) : 0;
 }
 

@@ -111,20 +111,39 @@ struct command {
     char *args[ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
-    char *redis; /* in the environment, which others do not see: it may hold a password */
+    char *ours[5]; /* in the environment, which others do not see: addresses may hold a password */
+    size_t ours_count;
 };
 
 static void command_done(struct command *command)
 {
     for (size_t i = 0; i < command->arg_count; i++)
         free(command->args[i]);
-    free(command->redis);
+    for (size_t i = 0; i < command->ours_count; i++)
+        free(command->ours[i]);
 }
 
 static void command_add(struct command *command, char *arg)
 {
     if (command->arg_count < ARGS_MAX - 1)
         command->args[command->arg_count++] = arg;
+}
+
+static void command_add_ours(struct command *command, char *variable)
+{
+    command->ours[command->ours_count++] = variable;
+    if (command->env_count < ENV_MAX - 1)
+        command->env[command->env_count++] = variable;
+}
+
+/* The coordinator of a chain asks the ledger and submits jobs; no other engine may. */
+static void command_add_chain(struct command *command, const struct agent_settings *settings)
+{
+    command_add_ours(command, xasprintf("HEADRACE_POSTGRES=%s", settings->postgres));
+    command_add_ours(command, xasprintf("HEADRACE_KAFKA=%s", settings->kafka));
+    command_add_ours(command,
+                     xasprintf("HEADRACE_KAFKA_PROPERTIES=%s", settings->kafka_properties));
+    command_add_ours(command, xasprintf("HEADRACE_BLOBS=%s", settings->blobs));
 }
 
 static void command_make(const struct agent *agent, const struct agent_todo *todo,
@@ -185,9 +204,9 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
         if (!ours && strncmp(*variable, "PG", 2) != 0 && command->env_count < ENV_MAX - 1)
             command->env[command->env_count++] = *variable;
     }
-    command->redis = xasprintf("HEADRACE_REDIS=%s", settings->redis);
-    if (command->env_count < ENV_MAX - 1)
-        command->env[command->env_count++] = command->redis;
+    command_add_ours(command, xasprintf("HEADRACE_REDIS=%s", settings->redis));
+    if (strcmp(deployment->engine, "chain") == 0)
+        command_add_chain(command, settings);
 }
 
 /* ---- start ---- */

@@ -18,11 +18,13 @@ static const struct {
 } engine_hosts[] = {
 #define HOST_PY ENGINE_HOST_PY
 #define HOST_SERVER ENGINE_HOST_SERVER
+#define HOST_CHAIN ENGINE_HOST_CHAIN
 #define ENGINE_HOST(engine, kind) {engine, kind},
 #include "workers/engine_hosts.def"
 #undef ENGINE_HOST
 #undef HOST_PY
 #undef HOST_SERVER
+#undef HOST_CHAIN
 };
 
 enum engine_host_kind engine_host_kind(const char *engine)
@@ -135,6 +137,9 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
         break;
     case ENGINE_HOST_SERVER:
         find_ours(&host, "host-server", NULL);
+        break;
+    case ENGINE_HOST_CHAIN:
+        find_ours(&host, "host-chain", NULL);
         break;
     }
     if (r < 0) {

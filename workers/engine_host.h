@@ -8,6 +8,7 @@
  *     plugins   headrace host-c FOLDER
  *     python    python3 FOLDER/host_py headrace confine …     and it becomes
  *               headrace confine … -- ENVIRONMENT/bin/python FOLDER/host_py --loaded
+ *     chain     headrace host-chain
  *     server    headrace confine … -- headrace host-server LEVEL
  *
  * Only finds; it starts nothing. Each of them speaks frames on descriptor 3 (workers/frame.h).
@@ -25,6 +26,7 @@ enum engine_host_kind {
     ENGINE_HOST_C, /* plugins */
     ENGINE_HOST_PY,
     ENGINE_HOST_SERVER,
+    ENGINE_HOST_CHAIN,
 };
 
 struct engine_host {

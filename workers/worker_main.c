@@ -190,12 +190,14 @@ static void worker_make_core(struct worker *worker)
 }
 
 /* Store and cache have their keys by now; they are no business of the engine, which may be a user's
- * code. */
-static void keys_forget(void)
+ * code. A chain's host is ours, and talks to them itself. */
+static void keys_forget(const struct worker *worker)
 {
     static const char *const names[] = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
                                         "AWS_SESSION_TOKEN", "HEADRACE_REDIS"};
 
+    if (engine_host_kind(worker->settings.engine) == ENGINE_HOST_CHAIN)
+        return;
     for (size_t i = 0; i < COUNT_OF(names); i++)
         (void)unsetenv(names[i]);
 }
@@ -219,7 +221,8 @@ static int worker_find_isolation(struct worker *worker, struct err *err)
     char text[CONFINE_TEXT_SIZE];
     int r = confine_level_parse(worker->settings.isolation, &worker->isolation, err);
 
-    if (r < 0 || engine_host_kind(worker->settings.engine) == ENGINE_HOST_C)
+    if (r < 0 || engine_host_kind(worker->settings.engine) == ENGINE_HOST_C ||
+        engine_host_kind(worker->settings.engine) == ENGINE_HOST_CHAIN)
         return r;
     r = confine_level_find(worker->isolation, &worker->isolation, err);
     if (r < 0)
@@ -243,7 +246,7 @@ static int worker_open(struct worker *worker, struct err *err)
         r = blob_store_open(worker->loop, worker->settings.blobs, &worker->blobs, err);
     if (r == 0)
         r = worker_stream_open(worker, err);
-    keys_forget();
+    keys_forget(worker);
     if (r == 0)
         r = worker_trace_open(worker, err);
     if (r == 0)

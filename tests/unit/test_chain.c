@@ -131,6 +131,7 @@ static void test_what_is_wrong_is_named(void **state)
         {TWO("'{{steps.b.output}}'", "'{{steps.a.output}}'"), ERR_MISMATCH,
          "steps wait for each other: "},
         {TWO("'{{steps.a.output}}'", "1"), ERR_MISMATCH, "a -> a"},
+        {TWO("1", "2"), ERR_MALFORMED, "output is missing, and 2 steps are last: a and b are"},
         {STEP("") "\noutput: '{{steps.b.output}}'", ERR_NOT_FOUND, "output: there is no step 'b'"},
     };
 
@@ -165,7 +166,7 @@ static void test_a_cycle_is_told_from_its_inside(void **state)
 
 static void test_limits_of_a_chain(void **state)
 {
-    json_t *json = json_pack("{s:{}}", "steps"), *large;
+    json_t *json = json_pack("{s:{}, s:n}", "steps", "output"), *large;
     OWNED(chain_free) struct chain *chain = NULL;
     struct err err;
 

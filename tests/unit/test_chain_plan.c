@@ -251,7 +251,8 @@ static void test_a_failure_ends_the_run(void **state)
                "steps:\n"
                "  a: {model: m, input: 1}\n"
                "  b: {model: m, input: 2}\n"
-               "  c: {model: m, input: '{{steps.a.output}}'}\n",
+               "  c: {model: m, input: '{{steps.a.output}}'}\n"
+               "output: '{{steps.c.output}}'\n",
                "null");
     expect_submit(&world, "a", 0, "1");
     expect_submit(&world, "b", 0, "2");

@@ -95,7 +95,7 @@ static void world_chain(struct world *world)
             (void)json_object_set_new(step, "on_error", json_string("skip"));
         (void)json_object_set_new(steps, name, step);
     }
-    world->json = json_pack("{s:o}", "steps", steps);
+    world->json = json_pack("{s:o, s:o}", "steps", steps, "output", random_input(world, count));
     if (chain_parse(world->json, &world->chain, &err) < 0)
         fail_msg("%s", err.text);
 }

@@ -1,0 +1,410 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include "chains/coordinator_int.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/rng.h"
+#include "schema/topics.h"
+
+#define SWEEP_MS 5000
+#define SWEEP_SOON_MS 50
+#define SWEEP_LATER_MS 500
+#define CLOSED_MAX 1000
+#define DEPTH_MAX 8
+
+PG_STATEMENT(begin_run, "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3)");
+PG_STATEMENT(begin_known,
+             "SELECT DISTINCT ON (s.step, s.item) s.step, s.item, s.round, s.job_id, "
+             "coalesce(j.state, 0) FROM chain_step s LEFT JOIN job j ON j.id = s.job_id WHERE "
+             "s.run_id = $1 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, s.round DESC");
+
+/* ---- runs ---- */
+
+static void run_free(struct run **run_p)
+{
+    struct run *run = TAKE(*run_p);
+    struct known *known, *next_known;
+    struct item *item;
+
+    HASH_DEL(run->coordinator->runs, run);
+    while ((item = LIST_FIRST(&run->items)) != NULL)
+        item_free(&item);
+    HASH_ITER(hh, run->known, known, next_known)
+    {
+        HASH_DEL(run->known, known);
+        free(known);
+    }
+    plan_free(&run->plan);
+    json_decref(run->input);
+    free(run->targets);
+    free(run);
+}
+
+void run_fail(struct run **run_p, enum error_class class, const char *text)
+{
+    struct coordinator *coordinator = (*run_p)->coordinator;
+    uint64_t id = (*run_p)->id;
+
+    log_info("run_failed", LOG_STR("run", (*run_p)->job_text),
+             LOG_STR("class", error_class_name(class)), LOG_STR("error", text));
+    coordinator->calls.on_error(coordinator->opaque, id, class, text);
+    run_free(run_p);
+}
+
+static void run_succeed(struct run *run, const struct plan_todo *todo)
+{
+    struct coordinator *coordinator = run->coordinator;
+
+    coordinator->calls.on_output(coordinator->opaque, run->id, todo->text, todo->text_size);
+    coordinator->closed[coordinator->closed_count++] = run->job;
+    if (coordinator->closed_count == CLOSED_MAX)
+        look_close(coordinator);
+    run_free(&run);
+}
+
+static void run_finish(struct run *run, struct plan_todo *todo)
+{
+    if (todo->error != NULL)
+        run_fail(&run, ERROR_CLASS_BAD_INPUT, todo->error);
+    else
+        run_succeed(run, todo);
+    free(todo->text);
+}
+
+/* False: it has failed, and its run with it. */
+static bool run_submit(struct run *run, struct plan_todo *todo)
+{
+    const struct chain_step *step = &run->coordinator->chain->steps[todo->step];
+    char why[256];
+
+    if (run->targets[todo->step].deployment[0] != '\0') {
+        item_begin(run, todo);
+        return true;
+    }
+    free(todo->text);
+    (void)snprintf(why, sizeof(why), "step %s: there is no model '%s' with %s '%s'", step->name,
+                   step->model, step->deployment[0] == '\0' ? "environment" : "deployment",
+                   step->deployment[0] == '\0' ? step->environment : step->deployment);
+    run_fail(&run, ERROR_CLASS_MODEL_MISSING, why);
+    return false;
+}
+
+void run_pump(struct run *run)
+{
+    struct plan_todo todo;
+
+    while (plan_next(run->plan, &todo)) {
+        switch (todo.type) {
+        case PLAN_SUBMIT:
+            if (!run_submit(run, &todo))
+                return;
+            break;
+        case PLAN_CANCEL:
+            item_cancel(run, todo.step, todo.item);
+            break;
+        case PLAN_FINISH:
+            run_finish(run, &todo);
+            return;
+        }
+    }
+}
+
+/* ---- begin ---- */
+
+static void copy_member(char to[CHAIN_NAME_SIZE], const json_t *target, const char *name)
+{
+    const char *text = json_string_value(json_object_get(target, name));
+
+    mem_copy_text_at(to, CHAIN_NAME_SIZE, text == NULL ? "" : text);
+}
+
+static void run_read_targets(struct run *run, const char *text)
+{
+    const struct chain *chain = run->coordinator->chain;
+    json_t *all = json_loads(text, 0, NULL);
+
+    run->targets = xcalloc(chain->step_count, sizeof(*run->targets));
+    for (size_t i = 0; i < chain->step_count; i++) {
+        const json_t *from = json_object_get(all, chain->steps[i].name);
+        struct target *to = &run->targets[i];
+
+        copy_member(to->model, from, "model");
+        copy_member(to->deployment, from, "deployment");
+        copy_member(to->environment, from, "environment");
+        copy_member(to->pool, from, "pool");
+        to->shard = (uint32_t)json_integer_value(json_object_get(from, "shard"));
+        to->run_limit_ms = (uint64_t)json_integer_value(json_object_get(from, "run_limit_ms"));
+        to->chain = json_is_true(json_object_get(from, "chain"));
+    }
+    json_decref(all);
+}
+
+static void run_read_known(struct run *run, const struct pg_answer *answer)
+{
+    for (size_t i = 0; i < pg_row_count(answer, 1); i++) {
+        int step = chain_find(run->coordinator->chain, pg_c(answer, 1, i, 0));
+        struct known *known;
+
+        if (step < 0)
+            continue;
+        known = xcalloc(1, sizeof(*known));
+        known->key.step = (uint32_t)step;
+        known->key.item = (uint32_t)pg_u64(answer, 1, i, 1);
+        known->round = (uint32_t)pg_u64(answer, 1, i, 2);
+        known->job = pg_id(answer, 1, i, 3);
+        known->state = (enum job_state)pg_i64(answer, 1, i, 4);
+        HASH_ADD(hh, run->known, key, sizeof(known->key), known);
+    }
+}
+
+static struct run *run_find(struct coordinator *coordinator, uint64_t id)
+{
+    struct run *run;
+
+    HASH_FIND(hh, coordinator->runs, &id, sizeof(id), run);
+    return run;
+}
+
+/* What waits for chain_begin(): the run may be forgotten by then. */
+struct beginning {
+    struct coordinator *coordinator;
+    uint64_t id;
+};
+
+static void on_begun(void *opaque, const struct pg_answer *answer)
+{
+    OWNED(mem_free) struct beginning *beginning = opaque;
+    struct run *run = run_find(beginning->coordinator, beginning->id);
+
+    if (run == NULL)
+        return;
+    if (answer->err.code != ERR_OK) {
+        log_warn("run_not_begun", LOG_STR("run", run->job_text), LOG_ERR(&answer->err));
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, "Postgres does not answer");
+        return;
+    }
+    if (pg_row_count(answer, 0) == 0) {
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, "a newer attempt has the run");
+        return;
+    }
+    if (pg_i64(answer, 0, 0, 3) > DEPTH_MAX) {
+        run_fail(&run, ERROR_CLASS_BAD_INPUT, "chains within chains are over 8 deep");
+        return;
+    }
+    mem_copy_text(run->tenant, pg_c(answer, 0, 0, 0));
+    run_read_targets(run, pg_c(answer, 0, 0, 1));
+    run->round = (uint32_t)pg_u64(answer, 0, 0, 2);
+    run->again = run->again || pg_bool(answer, 0, 0, 4);
+    run_read_known(run, answer);
+    run->plan = plan_new(run->coordinator->chain, TAKE(run->input), run->job_text);
+    run_pump(run);
+    look_run(beginning->coordinator);
+}
+
+static int run_ask(struct run *run, struct err *err)
+{
+    struct coordinator *coordinator = run->coordinator;
+    struct beginning *beginning = xcalloc(1, sizeof(*beginning));
+    struct pg_batch *batch = pg_batch_new();
+    int r;
+
+    beginning->coordinator = coordinator;
+    beginning->id = run->id;
+    pg_add(batch, &begin_run);
+    pg_bind_id(batch, &run->job);
+    pg_bind_i64(batch, (int64_t)run->id);
+    pg_bind_c(batch, coordinator->deployment);
+    pg_add(batch, &begin_known);
+    pg_bind_id(batch, &run->job);
+    r = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_begun, beginning, err);
+    pg_batch_free(&batch);
+    if (r < 0)
+        free(beginning);
+    return r;
+}
+
+void coordinator_run(struct coordinator *coordinator, const struct coordinator_run *asked)
+{
+    struct run *run = xcalloc(1, sizeof(*run));
+    json_error_t where;
+    char why[256];
+    struct err err;
+
+    run->coordinator = coordinator;
+    run->id = asked->id;
+    run->job = asked->job;
+    run->limit_ms = asked->limit_ms;
+    run->again = asked->number > 1;
+    job_id_format(&run->job, run->job_text);
+    if (asked->trace.size < sizeof(run->trace) && asked->trace.size > 0)
+        memcpy(run->trace, asked->trace.text, asked->trace.size);
+    LIST_INIT(&run->items);
+    HASH_ADD(hh, coordinator->runs, id, sizeof(run->id), run);
+    if (asked->input.size > PLAN_STEP_INPUT_MAX) {
+        run_fail(&run, ERROR_CLASS_BAD_INPUT, "the input of a run of a chain is over 16 MiB");
+        return;
+    }
+    run->input = json_loadb((const char *)asked->input.bytes, asked->input.size, JSON_DECODE_ANY,
+                            &where);
+    if (run->input == NULL) {
+        (void)snprintf(why, sizeof(why), "the input is no JSON: %.160s", where.text);
+        run_fail(&run, ERROR_CLASS_BAD_INPUT, why);
+    } else if (run_ask(run, &err) < 0) {
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, err.text);
+    }
+}
+
+bool coordinator_cancel(struct coordinator *coordinator, uint64_t id)
+{
+    struct run *run = run_find(coordinator, id);
+
+    if (run == NULL)
+        return false;
+    run_free(&run);
+    coordinator->sweep_again = true;
+    loop_timer_start(coordinator->sweep, SWEEP_SOON_MS, 0);
+    return true;
+}
+
+/* ---- life ---- */
+
+static void on_tick(void *opaque)
+{
+    struct coordinator *coordinator = opaque;
+    struct item *item, *next;
+
+    HASH_ITER(hh, coordinator->items, item, next)
+    {
+        if (item->stage == ITEM_TO_SEND)
+            item_send(item);
+    }
+    look_run(coordinator);
+    look_close(coordinator);
+}
+
+/* Soon after a cancel once more: jobs whose rows were not there yet. */
+static void on_sweep(void *opaque)
+{
+    struct coordinator *coordinator = opaque;
+
+    look_sweep(coordinator);
+    loop_timer_start(coordinator->sweep, coordinator->sweep_again ? SWEEP_LATER_MS : SWEEP_MS, 0);
+    coordinator->sweep_again = false;
+}
+
+static void on_wake(void *opaque, const void *bytes, size_t size)
+{
+    item_on_wake(opaque, bytes, size);
+}
+
+static void on_subscribed(void *opaque)
+{
+    struct coordinator *coordinator = opaque;
+    struct item *item, *next;
+
+    HASH_ITER(hh, coordinator->items, item, next)
+    {
+        item->look_ms = 0; /* a wake-up may have been missed */
+    }
+}
+
+static int open_stores(struct coordinator *coordinator, const struct coordinator_options *options,
+                       struct err *err)
+{
+    static const struct cache_listener_calls listener_calls = {.on_message = on_wake,
+                                                               .on_subscribed = on_subscribed};
+    const struct pg_options pg = {.url = options->postgres, .application = "headrace host-chain"};
+    const struct cache_options cache = {.url = options->redis};
+    int r = pg_open(coordinator->loop, &pg, &coordinator->pg, err);
+
+    if (r == 0 && options->blobs[0] != '\0')
+        r = blob_store_open(coordinator->loop, options->blobs, &coordinator->blobs, err);
+    if (r < 0 || options->redis[0] == '\0')
+        return r;
+    r = cache_open(coordinator->loop, &cache, &coordinator->cache, err);
+    if (r == 0)
+        r = cache_listen(coordinator->cache, coordinator->boot, &listener_calls, coordinator,
+                         &coordinator->listener, err);
+    return r;
+}
+
+static int open_queue(struct coordinator *coordinator, const struct coordinator_options *options,
+                      struct err *err)
+{
+    const struct queue_producer_options producer = {
+        .queue = {.bootstrap = options->kafka,
+                  .client_id = coordinator->boot,
+                  .properties = options->kafka_properties}};
+    int r = queue_producer_open(coordinator->loop, &producer, &coordinator->producer, err);
+
+    if (r == 0)
+        coordinator->intake = queue_producer_topic(coordinator->producer, topic_name(TOPIC_INTAKE));
+    return r;
+}
+
+int coordinator_open(struct loop *loop, const struct coordinator_options *options,
+                     const struct chain *chain, const struct coordinator_calls *calls, void *opaque,
+                     struct coordinator **ret_coordinator, struct err *err)
+{
+    struct coordinator *coordinator = xcalloc(1, sizeof(*coordinator));
+    uint64_t boot;
+    int r;
+
+    coordinator->loop = loop;
+    coordinator->chain = chain;
+    coordinator->calls = *calls;
+    coordinator->opaque = opaque;
+    coordinator->deployment = xstrdup(options->deployment);
+    coordinator->decoder = wire_decoder_new();
+    coordinator->closed = xcalloc(CLOSED_MAX, sizeof(*coordinator->closed));
+    rng_secret_bytes(&boot, sizeof(boot));
+    (void)snprintf(coordinator->boot, sizeof(coordinator->boot), "chain-%016llx",
+                   (unsigned long long)boot);
+    coordinator->tick = loop_timer_new(loop, on_tick, coordinator);
+    coordinator->sweep = loop_timer_new(loop, on_sweep, coordinator);
+    r = open_stores(coordinator, options, err);
+    if (r == 0)
+        r = open_queue(coordinator, options, err);
+    if (r < 0) {
+        coordinator_close(&coordinator);
+        return r;
+    }
+    loop_timer_start(coordinator->tick, COORDINATOR_TICK_MS, COORDINATOR_TICK_MS);
+    loop_timer_start(coordinator->sweep, SWEEP_MS, 0);
+    *ret_coordinator = coordinator;
+    return 0;
+}
+
+/* Adapters drop what is unanswered, so what is pinned is freed after them. */
+void coordinator_close(struct coordinator **coordinator_p)
+{
+    struct coordinator *coordinator = TAKE(*coordinator_p);
+    struct run *run, *next;
+    struct item *item, *next_item;
+
+    if (coordinator == NULL)
+        return;
+    loop_timer_free(&coordinator->tick);
+    loop_timer_free(&coordinator->sweep);
+    cache_listener_close(&coordinator->listener);
+    cache_close(&coordinator->cache);
+    queue_producer_close(&coordinator->producer);
+    blob_store_close(&coordinator->blobs);
+    pg_close(&coordinator->pg);
+    HASH_ITER(hh, coordinator->items, item, next_item)
+    {
+        item->pin_count = 0;
+    }
+    HASH_ITER(hh, coordinator->runs, run, next)
+    {
+        run_free(&run);
+    }
+    wire_decoder_free(&coordinator->decoder);
+    free(coordinator->closed);
+    free(coordinator->deployment);
+    free(coordinator);
+}

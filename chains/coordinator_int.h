@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Inside of the coordinator: coordinator.c (life, runs), coordinator_item.c (a job of a step: its
+ * Submit, its outcome), coordinator_look.c (questions to the ledger).
+ */
+
+#include <sys/queue.h>
+
+#include "base/assert.h"
+#include "base/loop.h"
+#include "brokers/blob.h"
+#include "brokers/cache.h"
+#include "brokers/pg.h"
+#include "brokers/queue.h"
+#include "chains/coordinator.h"
+#include "chains/plan.h"
+#include "schema/job_id.h"
+#include "schema/message.h"
+
+#define uthash_fatal(text) NEVER(text)
+#define uthash_malloc(size) xmalloc(size)
+#include <uthash.h>
+
+#define COORDINATOR_TICK_MS 250
+#define COORDINATOR_LOOK_MS_MAX 2000
+#define COORDINATOR_BOOT_SIZE 24
+#define COORDINATOR_QUERY_MS 10000
+
+/* A job that an earlier attempt, or an earlier round, has submitted. */
+struct known {
+    UT_hash_handle hh;
+    struct known_key {
+        uint32_t step, item;
+    } key;
+    struct wire_id job;
+    uint32_t round;
+    enum job_state state; /* 0: the ledger has no row of it yet */
+};
+
+enum item_stage {
+    ITEM_TO_SEND, /* its Submit is to be produced, or tried again */
+    ITEM_SENDING, /* Kafka, or the blob store, has not answered */
+    ITEM_WATCHED, /* it is out there */
+    ITEM_WANTED,  /* it has succeeded, and its output is to be read */
+    ITEM_READING,
+};
+
+/* A job of a run that is waited for. */
+struct item {
+    UT_hash_handle hh; /* by its job */
+    LIST_ENTRY(item) link;
+    struct coordinator *coordinator;
+    struct run *run; /* NULL: forgotten while an answer is out */
+    struct wire_id job;
+    uint32_t step, item;
+    enum item_stage stage;
+    uint32_t pin_count; /* answers that are out */
+    bool repeat, stored;
+    char *text; /* its input, until Kafka has it */
+    size_t text_size;
+    uint8_t digest[BLOB_DIGEST_SIZE];
+    char blob[BLOB_KEY_SIZE];
+    uint64_t look_ms, gap_ms;
+};
+LIST_HEAD(items, item);
+
+struct target {
+    char model[CHAIN_NAME_SIZE], deployment[CHAIN_NAME_SIZE], environment[CHAIN_NAME_SIZE];
+    char pool[CHAIN_NAME_SIZE];
+    uint32_t shard;
+    uint64_t run_limit_ms;
+    bool chain; /* it is a chain itself */
+};
+
+struct run {
+    UT_hash_handle hh; /* by id */
+    struct coordinator *coordinator;
+    uint64_t id, limit_ms;
+    struct wire_id job;
+    char job_text[JOB_ID_TEXT_SIZE], tenant[CHAIN_NAME_SIZE], trace[64];
+    json_t *input;
+    struct plan *plan;      /* NULL: chain_begin() has not answered */
+    struct target *targets; /* by step; deployment "": there is none */
+    struct known *known;
+    struct items items;
+    uint32_t round;
+    bool again; /* somebody was here before */
+};
+
+struct coordinator {
+    struct loop *loop;
+    const struct chain *chain;
+    struct coordinator_calls calls;
+    void *opaque;
+    char *deployment;
+    char boot[COORDINATOR_BOOT_SIZE];
+    struct pg *pg;
+    struct queue_producer *producer;
+    struct queue_topic *intake;
+    struct cache *cache; /* NULL: none */
+    struct cache_listener *listener;
+    struct blob_store *blobs; /* NULL: none */
+    struct wire_decoder *decoder;
+    struct loop_timer *tick, *sweep;
+    struct run *runs;
+    struct item *items;
+    bool looking, fetching, sweeping, sweep_again;
+    struct wire_id *closed; /* runs that succeeded, to be closed in SQL */
+    size_t closed_count;
+};
+
+/* coordinator.c */
+void run_pump(struct run *run); /* may free it */
+void run_fail(struct run **run_p, enum error_class class, const char *text);
+
+/* coordinator_item.c */
+void item_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
+void item_send(struct item *item);
+void item_free(struct item **item_p); /* or forgets it, when an answer is out */
+void item_cancel(struct run *run, uint32_t step, uint32_t item);
+void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t size);
+/* The job is final; the output is what the ledger has of it. May free item and run. */
+void item_over(struct item *item, enum job_state state, enum error_class class,
+               struct wire_text error, struct wire_bytes output, struct wire_text output_type,
+               struct wire_text output_blob);
+struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t item,
+                           uint32_t round, uint32_t shard);
+int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const char *tenant,
+               struct err *err);
+
+/* coordinator_look.c */
+void look_run(struct coordinator *coordinator);   /* at what is due */
+void look_sweep(struct coordinator *coordinator); /* at runs that are over */
+void look_close(struct coordinator *coordinator); /* tells SQL of runs that ended well */

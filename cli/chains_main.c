@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* headrace chains: declared chains, and what their runs have come to. */
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/list.h"
+#include "cli/watch.h"
+#include "schema/chain.h"
+#include "schema/yaml_json.h"
+
+#define INPUT_SIZE_MAX (16u << 20)
+
+int chains_main(int argc, char **argv);
+
+struct plain_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    VERB_COMMON_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting plain_rows[] = {
+#define SETTINGS_ROWS struct plain_settings
+#include "base/settings_rows.def"
+    VERB_COMMON_SETTINGS
+#include "base/settings_end.def"
+};
+
+#define PLAIN_ACTION plain_rows, COUNT_OF(plain_rows), sizeof(struct plain_settings)
+
+/* ---- files ---- */
+
+static int file_read(const char *path, struct buf *to, struct err *err)
+{
+    int fd = strcmp(path, "-") == 0 ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = 1;
+
+    if (fd < 0)
+        return err_set_errno(err, ERR_USAGE, "open %s", path);
+    while (n > 0 && !to->failed) {
+        char bytes[65536];
+
+        n = read(fd, bytes, sizeof(bytes));
+        if (n > 0)
+            buf_append(to, bytes, (size_t)n);
+    }
+    (void)close(fd);
+    if (n < 0)
+        return err_set_errno(err, ERR_IO, "read %s", path);
+    return buf_check(to, path, err);
+}
+
+/* A chain.yaml, or its JSON, which is YAML as well; the object that is pushed. */
+static int chain_read(const char *path, json_t **ret_json, size_t *ret_steps, struct err *err)
+{
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(YAML_SIZE_MAX);
+    OWNED(chain_free) struct chain *chain = NULL;
+    OWNED(client_json_free) json_t *json = NULL;
+    int r = file_read(path, &text, err);
+
+    if (r == 0)
+        r = yaml_json_parse(path, buf_text(&text), text.size, &json, err);
+    if (r == 0)
+        r = chain_parse(json, &chain, err);
+    if (r < 0)
+        return r;
+    *ret_steps = chain->step_count;
+    *ret_json = TAKE(json);
+    return 0;
+}
+
+static int chains_check(const struct client *client, const void *values, char **operands,
+                        int operand_count)
+{
+    OWNED(client_json_free) json_t *json = NULL;
+    size_t steps = 0;
+    struct err err;
+
+    (void)client;
+    (void)values;
+    if (!verb_operands("one file", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    if (chain_read(operands[0], &json, &steps, &err) < 0)
+        return client_complain("chains check", &err);
+    (void)printf("%s: a chain of %zu step%s\n", operands[0], steps, steps == 1 ? "" : "s");
+    return CLI_EXIT_OK;
+}
+
+/* ---- push ---- */
+
+#define PUSH_SETTINGS                                                                              \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(name, "", "name of the chain; needed")                                          \
+    SETTING_STRING(environment, "",                                                                \
+                   "environment to point at it; empty: production, if it is the "                  \
+                   "chain's first")                                                                \
+    SETTING_INT(slots, 0, 0, 2048, "runs at a time of one replica; 0: 1,024")                      \
+    SETTING_INT(replicas, 1, 0, 1000, "processes that coordinate its runs")
+
+struct push_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    PUSH_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting push_rows[] = {
+#define SETTINGS_ROWS struct push_settings
+#include "base/settings_rows.def"
+    PUSH_SETTINGS
+#include "base/settings_end.def"
+};
+
+static int chains_push(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    const struct push_settings *settings = values;
+    OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
+    OWNED(mem_free) char *route = NULL;
+    OWNED(client_json_free) json_t *body = NULL;
+    json_t *json = NULL;
+    size_t steps;
+    struct err err;
+
+    if (!verb_operands("one file", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    if (settings->name[0] == '\0') {
+        (void)err_set(&err, ERR_USAGE, "--name is missing");
+        return client_complain("chains push", &err);
+    }
+    if (chain_read(operands[0], &json, &steps, &err) < 0)
+        return client_complain("chains push", &err);
+    body = json_pack("{s:s, s:I, s:o}", "engine", "chain", "replicas",
+                     (json_int_t)settings->replicas, "settings", json);
+    if (settings->slots > 0)
+        (void)json_object_set_new(body, "slots", json_integer(settings->slots));
+    route = path_make("/v1/models/%/deployments", settings->name);
+    buf_printf(&path, "%s?v=1", route);
+    path_append_field(&path, "environment", settings->environment);
+    return show_run(client, "chains push", "POST", buf_text(&path), body, settings->json);
+}
+
+/* ---- run ---- */
+
+#define RUN_SETTINGS                                                                               \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(input, "{}", "the run's input: JSON, @FILE, or - for standard input")           \
+    SETTING_STRING(environment, "production", "environment whose deployment runs it")              \
+    SETTING_BOOL(no_wait, false, "print the id of the run and leave")                              \
+    SETTING_BOOL(quiet, false, "say nothing while it runs")
+
+struct run_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    RUN_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting run_rows[] = {
+#define SETTINGS_ROWS struct run_settings
+#include "base/settings_rows.def"
+    RUN_SETTINGS
+#include "base/settings_end.def"
+};
+
+static int run_input(const char *input, json_t **ret_json, struct err *err)
+{
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(INPUT_SIZE_MAX);
+    json_error_t where;
+    int r = 0;
+
+    if (input[0] == '@' || strcmp(input, "-") == 0)
+        r = file_read(input[0] == '@' ? input + 1 : input, &text, err);
+    else
+        buf_append_text(&text, input);
+    if (r < 0)
+        return r;
+    *ret_json = json_loadb(buf_text(&text), text.size, JSON_DECODE_ANY, &where);
+    return *ret_json != NULL
+               ? 0
+               : err_set(err, ERR_USAGE, "--input is no JSON: line %d: %s", where.line, where.text);
+}
+
+static int run_output(const struct client *client, const char *id, bool quiet)
+{
+    OWNED(buf_done) struct buf output = BUF_WITH_LIMIT(CLI_ANSWER_SIZE_MAX);
+    OWNED(mem_free) char *path = path_make("/async_request/%/result", id);
+    OWNED(client_json_free) json_t *status = NULL;
+    const char *state;
+    struct err err;
+
+    if (watch_job(client, id, quiet, &status, &err) < 0)
+        return client_complain("chains run", &err);
+    state = json_string_value(json_object_get(status, "status"));
+    if (state == NULL ||
+        (strcmp(state, "SUCCEEDED") != 0 && strcmp(state, "WEBHOOK_FAILED") != 0)) {
+        const char *why = json_string_value(
+            json_object_get(json_array_get(json_object_get(status, "errors"), 0), "message"));
+
+        (void)fprintf(stderr, "headrace chains run: %s %s%s%s\n", id, state == NULL ? "" : state,
+                      why == NULL ? "" : ": ", why == NULL ? "" : why);
+        return CLI_EXIT_FAILED;
+    }
+    if (client_fetch(client, path, &output, &err) < 0)
+        return client_complain("chains run", &err);
+    (void)fwrite(buf_text(&output), 1, output.size, stdout);
+    (void)fputc('\n', stdout);
+    return CLI_EXIT_OK;
+}
+
+static int chains_run(const struct client *client, const void *values, char **operands,
+                      int operand_count)
+{
+    const struct run_settings *settings = values;
+    OWNED(client_json_free) json_t *body = NULL;
+    OWNED(client_json_free) json_t *answer = NULL;
+    OWNED(mem_free) char *path = NULL;
+    struct client_call call = {.method = "POST"};
+    json_t *input;
+    const char *id;
+    struct err err;
+    int status;
+
+    if (!verb_operands("one chain", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    if (run_input(settings->input, &input, &err) < 0)
+        return client_complain("chains run", &err);
+    path = path_make("/chain/%/environments/%/async_run_remote", operands[0],
+                     settings->environment);
+    body = json_pack("{s:o}", "model_input", input);
+    call.path = path;
+    call.body = body;
+    if (client_exchange(client, &call, &status, &answer, &err) < 0)
+        return client_complain("chains run", &err);
+    id = json_string_value(json_object_get(answer, "request_id"));
+    if (id == NULL)
+        return CLI_EXIT_REFUSED;
+    if (settings->no_wait) {
+        (void)printf("%s\n", id);
+        return CLI_EXIT_OK;
+    }
+    if (!settings->quiet)
+        (void)fprintf(stderr, "run %s\n", id);
+    return run_output(client, id, settings->quiet);
+}
+
+/* ---- runs, show ---- */
+
+static int chains_runs(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    static const struct table_column columns[] = {
+        {"RUN", "id", false, false},
+        {"CHAIN", "chain", false, true},
+        {"STATUS", "status", false, false},
+        {"JOBS", "jobs", true, false},
+        {"OVER", "jobs_over", true, false},
+        {"ATTEMPTS", "attempts", true, false},
+        {"ACCEPTED", "accepted_at", false, true},
+        {"ERROR", "error_message", false, true},
+    };
+    const struct plain_settings *settings = values;
+    OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
+    struct list_view view = {"chains runs", NULL,
+                             "chain_runs",  "no run of a chain has begun",
+                             columns,       COUNT_OF(columns)};
+
+    if (!verb_operands("at most one chain", operand_count, 0, 1))
+        return CLI_EXIT_USAGE;
+    buf_append_text(&path, "/v1/chain_runs?limit=100");
+    path_append_field(&path, "chain", operand_count > 0 ? operands[0] : "");
+    view.path = buf_text(&path);
+    return list_run(client, &view, settings->json);
+}
+
+static int chains_show(const struct client *client, const void *values, char **operands,
+                       int operand_count)
+{
+    static const struct table_column columns[] = {
+        {"STEP", "name", false, false},      {"MODEL", "model", false, true},
+        {"STATUS", "status", false, false},  {"JOBS", "jobs", true, false},
+        {"DONE", "succeeded", true, false},  {"FAILED", "failed", true, false},
+        {"RUNNING", "running", true, false}, {"ATTEMPTS", "attempts", true, false},
+        {"ENDED", "ended_at", false, true},  {"ERROR", "error_message", false, true},
+    };
+    const struct plain_settings *settings = values;
+    OWNED(client_json_free) json_t *run = NULL;
+    OWNED(mem_free) char *path = NULL;
+    struct client_call call = {.method = "GET"};
+    json_t *steps;
+    struct err err;
+    int status, r;
+
+    if (!verb_operands("one run", operand_count, 1, 1))
+        return CLI_EXIT_USAGE;
+    path = path_make("/v1/chain_runs/%", operands[0]);
+    call.path = path;
+    if (client_exchange(client, &call, &status, &run, &err) < 0)
+        return client_complain("chains show", &err);
+    if (settings->json) {
+        table_print_json(stdout, run);
+        return CLI_EXIT_OK;
+    }
+    steps = json_incref(json_object_get(run, "steps"));
+    (void)json_object_del(run, "steps");
+    table_print_object(stdout, run);
+    r = table_print(stdout, steps, columns, COUNT_OF(columns), "it has no steps", &err);
+    json_decref(steps);
+    return r < 0 ? client_complain("chains show", &err) : CLI_EXIT_OK;
+}
+
+int chains_main(int argc, char **argv)
+{
+    static const struct verb_action actions[] = {
+        {"check", "FILE", "Reads a chain.yaml and says what is wrong in it.", PLAIN_ACTION,
+         chains_check},
+        {"push", "FILE", "Deploys a chain.", push_rows, COUNT_OF(push_rows),
+         sizeof(struct push_settings), chains_push},
+        {"run", "CHAIN", "Runs a chain and prints its output.", run_rows, COUNT_OF(run_rows),
+         sizeof(struct run_settings), chains_run},
+        {"runs", "[CHAIN]", "Lists the newest runs.", PLAIN_ACTION, chains_runs},
+        {"show", "RUN", "Shows a run and what its steps have come to.", PLAIN_ACTION, chains_show},
+    };
+    static const struct verb verb = {"chains", "Models that feed models, durably.", actions,
+                                     COUNT_OF(actions)};
+
+    /* A file can be checked where no gateway is known. */
+    if (argc == 3 && strcmp(argv[1], "check") == 0 && argv[2][0] != '-')
+        return chains_check(NULL, NULL, &argv[2], 1);
+    return verb_main(&verb, argc, argv);
+}

@@ -1,0 +1,28 @@
+-- SPDX-License-Identifier: Apache-2.0
+-- Runs of chains, and their jobs. As it is now; migrations/ is how it got here (tests/stack/test_schema.c compares).
+
+-- A run, once a coordinator has begun with it.
+CREATE TABLE chain_run (
+    run_id uuid NOT NULL, -- its job
+    deployment_id text NOT NULL,
+    token bigint NOT NULL, -- of the attempt that may go on with it: the fence of coordinators
+    depth smallint NOT NULL, -- 0: no step of another run
+    targets jsonb NOT NULL, -- by step: whom its jobs go to, chosen as the run began
+    begun_at timestamptz NOT NULL DEFAULT now(),
+    closed_at timestamptz, -- over, and nothing of it runs any more
+    PRIMARY KEY (run_id)
+) PARTITION BY RANGE (run_id);
+CREATE TABLE chain_run_default PARTITION OF chain_run DEFAULT;
+CREATE INDEX chain_run_open ON chain_run (run_id) WHERE closed_at IS NULL;
+
+-- A job that a run has submitted: written by the flush that inserts the job.
+CREATE TABLE chain_step (
+    run_id uuid NOT NULL,
+    step text NOT NULL,
+    item integer NOT NULL,   -- of a map; 0 else
+    round smallint NOT NULL, -- of the run
+    job_id uuid NOT NULL,
+    PRIMARY KEY (run_id, step, item, round)
+) PARTITION BY RANGE (run_id);
+CREATE TABLE chain_step_default PARTITION OF chain_step DEFAULT;
+CREATE INDEX chain_step_job ON chain_step (job_id);

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Goal: whatever stands in a chain.yaml is read within its bounds, and a chain that is taken can be
+ * planned to its end, whatever its templates make of what they meet. */
+
+#include <stdlib.h>
+
+#include "base/assert.h"
+#include "chains/plan.h"
+#include "schema/yaml_json.h"
+
+#define TODOS_MAX 5000
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size);
+
+static void run(const struct chain *chain)
+{
+    static const char output[] = "{\"output\":[1,\"x\",{\"a\":null}],\"a\":2}";
+    OWNED(plan_free) struct plan *plan = NULL;
+    struct plan_todo todo;
+
+    plan = plan_new(chain, json_pack("{s:[i,s], s:{}}", "items", 1, "two", "text"), "run");
+    for (unsigned i = 0; i < TODOS_MAX && plan_next(plan, &todo); i++) {
+        const struct plan_final final = {.state = i % 7 == 3 ? JOB_FAILED : JOB_SUCCEEDED,
+                                         .error_class = i % 7 == 3 ? ERROR_CLASS_MODEL_ERROR
+                                                                   : ERROR_CLASS_NONE,
+                                         .output = {(const uint8_t *)output, sizeof(output) - 1},
+                                         .output_is_json = true};
+
+        free(todo.text);
+        if (todo.type == PLAN_SUBMIT)
+            plan_on_final(plan, todo.step, todo.item, &final);
+        assert(todo.type != PLAN_FINISH || !plan_next(plan, &todo));
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+    json_t *json = NULL;
+    struct err err;
+
+    if (yaml_json_parse("chain.yaml", (const char *)bytes, size, &json, &err) < 0)
+        return 0;
+    if (chain_parse(json, &chain, &err) == 0)
+        run(chain);
+    json_decref(json);
+    return 0;
+}

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: a chain that was declared runs durably: its steps are jobs, a run goes on where it was when its
+coordinator, a worker or the broker is killed, no step has two jobs, and a cancel leaves nothing running.
+Method: one stack, chains over the simulated engine, which answers {"output": its input, "sim": …}."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from conftest import run_stack
+from stack import command_line, wait_until
+
+LINEAR = {"steps": {
+    "one": {"model": "echo", "input": {"text": "{{input.text}}"}},
+    "two": {"model": "echo", "input": {"text": "{{steps.one.output.output.text}}!"}},
+    "three": {"model": "echo", "input": ["{{steps.two.output.output.text}}", "{{run.id}}"]}},
+    "output": "{{steps.three.output.output}}"}
+MAP = {"steps": {
+    "each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 32,
+             "input": {"n": "{{item}}", "i": "{{index}}", "sim": {"sleep_ms": "{{input.ms}}"}}},
+    "join": {"model": "echo", "input": {"all": "{{steps.each.output}}"}}},
+    "output": "{{steps.join.output.output.all}}"}
+FAILS = {"steps": {
+    "bad": {"model": "echo", "input": {"sim": {"fail": "bad_input"}}},
+    "slow": {"model": "echo", "input": {"sim": {"sleep_ms": 60000}}},
+    "after": {"model": "echo", "input": "{{steps.bad.output}}", "needs": ["slow"]}}}
+PASSES = {"steps": {
+    "bad": {"model": "echo", "input": {"sim": {"fail": "bad_input"}}, "on_error": "skip"},
+    "after": {"model": "echo", "input": {"was": "{{steps.bad.state}}", "why": "{{steps.bad.error.class}}"}}},
+    "output": "{{steps.after.output.output}}"}
+OUTER = {"steps": {"inner": {"model": "linear", "input": {"text": "{{input.text}}"}}},
+         "output": "{{steps.inner.output.0}}"}
+SELF = {"steps": {"again": {"model": "self", "input": {}}}}
+PADDED = {"steps": {"a": {"model": "echo", "input": {"sim": {"output_bytes": "{{input.bytes}}"}}}}}
+LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
+
+
+@pytest.fixture(scope="module")
+def stack(request):
+    def begin(stack):
+        stack.push_sim("echo", slots=32)
+        for name, chain in (("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED)):
+            push(stack, name, chain)
+        for name in ("linear", "map", "fails", "passes", "outer", "self", "lonely", "padded"):
+            wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
+
+    for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
+        begin(stack)
+        yield stack
+
+
+def push(stack, name, chain):
+    reply = stack.http("POST", f"/v1/models/{name}/deployments", {"engine": "chain", "settings": chain})
+    assert reply.status == 201, reply
+    return reply.json
+
+
+def status_of(stack, name):
+    rows = stack.sql("SELECT d.status FROM headrace.deployment d JOIN headrace.model m ON m.id = d.model_id "
+                     "WHERE m.name = :'a1'", name)
+    assert rows[0][0] not in ("FAILED", "DEPLOY_FAILED"), stack.tell()
+    return rows[0][0]
+
+
+def begin(stack, chain, given):
+    reply = stack.http("POST", f"/chain/{chain}/production/async_run_remote", {"model_input": given})
+    assert reply.status == 201, reply
+    return reply.json["request_id"]
+
+
+def steps_of(stack, run):
+    return stack.sql("SELECT step, item, status, attempts FROM headrace_v1.chain_steps WHERE run_id = :'a1' "
+                     "ORDER BY accepted_at, step, item", run)
+
+
+def check_each_once(stack, run, steps):
+    """As many jobs as steps, all over, each with one result; and the run knows of no other."""
+    rows = steps_of(stack, run)
+    assert len(rows) == steps and {row[2] for row in rows} == {"SUCCEEDED"}
+    assert len({(row[0], row[1]) for row in rows}) == steps
+    ((results,),) = stack.sql("SELECT count(*) FROM headrace.chain_step s JOIN headrace.job_result r "
+                              "ON r.job_id = s.job_id WHERE s.run_id = :'a1'", run)
+    assert int(results) == steps
+    return rows
+
+
+def test_linear(stack):
+    run = begin(stack, "linear", {"text": "a"})
+    ended = stack.wait_final(run)
+    assert ended["status"] == "SUCCEEDED", (ended, stack.tell())
+    assert stack.result(run).json == ["a!", run]
+    assert [row[0] for row in check_each_once(stack, run, 3)] == ["one", "two", "three"]
+    ((chain, status, jobs),) = stack.sql("SELECT chain, status, jobs FROM headrace_v1.chain_runs "
+                                         "WHERE run_id = :'a1'", run)
+    assert (chain, status, jobs) == ("linear", "SUCCEEDED", "3")
+    wait_until("the run to be closed", lambda: stack.sql(
+        "SELECT closed_at IS NOT NULL FROM headrace.chain_run WHERE run_id = :'a1'", run)[0][0] == "t")
+
+
+def test_sync(stack):
+    reply = stack.http("POST", "/chain/linear/production/run_remote", {"text": "b"})
+    assert reply.status == 200 and reply.json[0] == "b!", reply
+    reply = stack.http("POST", "/chain/nothing/production/run_remote", {"text": "b"})
+    assert reply.status == 404, reply
+
+
+def test_map_and_join(stack):
+    run = begin(stack, "map", {"items": list(range(100)), "ms": 1})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", stack.tell()
+    answer = stack.result(run).json
+    assert [one["output"]["n"] for one in answer] == list(range(100))
+    check_each_once(stack, run, 101)
+    empty = begin(stack, "map", {"items": [], "ms": 1})
+    assert stack.wait_final(empty)["status"] == "SUCCEEDED"
+    assert stack.result(empty).json == []
+
+
+def test_large_values(stack):
+    """An input and an output over what a message takes go by the blob store."""
+    text = "x" * 100_000
+    run = begin(stack, "linear", {"text": text})
+    assert "a text of a template is over its limit of 65536 bytes" in error_of(stack, run)
+    run = begin(stack, "map", {"items": [{"pad": text}, {"pad": text}], "ms": 1})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    assert [one["output"]["n"]["pad"] for one in stack.result(run).json] == [text, text]
+    run = begin(stack, "padded", {"bytes": 700_000})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    assert len(stack.result(run).json["pad"]) > 650_000
+    assert stack.sql("SELECT r.output_blob IS NOT NULL FROM headrace.chain_step s JOIN headrace.job_result r "
+                     "ON r.job_id = s.job_id WHERE s.run_id = :'a1'", run) == [["t"]]
+
+
+def error_of(stack, run):
+    ended = stack.wait_final(run)
+    assert ended["status"] == "FAILED", ended
+    return stack.sql("SELECT error_message FROM headrace.job WHERE id = :'a1'", run)[0][0]
+
+
+def test_failures_name_the_step(stack):
+    began = time.monotonic()
+    run = begin(stack, "fails", {})
+    assert error_of(stack, run).startswith("step bad: FAILED (BAD_INPUT)")
+    wait_until("the other step to be canceled", lambda: sorted(
+        (row[0], row[2]) for row in steps_of(stack, run)) == [("bad", "FAILED"), ("slow", "CANCELED")], 20)
+    assert time.monotonic() - began < 30
+    run = begin(stack, "map", {"items": 5, "ms": 1})
+    assert error_of(stack, run) == "step each: map is over a number, it must be a list"
+    run = begin(stack, "map", {"ms": 1})
+    assert error_of(stack, run) == "step each: map: input.items: there is no 'items'"
+    run = begin(stack, "lonely", {})
+    assert error_of(stack, run) == "step a: there is no model 'nobody' with environment 'production'"
+    run = begin(stack, "passes", {})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED"
+    assert stack.result(run).json == {"was": "failed", "why": "BAD_INPUT"}
+
+
+def test_a_chain_in_a_chain(stack):
+    run = begin(stack, "outer", {"text": "deep"})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", stack.tell()
+    assert stack.result(run).json == "deep!"
+    assert "over 8 deep" in error_of(stack, begin(stack, "self", {}))
+
+
+def test_what_is_no_chain_is_refused(stack):
+    reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
+        "a": {"model": "m", "input": "{{steps.b.output}}"}, "b": {"model": "m", "input": "{{steps.a.output}}"}}}})
+    assert reply.status == 400 or reply.status == 422, reply
+    assert "wait for each other: a -> b -> a" in reply.body.decode() or "b -> a -> b" in reply.body.decode(), reply
+
+
+def test_command_line(stack, tmp_path):
+    file = tmp_path / "chain.yaml"
+    file.write_text("steps:\n  a: {model: echo, input: {n: '{{input.n}}'}}\noutput: '{{steps.a.output.output}}'\n")
+    assert "a chain of 1 step" in stack.cli("chains", "check", file).stdout
+    stack.cli("chains", "push", file, "--name", "shell")
+    wait_until("it to be ready", lambda: status_of(stack, "shell") == "ACTIVE", 60)
+    assert stack.cli("chains", "run", "shell", "--input", '{"n": 5}').stdout == '{"n":5}\n'
+    ((run,),) = stack.sql("SELECT run_id FROM headrace_v1.chain_runs WHERE chain = 'shell'")
+    assert run in stack.cli("chains", "runs", "shell").stdout
+    shown = stack.http("GET", f"/v1/chain_runs/{run}").json
+    assert shown["status"] == "SUCCEEDED" and shown["steps"][0]["status"] == "SUCCEEDED", shown
+    assert shown["steps"][0]["request_id"] and "SUCCEEDED" in stack.cli("chains", "show", run).stdout
+    assert stack.http("GET", "/v1/chain_runs/019ab2c4-7d51-7c11-8000-5d1f0a6c9e42").status == 404
+    file.write_text("steps: {a: {model: echo, input: 1, colour: red}}")
+    wrong = stack.cli("chains", "check", file, check=False)
+    assert wrong.returncode != 0 and "step a: there is no key 'colour'" in wrong.stderr, wrong
+
+
+def test_cancel(stack):
+    run = begin(stack, "map", {"items": list(range(64)), "ms": 60000})
+    wait_until("the map to be under way", lambda: len(
+        [row for row in steps_of(stack, run) if row[2] == "IN_PROGRESS"]) >= 32, 20)
+    assert stack.cancel(run).json["canceled"]
+    assert stack.wait_final(run)["status"] == "CANCELED"
+    wait_until("nothing of it to run", lambda: {row[2] for row in steps_of(stack, run)} == {"CANCELED"}, 20)
+    assert len(steps_of(stack, run)) == 32  # no more than were under way
+
+
+def kill_worker_of(model, stack):
+    """The worker of that model: what runs its steps, or the coordinator's."""
+    (pid,) = [pid for pid in stack.pids("worker") if f"--model={model}" in command_line(pid)]
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("victim", ["host-chain", "broker", "echo", "map"])
+def test_kill_in_the_middle_of_a_map(stack, victim):
+    """Each item is used once, and none runs again that was over."""
+    run = begin(stack, "map", {"items": list(range(100)), "ms": 150})
+    wait_until("some of it to be over", lambda: len(
+        [row for row in steps_of(stack, run) if row[2] == "SUCCEEDED"]) >= 10, 20)
+    over = {(row[0], row[1]) for row in steps_of(stack, run) if row[2] == "SUCCEEDED"}
+    if victim == "broker":
+        stack.kill_service("broker")
+        stack.start_service("broker")
+    elif victim == "host-chain":
+        assert stack.kill(victim)
+    else:
+        kill_worker_of(victim, stack)
+    assert stack.wait_final(run, 60)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    answer = stack.result(run).json
+    assert [one["output"]["n"] for one in answer] == list(range(100))
+    rows = check_each_once(stack, run, 101)
+    assert all(row[3] == "1" for row in rows if (row[0], row[1]) in over)
+
+
+def test_a_dead_run_is_replayed_from_where_it_failed(stack):
+    chain = {"steps": {
+        "first": {"model": "echo", "input": "{{input}}"},
+        "second": {"model": "missing-yet", "input": "{{steps.first.output.output}}"}},
+        "output": "{{steps.second.output.output}}"}
+    push(stack, "waits", chain)
+    wait_until("it to be ready", lambda: status_of(stack, "waits") == "ACTIVE", 60)
+    run = begin(stack, "waits", {"n": 7})
+    assert "there is no model 'missing-yet'" in error_of(stack, run)
+    assert [row[:3] for row in steps_of(stack, run)] == [["first", "0", "SUCCEEDED"]]
+    stack.push_sim("missing-yet")
+    stack.cli("jobs", "replay", run)
+    wait_until("the second round to end", lambda: stack.job(run)["status"] == "SUCCEEDED", 30)
+    assert stack.result(run).json == {"n": 7}
+    assert stack.sql("SELECT step, round, attempts FROM headrace_v1.chain_steps WHERE run_id = :'a1' ORDER BY step",
+                     run) == [["first", "1", "1"], ["second", "2", "1"]]
