@@ -48,7 +48,8 @@ class Model:
 
 MARKS = {
     "host-server": lambda line: line[1:2] == ["host-server"],
-    "host-py": lambda line: any(word.endswith("host_py") for word in line),
+    # Its second half alone: what confines it has the same words, further behind.
+    "host-py": lambda line: line[3:4] == ["--loaded"] and line[2].endswith("host_py"),
 }
 
 
