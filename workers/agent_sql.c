@@ -94,6 +94,7 @@ static void on_deployments(void *opaque, const struct pg_answer *answer)
         deployment_fill(&deployments[i], answer, i);
     agent->has_read = true;
     agent_tick(agent);
+    agent_act(agent); /* what is to be started now names deployments that are replaced here */
     agent_sweep(agent, deployments, count);
     agent_core_on_deployments(agent->core, deployments, count);
     free(deployments);
