@@ -581,8 +581,12 @@ void check_post(struct sim *sim, int index, uint64_t round, int status)
 
 /* ---- blobs ---- */
 
+/* Of what was promised: what Kafka took a world's short days after its id was made was answered
+ * days have it, was answered 503. */
 void check_blob_read(struct sim *sim, int index)
 {
+    if (!sim->jobs[index].accepted)
+        return;
     if (!job_state_final(sim->ledger.rows[index].state) || !sim->ledger.rows[index].present)
         sim_fail(sim, "invariant 15: the input of job %d is gone", index);
 }
@@ -592,7 +596,7 @@ void check_blob_delete(struct sim *sim, int index)
     const struct sim_job *job = &sim->jobs[index];
     const struct sim_row *row = &sim->ledger.rows[index];
 
-    if (job->offset >= 0 && !job->dead && !(row->present && row->state == JOB_SUCCEEDED))
+    if (job->accepted && !job->dead && !(row->present && row->state == JOB_SUCCEEDED))
         sim_fail(sim, "invariant 15: the input of job %d is deleted, and may be needed", index);
 }
 

@@ -122,6 +122,13 @@ static void note_clock(struct sim *sim, const struct sim_job *job)
                          gateway->wall_us < -(int64_t)(2 * SEC);
 }
 
+/* Nothing is promised of an id that was made so long ago, unless its row is there. */
+static bool promise_is_late(const struct sim *sim, const struct sim_job *job)
+{
+    return sim->now_us > job_id_time_ms(&job->id) * MS + SIM_PROMISE_US &&
+           !sim->ledger.rows[job_index(sim, job)].present;
+}
+
 static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int64_t offset)
 {
     struct sim_job *job = opaque;
@@ -132,10 +139,15 @@ static void submit_reported(struct sim *sim, void *opaque, uint64_t repeat, int6
             client_retries(sim, job);
         return;
     }
+    if (repeat && promise_is_late(sim, job)) {
+        client_retries(sim, job);
+        return;
+    }
     if (repeat) {
         job->accepted = true; /* the answer names the first id */
         return;
     }
+    job->refused_503 |= promise_is_late(sim, job);
     if (job->refused_503) {
         sim_hit(sim, FAULT_GATEWAY_LATE);
         send_cancel(sim, job);
