@@ -581,8 +581,8 @@ void check_post(struct sim *sim, int index, uint64_t round, int status)
 
 /* ---- blobs ---- */
 
-/* Of what was promised: what Kafka took a world's short days after its id was made was answered
- * days have it, was answered 503. */
+/* Of what was promised: a Submit that Kafka took a world's short days after its id was made was
+ * answered 503. */
 void check_blob_read(struct sim *sim, int index)
 {
     if (!sim->jobs[index].accepted)
