@@ -332,9 +332,11 @@ static bool parse(int argc, char **argv, struct arguments *ret)
 int main(int argc, char **argv)
 {
     struct arguments arguments;
+    int code;
 
     if (!parse(argc, argv, &arguments)) {
         (void)fputs(usage, stderr);
+        mem_free(&arguments.list);
         return 2;
     }
     board = mmap(NULL, sizeof(*board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -343,6 +345,9 @@ int main(int argc, char **argv)
         return 1;
     }
     if (arguments.guards || arguments.remove != NULL)
-        return try_guards(&arguments);
-    return run_seeds(&arguments);
+        code = try_guards(&arguments);
+    else
+        code = run_seeds(&arguments);
+    mem_free(&arguments.list);
+    return code;
 }

@@ -19,7 +19,7 @@
 /* Rows of people's making, and of which there is one a shard. */
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
-    "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace'";
+    "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
@@ -42,6 +42,10 @@ static const char days_of_work[] =
     "FROM work;"
     "INSERT INTO job_input SELECT id, 'x' FROM work;"
     "INSERT INTO job_tag SELECT id, 'x' FROM work;"
+    "INSERT INTO chain_run (run_id, deployment_id, token, depth, targets) SELECT id, 'd', 1, 0, "
+    "'{}' "
+    "FROM work;"
+    "INSERT INTO chain_step SELECT id, 's', 0, 1, id FROM work;"
     "INSERT INTO job_result (job_id, round, token, output_size) SELECT id, 1, n, 1 FROM work;"
     "INSERT INTO attempt (job_id, token, boot, round, number, error_class, worker) "
     "SELECT id, n, 1, 1, 1, 0, 'w' FROM work;"
