@@ -523,6 +523,8 @@ void worker_on_heartbeat(struct owner *owner, const struct message_heartbeat *be
 void worker_on_bye(struct owner *owner, const struct message_bye *bye);
 void worker_on_gone(struct owner *owner, const struct message_gone *gone);
 void worker_on_life(struct owner *owner, struct wire_text name, uint64_t boot);
+/* What workers have said is known, but for the last half second. */
+bool worker_words_are_known(const struct owner *owner);
 void worker_age_leases(struct owner *owner, uint64_t elapsed_us);
 void worker_free_all(struct owner *owner);
 

@@ -548,6 +548,11 @@ static void job_on_timer(struct owner *owner, struct job *job)
     }
     if (job_expire(owner, job))
         return;
+    if (job->place == JOB_RUNNING && !worker_words_are_known(owner)) { /* it may be over */
+        heap_push(&owner->timers, &job->timer, owner->wall_us + owner->options.caught_up_us,
+                  job->spec->seq);
+        return;
+    }
     if (job->place == JOB_RUNNING) {
         job_end_attempt(owner, job, ERROR_CLASS_MODEL_TIMEOUT, NULL);
         job->revoke = true;

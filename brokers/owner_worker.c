@@ -352,9 +352,14 @@ static void worker_lapse(struct owner *owner, struct worker *worker)
     worker_remove(owner, worker);
 }
 
+bool worker_words_are_known(const struct owner *owner)
+{
+    return owner->now_us - owner->outcome_end_us <= owner->options.caught_up_us;
+}
+
 void worker_age_leases(struct owner *owner, uint64_t elapsed_us)
 {
-    bool caught_up = owner->now_us - owner->outcome_end_us <= owner->options.caught_up_us;
+    bool caught_up = worker_words_are_known(owner);
     bool gap = elapsed_us > owner->options.caught_up_us;
     struct worker *worker, *next;
 

@@ -53,6 +53,35 @@ static void test_a_run_that_nobody_ends_is_ended(void **state)
     fail_msg("the run limit and its grace have passed");
 }
 
+/* Kafka has what the worker said, and does not give it yet. */
+static void test_no_run_is_ended_while_its_end_may_be_on_its_way(void **state)
+{
+    struct held held = {.job = job_named(1)};
+    struct flush_job row;
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    held.token = run_one(&talk, 1);
+    pass_ms(&talk, 110);
+    (void)commit_one(&talk);
+    for (int i = 0; i < 200; i++) { /* outcome is not read to its end */
+        talk.now_us += 1000000;
+        owner_tick(talk.owner, talk.now_us, talk.now_us);
+        while (next_todo(&talk)) {
+            if (talk.todo.type != OWNER_TODO_FLUSH)
+                continue;
+            assert_int_equal(talk.todo.flush->job_count, 0);
+            commit(&talk, talk.todo.flush, 0);
+        }
+    }
+    say_finished(&talk, 1, held.token, ERROR_CLASS_NONE);
+    row = commit_one(&talk);
+    assert_int_equal(row.state, JOB_SUCCEEDED);
+    talk_end(&talk);
+}
+
 /* The clock of a worker is an hour behind: its run is not over for that. */
 static void test_a_workers_clock_ends_no_run(void **state)
 {
@@ -313,6 +342,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_credit_is_cumulative_and_never_passed),
         cmocka_unit_test(test_a_run_that_nobody_ends_is_ended),
+        cmocka_unit_test(test_no_run_is_ended_while_its_end_may_be_on_its_way),
         cmocka_unit_test(test_a_workers_clock_ends_no_run),
         cmocka_unit_test(test_a_lease_lapses_only_while_outcome_is_read),
         cmocka_unit_test(test_a_gap_in_our_own_loop_restarts_the_leases),
