@@ -226,10 +226,29 @@ static void replay_decide(struct owner *owner, struct cancel *cancel, const stru
     }
 }
 
+/* A replay of that job, from before the cancel in intake, whose row is being asked for. */
+static bool replay_is_looked_up(const struct owner *owner, const struct cancel *cancel)
+{
+    const struct cancel *other;
+
+    TAILQ_FOREACH(other, &owner->cancels, link)
+    {
+        if (other->command != 0 && other->kind == COMMAND_REPLAY &&
+            other->append_us <= cancel->append_us &&
+            memcmp(&other->id, &cancel->id, sizeof(other->id)) == 0)
+            return true;
+    }
+    return false;
+}
+
 bool command_is_awaited(struct owner *owner, struct cancel *cancel)
 {
     struct cancel *other;
 
+    if (replay_is_looked_up(owner, cancel)) {
+        cancel_look_up(owner, cancel); /* behind it */
+        return true;
+    }
     if (owner->awaiting_count == OWNER_CANCELS_MAX)
         return false;
     TAILQ_FOREACH(other, &owner->unpublished_cancels, link)

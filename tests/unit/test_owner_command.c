@@ -338,6 +338,41 @@ static void test_a_cancel_behind_a_replay_waits_with_it(void **state)
     talk_end(&talk);
 }
 
+/* The row of the Cancel was asked for before the replay might go on, and is answered behind that.
+ */
+static void test_a_cancel_that_is_looked_up_meanwhile_waits_too(void **state)
+{
+    struct ledger_row row;
+    struct talk talk;
+    uint64_t token, number;
+
+    (void)state;
+    begin_idle(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_finished(&talk, 1, token, ERROR_CLASS_BAD_INPUT);
+    assert_int_equal(commit_one(&talk).state, JOB_FAILED);
+    want(&talk, OWNER_TODO_PUBLISH);
+    number = talk.todo.publish.flush_number;
+    say_place(&talk, 9, 1, 1, 0);
+    answer_lookup(&talk, 1, JOB_FAILED, 1, token);
+    say_cancel(&talk, 1);
+    want(&talk, OWNER_TODO_LOOKUP);
+    owner_on_published(talk.owner, number);
+    row = row_of(&talk, 1, JOB_FAILED, 0, token, 1);
+    owner_on_lookup(talk.owner, &row, 1);
+    want(&talk, OWNER_TODO_LOOKUP); /* of both, and no verdict yet */
+    assert_int_equal(talk.todo.lookup.id_count, 2);
+    row = row_of(&talk, 1, JOB_FAILED, 0, token, 1);
+    owner_on_lookup(talk.owner, &row, 1);
+    want_ack(&talk, 9, true, "");
+    commit(&talk, talk.todo.flush, 1);
+    assert_int_equal(commit_one(&talk).state, JOB_CANCELED);
+    want(&talk, OWNER_TODO_VERDICT);
+    assert_true(talk.todo.verdict.message.canceled);
+    talk_end(&talk);
+}
+
 static void test_a_place_that_kafka_refused_is_sent_again(void **state)
 {
     const struct ledger_command command = command_of(9, COMMAND_REPLAY, 1);
@@ -486,6 +521,7 @@ int main(void)
         cmocka_unit_test(test_a_replay_without_its_input_is_refused),
         cmocka_unit_test(test_a_replay_waits_until_its_end_was_published),
         cmocka_unit_test(test_a_cancel_behind_a_replay_waits_with_it),
+        cmocka_unit_test(test_a_cancel_that_is_looked_up_meanwhile_waits_too),
         cmocka_unit_test(test_a_place_that_kafka_refused_is_sent_again),
         cmocka_unit_test(test_priority_moves_a_waiting_job),
         cmocka_unit_test(test_commands_are_asked_for_again_and_bounded),
