@@ -15,7 +15,8 @@
  * byte that was sent last. Slow clients are written to as they take it; what they have not taken
  * waits in Redis.
  *
- * At shutdown: callers are waited for up to the drain's end, then cut off, and their jobs canceled.
+ * At shutdown: callers are waited for up to the drain's end, then cut off; their jobs run on, as
+ * those of a gateway that was killed (docs/sync.md).
  */
 
 #include "producers/gateway_sync.h"
