@@ -358,6 +358,8 @@ void owner_on_outcome(struct owner *owner, int64_t offset, const void *bytes, si
 void owner_on_outcome_end(struct owner *owner, uint64_t now_mono_us)
 {
     owner->outcome_at_end = true;
+    if (now_mono_us - owner->outcome_end_us > owner->options.caught_up_us)
+        owner->outcome_known_us = now_mono_us;
     owner->outcome_end_us = now_mono_us;
 }
 

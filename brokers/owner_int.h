@@ -326,10 +326,11 @@ struct owner {
     enum owner_phase phase;
     bool draining, paused, intake_was_read;
     bool intake_at_end,
-        outcome_at_end;       /* read to an end after the takeover; offsets may have gaps */
-    uint64_t now_us, wall_us; /* monotonic, and Kafka's append time */
-    uint64_t leases_us;       /* monotonic: when leases were last aged */
-    uint64_t outcome_end_us;  /* monotonic: when outcome was last read to its end */
+        outcome_at_end;        /* read to an end after the takeover; offsets may have gaps */
+    uint64_t now_us, wall_us;  /* monotonic, and Kafka's append time */
+    uint64_t leases_us;        /* monotonic: when leases were last aged */
+    uint64_t outcome_end_us;   /* monotonic: when outcome was last read to its end */
+    uint64_t outcome_known_us; /* monotonic: since when it has been, again and again */
     struct rng rng;
     struct wire_decoder *decoder;
     struct buf scratch;
@@ -525,6 +526,8 @@ void worker_on_gone(struct owner *owner, const struct message_gone *gone);
 void worker_on_life(struct owner *owner, struct wire_text name, uint64_t boot);
 /* What workers have said is known, but for the last half second. */
 bool worker_words_are_known(const struct owner *owner);
+/* It has been for a lease: after a stall, each has been heard again, or is lost. */
+bool worker_words_stay_known(const struct owner *owner);
 void worker_age_leases(struct owner *owner, uint64_t elapsed_us);
 void worker_free_all(struct owner *owner);
 

@@ -548,7 +548,7 @@ static void job_on_timer(struct owner *owner, struct job *job)
     }
     if (job_expire(owner, job))
         return;
-    if (job->place == JOB_RUNNING && !worker_words_are_known(owner)) { /* it may be over */
+    if (job->place == JOB_RUNNING && !worker_words_stay_known(owner)) { /* it may be over */
         heap_push(&owner->timers, &job->timer, owner->wall_us + owner->options.caught_up_us,
                   job->spec->seq);
         return;

@@ -328,6 +328,7 @@ void takeover_step(struct owner *owner)
     if (owner->phase == OWNER_LOOKUP && owner->lookup == NULL) {
         owner->phase = OWNER_LIVE;
         owner->outcome_end_us = owner->now_us;
+        owner->outcome_known_us = owner->now_us;
     }
     if (!owner->intake_was_read && intake_is_read(owner)) {
         owner->intake_was_read = true;

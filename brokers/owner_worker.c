@@ -357,6 +357,12 @@ bool worker_words_are_known(const struct owner *owner)
     return owner->now_us - owner->outcome_end_us <= owner->options.caught_up_us;
 }
 
+bool worker_words_stay_known(const struct owner *owner)
+{
+    return worker_words_are_known(owner) &&
+           owner->now_us - owner->outcome_known_us >= owner->options.lease_us;
+}
+
 void worker_age_leases(struct owner *owner, uint64_t elapsed_us)
 {
     bool caught_up = worker_words_are_known(owner);

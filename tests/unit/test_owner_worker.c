@@ -68,6 +68,8 @@ static void test_no_run_is_ended_while_its_end_may_be_on_its_way(void **state)
     (void)commit_one(&talk);
     for (int i = 0; i < 200; i++) { /* outcome is not read to its end */
         talk.now_us += 1000000;
+        if (i == 150) /* for a moment it is, with another worker's words */
+            owner_on_outcome_end(talk.owner, talk.now_us);
         owner_tick(talk.owner, talk.now_us, talk.now_us);
         while (next_todo(&talk)) {
             if (talk.todo.type != OWNER_TODO_FLUSH)
