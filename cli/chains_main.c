@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cli/list.h"
+#include "cli/push_model.h"
 #include "cli/watch.h"
 #include "schema/chain.h"
 #include "schema/yaml_json.h"
@@ -99,7 +100,9 @@ static int chains_check(const struct client *client, const void *values, char **
                    "environment to point at it; empty: production, if it is the "                  \
                    "chain's first")                                                                \
     SETTING_INT(slots, 0, 0, 2048, "runs at a time of one replica; 0: 1,024")                      \
-    SETTING_INT(replicas, 1, 0, 1000, "processes that coordinate its runs")
+    SETTING_INT(replicas, 1, 0, 1000, "processes that coordinate its runs")                        \
+    SETTING_BOOL(no_wait, false, "do not wait until it is ready")                                  \
+    SETTING_DURATION(timeout, "10m", "1s", "24h", "how long to wait until it is ready")
 
 struct push_settings {
 #define SETTINGS_FIELDS
@@ -115,14 +118,42 @@ static const struct setting push_rows[] = {
 #include "base/settings_end.def"
 };
 
+/* Sends the chain as a new deployment; *ret_id is its id, which the caller frees. */
+static int chain_send(const struct client *client, const struct push_settings *settings,
+                      json_t *chain, char **ret_id, struct err *err)
+{
+    OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
+    OWNED(mem_free) char *route = path_make("/v1/models/%/deployments", settings->name);
+    OWNED(client_json_free) json_t *answer = NULL;
+    OWNED(client_json_free)
+    json_t *body = json_pack("{s:s, s:I, s:O}", "engine", "chain", "replicas",
+                             (json_int_t)settings->replicas, "settings", chain);
+    struct client_call call = {.method = "POST", .body = body};
+    const char *id;
+    int status, r;
+
+    if (settings->slots > 0)
+        (void)json_object_set_new(body, "slots", json_integer(settings->slots));
+    buf_printf(&path, "%s?v=1", route);
+    path_append_field(&path, "environment", settings->environment);
+    call.path = buf_text(&path);
+    r = client_exchange(client, &call, &status, &answer, err);
+    if (r < 0)
+        return r;
+    id = json_string_value(json_object_get(answer, "id"));
+    if (id == NULL)
+        return err_set(err, ERR_MALFORMED, "the gateway's answer has no id");
+    *ret_id = xstrdup(id);
+    return 0;
+}
+
 static int chains_push(const struct client *client, const void *values, char **operands,
                        int operand_count)
 {
     const struct push_settings *settings = values;
-    OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
-    OWNED(mem_free) char *route = NULL;
-    OWNED(client_json_free) json_t *body = NULL;
-    json_t *json = NULL;
+    OWNED(client_json_free) json_t *chain = NULL;
+    OWNED(client_json_free) json_t *state = NULL;
+    OWNED(mem_free) char *id = NULL;
     size_t steps;
     struct err err;
 
@@ -132,16 +163,16 @@ static int chains_push(const struct client *client, const void *values, char **o
         (void)err_set(&err, ERR_USAGE, "--name is missing");
         return client_complain("chains push", &err);
     }
-    if (chain_read(operands[0], &json, &steps, &err) < 0)
+    if (chain_read(operands[0], &chain, &steps, &err) < 0 ||
+        chain_send(client, settings, chain, &id, &err) < 0)
         return client_complain("chains push", &err);
-    body = json_pack("{s:s, s:I, s:o}", "engine", "chain", "replicas",
-                     (json_int_t)settings->replicas, "settings", json);
-    if (settings->slots > 0)
-        (void)json_object_set_new(body, "slots", json_integer(settings->slots));
-    route = path_make("/v1/models/%/deployments", settings->name);
-    buf_printf(&path, "%s?v=1", route);
-    path_append_field(&path, "environment", settings->environment);
-    return show_run(client, "chains push", "POST", buf_text(&path), body, settings->json);
+    if (settings->no_wait) {
+        (void)printf("%s\n", id);
+        return CLI_EXIT_OK;
+    }
+    if (push_model_wait(client, settings->name, id, settings->timeout_ms, &state, &err) < 0)
+        return client_complain("chains push", &err);
+    return push_model_report("chains push", state, settings->json);
 }
 
 /* ---- run ---- */

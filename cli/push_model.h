@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What pushes have in common: a folder is sent as a new deployment of a model, and waited for.
+ * Progress goes to standard error.
+ *
+ * Thread: the only one of a command.
+ */
+
+#include "cli/client.h"
+
+struct push_model {
+    const char *folder;
+    const char *name;
+    const char *deployment_name; /* "": deployment-N */
+    const char *environment;     /* to point at it once it is ready; "": as the gateway decides */
+};
+
+/* Packs and sends the folder; *ret_id is the deployment's id, which the caller frees. */
+int push_model_send(const struct client *client, const struct push_model *push, char **ret_id,
+                    struct err *err) MUST_CHECK;
+
+/* Returns when the deployment is ready or has failed, with the gateway's last object of it; fails
+ * with ERR_TIMEOUT when it is neither after that time. */
+int push_model_wait(const struct client *client, const char *model, const char *deployment,
+                    uint64_t timeout_ms, json_t **ret_state, struct err *err) MUST_CHECK;
+
+/* Prints what push_model_wait() has got; returns the exit code. */
+int push_model_report(const char *verb, const json_t *state, bool json);
