@@ -208,6 +208,7 @@ struct worker {
     uint32_t unreported, running;
     uint64_t used_slots, silent_us, mark;
     bool draining, ready, spared, listed, heard;
+    bool resumes; /* what it runs goes on where it was lost: runs of chains */
     TAILQ_ENTRY(worker) ready_link;
     TAILQ_HEAD(, job) jobs;
 };

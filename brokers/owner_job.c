@@ -503,11 +503,15 @@ void job_on_finish(struct owner *owner, struct job *job, struct finish **finish_
 
 void job_on_lost(struct owner *owner, struct job *job, bool counts, const char *why)
 {
-    job_end_attempt(owner, job, ERROR_CLASS_LOST_WORKER, NULL);
+    enum error_class class = job->worker != NULL && job->worker->resumes
+                                 ? ERROR_CLASS_LOST_COORDINATOR
+                                 : ERROR_CLASS_LOST_WORKER;
+
+    job_end_attempt(owner, job, class, NULL);
     job->revoke = true;
     owner->stats.lost++;
     if (counts)
-        job_charge(owner, job, ERROR_CLASS_LOST_WORKER, 0);
+        job_charge(owner, job, class, 0);
     else
         job_retry_free(owner, job);
     job->error_text = why;

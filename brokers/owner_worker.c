@@ -177,6 +177,7 @@ void worker_on_hello(struct owner *owner, const struct message_hello *hello)
     if (worker == NULL)
         return;
     worker->slots = hello->slots;
+    worker->resumes = hello->resumes;
     worker->silent_us = 0;
     worker_describe(worker, hello->host, hello->device);
     HASH_ITER(hh, owner->workers, other, next)
@@ -195,6 +196,7 @@ static void worker_take_credit(struct owner *owner, struct worker *worker,
 
     worker->heard = true;
     worker->slots = beat->slots;
+    worker->resumes = beat->resumes;
     worker->draining = beat->draining;
     worker->position = beat->position;
     if (beat->granted > worker->granted)

@@ -21,6 +21,14 @@ PG_STATEMENT(begin_known,
              "SELECT DISTINCT ON (s.step, s.item) s.step, s.item, s.round, s.job_id, "
              "coalesce(j.state, 0) FROM chain_step s LEFT JOIN job j ON j.id = s.job_id WHERE "
              "s.run_id = $1 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, s.round DESC");
+/* Coordinators that this round has lost since a step of it has ended; none while one is under way.
+ */
+PG_STATEMENT(
+    begin_losses,
+    "SELECT count(*) FROM attempt a JOIN job r ON r.id = a.job_id AND r.round = a.round "
+    "WHERE a.job_id = $1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE "
+    "WHEN j.state IN (1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM "
+    "chain_step s JOIN job j ON j.id = s.job_id WHERE s.run_id = $1)");
 
 /* ---- runs ---- */
 
@@ -69,7 +77,7 @@ static void run_succeed(struct run *run, const struct plan_todo *todo)
 static void run_finish(struct run *run, struct plan_todo *todo)
 {
     if (todo->error != NULL)
-        run_fail(&run, ERROR_CLASS_BAD_INPUT, todo->error);
+        run_fail(&run, todo->error_class, todo->error);
     else
         run_succeed(run, todo);
     free(todo->text);
@@ -195,6 +203,11 @@ static void on_begun(void *opaque, const struct pg_answer *answer)
         run_fail(&run, ERROR_CLASS_BAD_INPUT, "chains within chains are over 8 deep");
         return;
     }
+    if (pg_u64(answer, 2, 0, 0) >= JOB_LOST_ATTEMPTS_MAX) {
+        run_fail(&run, ERROR_CLASS_RUN_STUCK,
+                 "its coordinator was lost five times in a row, and no step has ended in between");
+        return;
+    }
     mem_copy_text(run->tenant, pg_c(answer, 0, 0, 0));
     run_read_targets(run, pg_c(answer, 0, 0, 1));
     run->round = (uint32_t)pg_u64(answer, 0, 0, 2);
@@ -219,6 +232,8 @@ static int run_ask(struct run *run, struct err *err)
     pg_bind_i64(batch, (int64_t)run->id);
     pg_bind_c(batch, coordinator->deployment);
     pg_add(batch, &begin_known);
+    pg_bind_id(batch, &run->job);
+    pg_add(batch, &begin_losses);
     pg_bind_id(batch, &run->job);
     r = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_begun, beginning, err);
     pg_batch_free(&batch);

@@ -125,6 +125,8 @@ void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t siz
 void item_over(struct item *item, enum job_state state, enum error_class class,
                struct wire_text error, struct wire_bytes output, struct wire_text output_type,
                struct wire_text output_blob);
+/* It waits for a model that was deleted: its job is canceled, the step fails. */
+void item_orphaned(struct item *item);
 struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t item,
                            uint32_t round, uint32_t shard);
 int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const char *tenant,

@@ -326,6 +326,21 @@ void item_over(struct item *item, enum job_state state, enum error_class class,
         item_tell(item, &final);
 }
 
+void item_orphaned(struct item *item)
+{
+    const struct plan_final final = {.state = JOB_FAILED,
+                                     .error_class = ERROR_CLASS_MODEL_MISSING,
+                                     .error_message = WIRE_TEXT_OF("its model was deleted")};
+    struct run *run = item->run;
+    struct err err;
+
+    if (cancel_job(run->coordinator, &item->job, run->tenant, &err) < 0) {
+        log_warn("step_not_canceled", LOG_STR("run", run->job_text), LOG_ERR(&err));
+        return; /* the next look finds it again */
+    }
+    item_tell(item, &final);
+}
+
 static void on_cached(void *opaque, int code, const void *bytes, size_t size)
 {
     struct item *item = opaque;

@@ -9,9 +9,11 @@
 #define LOOK_ITEMS_MAX 1000
 #define FETCH_ITEMS_MAX 32 /* outputs of 512 KiB at most */
 
+/* What is over, and what waits for a deployment that nobody will start again. */
 PG_STATEMENT(look_final,
-             "SELECT id, state, error_class, left(coalesce(error_message, ''), 4096) FROM "
-             "job WHERE id = ANY($1) AND state NOT IN (1, 2)");
+             "SELECT j.id, j.state, j.error_class, left(coalesce(j.error_message, ''), 4096) FROM "
+             "job j WHERE j.id = ANY($1) AND (j.state NOT IN (1, 2) OR (j.state = 1 AND EXISTS "
+             "(SELECT FROM deployment d WHERE d.id = j.deployment AND d.deleted_at IS NOT NULL)))");
 PG_STATEMENT(look_output,
              "SELECT j.id, r.output, coalesce(r.output_type, ''), coalesce(r.output_blob, '') FROM "
              "job j LEFT JOIN job_result r ON r.job_id = j.id AND r.round = j.round WHERE j.id = "
@@ -105,6 +107,10 @@ static void on_finals(void *opaque, const struct pg_answer *answer)
 
         if (item == NULL || item->stage != ITEM_WATCHED)
             continue;
+        if (state == JOB_QUEUED) {
+            item_orphaned(item);
+            continue;
+        }
         if (state == JOB_SUCCEEDED && plan_reads(item->run->plan, item->step))
             item->stage = ITEM_WANTED;
         else

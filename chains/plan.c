@@ -30,6 +30,7 @@ struct plan {
     size_t kept_size;
     bool failed, canceled, finished;
     uint32_t cancel_step, cancel_item; /* how far the CANCELs are */
+    enum error_class error_class;
     char error[PLAN_ERROR_SIZE];
 };
 
@@ -90,6 +91,7 @@ static void run_fail(struct plan *plan, const char *step, const char *why)
     if (plan->failed)
         return;
     plan->failed = true;
+    plan->error_class = step[0] == '\0' ? ERROR_CLASS_BAD_INPUT : ERROR_CLASS_STEP_FAILED;
     (void)snprintf(plan->error, sizeof(plan->error), "%s%s%s%.400s", step[0] == '\0' ? "" : "step ",
                    step, step[0] == '\0' ? "" : ": ", why);
 }
@@ -131,6 +133,16 @@ static void step_fail(struct plan *plan, size_t at, const char *class, const cha
     } else if (step->live_count == 0) {
         step_end(plan, at, PLAN_FAILED);
     } /* else: when the last of its jobs is over */
+}
+
+/* What was given does not fit its templates. */
+static void step_fail_template(struct plan *plan, size_t at, const char *why)
+{
+    bool failed_before = plan->failed;
+
+    step_fail(plan, at, "bad_input", why);
+    if (!failed_before)
+        plan->error_class = ERROR_CLASS_BAD_INPUT;
 }
 
 static bool step_has_failed(const struct step_run *step)
@@ -230,7 +242,7 @@ static void step_begin(struct plan *plan, size_t at)
         r = step_open_map(plan, declared, step, &err);
     if (r < 0) {
         step->item_count = 0;
-        step_fail(plan, at, "bad_input", err.text);
+        step_fail_template(plan, at, err.text);
         return;
     }
     step->item_state = xcalloc((size_t)step->item_count + 1, 1);
@@ -295,7 +307,7 @@ static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
         step->next_item == step->item_count || step->live_count >= declared->max_parallel)
         return false;
     if (submit_make(plan, at, step->next_item, todo, &err) < 0) {
-        step_fail(plan, at, "bad_input", err.text);
+        step_fail_template(plan, at, err.text);
         return false;
     }
     step->item_state[step->next_item++] = ITEM_LIVE;
@@ -379,6 +391,7 @@ bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
     else
         finish_make(plan, ret_todo);
     ret_todo->error = plan->failed ? plan->error : NULL;
+    ret_todo->error_class = plan->failed ? plan->error_class : ERROR_CLASS_NONE;
     return true;
 }
 
@@ -436,8 +449,12 @@ static void item_failed(struct plan *plan, size_t at, uint32_t item, const struc
         return;
     if (declared->map != NULL)
         (void)snprintf(place, sizeof(place), "item %u: ", item);
-    (void)snprintf(why, sizeof(why), "%s%s (%s)%s%.*s", place, job_state_name(final->state), class,
-                   size > 0 ? ": " : "", (int)size, size > 0 ? final->error_message.text : "");
+    if (final->error_class == ERROR_CLASS_STEP_FAILED) /* of a chain: it names its own step */
+        (void)snprintf(why, sizeof(why), "%s%.*s", place, (int)size, final->error_message.text);
+    else
+        (void)snprintf(why, sizeof(why), "%s%s (%s)%s%.*s", place, job_state_name(final->state),
+                       class, size > 0 ? ": " : "", (int)size,
+                       size > 0 ? final->error_message.text : "");
     step_fail(plan, at, class, why);
 }
 

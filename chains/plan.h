@@ -44,7 +44,8 @@ struct plan_todo {
     uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map */
     char *text;          /* SUBMIT: the input; FINISH: the output, NULL: it failed. The caller's */
     size_t text_size;
-    const char *error; /* FINISH of a run that failed: says which step; the plan's */
+    const char *error;            /* FINISH of a run that failed: says which step; the plan's */
+    enum error_class error_class; /* … BAD_INPUT: a template could not be filled */
 };
 
 /* How a job of a step ended. */

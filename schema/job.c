@@ -109,6 +109,10 @@ const char *error_class_reason(enum error_class class)
         return "model_missing";
     case ERROR_CLASS_UNSTORABLE:
         return "unstorable";
+    case ERROR_CLASS_STEP_FAILED:
+        return "step_failed";
+    case ERROR_CLASS_RUN_STUCK:
+        return "poison";
     default: /* no class that fails a job */
         return "";
     }

@@ -577,6 +577,8 @@ void worker_core_drain(struct worker_core *core)
     leave(core, WORKER_EXIT_DRAINED, "drained");
     if (again)
         hand_back_all(core, "the worker was told to leave at once");
+    else if (core->options.resumes)
+        hand_back_all(core, "the worker is leaving");
     leave_step(core);
 }
 
@@ -598,6 +600,7 @@ static void hello_when_ready(struct worker_core *core)
         .host = WIRE_TEXT_OF(core->options.machine),
         .device = WIRE_TEXT_OF(core->options.device),
         .pid = core->options.pid,
+        .resumes = core->options.resumes,
     };
 }
 
@@ -690,6 +693,8 @@ void worker_core_on_host_gone(struct worker_core *core, enum error_class class, 
         why = late;
         final = true;
     }
+    if (class == ERROR_CLASS_LOST_WORKER && core->options.resumes)
+        class = ERROR_CLASS_LOST_COORDINATOR;
     host_lose_jobs(core, class == ERROR_CLASS_NONE ? ERROR_CLASS_HANDED_BACK : class, why);
     core->killing = false;
     if (was == HOST_DRAINING || core->leaving) {
@@ -899,6 +904,7 @@ static void beat(struct worker_core *core)
         .jobs = {core->beat_jobs, count * WIRE_ID_SIZE},
         .host = WIRE_TEXT_OF(core->options.machine),
         .device = WIRE_TEXT_OF(core->options.device),
+        .resumes = core->options.resumes,
     };
 }
 

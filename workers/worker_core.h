@@ -19,7 +19,8 @@
  *   after a grace the host is killed. Its other jobs are handed back then: they did nothing; also
  *   those whose own limit passed meanwhile, since one job may have stopped the whole host.
  * - The host's own death is LOST_WORKER for every job in it: one of them may be poison. A device
- *   fault is DEVICE_FAULT for them, and the worker leaves.
+ *   fault is DEVICE_FAULT for them, and the worker leaves. Runs of a chain (resumes) are
+ *   LOST_COORDINATOR instead, and handed back as soon as the worker drains.
  * - An attempt that is to run alone (after oom, or lost twice) has the whole host: it starts when
  *   nothing is in it, and nothing starts beside it. So poison ends by itself, and what it had
  *   taken along does not. Nothing is granted meanwhile; what comes waits host_wait at most.
@@ -55,6 +56,7 @@ struct worker_options { /* texts are borrowed for the life of the core */
     uint64_t drain_us;         /* 30 s */
     uint64_t load_us;          /* a host that loads says something within so long; 1 h */
     uint32_t load_count_max;   /* failed loads in a row before the worker gives up; 3 */
+    bool resumes; /* runs of a chain: another worker goes on with them, so none is waited for */
 };
 
 extern const struct worker_options worker_options_default;

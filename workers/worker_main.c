@@ -185,6 +185,7 @@ static void worker_make_core(struct worker *worker)
     options.cancel_grace_us = worker->settings.cancel_grace_ms * 1000;
     options.drain_us = worker->settings.drain_timeout_ms * 1000;
     options.load_us = worker->settings.load_timeout_ms * 1000;
+    options.resumes = strcmp(worker->settings.engine, "chain") == 0;
     worker->options = options;
     worker->core = worker_core_new(&worker->options, clock_mono_us());
 }

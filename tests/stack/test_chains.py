@@ -10,7 +10,7 @@ import time
 import pytest
 
 from conftest import run_stack
-from stack import command_line, wait_until
+from stack import command_line, descendants, wait_until
 
 LINEAR = {"steps": {
     "one": {"model": "echo", "input": {"text": "{{input.text}}"}},
@@ -35,16 +35,22 @@ OUTER = {"steps": {"inner": {"model": "linear", "input": {"text": "{{input.text}
 SELF = {"steps": {"again": {"model": "self", "input": {}}}}
 PADDED = {"steps": {"a": {"model": "echo", "input": {"sim": {"output_bytes": "{{input.bytes}}"}}}}}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
+SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
+                             "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
+DOOMED = {"steps": {"each": {"model": "doomed", "map": [1, 2, 3], "input": {"sim": {"sleep_ms": 60000}}},
+                    "beside": {"model": "echo", "input": {"sim": {"sleep_ms": 60000}}}}, "output": 1}
 
 
 @pytest.fixture(scope="module")
 def stack(request):
     def begin(stack):
         stack.push_sim("echo", slots=32)
-        for name, chain in (("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
+        stack.push_sim("doomed", slots=1)
+        for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
+                            ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
                             ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED)):
             push(stack, name, chain)
-        for name in ("linear", "map", "fails", "passes", "outer", "self", "lonely", "padded"):
+        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
@@ -133,21 +139,24 @@ def test_large_values(stack):
                      "ON r.job_id = s.job_id WHERE s.run_id = :'a1'", run) == [["t"]]
 
 
-def error_of(stack, run):
+def error_of(stack, run, error_class=None):
     ended = stack.wait_final(run)
     assert ended["status"] == "FAILED", ended
+    if error_class:
+        assert stack.sql("SELECT error_class, reason FROM headrace_v1.dead_jobs WHERE id = :'a1'",
+                         run) == [error_class]
     return stack.sql("SELECT error_message FROM headrace.job WHERE id = :'a1'", run)[0][0]
 
 
 def test_failures_name_the_step(stack):
     began = time.monotonic()
     run = begin(stack, "fails", {})
-    assert error_of(stack, run).startswith("step bad: FAILED (BAD_INPUT)")
+    assert error_of(stack, run, ["step_failed", "step_failed"]).startswith("step bad: FAILED (BAD_INPUT)")
     wait_until("the other step to be canceled", lambda: sorted(
         (row[0], row[2]) for row in steps_of(stack, run)) == [("bad", "FAILED"), ("slow", "CANCELED")], 20)
     assert time.monotonic() - began < 30
     run = begin(stack, "map", {"items": 5, "ms": 1})
-    assert error_of(stack, run) == "step each: map is over a number, it must be a list"
+    assert error_of(stack, run, ["bad_input", "bad_input"]) == "step each: map is over a number, it must be a list"
     run = begin(stack, "map", {"ms": 1})
     assert error_of(stack, run) == "step each: map: input.items: there is no 'items'"
     run = begin(stack, "lonely", {})
@@ -199,15 +208,15 @@ def test_cancel(stack):
     assert len(steps_of(stack, run)) == 32  # no more than were under way
 
 
-def kill_worker_of(model, stack):
+def worker_of(stack, model):
     """The worker of that model: what runs its steps, or the coordinator's."""
     (pid,) = [pid for pid in stack.pids("worker") if f"--model={model}" in command_line(pid)]
-    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 @pytest.mark.parametrize("victim", ["host-chain", "broker", "echo", "map"])
 def test_kill_in_the_middle_of_a_map(stack, victim):
-    """Each item is used once, and none runs again that was over."""
+    """Each item is used once, and none runs again that was over; the views tell those that ran twice."""
     run = begin(stack, "map", {"items": list(range(100)), "ms": 150})
     wait_until("some of it to be over", lambda: len(
         [row for row in steps_of(stack, run) if row[2] == "SUCCEEDED"]) >= 10, 20)
@@ -218,12 +227,87 @@ def test_kill_in_the_middle_of_a_map(stack, victim):
     elif victim == "host-chain":
         assert stack.kill(victim)
     else:
-        kill_worker_of(victim, stack)
+        os.kill(worker_of(stack, victim), signal.SIGKILL)
     assert stack.wait_final(run, 60)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
     answer = stack.result(run).json
     assert [one["output"]["n"] for one in answer] == list(range(100))
     rows = check_each_once(stack, run, 101)
     assert all(row[3] == "1" for row in rows if (row[0], row[1]) in over)
+    twice = {(row[0], row[1]) for row in rows if row[3] != "1"}
+    assert twice == {(step, item) for step, item in stack.sql(
+        "SELECT DISTINCT step, item FROM headrace_v1.chain_steps s JOIN headrace_v1.attempts a "
+        "ON a.job_id = s.job_id WHERE s.run_id = :'a1' AND a.status = 'FAILED'", run)}
+    assert bool(twice) == (victim == "echo") and len(twice) <= 32
+
+
+def coordinator_of(stack, chain):
+    return next((pid for pid in descendants(worker_of(stack, chain)) if "host-chain" in command_line(pid)), None)
+
+
+def attempts_of(stack, run):
+    return stack.sql("SELECT error_class, round(extract(epoch FROM ended_at)::numeric, 3) FROM "
+                     "headrace_v1.attempts WHERE job_id = :'a1' ORDER BY number", run)
+
+
+def test_a_run_lives_through_any_number_of_coordinators(stack):
+    """What is lost costs nothing as long as the run gets on; five times is where jobs are given up."""
+    run = begin(stack, "slowly", {"items": list(range(24))})
+
+    def over():
+        return len([row for row in steps_of(stack, run) if row[2] == "SUCCEEDED"])
+
+    for _ in range(6):
+        before = over()
+        wait_until("the run to get on", lambda: over() > before and coordinator_of(stack, "slowly"), 20)
+        os.kill(coordinator_of(stack, "slowly"), signal.SIGKILL)
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    rows = check_each_once(stack, run, 24)
+    assert {row[3] for row in rows} == {"1"}
+    classes = [row[0] for row in attempts_of(stack, run)]
+    assert classes.count("lost_coordinator") >= 5 and set(classes) <= {"lost_coordinator", None}, classes
+    assert stack.sql("SELECT lost_failures FROM headrace.job WHERE id = :'a1'", run) == [["0"]]
+
+
+def test_a_drained_coordinator_hands_its_runs_back(stack):
+    run = begin(stack, "slowly", {"items": list(range(16))})
+    wait_until("the run to be under way", lambda: steps_of(stack, run), 20)
+    told = time.time()
+    os.kill(worker_of(stack, "slowly"), signal.SIGTERM)
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    first, *_ = attempts_of(stack, run)
+    assert first[0] == "handed_back" and float(first[1]) - told < 2, (first, told)
+    check_each_once(stack, run, 16)
+
+
+def test_a_run_that_nothing_moves_is_stuck(stack):
+    """Its coordinator is held, so that it finds five losses of it as it begins."""
+    host = coordinator_of(stack, "slowly")
+    os.kill(host, signal.SIGSTOP)
+    try:
+        run = begin(stack, "slowly", {"items": [1]})
+        wait_until("its row", lambda: stack.sql("SELECT 1 FROM headrace.job WHERE id = :'a1'", run), 20)
+        stack.sql("INSERT INTO headrace.attempt (job_id, token, boot, ended_at, round, number, error_class, worker) "
+                  "SELECT :'a1', n, 1, now(), 1, n, 16, 'w' FROM generate_series(1, 5) n", run)
+    finally:
+        os.kill(host, signal.SIGCONT)
+    assert "its coordinator was lost five times in a row" in error_of(stack, run, ["run_stuck", "poison"])
+    assert steps_of(stack, run) == []
+
+
+def test_one_coordinator_a_run(stack):
+    run = begin(stack, "slowly", {"items": [1]})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED"
+    assert stack.sql("SELECT b.* FROM headrace.chain_run r, headrace.chain_begin(r.run_id, r.token, r.deployment_id) b "
+                     "WHERE r.run_id = :'a1'", run) == []
+
+
+def test_a_model_that_is_deleted_in_mid_run(stack):
+    run = begin(stack, "doomed-run", {})
+    wait_until("the map to be under way", lambda: len(steps_of(stack, run)) == 4, 20)
+    assert stack.http("DELETE", "/v1/models/doomed").status == 200
+    assert error_of(stack, run, ["step_failed", "step_failed"]).endswith("FAILED (MODEL_MISSING): its model was deleted")
+    wait_until("nothing of it to run", lambda: {row[2] for row in steps_of(stack, run) if row[0] != "each"} ==
+               {"CANCELED"}, 20)
 
 
 def test_a_dead_run_is_replayed_from_where_it_failed(stack):

@@ -51,6 +51,9 @@ static void test_error_classes(void **state)
         {ERROR_CLASS_HANDED_BACK, ERROR_BUDGET_NONE, false, 503},
         {ERROR_CLASS_UNSTORABLE, ERROR_BUDGET_NONE, true, 500},
         {ERROR_CLASS_INPUT_LOST, ERROR_BUDGET_LOST, false, 500},
+        {ERROR_CLASS_STEP_FAILED, ERROR_BUDGET_NONE, true, 500},
+        {ERROR_CLASS_LOST_COORDINATOR, ERROR_BUDGET_NONE, false, 500},
+        {ERROR_CLASS_RUN_STUCK, ERROR_BUDGET_NONE, true, 500},
     };
 
     (void)state;

@@ -271,6 +271,59 @@ static void test_a_dead_worker_costs_the_lost_budget(void **state)
     talk_end(&talk);
 }
 
+/* Does all that is to be done; of one job. The class is of its attempt that ended. */
+static unsigned settle(struct talk *talk, struct flush_job *ret_row, uint64_t *ret_class)
+{
+    unsigned attempts = 0;
+
+    while (next_todo(talk)) {
+        const struct flush *flush = talk->todo.flush;
+
+        attempts += talk->todo.type == OWNER_TODO_ATTEMPT;
+        if (talk->todo.type != OWNER_TODO_FLUSH)
+            continue;
+        if (flush->job_count > 0)
+            *ret_row = flush->jobs[0];
+        if (flush->attempt_count > 0)
+            *ret_class = (uint64_t)flush->attempts[0].error_class;
+        commit(talk, flush, 1);
+    }
+    return attempts;
+}
+
+/* A run of a chain goes on where its coordinator was lost, however often. */
+static void test_a_dead_coordinator_costs_nothing(void **state)
+{
+    struct message_heartbeat beat = {.worker = WIRE_TEXT_OF("w1"),
+                                     .pool = WIRE_TEXT_OF("p"),
+                                     .slots = 4,
+                                     .granted = 4,
+                                     .resumes = true};
+    struct message_gone gone = {.worker = WIRE_TEXT_OF("w1")};
+    struct talk talk;
+
+    (void)state;
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    for (uint64_t boot = 1; boot <= 2 * JOB_LOST_ATTEMPTS_MAX; boot++) {
+        struct flush_job row = {0};
+        uint64_t class = 0;
+
+        beat.boot = gone.boot = boot;
+        say_outcome(&talk, MESSAGE_HEARTBEAT, &beat);
+        assert_int_equal(settle(&talk, &row, &class), 1);
+        say_outcome(&talk, MESSAGE_GONE, &gone);
+        for (int i = 0; i < 60; i++) { /* it waits longer each time */
+            (void)settle(&talk, &row, &class);
+            pass_ms(&talk, 100);
+        }
+        assert_int_equal(class, ERROR_CLASS_LOST_COORDINATOR);
+        assert_int_equal(row.state, JOB_QUEUED);
+        assert_int_equal(row.lost_failures, 0);
+    }
+    talk_end(&talk);
+}
+
 /* Nobody heard what it said at last, but its agent saw that it left: no job of it is to blame. */
 static void test_a_worker_that_left_costs_nothing(void **state)
 {
@@ -352,6 +405,7 @@ int main(void)
         cmocka_unit_test(test_a_machine_that_vanishes_is_not_our_own_fault),
         cmocka_unit_test(test_a_lost_attempt_names_device_and_reason),
         cmocka_unit_test(test_a_dead_worker_costs_the_lost_budget),
+        cmocka_unit_test(test_a_dead_coordinator_costs_nothing),
         cmocka_unit_test(test_a_worker_that_left_costs_nothing),
         cmocka_unit_test(test_an_attempt_that_was_read_and_is_not_held_is_lost),
         cmocka_unit_test(test_a_failed_produce_is_an_attempt_handed_back),

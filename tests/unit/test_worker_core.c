@@ -113,7 +113,7 @@ static void world_tick(struct world *world, uint64_t more_us)
     worker_core_tick(world->core, world->now_us, WALL_US + world->now_us);
 }
 
-static void world_open(struct world *world, uint32_t slot_count)
+static void world_open_as(struct world *world, uint32_t slot_count, bool resumes)
 {
     struct worker_options options = worker_options_default;
 
@@ -123,18 +123,23 @@ static void world_open(struct world *world, uint32_t slot_count)
     options.device = "cpu";
     options.boot = BOOT;
     options.slot_count = slot_count;
+    options.resumes = resumes;
     *world = (struct world){.now_us = 1000000};
     world->core = worker_core_new(&options, world->now_us);
     world_tick(world, 0);
     SAYS(world, "host-start");
 }
 
+static void world_open(struct world *world, uint32_t slot_count)
+{
+    world_open_as(world, slot_count, false);
+}
+
 /* Up to the first heartbeat, which grants all slots. */
-static void world_ready(struct world *world, uint32_t slot_count)
+static void world_become_ready(struct world *world, uint32_t slot_count)
 {
     char want[32];
 
-    world_open(world, slot_count);
     worker_core_on_host_ready(world->core, slot_count);
     worker_core_on_read(world->core, 10);
     world_tick(world, 0);
@@ -143,6 +148,12 @@ static void world_ready(struct world *world, uint32_t slot_count)
     world_tick(world, 0);
     (void)snprintf(want, sizeof(want), "beat:%u/0", slot_count);
     SAYS(world, want);
+}
+
+static void world_ready(struct world *world, uint32_t slot_count)
+{
+    world_open(world, slot_count);
+    world_become_ready(world, slot_count);
 }
 
 static struct message_attempt attempt_of(uint64_t n)
@@ -513,6 +524,32 @@ static void test_crash(void **state)
     worker_core_free(&world.core);
 }
 
+/* Runs of a chain go on elsewhere: nobody pays for their coordinator, and a drain waits for none.
+ */
+static void test_runs_of_chains(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open_as(&world, 4, true);
+    world_become_ready(&world, 4);
+    assert_true(world.beat.resumes);
+    give(&world, 1);
+    worker_core_on_read(world.core, 11);
+    SAYS(&world, "run1");
+    worker_core_on_host_gone(world.core, ERROR_CLASS_LOST_WORKER, false, "signal 9");
+    SAYS(&world, "LOST_COORDINATOR1");
+    world_tick(&world, 50000);
+    SAYS(&world, "host-start");
+    worker_core_on_host_ready(world.core, 4);
+    give(&world, 2);
+    worker_core_on_read(world.core, 12);
+    SAYS(&world, "run2");
+    worker_core_drain(world.core);
+    SAYS(&world, "HANDED_BACK2 cancel2");
+    worker_core_free(&world.core);
+}
+
 /* A host that does not come back keeps nobody waiting. */
 static void test_host_stays_away(void **state)
 {
@@ -812,6 +849,7 @@ int main(void)
         cmocka_unit_test(test_total_deadline),
         cmocka_unit_test(test_types_are_carried),
         cmocka_unit_test(test_crash),
+        cmocka_unit_test(test_runs_of_chains),
         cmocka_unit_test(test_host_stays_away),
         cmocka_unit_test(test_alone_has_the_host),
         cmocka_unit_test(test_beside_one_alone_for_long),
