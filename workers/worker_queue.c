@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Start: is the dispatch topic there (make it if not) -> its partition of ours -> a reader at its
- * end -> the core knows its position and says Hello.
+ * Start: is the dispatch topic there (make it if not) -> its partition of ours -> where that ends
+ * -> a reader from there -> the core knows its position and says Hello. The end is asked for here
+ * because librdkafka, told to find it, waits half a second when it does not know the leader yet.
  *
  * Failures: while Kafka is away everything waits and is tried again, a running job goes on; what
  * must be told is kept until it is. A reader that is dead (the topic was made anew) ends this boot:
@@ -185,17 +186,6 @@ static void queue_on_reader_error(void *opaque, const struct err *err)
     worker_leave(worker, 3);
 }
 
-static int queue_read(struct worker *worker, uint32_t partition_count, struct err *err)
-{
-    static const struct queue_reader_calls calls = {
-        .on_records = queue_on_records, .on_end = queue_on_end, .on_error = queue_on_reader_error};
-
-    worker->options.partition = topic_dispatch_partition(worker->settings.worker, partition_count);
-    worker_core_set_partition(worker->core, worker->options.partition);
-    return queue_reader_open(worker->consumer, worker->dispatch, worker->options.partition,
-                             QUEUE_OFFSET_END, &calls, worker, &worker->reader, err);
-}
-
 /* ---- start ---- */
 
 static void queue_again(struct worker *worker, const struct err *err)
@@ -214,6 +204,28 @@ static void queue_on_made(void *opaque, const struct err *err)
         loop_timer_start(worker->connect_timer, 0, 0);
 }
 
+/* The partition's end is where this boot begins: what was written before is for others. */
+static void queue_on_ends(void *opaque, int64_t begin, int64_t end, const struct err *err)
+{
+    static const struct queue_reader_calls calls = {
+        .on_records = queue_on_records, .on_end = queue_on_end, .on_error = queue_on_reader_error};
+    struct worker *worker = opaque;
+    struct err mine;
+
+    (void)begin;
+    if (err != NULL) {
+        queue_again(worker, err);
+        return;
+    }
+    if (queue_reader_open(worker->consumer, worker->dispatch, worker->options.partition, end,
+                          &calls, worker, &worker->reader, &mine) < 0) {
+        log_error("dispatch_unreadable", LOG_STR("topic", worker->dispatch), LOG_ERR(&mine));
+        worker_leave(worker, 2);
+        return;
+    }
+    queue_on_end(worker, end);
+}
+
 static void queue_on_about(void *opaque, const char *cluster_id, uint32_t partition_count,
                            const struct err *err)
 {
@@ -222,7 +234,6 @@ static void queue_on_about(void *opaque, const char *cluster_id, uint32_t partit
                                           .partition_count = (uint32_t)worker->settings.partitions,
                                           .retention_ms = topic_retention_ms(TOPIC_DISPATCH),
                                           .append_time = topic_append_time(TOPIC_DISPATCH)};
-    struct err mine;
 
     (void)cluster_id;
     if (err != NULL) {
@@ -233,10 +244,10 @@ static void queue_on_about(void *opaque, const char *cluster_id, uint32_t partit
         queue_admin_ensure(worker->admin, &spec, 1, QUEUE_TIMEOUT_MS, queue_on_made, worker);
         return;
     }
-    if (queue_read(worker, partition_count, &mine) < 0) {
-        log_error("dispatch_unreadable", LOG_STR("topic", worker->dispatch), LOG_ERR(&mine));
-        worker_leave(worker, 2);
-    }
+    worker->options.partition = topic_dispatch_partition(worker->settings.worker, partition_count);
+    worker_core_set_partition(worker->core, worker->options.partition);
+    queue_admin_ends(worker->admin, worker->dispatch, worker->options.partition, QUEUE_TIMEOUT_MS,
+                     queue_on_ends, worker);
 }
 
 static void queue_on_connect(void *opaque)
