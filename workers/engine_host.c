@@ -110,7 +110,9 @@ static int find_py(struct engine_host *host, struct err *err)
     if (host->path == NULL)
         return err_set(err, ERR_DEPENDENCY, "engine 'python' needs python3, which is not in PATH");
     host->argv[0] = xstrdup("python3");
-    r = find_host_py(&host->argv[1], err);
+    host->argv[1] = xstrdup(
+        "-IS"); /* nothing of the machine's own packages, whose start takes time */
+    r = find_host_py(&host->argv[2], err);
     return r;
 }
 
@@ -208,9 +210,9 @@ static void confine_py(struct engine_host *host, const struct engine_confine *ho
     char binary[PATH_MAX];
     struct err err;
 
-    host->argv[2] = engine_host_binary(binary, sizeof(binary), &err) == 0 ? xstrdup(binary)
+    host->argv[3] = engine_host_binary(binary, sizeof(binary), &err) == 0 ? xstrdup(binary)
                                                                           : xstrdup("headrace");
-    (void)confine_words(host, how, how->level, wishes, &host->argv[3]);
+    (void)confine_words(host, how, how->level, wishes, &host->argv[4]);
 }
 
 void engine_host_confine(struct engine_host *host, const struct engine_confine *how)

@@ -85,7 +85,7 @@ class Host:
         ours, theirs = socket.socketpair()
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, os.path.join(PROGRAM)],
+                [sys.executable, "-IS", PROGRAM],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -90,6 +90,46 @@ class Building(unittest.TestCase):
             for host in hosts:
                 host.close()
 
+    def test_what_was_found_out_before(self):
+        folder = os.path.join(self.cache, "model")
+        drive.write_files(folder, {"model.py": ECHO})
+        asked = []
+        find_python = environment.find_python
+
+        def counted(*args):
+            asked.append(args)
+            return find_python(*args)
+
+        def make(config):
+            made = environment.make(folder, config, "nearest", self.cache, lambda: None)
+            os.close(made.lock_fd)
+            return os.path.dirname(os.path.dirname(made.python)), len(asked)
+
+        environment.find_python = counted
+        try:
+            first, _ = make({"requirements": []})
+            self.assertEqual(make({"requirements": []}), (first, 1))
+            self.assertEqual(make({}), (first, 2))  # another config, the same environment
+            drive.write_files(folder, {"model.py": ECHO + "# longer\n"})
+            self.assertEqual(make({}), (first, 3))
+            shutil.rmtree(first)
+            self.assertEqual(make({}), (first, 4))  # it was forgotten, and is made again
+            self.assertTrue(os.path.exists(first + "/ready"))
+        finally:
+            environment.find_python = find_python
+
+    def test_our_program_is_compiled_once(self):
+        with drive.Host({"model/model.py": ECHO}, cache=self.cache) as host:
+            host.ready()
+        above = os.path.join(self.cache, "python")
+        (target,) = [name for name in os.listdir(above) if not name.endswith(".lock")]
+        made = environment.Made(os.path.join(above, target, "bin/python"), "", -1)
+        copy = environment.compiled(made, drive.PROGRAM)
+        self.assertTrue(os.listdir(os.path.join(copy, "headrace_host/__pycache__")))
+        self.assertEqual(environment.compiled(made, drive.PROGRAM), copy)
+        (only,) = [n for n in os.listdir(os.path.join(above, target)) if n.startswith("host-")]
+        self.assertTrue(copy.startswith(os.path.join(above, target, only) + "/"))
+
     def test_packages_of_the_system(self):
         config = {"system_packages": ["no-such-package-of-debian", "libc6"]}
         with drive.Host({"model/model.py": ECHO}, config) as host:

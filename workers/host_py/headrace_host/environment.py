@@ -4,6 +4,9 @@
     <cache>/python/<digest>/      a virtual environment; the digest is of Python's version, of what
                                   is required and of what our base list adds
     <cache>/python/<digest>.lock  exclusive while it is built or removed, shared while it is taken
+    <cache>/python-known/<digest> which environment a model had when everything that decides it was as
+                                  it is: its files, its config, the Pythons of this machine
+    <environment>/host-<digest>/  this program, with bytecode of its Python
 
 What the model requires is installed as it says. Of the packages that the Truss server always has
 (base.txt) those are added that the model's files import and it does not require itself; without any
@@ -13,15 +16,12 @@ pip runs with the environment of the worker, so its own variables and files (PIP
 PIP_NO_INDEX with PIP_FIND_LINKS, pip.conf) say where packages come from.
 """
 
-import ast
 import fcntl
 import hashlib
 import json
 import os
 import re
-import select
 import shutil
-import subprocess
 import sys
 import time
 
@@ -30,6 +30,7 @@ from . import errors, logs
 MINORS = range(9, 15)  # Python 3.9 … 3.14
 BUILD_SECONDS_MAX = 1800
 PROGRESS_SECONDS = 2
+KNOWN_MAX = 1000  # then all are forgotten
 KEPT_MAX = 40  # environments; the longest unused ones go
 PIP_TEXT_MAX = 3000
 SCAN_FILES_MAX = 2000
@@ -55,6 +56,8 @@ class Made:
 def _version_of(python):
     """(3, 11, 2) of a program that can make environments; None: it cannot."""
     probe = "import sys, venv, ensurepip; print(*sys.version_info[:3])"
+    import subprocess
+
     try:
         done = subprocess.run(
             [python, "-I", "-c", probe], capture_output=True, timeout=30, check=False
@@ -101,6 +104,8 @@ def find_python(config, policy):
 
 
 def check_system_packages(names):
+    import subprocess
+
     missing = []
     for name in names:
         plain = re.split(r"[=:/\s]", name)[0]
@@ -129,6 +134,8 @@ def check_system_packages(names):
 
 def _imports_of(folder):
     """Top-level names that the Python files of a model import."""
+    import ast
+
     found, count = set(), 0
     for above, names, files in os.walk(folder):
         names[:] = sorted(n for n in names if not n.startswith("."))
@@ -210,6 +217,8 @@ def _lines_of_pyproject(text, name):
 
 
 def _lines_of_uv_lock(folder):
+    import subprocess
+
     uv = shutil.which("uv")
     if uv is None:
         raise errors.LoadError(
@@ -244,6 +253,9 @@ def requirements(folder, config):
 
 def _run(command, cwd, progress, deadline):
     """Runs it; each line goes to the log. Returns (exit code, its last lines)."""
+    import select
+    import subprocess
+
     child = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -363,21 +375,120 @@ def _lock(target, progress):
         os.close(fd)
 
 
-def make(folder, config, policy, cache, progress):
-    """The environment for a model's folder; built when it is not there. Raises LoadError."""
-    if not cache:
-        raise errors.LoadError("the worker was given no cache folder (--cache-dir)", True)
+# ---- what was found out before ----
+
+
+def _stamp_of(path):
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return [path, about.st_mtime_ns, about.st_size, about.st_ino]
+
+
+def _known_path(cache, folder, config, policy):
+    """Where it is written down which environment this is; its name covers all that decides it."""
+    pythons = [shutil.which("python3.%d" % minor) for minor in MINORS] + [sys.executable]
+    stamps = [path and [path, _stamp_of(os.path.realpath(path))] for path in pythons]
+    files = [_stamp_of(os.path.join(os.path.dirname(__file__), "base.txt"))]
+    for at, names, found in os.walk(folder):
+        names.sort()
+        files += [
+            _stamp_of(os.path.join(at, name))
+            for name in sorted(found)
+            if name.endswith((".py", ".txt", ".toml", ".lock"))
+        ]
+    said = json.dumps([os.path.realpath(folder), config, policy, stamps, files], sort_keys=True)
+    return os.path.join(cache, "python-known", hashlib.sha256(said.encode()).hexdigest()[:32])
+
+
+def _recall(known, above):
+    """(digest, detail, how many requirements), when its environment is there; else None."""
+    try:
+        with open(known, encoding="utf-8") as file:
+            digest, detail, count = json.load(file)
+        return (digest, detail, count) if os.path.exists(above + "/%s/ready" % digest) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _remember(known, *what):
+    """Lost when the disk is full, which costs time only."""
+    above = os.path.dirname(known)
+    try:
+        os.makedirs(above, exist_ok=True)
+        names = os.listdir(above)
+        for name in names if len(names) > KNOWN_MAX else []:
+            os.unlink(os.path.join(above, name))
+        new = "%s.%d" % (known, os.getpid())
+        with open(new, "w", encoding="utf-8") as file:
+            json.dump(what, file)
+        os.rename(new, known)
+    except OSError as error:
+        logs.write("WARNING", "environment: not written down: %s" % error)
+
+
+def compiled(made, program):
+    """A copy of this program in the environment, with bytecode of its Python: what was read from
+    sources anew at each start took longer than all else that we do. The original when it cannot be
+    made."""
+    stamps = [
+        _stamp_of(os.path.join(at, name))[1:3] + [name]
+        for at, _, names in os.walk(program)
+        for name in sorted(names)
+        if not name.endswith(".pyc")
+    ]
+    digest = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+    above = os.path.join(os.path.dirname(os.path.dirname(made.python)), "host-" + digest)
+    copy = os.path.join(above, os.path.basename(program))
+    if os.path.exists(copy):
+        return copy
+    import subprocess
+
+    new = "%s.%d" % (above, os.getpid())
+    try:
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(program, os.path.join(new, os.path.basename(program)), ignore=skip)
+        compile_all = [made.python, "-I", "-S", "-m", "compileall", "-q", new]
+        if subprocess.run(compile_all, stdin=subprocess.DEVNULL, check=False).returncode == 0:
+            os.rename(new, above)
+    except OSError as error:
+        if not os.path.exists(copy):  # else another process was faster
+            logs.write("WARNING", "environment: host-py is not compiled: %s" % error)
+    shutil.rmtree(new, ignore_errors=True)
+    return copy if os.path.exists(copy) else program
+
+
+def _find(folder, config, policy):
+    """(python, digest, detail, lines) of the environment that this model needs."""
     python, version, detail = find_python(config, policy)
     lines = requirements(folder, config)
     said = json.dumps([os.path.realpath(python), version, lines])
     if any(line.lstrip().startswith(("-", ".", "/")) for line in lines):
         said += os.path.realpath(folder)  # files of the archive are part of it: no other's will do
-    digest = hashlib.sha256(said.encode()).hexdigest()[:32]
+    return python, hashlib.sha256(said.encode()).hexdigest()[:32], detail, lines
+
+
+def make(folder, config, policy, cache, progress):
+    """The environment for a model's folder; built when it is not there. Raises LoadError."""
+    if not cache:
+        raise errors.LoadError("the worker was given no cache folder (--cache-dir)", True)
     above = os.path.join(cache, "python")
     os.makedirs(above, exist_ok=True)
+    known = _known_path(cache, folder, config, policy)
+    python, lines, recalled = None, [], _recall(known, above)
+    if recalled:
+        digest, detail, count = recalled
+    else:
+        python, digest, detail, lines = _find(folder, config, policy)
+        count = len(lines)
     target = os.path.join(above, digest)
     lock_fd = _lock(target, progress)
     if not os.path.exists(target + "/ready"):
+        if python is None:  # it was forgotten after we had looked
+            os.close(lock_fd)
+            os.unlink(known)
+            return make(folder, config, policy, cache, progress)
         logs.write("INFO", "environment: building %s for %s" % (digest[:12], detail))
         _build(folder, target, python, lines, progress)
         with open(target + "/ready", "w", encoding="utf-8") as file:
@@ -385,5 +496,7 @@ def make(folder, config, policy, cache, progress):
         _forget_old(above, digest)
     os.utime(target + ".lock")
     fcntl.flock(lock_fd, fcntl.LOCK_SH)
-    logs.write("INFO", "environment: %s, %d requirements" % (detail, len(lines)))
+    if not recalled:
+        _remember(known, digest, detail, count)
+    logs.write("INFO", "environment: %s, %d requirements" % (detail, count))
     return Made(target + "/bin/python", detail, lock_fd)

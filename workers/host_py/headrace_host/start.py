@@ -111,7 +111,7 @@ def _confined(words, python, program):
 
 
 def _go_on(program, link, load, made, config):
-    words = sys.argv[1:]
+    words, program = sys.argv[1:], environment.compiled(made, program)
     alone = "--level=strict" in words or "--level=basic" in words
     state = {
         "load": load,
