@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #define OUR_BINARY "/proc/self/exe"
+#define GONE " (deleted)"
 #define PATH_DEFAULT "/usr/local/bin:/usr/bin:/bin"
 
 static const struct {
@@ -43,6 +44,10 @@ int engine_host_binary(char *to, size_t to_size, struct err *err)
     if (size < 0)
         return err_set_errno(err, ERR_IO, "find the running binary");
     to[size] = '\0';
+    /* proc(5): replaced while it ran. Then what is there now is meant. */
+    if ((size_t)size > sizeof(GONE) - 1 && access(to, X_OK) < 0 &&
+        strcmp(to + size - (sizeof(GONE) - 1), GONE) == 0)
+        to[(size_t)size - (sizeof(GONE) - 1)] = '\0';
     return 0;
 }
 

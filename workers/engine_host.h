@@ -56,7 +56,7 @@ struct engine_confine {
 /* Puts a host of user code under `headrace confine`; a plugin's is left as it is. */
 void engine_host_confine(struct engine_host *host, const struct engine_confine *how);
 
-/* The running binary, by its real name. */
+/* The running binary, by its real name; after an upgrade in its place that is the new one. */
 int engine_host_binary(char *to, size_t to_size, struct err *err) MUST_CHECK;
 
 /* Its folder, without a slash at its end. */

@@ -9,6 +9,8 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -61,11 +63,57 @@ static void test_no_python_is_said(void **state)
     assert_null(host.path);
 }
 
-int main(void)
+/* An upgrade puts another file in the place of the binary while it runs. */
+static void test_a_binary_that_was_replaced_is_still_found(void **state)
 {
+    char folder[] = "/tmp/headrace-test-XXXXXX";
+    OWNED(mem_free) char *copy = NULL, *command = NULL;
+    char said[2][PATH_MAX];
+    FILE *from;
+
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    copy = xasprintf("%s/copy", folder);
+    command = xasprintf("cp /proc/%d/exe %s.new && mv %s.new %s && %s %s && rm -r %s",
+                        (int)getpid(), copy, copy, copy, copy, copy, folder);
+    from = popen(command, "r");
+    assert_non_null(from);
+    for (size_t i = 0; i < COUNT_OF(said); i++) {
+        assert_non_null(fgets(said[i], PATH_MAX, from));
+        said[i][strcspn(said[i], "\n")] = '\0';
+    }
+    assert_int_equal(pclose(from), 0);
+    assert_string_equal(said[0], copy);
+    assert_string_equal(said[1], copy);
+}
+
+/* What the copy does: it says its name, replaces itself, and says its name again. */
+static int be_replaced(const char *copy)
+{
+    OWNED(mem_free)
+    char *command = xasprintf("cp %s %s.new && mv %s.new %s", copy, copy, copy, copy);
+
+    for (int i = 0; i < 2; i++) {
+        char path[PATH_MAX];
+        struct err err;
+
+        if (engine_host_binary(path, sizeof(path), &err) < 0 || puts(path) == EOF)
+            return 1;
+        if (i == 0 && system(command) != 0)
+            return 1;
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2)
+        return be_replaced(argv[1]);
+
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_engine_has_its_host),
         cmocka_unit_test(test_no_python_is_said),
+        cmocka_unit_test(test_a_binary_that_was_replaced_is_still_found),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
