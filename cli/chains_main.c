@@ -172,7 +172,7 @@ static int chains_push(const struct client *client, const void *values, char **o
     }
     if (push_model_wait(client, settings->name, id, settings->timeout_ms, &state, &err) < 0)
         return client_complain("chains push", &err);
-    return push_model_report("chains push", state, settings->json);
+    return push_model_report("chains push", settings->name, state, settings->json);
 }
 
 /* ---- run ---- */

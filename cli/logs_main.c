@@ -54,6 +54,50 @@ static char *deployment_of(const struct client *client, const char *model, struc
     return xstrdup(id);
 }
 
+/* "key=value" of what a record says besides; what is of no use to a reader is left out. */
+static void members_print(const json_t *record)
+{
+    static const char *const known[] = {"ts",    "level",     "program", "version",
+                                        "event", "wire",      "message", "asctime",
+                                        "boot",  "levelname", "worker"};
+    const char *key;
+    const json_t *value;
+
+    json_object_foreach((json_t *)record, key, value)
+    {
+        bool skip = false;
+
+        for (size_t i = 0; i < COUNT_OF(known); i++)
+            skip = skip || strcmp(key, known[i]) == 0;
+        if (skip)
+            continue;
+        (void)printf(" %s=", key);
+        if (json_is_string(value))
+            (void)fputs(json_string_value(value), stdout);
+        else
+            (void)json_dumpf(value, stdout, JSON_COMPACT | JSON_ENCODE_ANY);
+    }
+}
+
+/* A line that is a record of a worker ("event") or of a Python model ("message") in words. */
+static void message_print(const char *message)
+{
+    OWNED(client_json_free) json_t *record = *message == '{' ? json_loads(message, 0, NULL) : NULL;
+    const char *level = json_string_value(json_object_get(record, "level"));
+    const char *what = json_string_value(json_object_get(record, "event"));
+
+    if (what == NULL) {
+        level = json_string_value(json_object_get(record, "levelname"));
+        what = json_string_value(json_object_get(record, "message"));
+    }
+    if (level == NULL || what == NULL) {
+        (void)fputs(message, stdout);
+        return;
+    }
+    (void)printf("%s: %s", level, what);
+    members_print(record);
+}
+
 static void line_print(const json_t *line, bool json)
 {
     const char *when = json_string_value(json_object_get(line, "timestamp"));
@@ -65,9 +109,10 @@ static void line_print(const json_t *line, bool json)
         (void)fputc('\n', stdout);
         return;
     }
-    (void)printf("%s%s%s%s%s\n", when != NULL ? when : "", when != NULL ? " " : "",
-                 replica != NULL ? replica : "", replica != NULL ? " " : "",
-                 message != NULL ? message : "");
+    (void)printf("%s%s%s%s", when != NULL ? when : "", when != NULL ? " " : "",
+                 replica != NULL ? replica : "", replica != NULL ? " " : "");
+    message_print(message != NULL ? message : "");
+    (void)fputc('\n', stdout);
 }
 
 /* Prints one page; *cursor becomes where the next one begins. */

@@ -119,7 +119,7 @@ static int push_run(const struct client *client, const void *values, char **oper
     }
     if (push_model_wait(client, name, id, settings->timeout_ms, &state, &err) < 0)
         return client_complain("push", &err);
-    return push_model_report("push", state, settings->json);
+    return push_model_report("push", name, state, settings->json);
 }
 
 int push_main(int argc, char **argv)

@@ -135,16 +135,42 @@ int push_model_wait(const struct client *client, const char *model, const char *
     }
 }
 
-int push_model_report(const char *verb, const json_t *state, bool json)
+static const char *member(const json_t *state, const char *key)
+{
+    const char *text = json_string_value(json_object_get(state, key));
+
+    return text != NULL ? text : "-";
+}
+
+static void print_ready(const char *model, const json_t *state)
+{
+    bool chain = strcmp(member(state, "engine"), "chain") == 0;
+    const char *environment = json_string_value(json_object_get(state, "environment"));
+    const char *id = member(state, "id");
+
+    (void)printf("%s is ready: %s (%s), engine %s on %s, %lld at a time\n"
+                 "  headrace %s %s --%s=%s --input=…\n",
+                 model, member(state, "name"), id, member(state, "engine"), member(state, "device"),
+                 (long long)json_integer_value(json_object_get(state, "slot_count")),
+                 chain && environment != NULL ? "chains run" : "predict", model,
+                 environment != NULL ? "environment" : "deployment",
+                 environment != NULL ? environment : id);
+    if (environment == NULL)
+        (void)printf("  headrace deployments promote %s %s     # no environment points at it yet\n",
+                     model, id);
+}
+
+int push_model_report(const char *verb, const char *model, const json_t *state, bool json)
 {
     const char *status = json_string_value(json_object_get(state, "status"));
     const char *why = json_string_value(json_object_get(state, "error"));
+    bool ready = strcmp(status, "ACTIVE") == 0;
 
     if (json)
         table_print_json(stdout, state);
-    else
-        table_print_object(stdout, state);
-    if (strcmp(status, "ACTIVE") == 0)
+    else if (ready)
+        print_ready(model, state);
+    if (ready)
         return CLI_EXIT_OK;
     (void)fprintf(stderr, "headrace %s: %s%s%s\n", verb, status, why != NULL ? ": " : "",
                   why != NULL ? why : "");

@@ -26,5 +26,5 @@ int push_model_send(const struct client *client, const struct push_model *push, 
 int push_model_wait(const struct client *client, const char *model, const char *deployment,
                     uint64_t timeout_ms, json_t **ret_state, struct err *err) MUST_CHECK;
 
-/* Prints what push_model_wait() has got; returns the exit code. */
-int push_model_report(const char *verb, const json_t *state, bool json);
+/* Prints what push_model_wait() has got, and what one does next; returns the exit code. */
+int push_model_report(const char *verb, const char *model, const json_t *state, bool json);

@@ -79,7 +79,16 @@ def test_models_and_deployments(stack, tiny):
     assert tiny["id"] in stack.cli("deployments", "ls", "tiny").stdout
     shown = json.loads(stack.cli("deployments", "show", "tiny", tiny["id"], "--json").stdout)
     assert shown["status"] == "ACTIVE"
-    assert "model_loaded" in stack.cli("logs", "tiny").stdout
+    assert " info: model_loaded engine=encoder" in stack.cli("logs", "tiny").stdout
+    (line,) = [line for line in stack.cli("logs", "tiny", "--json").stdout.splitlines() if "model_loaded" in line]
+    assert json.loads(json.loads(line)["message"])["engine"] == "encoder"  # --json: as it was written
+
+
+def test_a_push_says_what_to_do_next(stack):
+    said = stack.cli("push", TINY, "--name", "said").stdout
+    assert said.startswith("said is ready: deployment-1 (") and "predict said --environment=production" in said
+    said = stack.cli("push", TINY, "--name", "said").stdout
+    assert "deployment-2" in said and "headrace deployments promote said " in said
 
 
 def production(stack):
