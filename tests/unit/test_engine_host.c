@@ -99,7 +99,8 @@ static int be_replaced(const char *copy)
 
         if (engine_host_binary(path, sizeof(path), &err) < 0 || puts(path) == EOF)
             return 1;
-        if (i == 0 && system(command) != 0)
+        (void)fflush(stdout);
+        if (i == 0 && pclose(popen(command, "r")) != 0)
             return 1;
     }
     return 0;
