@@ -9,7 +9,8 @@
  *
  * The session switches to the role headrace_reader and runs the statement in a READ ONLY
  * transaction with a timeout, so that neither a typing error nor a statement from elsewhere can
- * change the ledger. The views are in the search path: `jobs` is headrace_v1.jobs.
+ * change the ledger. The views are in the search path: `jobs` is headrace_v1.jobs. A login that is
+ * bound to a tenant stays what it is, and finds that tenant's views, headrace_tenant_v1.
  *
  * Exit status: 0 done, 1 wrong use, 2 no database, or it has no views yet, 3 the statement failed.
  */
@@ -52,22 +53,37 @@ static const struct settings_program program = {
 
 static const char *const views_sql =
     "SELECT c.relname AS view, obj_description(c.oid, 'pg_class') AS \"what it shows\" "
-    "FROM pg_class c WHERE c.relnamespace = 'headrace_v1'::regnamespace AND c.relkind = 'v' "
+    "FROM pg_class c WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'v' "
     "ORDER BY c.relname";
 
 PG_STATEMENT(columns_of_view,
              "SELECT a.attname::text AS column, format_type(a.atttypid, a.atttypmod) AS type, "
              "col_description(a.attrelid, a.attnum) AS \"what it says\" FROM pg_attribute a "
              "JOIN pg_class c ON c.oid = a.attrelid "
-             "WHERE c.relnamespace = 'headrace_v1'::regnamespace AND c.relname = $1 "
+             "WHERE c.relnamespace = current_schema()::regnamespace AND c.relname = $1 "
              "AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum");
+
+/* A login that sees one tenant's rows, or one that may switch to the role that sees all. */
+static const char *const is_tenant_sql =
+    "SELECT NOT pg_has_role(r.oid, 'MEMBER') AND EXISTS (SELECT FROM pg_roles t WHERE "
+    "t.rolname = 'headrace_tenant' AND pg_has_role(t.oid, 'MEMBER')) "
+    "FROM pg_roles r WHERE r.rolname = 'headrace_reader'";
 
 static int session_restrict(struct pg_session *session, struct err *err)
 {
-    int r = pg_session_script(session, "SET search_path = headrace_v1, pg_catalog", err);
+    struct pg_answer answer;
+    bool is_tenant;
+    int r = pg_session_query(session, is_tenant_sql, &answer, err);
 
-    if (r == 0)
-        r = pg_session_script(session, "SET ROLE headrace_reader", err);
+    if (r < 0)
+        return r;
+    is_tenant = pg_row_count(&answer, 0) == 1 && strcmp(pg_c(&answer, 0, 0, 0), "t") == 0;
+    pg_answer_done(&answer);
+    if (is_tenant)
+        r = pg_session_script(session, "SET search_path = headrace_tenant_v1, pg_catalog", err);
+    else
+        r = pg_session_script(
+            session, "SET search_path = headrace_v1, pg_catalog; SET ROLE headrace_reader", err);
     if (r < 0)
         return err_wrap(err, "no role headrace_reader (headrace migrate makes it)");
     return pg_session_script(session, "BEGIN READ ONLY", err);

@@ -19,7 +19,8 @@
 /* Rows of people's making, and of which there is one a shard. */
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
-    "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret'";
+    "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
+    "'sql_login'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
@@ -215,8 +216,7 @@ static int setup(void **state)
     struct err err = {0};
 
     (void)state;
-    script_once(
-        "DROP SCHEMA IF EXISTS headrace CASCADE; DROP SCHEMA IF EXISTS headrace_v1 CASCADE");
+    script_once("DROP SCHEMA IF EXISTS headrace, headrace_v1, headrace_tenant_v1 CASCADE");
     return migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err);
 }
 

@@ -42,8 +42,7 @@ static struct seen migrate(enum migrate_mode mode)
 static int setup(void **state)
 {
     (void)state;
-    script_once(
-        "DROP SCHEMA IF EXISTS headrace CASCADE; DROP SCHEMA IF EXISTS headrace_v1 CASCADE");
+    script_once("DROP SCHEMA IF EXISTS headrace, headrace_v1, headrace_tenant_v1 CASCADE");
     return 0;
 }
 

@@ -3,7 +3,7 @@
 /*
  * Goal: schema/<noun>.sql shows the tables as the migrations make them (D1); the names that SQL
  * gives to states and error classes are those of the .def tables (D2); everything in headrace_v1
- * has a comment, and its role can read that and nothing else.
+ * has a comment, its role can read that and nothing else, and no column of it changes or goes.
  * Method: a server of its own (tests/lib/postgres.sh); the catalog's telling of both ways is
  * compared line by line.
  */
@@ -129,7 +129,7 @@ static void test_schema_files_equal_the_migrations(void **state)
     if (migrate_run(looker_url(), MIGRATE_APPLY, NULL, NULL, &err) < 0)
         fail_msg("%s", err.text);
     migrated = telling_read(session);
-    looker_script(session, "DROP SCHEMA headrace_v1, headrace CASCADE");
+    looker_script(session, "DROP SCHEMA headrace_tenant_v1, headrace_v1, headrace CASCADE");
     looker_script(session, "CREATE SCHEMA headrace");
     files_run(session);
     written = telling_read(session);
@@ -204,15 +204,27 @@ static void test_everything_has_a_comment(void **state)
     pg_session_close(&session);
 }
 
-/* docs/sql.md says of each view and column what its comment says. */
+static size_t lines_beginning(const char *text, const char *begin)
+{
+    OWNED(mem_free) char *line = xasprintf("\n%s", begin);
+    size_t count = 0;
+
+    for (const char *at = strstr(text, line); at != NULL; at = strstr(at + 1, line))
+        count++;
+    return count;
+}
+
+/* docs/sql.md says of each view and column what its comment says, and has no others. */
 static void test_the_guide_is_not_stale(void **state)
 {
     struct pg_session *session = looker_open();
     OWNED(mem_free) char *guide = file_read("../docs/sql.md");
+    const char *views = strstr(guide, "\n## The views\n");
     struct pg_answer answer;
     struct err err = {0};
 
     (void)state;
+    assert_non_null(views);
     if (pg_session_query(
             session,
             "SELECT '| `' || a.attname || '` | ' || format_type(a.atttypid, a.atttypmod) || ' | ' "
@@ -225,10 +237,76 @@ static void test_the_guide_is_not_stale(void **state)
         fail_msg("%s", err.text);
     assert_true(pg_row_count(&answer, 0) > 100);
     for (size_t i = 0; i < pg_row_count(&answer, 0); i++) {
-        if (strstr(guide, pg_c(&answer, 0, i, 0)) == NULL)
+        if (strstr(views, pg_c(&answer, 0, i, 0)) == NULL)
             fail_msg("docs/sql.md lacks: %s", pg_c(&answer, 0, i, 0));
     }
+    assert_int_equal(lines_beginning(views, "### ") + lines_beginning(views, "| `"),
+                     pg_row_count(&answer, 0));
     pg_answer_done(&answer);
+    pg_session_close(&session);
+}
+
+/* Columns of the views of a schema and its functions, one a line, as tests/data/sql/headrace_v1.txt
+ * has them. */
+#define CONTRACT(schema, but)                                                                      \
+    "SELECT string_agg(line, E'\n' ORDER BY name, number) || E'\n' FROM (SELECT c.relname::text "  \
+    "AS name, a.attnum AS number, concat_ws(' ', c.relname, a.attname, format_type(a.atttypid, "   \
+    "a.atttypmod)) AS line FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND "         \
+    "a.attnum > 0 WHERE c.relnamespace = '" schema "'::regnamespace AND c.relkind = 'v' " but      \
+    " UNION ALL SELECT p.proname, 0, concat_ws(' ', p.proname || '(' || "                          \
+    "pg_get_function_identity_arguments(p.oid) || ')', format_type(p.prorettype, NULL)) FROM "     \
+    "pg_proc p WHERE p.pronamespace = '" schema "'::regnamespace) l"
+
+/* The first line in which two texts differ, of the first; the caller frees. */
+static char *line_differing(const char *text, const char *other)
+{
+    size_t begin = 0;
+
+    for (size_t i = 0; text[i] == other[i] && text[i] != '\0'; i++) {
+        if (text[i] == '\n')
+            begin = i + 1;
+    }
+    return xasprintf("%.*s", (int)strcspn(text + begin, "\n"), text + begin);
+}
+
+static void test_columns_neither_change_nor_go(void **state)
+{
+    struct pg_session *session = looker_open();
+    OWNED(mem_free) char *kept = file_read("../tests/data/sql/headrace_v1.txt");
+    struct pg_answer now;
+
+    (void)state;
+    looker_query(session, CONTRACT("headrace_v1", ""), &now);
+    if (strcmp(pg_c(&now, 0, 0, 0), kept) != 0) {
+        OWNED(mem_free) char *is = line_differing(pg_c(&now, 0, 0, 0), kept);
+        OWNED(mem_free) char *was = line_differing(kept, pg_c(&now, 0, 0, 0));
+
+        fail_msg("tests/data/sql/headrace_v1.txt has '%s' where the views have '%s'. A column or "
+                 "view that is new: add its line. One that changed or is gone: people's queries "
+                 "break; leave it, and make another view or version",
+                 was, is);
+    }
+    pg_answer_done(&now);
+    pg_session_close(&session);
+}
+
+static void test_tenants_have_the_same_views(void **state)
+{
+    struct pg_session *session = looker_open();
+    struct pg_answer all, twin;
+
+    (void)state;
+    looker_query(session, CONTRACT("headrace_v1", "AND c.relname <> 'shards'"), &all);
+    looker_query(session, CONTRACT("headrace_tenant_v1", ""), &twin);
+    if (strcmp(pg_c(&all, 0, 0, 0), pg_c(&twin, 0, 0, 0)) != 0) {
+        OWNED(mem_free) char *lacks = line_differing(pg_c(&all, 0, 0, 0), pg_c(&twin, 0, 0, 0));
+
+        fail_msg("headrace_tenant_v1 lacks '%s': a migration that makes or changes a view of "
+                 "headrace_v1 ends with SELECT tenant_views(); a function gets a twin by hand",
+                 lacks);
+    }
+    pg_answer_done(&all);
+    pg_answer_done(&twin);
     pg_session_close(&session);
 }
 
@@ -307,6 +385,8 @@ int main(void)
         cmocka_unit_test_setup(test_names_equal_the_tables, setup_migrated),
         cmocka_unit_test_setup(test_everything_has_a_comment, setup_migrated),
         cmocka_unit_test_setup(test_the_guide_is_not_stale, setup_migrated),
+        cmocka_unit_test_setup(test_columns_neither_change_nor_go, setup_migrated),
+        cmocka_unit_test_setup(test_tenants_have_the_same_views, setup_migrated),
         cmocka_unit_test_setup(test_status_as_clients_see_it, setup_migrated),
         cmocka_unit_test_setup(test_the_reader_reads_views_only, setup_migrated),
     };

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""headrace migrate and headrace sql, as a person at a terminal uses them.
+"""headrace migrate and headrace sql, as a person at a terminal uses them; the questions of docs/sql.md.
 
 Method: a Postgres server of its own by tests/lib/postgres.sh, which lives as long as the pipe to
 it; the binary is run as a person runs it, and what it prints and returns is compared.
 """
 
 import csv
+import fnmatch
 import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 
 import pytest
@@ -149,3 +151,160 @@ def test_wrong_use(migrated):
     done = headrace("", "migrate")
     assert done.returncode == 1
     assert "HEADRACE_POSTGRES" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def world(migrated):
+    """Rows of two tenants, and a login for each."""
+    psql(migrated, (ROOT / "tests/data/sql/rows.sql").read_text(), check=True)
+    for tenant, may_write in (("acme", "true"), ("globex", "false")):
+        psql(
+            migrated,
+            f"CREATE ROLE {tenant}_login LOGIN PASSWORD 'x'; GRANT headrace_tenant TO {tenant}_login;"
+            f"SELECT headrace.tenant_bind('{tenant}_login', '{tenant}', {may_write});",
+            check=True,
+        )
+    return migrated
+
+
+def psql(url, script, check=False):
+    done = subprocess.run(
+        ["psql", "-XqAt", *(["-v", "ON_ERROR_STOP=1"] if check else []), url],
+        input=script,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def login_of(url, tenant):
+    return re.sub(r"//[^@]*@", f"//{tenant}_login:x@", url)
+
+
+def cookbook():
+    """The questions of docs/sql.md with their statements."""
+    page = (ROOT / "docs/sql.md").read_text()
+    page = page[page.index("## Cookbook") : page.index("\n## Writing")]
+    found = dict(re.findall(r"^### (.+?)\n(?:[^#]*?)```sql\n(.*?)```", page, re.S | re.M))
+    assert len(found) == page.count("\n### ") >= 25
+    return found
+
+
+def ask_all(url, questions, begin):
+    """What each question is answered, by one session."""
+    lines = [begin] + [f"\\echo '## {q}'\n{statement}" for q, statement in questions.items()]
+    answers = psql(url, "\n".join(lines)).split("## ")
+    assert answers[0] == ""
+    return dict(one.split("\n", 1) for one in answers[1:])
+
+
+def test_the_cookbook_is_true(world):
+    questions = cookbook()
+    told = ask_all(world, questions, "SET ROLE headrace_reader; SET search_path = headrace_v1;")
+    text = (ROOT / "tests/data/sql/answers.txt").read_text()
+    wanted = dict(one.split("\n", 1) for one in text.split("## ")[1:])
+    assert list(told) == list(wanted) == list(questions)
+    for question, answer in told.items():
+        assert answer, question
+        assert fnmatch.fnmatchcase(answer, re.sub(r"\[", "[[]", wanted[question])), (question, answer)
+
+
+def test_a_tenant_sees_its_own(world):
+    questions = cookbook()
+    begin = "SET search_path = headrace_tenant_v1;"
+    for tenant, other in (("acme", "globex"), ("globex", "acme")):
+        told = ask_all(login_of(world, tenant), questions, begin)
+        strange = [q for q, answer in told.items() if "ERROR:" in answer]
+        assert strange == ["Is every shard owned, and how far behind is it?"]
+        words = {"acme": ("acme", "summarize", "d-sum2", "w1"), "globex": ("globex", "embed", "d-emb", "w3")}
+        text = "\n".join(told.values())
+        assert [w for w in words[other] if w in text] == []
+        assert [w for w in words[tenant] if w not in text] == []
+
+
+COUNTS = """SELECT count(*) FROM {0}.jobs; SELECT count(*) FROM {0}.attempts; SELECT count(*) FROM {0}.workers;
+    SELECT count(*) FROM {0}.queue_depth; SELECT count(*) FROM {0}.results; SELECT count(*) FROM {0}.environments;
+    SELECT count(*) FROM {0}.delivery_tries;"""
+
+
+def test_tenants_add_up(world):
+    """Nothing is lost between them, and nothing is in both."""
+    all_of_it = psql(world, COUNTS.format("headrace_v1")).split()
+    parts = [psql(login_of(world, t), COUNTS.format("headrace_tenant_v1")).split() for t in ("acme", "globex")]
+    assert [str(int(a) + int(b)) for a, b in zip(*parts)] == all_of_it
+
+
+@pytest.mark.parametrize(
+    "statement, why",
+    [
+        ("SELECT * FROM headrace_v1.jobs", "permission denied"),
+        ("SELECT * FROM headrace.job", "permission denied"),
+        ("SELECT * FROM headrace.sql_login", "permission denied"),
+        ("SET ROLE headrace_reader", "permission denied"),
+        ("SET SESSION AUTHORIZATION globex_login", "permission denied"),
+        ("SELECT headrace.tenant_bind('acme_login', 'globex')", "permission denied"),
+        ("SELECT headrace_v1.cancel(gen_random_uuid())", "permission denied"),
+        # A function that is cheaper than the filter, and tells what it is shown.
+        (
+            "CREATE FUNCTION pg_temp.leak(text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS "
+            "$$BEGIN RAISE NOTICE 'tenant %', $1; RETURN true; END$$;"
+            "SELECT count(*) > 0 FROM headrace_tenant_v1.jobs WHERE pg_temp.leak(tenant)",
+            "tenant acme",
+        ),
+    ],
+)
+def test_a_tenant_is_kept_in(world, statement, why):
+    told = psql(login_of(world, "acme"), statement)
+    assert why in told
+    assert "tenant globex" not in told
+
+
+def test_a_tenant_writes_its_own(world):
+    waiting = psql(world, "SELECT id FROM headrace_v1.jobs WHERE model_name = 'summarize' AND status = 'QUEUED' LIMIT 1")
+    dead = psql(world, "SELECT id FROM headrace_v1.dead_jobs WHERE reason = 'expired'").strip()
+    other = psql(world, "SELECT id FROM headrace_v1.jobs WHERE model_name = 'embed' LIMIT 1").strip()
+    waiting = waiting.strip()
+    ask = (
+        f"SELECT headrace_tenant_v1.set_priority('{waiting}', 0) > 0, headrace_tenant_v1.cancel('{waiting}') > 0,"
+        f" headrace_tenant_v1.retry('{dead}') > 0;"
+    )
+    assert psql(login_of(world, "acme"), ask) == "t|t|t\n"
+    assert "may read" in psql(login_of(world, "globex"), f"SELECT headrace_tenant_v1.cancel('{other}')")
+    assert f"there is no job {other}" in psql(
+        login_of(world, "acme"), f"SELECT headrace_tenant_v1.cancel('{other}')"
+    )
+    assert "it must be 0, 1 or 2" in psql(
+        login_of(world, "acme"), f"SELECT headrace_tenant_v1.set_priority('{waiting}', 7)"
+    )
+    assert psql(
+        login_of(world, "acme"),
+        "SELECT kind, status, asked_by FROM headrace_tenant_v1.commands WHERE asked_by = 'acme_login' ORDER BY id;"
+        "SELECT count(*) FROM headrace_tenant_v1.audit WHERE actor = 'acme_login' AND action ~ '^JOB_.*_ASKED$'",
+    ).split() == [f"{k}|PENDING|acme_login" for k in ("priority", "cancel", "replay")] + ["3"]
+    # The same for everybody's jobs, by its other name.
+    psql(world, f"SET ROLE headrace_operator; SELECT headrace_v1.retry('{dead}')", check=True)
+
+
+def test_binding_says_what_is_wrong(world):
+    for arguments, why in (
+        ("'nobody', 'acme'", "there is no role nobody"),
+        ("'acme_login', 'nothing'", "there is no tenant nothing"),
+        ("'headrace_operator', 'acme'", "sees all tenants"),
+        ("'headrace', 'acme'", "a superuser"),
+    ):
+        assert why in psql(world, f"SELECT headrace.tenant_bind({arguments})")
+    assert "bound to no tenant" in psql(world, "SELECT headrace.tenant_unbind('nobody')")
+    script = "CREATE ROLE loose_login LOGIN PASSWORD 'x'; GRANT headrace_tenant TO loose_login"
+    psql(world, script, check=True)
+    assert psql(login_of(world, "loose"), "SELECT count(*) FROM headrace_tenant_v1.jobs") == "0\n"
+
+
+def test_the_command_shows_a_tenant_its_views(world):
+    login = login_of(world, "acme")
+    assert json.loads(sql(login, "--json", "SELECT DISTINCT tenant FROM jobs").stdout) == [{"tenant": "acme"}]
+    views = {line.split()[0] for line in sql(login).stdout.splitlines()[1:]}
+    assert "jobs" in views and "shards" not in views
+    assert "tenant" in sql(login, "--views", "jobs").stdout
