@@ -188,6 +188,36 @@ size_t http_stream_waiting_size(const struct http_stream *stream);
 void http_stream_end(struct http_stream **stream_p);   /* sends the rest, then a proper end */
 void http_stream_abort(struct http_stream **stream_p); /* cuts: the client sees a broken answer */
 
+/* ---- An upload's body, multipart/form-data (RFC 7578), read as it comes: each field is handed out
+ * in pieces, in the order of the body, and none is held in memory.
+ *
+ *     http_form_new(request) -> http_form_feed(bytes)… -> http_form_end()
+ *
+ * Source: libmicrohttpd's post processor. ERR_MALFORMED when the Content-Type is another one or has
+ * no boundary, and when the body is not what it announces or stops in the middle; what on_piece
+ * returns ends the feeding. Tests: tests/unit/test_http_form.c */
+
+struct http_form;
+
+struct http_form_piece {
+    const char *name;            /* of the field */
+    const char *filename, *type; /* NULL: not said */
+    uint64_t offset;             /* of these bytes in the field; the first piece may be empty */
+    const char *bytes;
+    size_t size;
+};
+
+/* Everything is borrowed for the call. */
+typedef int http_form_call(void *opaque, const struct http_form_piece *piece, struct err *err);
+
+/* The request must live as long as bytes are fed. */
+int http_form_new(struct http_request *request, http_form_call *on_piece, void *opaque,
+                  struct http_form **ret_form, struct err *err) MUST_CHECK;
+void http_form_free(struct http_form **form_p);
+int http_form_feed(struct http_form *form, const void *bytes, size_t size,
+                   struct err *err) MUST_CHECK;
+int http_form_end(struct http_form *form, struct err *err) MUST_CHECK; /* of the body */
+
 /* ---- The target of a request: pure, bytes in, parts out. */
 
 #define HTTP_TARGET_SIZE_MAX 8192

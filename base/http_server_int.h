@@ -10,6 +10,7 @@
  *   http_server_answer.c   answers, files, streams
  *   http_server_tls.c      certificate and key, before the TLS library has them
  *   http_server_target.c   paths and queries (pure)
+ *   http_server_form.c     forms
  *
  * libmicrohttpd calls request_step() again and again; what it does is decided by the request's
  * phase alone:

@@ -83,13 +83,23 @@ struct blob_call {
 
 /* ---- keys ---- */
 
-static void key_of_day(const struct wire_id *job, char to[BLOB_KEY_SIZE])
+static void key_of_id(const char *folder, const struct wire_id *of, char to[BLOB_KEY_SIZE])
 {
     char when[CLOCK_TEXT_SIZE], id[JOB_ID_TEXT_SIZE];
 
-    clock_format_iso(job_id_time_ms(job) * 1000, when);
-    job_id_format(job, id);
-    (void)snprintf(to, BLOB_KEY_SIZE, "jobs/%.10s/%s", when, id);
+    clock_format_iso(job_id_time_ms(of) * 1000, when);
+    job_id_format(of, id);
+    (void)snprintf(to, BLOB_KEY_SIZE, "%s/%.10s/%s", folder, when, id);
+}
+
+static void key_of_day(const struct wire_id *job, char to[BLOB_KEY_SIZE])
+{
+    key_of_id("jobs", job, to);
+}
+
+void blob_key_file(const struct wire_id *file, char to[BLOB_KEY_SIZE])
+{
+    key_of_id("files", file, to);
 }
 
 void blob_key_input(const struct wire_id *job, char to[BLOB_KEY_SIZE])

@@ -53,6 +53,8 @@ void blob_key_input(const struct wire_id *job, char to[BLOB_KEY_SIZE]);
 void blob_key_output(const struct wire_id *job, uint64_t token, char to[BLOB_KEY_SIZE]);
 void blob_key_archive(const uint8_t digest[BLOB_DIGEST_SIZE], char to[BLOB_KEY_SIZE]);
 
+void blob_key_file(const struct wire_id *file, char to[BLOB_KEY_SIZE]); /* of a client's upload */
+
 /* ERR_MALFORMED unless it is 1 to 159 characters of [A-Za-z0-9._-] in segments that are neither
  * empty nor begin with a dot. */
 int blob_key_check(const char *key, struct err *err) MUST_CHECK;

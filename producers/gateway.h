@@ -16,9 +16,10 @@
  *   gateway_logs.c     logs of replicas              gateway_limit.c   caps, refusals
  *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
  *   gateway_deliveries.c webhook deliveries          gateway_endpoints.c their receivers
- *   gateway_secrets.c  secrets of models
+ *   gateway_secrets.c  secrets of models             gateway_upload.c  files in
+ *   gateway_files.c    files
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
- *         gateway_delivery_id
+ *         gateway_delivery_id, gateway_file
  *
  * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
  * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
@@ -396,6 +397,17 @@ void delivery_replay_begin(struct call *call);
 void endpoints_begin(struct call *call);
 void endpoint_enable_begin(struct call *call);
 void endpoint_disable_begin(struct call *call);
+
+/* gateway_upload.c, gateway_files.c */
+void file_upload_begin(struct call *call);
+void files_begin(struct call *call);
+void file_begin(struct call *call);
+void file_content_begin(struct call *call);
+void file_delete_begin(struct call *call);
+/* A list as OpenAI's client reads it: at most limit of the rows, has_more when there are others. */
+void call_answer_page(struct call *call, const struct pg_answer *answer, size_t limit,
+                      struct json_t *(*row_json)(const struct pg_answer *answer, size_t at,
+                                                 size_t row));
 
 /* gateway_main.c: why /readyz says no; NULL when it says yes. */
 const char *gateway_not_ready(const struct gateway *gateway);

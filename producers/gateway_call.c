@@ -55,6 +55,16 @@ static void append_error(struct buf *to, const char *text, const char *error_cod
     buf_printf(to, ",\"error_code\":\"%s\"}", error_code);
 }
 
+/* The same as OpenAI's clients read it. */
+static void append_openai_error(struct buf *to, const char *text, const char *error_code,
+                                int status)
+{
+    buf_append_text(to, "{\"error\":{\"message\":");
+    json_append_string(to, text, strlen(text));
+    buf_printf(to, ",\"type\":\"%s\",\"param\":null,\"code\":\"%s\"}}",
+               status >= 500 ? "server_error" : "invalid_request_error", error_code);
+}
+
 void call_render_error(int status, const char *text, struct buf *to, void *opaque)
 {
     (void)opaque;
@@ -264,7 +274,10 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
     struct buf body = BUF_WITH_LIMIT(ANSWER_SIZE_MAX);
 
     (*call_p)->type[0] = '\0';
-    append_error(&body, text, error_code);
+    if (route_is_openai((*call_p)->match.route))
+        append_openai_error(&body, text, error_code, status);
+    else
+        append_error(&body, text, error_code);
     call_answer(call_p, status, &body);
     buf_done(&body);
 }
@@ -410,6 +423,11 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_ENDPOINTS] = endpoints_begin,
     [ROUTE_ENDPOINT_ENABLE] = endpoint_enable_begin,
     [ROUTE_ENDPOINT_DISABLE] = endpoint_disable_begin,
+    [ROUTE_FILES] = files_begin,
+    [ROUTE_FILE_UPLOAD] = file_upload_begin,
+    [ROUTE_FILE] = file_begin,
+    [ROUTE_FILE_CONTENT] = file_content_begin,
+    [ROUTE_FILE_DELETE] = file_delete_begin,
     [ROUTE_READY] = call_ready,
     [ROUTE_METRICS] = call_metrics,
 };

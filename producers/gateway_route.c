@@ -217,6 +217,14 @@ bool route_is_async(enum route route)
     return route == ROUTE_SUBMIT || route == ROUTE_ASYNC_RUN_REMOTE;
 }
 
+bool route_is_openai(enum route route)
+{
+    static const char files[] = "v1/files";
+
+    assert(route < ROUTE_COUNT);
+    return strncmp(routes[route].pattern, files, sizeof(files) - 1) == 0;
+}
+
 bool route_is_open_to(enum route route, enum api_key_role role)
 {
     switch (route_access(route)) {

@@ -20,7 +20,7 @@
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
-    "'sql_login'";
+    "'sql_login', 'file'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
