@@ -101,6 +101,43 @@ static bool run_submit(struct run *run, struct plan_todo *todo)
     return false;
 }
 
+/* What an answer of jq is for: the run may be forgotten by then. */
+struct evaluation {
+    struct coordinator *coordinator;
+    uint64_t id;
+    uint32_t step;
+};
+
+static struct run *run_find(struct coordinator *coordinator, uint64_t id)
+{
+    struct run *run;
+
+    HASH_FIND(hh, coordinator->runs, &id, sizeof(id), run);
+    return run;
+}
+
+static void on_values(void *opaque, json_t *values, const char *error)
+{
+    OWNED(mem_free) struct evaluation *evaluation = opaque;
+    struct run *run = run_find(evaluation->coordinator, evaluation->id);
+
+    if (run == NULL) {
+        json_decref(values);
+        return;
+    }
+    plan_on_values(run->plan, evaluation->step, values, error);
+    run_pump(run);
+}
+
+static void run_evaluate(const struct run *run, struct plan_todo *todo)
+{
+    struct evaluation *evaluation = xcalloc(1, sizeof(*evaluation));
+
+    *evaluation = (struct evaluation){
+        .coordinator = run->coordinator, .id = run->id, .step = todo->step};
+    jq_pool_ask(run->coordinator->jq, &todo->text, todo->text_size, on_values, evaluation);
+}
+
 void run_pump(struct run *run)
 {
     struct plan_todo todo;
@@ -113,6 +150,9 @@ void run_pump(struct run *run)
             break;
         case PLAN_CANCEL:
             item_cancel(run, todo.step, todo.item);
+            break;
+        case PLAN_EVALUATE:
+            run_evaluate(run, &todo);
             break;
         case PLAN_FINISH:
             run_finish(run, &todo);
@@ -167,14 +207,6 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
         known->state = (enum job_state)pg_i64(answer, 1, i, 4);
         HASH_ADD(hh, run->known, key, sizeof(known->key), known);
     }
-}
-
-static struct run *run_find(struct coordinator *coordinator, uint64_t id)
-{
-    struct run *run;
-
-    HASH_FIND(hh, coordinator->runs, &id, sizeof(id), run);
-    return run;
 }
 
 /* What waits for chain_begin(): the run may be forgotten by then. */
@@ -375,6 +407,7 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
     coordinator->opaque = opaque;
     coordinator->deployment = xstrdup(options->deployment);
     coordinator->decoder = wire_decoder_new();
+    coordinator->jq = jq_pool_new(loop, chain);
     coordinator->closed = xcalloc(CLOSED_MAX, sizeof(*coordinator->closed));
     rng_secret_bytes(&boot, sizeof(boot));
     (void)snprintf(coordinator->boot, sizeof(coordinator->boot), "chain-%016llx",
@@ -418,6 +451,7 @@ void coordinator_close(struct coordinator **coordinator_p)
     {
         run_free(&run);
     }
+    jq_pool_close(&coordinator->jq);
     wire_decoder_free(&coordinator->decoder);
     free(coordinator->closed);
     free(coordinator->deployment);

@@ -12,6 +12,7 @@
 #include "base/loop.h"
 #include "brokers/blob.h"
 #include "brokers/cache.h"
+#include "brokers/jq.h"
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "chains/coordinator.h"
@@ -102,6 +103,7 @@ struct coordinator {
     struct cache *cache; /* NULL: none */
     struct cache_listener *listener;
     struct blob_store *blobs; /* NULL: none */
+    struct jq_pool *jq;
     struct wire_decoder *decoder;
     struct loop_timer *tick, *sweep;
     struct run *runs;

@@ -10,10 +10,24 @@
 #include "base/buf.h"
 #include "schema/chain_template.h"
 
+#define ASK_ITEMS_MAX 1000        /* of a map in one EVALUATE */
+#define ASK_SIZE_MAX (150u << 20) /* of its request */
+
 enum item_state { ITEM_IDLE, ITEM_LIVE, ITEM_OVER };
+
+/* What the expressions of a template came to, or who is asked about it. */
+struct ask {
+    uint32_t part;  /* of the chain's expressions: which template it is */
+    uint32_t first; /* the first item that there are values of */
+    bool out;       /* it is asked for */
+    json_t *values; /* NULL: none yet, or it failed */
+    char error[256];
+};
 
 struct step_run {
     enum plan_state state;
+    enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */
+    struct ask ask;
     json_t *items;  /* what a map goes over; NULL: no map */
     json_t *output; /* of the step, or the list of a map while it grows; NULL: nobody reads it */
     uint8_t *item_state;
@@ -26,7 +40,8 @@ struct plan {
     const char *run;
     json_t *input, *scope; /* scope: the `steps` of templates */
     struct step_run *steps;
-    uint64_t over; /* bits of steps that are final */
+    struct ask ask; /* of the run's output */
+    uint64_t over;  /* bits of steps that are final */
     size_t kept_size;
     bool failed, canceled, finished;
     uint32_t cancel_step, cancel_item; /* how far the CANCELs are */
@@ -55,8 +70,10 @@ void plan_free(struct plan **plan_p)
     for (size_t i = 0; i < plan->chain->step_count; i++) {
         json_decref(plan->steps[i].items);
         json_decref(plan->steps[i].output);
+        json_decref(plan->steps[i].ask.values);
         free(plan->steps[i].item_state);
     }
+    json_decref(plan->ask.values);
     free(plan->steps);
     json_decref(plan->scope);
     json_decref(plan->input);
@@ -116,7 +133,8 @@ static void step_end(struct plan *plan, size_t at, enum plan_state state)
                                         error != NULL ? error : json_null()));
     json_decref(step->items);
     json_decref(step->output);
-    step->items = step->output = NULL;
+    json_decref(step->ask.values);
+    step->items = step->output = step->ask.values = NULL;
 }
 
 /* A step cannot be what it should: the run is over, or the step is. */
@@ -164,92 +182,7 @@ static void step_check_end(struct plan *plan, size_t at)
     }
 }
 
-/* ---- steps that begin ---- */
-
-static int make(const struct plan *plan, const json_t *template, const json_t *item, uint64_t index,
-                json_t **ret_value, struct err *err)
-{
-    const struct chain_scope scope = {
-        .input = plan->input, .steps = plan->scope, .item = item, .index = index, .run = plan->run};
-
-    return chain_template_make(template, &scope, ret_value, err);
-}
-
-/* 1, 0, or an error. */
-static int condition(const struct plan *plan, const json_t *template, struct err *err)
-{
-    json_t *value;
-    int r = make(plan, template, NULL, 0, &value, err);
-
-    if (r < 0)
-        return r;
-    r = chain_template_is_true(value);
-    json_decref(value);
-    return r;
-}
-
-/* 1: it runs; 0: it is skipped. */
-static int step_wanted(const struct plan *plan, const struct chain_step *declared, struct err *err)
-{
-    int r = declared->when == NULL ? 1 : condition(plan, declared->when, err);
-
-    if (r < 0)
-        return err_wrap(err, "when");
-    if (r == 0 || declared->unless == NULL)
-        return r;
-    r = condition(plan, declared->unless, err);
-    return r < 0 ? err_wrap(err, "unless") : !r;
-}
-
-static int step_open_map(const struct plan *plan, const struct chain_step *declared,
-                         struct step_run *step, struct err *err)
-{
-    static const char *const names[] = {
-        [JSON_OBJECT] = "an object", [JSON_STRING] = "a text", [JSON_INTEGER] = "a number",
-        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",     [JSON_FALSE] = "false",
-        [JSON_NULL] = "null"};
-    int r = make(plan, declared->map, NULL, 0, &step->items, err);
-
-    if (r < 0)
-        return err_wrap(err, "map");
-    if (!json_is_array(step->items))
-        return err_set(err, ERR_MISMATCH, "map is over %s, it must be a list",
-                       names[json_typeof(step->items)]);
-    if (json_array_size(step->items) > CHAIN_ITEMS_MAX)
-        return err_set(err, ERR_TOO_BIG, "map is over %zu items, at most %u are allowed",
-                       json_array_size(step->items), CHAIN_ITEMS_MAX);
-    step->item_count = (uint32_t)json_array_size(step->items);
-    step->output = json_array();
-    for (uint32_t i = 0; i < step->item_count; i++)
-        (void)json_array_append_new(step->output, json_null());
-    return 0;
-}
-
-static void step_begin(struct plan *plan, size_t at)
-{
-    const struct chain_step *declared = &plan->chain->steps[at];
-    struct step_run *step = &plan->steps[at];
-    struct err err;
-    int r = step_wanted(plan, declared, &err);
-
-    if (r == 0) {
-        step_end(plan, at, PLAN_SKIPPED);
-        return;
-    }
-    step->state = PLAN_RUNNING;
-    step->item_count = 1;
-    if (r > 0 && declared->map != NULL)
-        r = step_open_map(plan, declared, step, &err);
-    if (r < 0) {
-        step->item_count = 0;
-        step_fail_template(plan, at, err.text);
-        return;
-    }
-    step->item_state = xcalloc((size_t)step->item_count + 1, 1);
-    step_check_end(plan, at); /* of nothing */
-}
-
-/* ---- to-dos ---- */
+/* ---- values ---- */
 
 static int dump_to(const char *bytes, size_t size, void *opaque)
 {
@@ -279,16 +212,222 @@ static int dump(const json_t *value, size_t limit, const char *what, struct plan
     return 0;
 }
 
-static int submit_make(const struct plan *plan, size_t at, uint32_t item, struct plan_todo *todo,
+/* A template and what it is made for. */
+struct making {
+    size_t step; /* step_count: the run's output */
+    uint32_t part;
+    const json_t *template;
+    const json_t *items; /* of a map; NULL: none */
+    uint32_t item;
+};
+
+static struct ask *ask_of(struct plan *plan, size_t step)
+{
+    return step < plan->chain->step_count ? &plan->steps[step].ask : &plan->ask;
+}
+
+static json_t *ask_items(const struct making *making)
+{
+    json_t *items = json_array();
+
+    if (making->items == NULL)
+        (void)json_array_append_new(items, json_null());
+    for (size_t i = making->item;
+         i < json_array_size(making->items) && i < (size_t)making->item + ASK_ITEMS_MAX; i++)
+        (void)json_array_append(items, json_array_get(making->items, i));
+    return items;
+}
+
+/* With the steps that the expressions read, and no others. */
+static int ask_make(const struct plan *plan, const struct making *making, struct plan_todo *todo,
+                    struct err *err)
+{
+    const struct chain *chain = plan->chain;
+    json_t *steps = json_object(), *request;
+    int r;
+
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if ((chain->jq.parts[making->part].reads >> i & 1) != 0)
+            (void)json_object_set(steps, chain->steps[i].name,
+                                  json_object_get(plan->scope, chain->steps[i].name));
+    }
+    request = json_pack("{s:I, s:O, s:o, s:{s:s}, s:o, s:I}", "n", (json_int_t)making->part,
+                        "input", plan->input, "steps", steps, "run", "id", plan->run, "items",
+                        ask_items(making), "first", (json_int_t)making->item);
+    *todo = (struct plan_todo){.type = PLAN_EVALUATE, .step = (uint32_t)making->step};
+    r = dump(request, ASK_SIZE_MAX, "what its expressions are given", todo, err);
+    json_decref(request);
+    return r;
+}
+
+enum made { MADE_ASKED = 1, MADE_WAITS }; /* beside 0 and errors */
+
+/* The values of its expressions: 0 and borrowed, MADE_ASKED with a to-do, MADE_WAITS for the answer
+ * to one. */
+static int values_of(struct plan *plan, const struct making *making, const json_t **ret_values,
+                     struct plan_todo *todo, struct err *err)
+{
+    struct ask *ask = ask_of(plan, making->step);
+    int r;
+
+    if (ask->out)
+        return MADE_WAITS;
+    if (ask->error[0] != '\0')
+        return err_set(err, ERR_MISMATCH, "jq: %s", ask->error);
+    if (ask->values != NULL && ask->part == making->part && making->item >= ask->first &&
+        making->item - ask->first < json_array_size(ask->values)) {
+        *ret_values = json_array_get(ask->values, making->item - ask->first);
+        return 0;
+    }
+    json_decref(ask->values);
+    *ask = (struct ask){.part = making->part, .first = making->item};
+    r = ask_make(plan, making, todo, err);
+    ask->out = r == 0;
+    return r < 0 ? r : MADE_ASKED;
+}
+
+/* Without expressions nobody has to be asked. */
+static int make(struct plan *plan, const struct making *making, json_t **ret_value,
+                struct plan_todo *todo, struct err *err)
+{
+    size_t next = 0;
+    struct chain_scope scope = {
+        .input = plan->input,
+        .steps = plan->scope,
+        .item = making->items == NULL ? NULL : json_array_get(making->items, making->item),
+        .index = making->item,
+        .run = plan->run};
+    int r = 0;
+
+    if (making->part != CHAIN_NO_JQ) {
+        scope.next_value = &next;
+        r = values_of(plan, making, &scope.values, todo, err);
+    }
+    return r == 0 ? chain_template_make(making->template, &scope, ret_value, err) : r;
+}
+
+void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char *error)
+{
+    struct ask *ask = step <= plan->chain->step_count ? ask_of(plan, step) : NULL;
+
+    if (ask == NULL || !ask->out) {
+        json_decref(values);
+        return;
+    }
+    ask->out = false;
+    if (json_array_size(values) > 0)
+        ask->values = json_incref(values);
+    else
+        mem_copy_text(ask->error, error == NULL ? "it came to nothing" : error);
+    json_decref(values);
+}
+
+/* ---- steps that begin ---- */
+
+/* 1, 0, MADE_…, or an error. */
+static int step_make(struct plan *plan, size_t at, enum chain_key key, json_t **ret_value,
+                     struct plan_todo *todo, struct err *err)
+{
+    static const char *const names[] = {"when", "unless", "map"};
+    const struct chain_step *declared = &plan->chain->steps[at];
+    const json_t *const templates[] = {declared->when, declared->unless, declared->map};
+    const struct making making = {
+        .step = at, .part = declared->jq[key], .template = templates[key]};
+    int r;
+
+    *ret_value = NULL;
+    if (templates[key] == NULL)
+        return 0;
+    r = make(plan, &making, ret_value, todo, err);
+    return r < 0 ? err_wrap(err, "%s", names[key]) : r;
+}
+
+static int step_open_map(struct step_run *step, struct err *err)
+{
+    static const char *const names[] = {
+        [JSON_OBJECT] = "an object", [JSON_STRING] = "a text", [JSON_INTEGER] = "a number",
+        [JSON_REAL] = "a number",    [JSON_TRUE] = "true",     [JSON_FALSE] = "false",
+        [JSON_NULL] = "null"};
+
+    if (!json_is_array(step->items))
+        return err_set(err, ERR_MISMATCH, "map is over %s, it must be a list",
+                       names[json_typeof(step->items)]);
+    if (json_array_size(step->items) > CHAIN_ITEMS_MAX)
+        return err_set(err, ERR_TOO_BIG, "map is over %zu items, at most %u are allowed",
+                       json_array_size(step->items), CHAIN_ITEMS_MAX);
+    step->item_count = (uint32_t)json_array_size(step->items);
+    step->output = json_array();
+    for (uint32_t i = 0; i < step->item_count; i++)
+        (void)json_array_append_new(step->output, json_null());
+    return 0;
+}
+
+static int step_enter(struct plan *plan, size_t at, struct err *err)
+{
+    struct step_run *step = &plan->steps[at];
+    int r = 0;
+
+    step->state = PLAN_RUNNING;
+    step->item_count = 1;
+    if (step->items != NULL)
+        r = step_open_map(step, err);
+    if (r < 0)
+        return r;
+    step->item_state = xcalloc((size_t)step->item_count + 1, 1);
+    step_check_end(plan, at); /* of nothing */
+    return 0;
+}
+
+/* One key after the other, each as often as it takes to know it. True: there is a to-do. */
+static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    struct step_run *step = &plan->steps[at];
+    struct err err;
+    int r = 0;
+
+    while (r == 0 && step->next < CHAIN_KEY_INPUT && step->state == PLAN_WAITING) {
+        enum chain_key key = step->next;
+        json_t *value;
+
+        r = step_make(plan, at, key, &value, todo, &err);
+        if (r != 0)
+            break;
+        step->next++;
+        if (key == CHAIN_KEY_MAP)
+            step->items = json_incref(value);
+        else if (value != NULL && chain_template_is_true(value) == (key == CHAIN_KEY_UNLESS))
+            step_end(plan, at, PLAN_SKIPPED);
+        json_decref(value);
+    }
+    if (r == 0 && step->state == PLAN_WAITING)
+        r = step_enter(plan, at, &err);
+    if (r < 0) {
+        step->item_count = 0;
+        step->state = PLAN_RUNNING;
+        step_fail_template(plan, at, err.text);
+    }
+    return r == MADE_ASKED;
+}
+
+/* ---- to-dos ---- */
+
+/* 0: it is in the to-do; MADE_…, or an error. */
+static int submit_make(struct plan *plan, size_t at, uint32_t item, struct plan_todo *todo,
                        struct err *err)
 {
-    const struct step_run *step = &plan->steps[at];
-    const json_t *of = step->items == NULL ? NULL : json_array_get(step->items, item);
+    const struct chain_step *declared = &plan->chain->steps[at];
+    const struct making making = {.step = at,
+                                  .part = declared->jq[CHAIN_KEY_INPUT],
+                                  .template = declared->input,
+                                  .items = plan->steps[at].items,
+                                  .item = item};
     json_t *value;
-    int r = make(plan, plan->chain->steps[at].input, of, item, &value, err);
+    int r = make(plan, &making, &value, todo, err);
 
     if (r < 0)
         return err_wrap(err, "input");
+    if (r > 0)
+        return r;
     *todo = (struct plan_todo){.type = PLAN_SUBMIT, .step = (uint32_t)at, .item = item};
     r = dump(value, PLAN_STEP_INPUT_MAX, "input", todo, err);
     json_decref(value);
@@ -300,16 +439,19 @@ static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
     const struct chain_step *declared = &plan->chain->steps[at];
     struct step_run *step = &plan->steps[at];
     struct err err;
+    int r;
 
-    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0)
-        step_begin(plan, at);
+    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0 &&
+        step_begin(plan, at, todo))
+        return true;
     if (step->state != PLAN_RUNNING || plan->failed || step_has_failed(step) ||
         step->next_item == step->item_count || step->live_count >= declared->max_parallel)
         return false;
-    if (submit_make(plan, at, step->next_item, todo, &err) < 0) {
+    r = submit_make(plan, at, step->next_item, todo, &err);
+    if (r < 0)
         step_fail_template(plan, at, err.text);
-        return false;
-    }
+    if (r != 0)
+        return r == MADE_ASKED;
     step->item_state[step->next_item++] = ITEM_LIVE;
     step->live_count++;
     return true;
@@ -335,26 +477,34 @@ static bool cancel_next(struct plan *plan, struct plan_todo *todo)
     return false;
 }
 
-/* All steps are over: what the run came to. */
-static void finish_make(struct plan *plan, struct plan_todo *todo)
+/* All steps are over: what the run came to. False: its expressions are not known yet. */
+static bool finish_make(struct plan *plan, struct plan_todo *todo, bool *ret_asked)
 {
-    const json_t *last = json_object_get(plan->scope, plan->chain->steps[plan->chain->last].name);
+    const struct chain *chain = plan->chain;
+    const json_t *last = json_object_get(plan->scope, chain->steps[chain->last].name);
+    const struct making making = {
+        .step = chain->step_count, .part = chain->output_jq, .template = chain->output};
     json_t *value = NULL;
     struct err err;
     int r = 0;
 
     *todo = (struct plan_todo){.type = PLAN_FINISH};
-    if (plan->chain->output != NULL)
-        r = make(plan, plan->chain->output, NULL, 0, &value, &err);
+    if (chain->output != NULL)
+        r = make(plan, &making, &value, todo, &err);
     else
         value = json_incref(json_object_get(last, "output"));
+    *ret_asked = r == MADE_ASKED;
+    if (r > 0)
+        return false;
     if (r == 0)
         r = dump(value, PLAN_OUTPUT_MAX, "it", todo, &err);
     json_decref(value);
     if (r < 0) {
         (void)err_wrap(&err, "output");
         run_fail(plan, "", err.text);
+        *todo = (struct plan_todo){.type = PLAN_FINISH};
     }
+    return true;
 }
 
 static bool all_over(const struct plan *plan)
@@ -367,6 +517,7 @@ static bool all_over(const struct plan *plan)
 bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
 {
     uint64_t before;
+    bool asked;
 
     if (plan->finished)
         return false;
@@ -383,13 +534,12 @@ bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
     } else if (!all_over(plan)) {
         return false;
     }
+    *ret_todo = (struct plan_todo){.type = PLAN_FINISH};
+    if (!plan->failed && !plan->canceled && !finish_make(plan, ret_todo, &asked))
+        return asked;
     plan->finished = true;
     if (plan->canceled)
         return false;
-    if (plan->failed)
-        *ret_todo = (struct plan_todo){.type = PLAN_FINISH};
-    else
-        finish_make(plan, ret_todo);
     ret_todo->error = plan->failed ? plan->error : NULL;
     ret_todo->error_class = plan->failed ? plan->error_class : ERROR_CLASS_NONE;
     return true;

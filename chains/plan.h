@@ -5,8 +5,10 @@
  * The planner: what a run of a chain has to do next, from what its steps came to.
  *
  *     plan_new(chain, input, run)
- *     while (plan_next(plan, &todo))        SUBMIT a job, CANCEL one, or the run is over: FINISH
+ *     while (plan_next(plan, &todo))        SUBMIT a job, CANCEL one, EVALUATE expressions,
+ *                                           or the run is over: FINISH
  *     plan_on_final(plan, step, item, …)    a job that was submitted is final
+ *     plan_on_values(plan, step, …)         what expressions came to
  *
  *     step:  WAITING ─▶ RUNNING ─▶ SUCCEEDED | FAILED        FAILED goes on only where it may
  *               └────▶ SKIPPED
@@ -37,12 +39,14 @@
 
 enum plan_state { PLAN_WAITING, PLAN_RUNNING, PLAN_SUCCEEDED, PLAN_SKIPPED, PLAN_FAILED };
 
-enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_FINISH };
+enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_EVALUATE, PLAN_FINISH };
 
 struct plan_todo {
     enum plan_todo_type type;
-    uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map */
-    char *text;          /* SUBMIT: the input; FINISH: the output, NULL: it failed. The caller's */
+    uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map; EVALUATE: whose it is */
+    /* SUBMIT: the input; EVALUATE: the request (schema/chain_jq.h); FINISH: the output, NULL: it
+     * failed. The caller's. */
+    char *text;
     size_t text_size;
     const char *error;            /* FINISH of a run that failed: says which step; the plan's */
     enum error_class error_class; /* … BAD_INPUT: a template could not be filled */
@@ -68,6 +72,11 @@ bool plan_next(struct plan *plan, struct plan_todo *ret_todo);
 
 /* Of a job that was submitted; ignored when it is over already or was never asked for. */
 void plan_on_final(struct plan *plan, uint32_t step, uint32_t item, const struct plan_final *final);
+
+/* Answers an EVALUATE, with the step that it was for. Takes the values: for each item that it had
+ * room for a list of what each expression came to. NULL: an expression failed, and error says why.
+ * A step has one EVALUATE out at a time; an answer that nobody waits for is ignored. */
+void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char *error);
 
 /* The run is over for another reason: CANCELs for what runs, then no FINISH. */
 void plan_cancel(struct plan *plan);

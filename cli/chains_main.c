@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "brokers/jq.h"
 #include "cli/list.h"
 #include "cli/push_model.h"
 #include "cli/watch.h"
@@ -67,6 +68,8 @@ static int chain_read(const char *path, json_t **ret_json, size_t *ret_steps, st
         r = yaml_json_parse(path, buf_text(&text), text.size, &json, err);
     if (r == 0)
         r = chain_parse(json, &chain, err);
+    if (r == 0)
+        r = jq_check(chain, err);
     if (r < 0)
         return r;
     *ret_steps = chain->step_count;

@@ -23,5 +23,12 @@ pkg_check_modules(seccomp REQUIRED IMPORTED_TARGET libseccomp>=2.5)
 pkg_check_modules(expat REQUIRED IMPORTED_TARGET expat>=2.5)
 find_package(prometheus-cpp CONFIG REQUIRED COMPONENTS core)
 
+# jq 1.6 has no pkg-config file.
+find_library(JQ_LIBRARY jq REQUIRED)
+find_path(JQ_INCLUDE_DIR jq.h REQUIRED)
+add_library(JQ::jq UNKNOWN IMPORTED)
+set_target_properties(JQ::jq PROPERTIES IMPORTED_LOCATION ${JQ_LIBRARY}
+  INTERFACE_INCLUDE_DIRECTORIES ${JQ_INCLUDE_DIR})
+
 find_library(DNNL_LIBRARY dnnl REQUIRED)
 find_path(DNNL_INCLUDE_DIR oneapi/dnnl/dnnl.h REQUIRED)

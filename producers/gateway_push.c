@@ -8,7 +8,7 @@
  *   -> rows, in one transaction -> 201
  *
  * With Content-Type: application/json there is no archive: the body is a headrace.json, for engines
- * that need no files.
+ * that need no files. Expressions of a chain are compiled, on a thread as well.
  *
  * Failures: nothing is accepted before everything was checked; an upload that is dropped leaves
  * nothing behind. A crash after the blob leaves a blob that the next push of the same files takes.
@@ -26,6 +26,7 @@
 #include "base/assert.h"
 #include "base/loop.h"
 #include "brokers/blob.h"
+#include "brokers/jq.h"
 #include "brokers/pg.h"
 #include "producers/gateway.h"
 #include "producers/gateway_archive.h"
@@ -156,6 +157,13 @@ static void on_stored(void *opaque, const struct err *err)
         push_create_rows(push);
 }
 
+/* thread: libuv's pool */
+static int check_expressions(struct push *push)
+{
+    return strcmp(push->plan.engine, "chain") == 0 ? jq_check_json(push->plan.settings, &push->err)
+                                                   : 0;
+}
+
 /* thread: libuv's pool   The push belongs to this thread until on_looked(). */
 static void look(uv_work_t *work)
 {
@@ -166,6 +174,8 @@ static void look(uv_work_t *work)
 
     if (r == 0)
         r = model_plan_make(&push->facts, &push->plan, &push->err);
+    if (r == 0)
+        r = check_expressions(push);
     push->err.code = r;
 }
 
@@ -343,6 +353,26 @@ static int read_names(struct push *push, struct err *err)
     return r;
 }
 
+/* thread: libuv's pool   The push belongs to this thread until on_compiled(). */
+static void compile(uv_work_t *work)
+{
+    struct push *push = (struct push *)work;
+
+    push->err.code = check_expressions(push);
+}
+
+static void on_compiled(uv_work_t *work, int status)
+{
+    struct push *push = (struct push *)work;
+    struct err err = push->err;
+
+    assert(status == 0);
+    if (err.code < 0)
+        push_fail(push, &err);
+    else
+        push_create_rows(push);
+}
+
 /* A push without files: the body is what headrace.json would say. */
 static void on_json(struct call *call)
 {
@@ -355,10 +385,14 @@ static void on_json(struct call *call)
     r = model_plan_make(&push->facts, &push->plan, &err);
     if (r == ERR_UNSUPPORTED)
         err.code = ERR_MISMATCH;
-    if (r < 0)
+    if (r < 0) {
         push_fail(push, &err);
-    else
+    } else if (strcmp(push->plan.engine, "chain") != 0) {
         push_create_rows(push);
+    } else {
+        r = uv_queue_work(loop_uv(push->gateway->loop), &push->work, compile, on_compiled);
+        assert(r == 0);
+    }
 }
 
 static int push_begin_upload(struct push *push, struct err *err)

@@ -15,6 +15,7 @@
 struct reading {
     struct chain *chain;
     struct chain_step *step; /* NULL: the chain's own output */
+    uint64_t reads;          /* bits of steps */
     char where[120];
 };
 
@@ -228,21 +229,35 @@ static int use_step(void *opaque, const char *name, struct err *err)
     if (at < 0)
         return err_set(err, ERR_NOT_FOUND, "there is no step '%.64s'", name);
     reading->chain->used |= UINT64_C(1) << at;
+    reading->reads |= UINT64_C(1) << at;
     if (reading->step != NULL)
         reading->step->needs |= UINT64_C(1) << at;
     return 0;
 }
 
+/* The part of its expressions in *ret_jq. */
 static int read_template(struct reading *reading, const char *key, const json_t *value, bool item,
-                         struct err *err)
+                         uint32_t *ret_jq, struct err *err)
 {
+    struct chain_jq *jq = &reading->chain->jq;
+    const struct chain_template_use use = {
+        .item = item, .step = use_step, .opaque = reading, .jq = jq};
     char where[200];
+    int r;
 
+    *ret_jq = CHAIN_NO_JQ;
     if (value == NULL)
         return 0;
     mem_copy_text(where, reading->where);
     mem_copy_text_at(where + strlen(where), sizeof(where) - strlen(where), key);
-    return chain_template_check(value, where, item, use_step, reading, err);
+    reading->reads = 0;
+    chain_jq_add_part(jq);
+    r = chain_template_check(value, where, &use, err);
+    if (r < 0 || chain_jq_drop_empty_part(jq))
+        return r;
+    *ret_jq = (uint32_t)jq->part_count - 1;
+    jq->parts[*ret_jq].reads = reading->reads;
+    return 0;
 }
 
 static int read_needs(struct chain *chain, struct chain_step *step, const json_t *needs,
@@ -274,13 +289,15 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
     mem_copy_text(reading.where, "step ");
     mem_copy_text_at(reading.where + 5, sizeof(reading.where) - 7, step->name);
     mem_copy_text_at(reading.where + strlen(reading.where), 3, ": ");
-    r = read_template(&reading, "input", step->input, step->map != NULL, err);
+    r = read_template(&reading, "input", step->input, step->map != NULL, &step->jq[CHAIN_KEY_INPUT],
+                      err);
     if (r == 0)
-        r = read_template(&reading, "map", step->map, false, err);
+        r = read_template(&reading, "map", step->map, false, &step->jq[CHAIN_KEY_MAP], err);
     if (r == 0)
-        r = read_template(&reading, "when", step->when, false, err);
+        r = read_template(&reading, "when", step->when, false, &step->jq[CHAIN_KEY_WHEN], err);
     if (r == 0)
-        r = read_template(&reading, "unless", step->unless, false, err);
+        r = read_template(&reading, "unless", step->unless, false, &step->jq[CHAIN_KEY_UNLESS],
+                          err);
     return r == 0 ? read_needs(chain, step, json_object_get(json, "needs"), err) : r;
 }
 
@@ -412,7 +429,7 @@ int chain_parse(json_t *json, struct chain **ret_chain, struct err *err)
     if (r < 0)
         return r;
     chain->output = json_object_get(json, "output");
-    r = read_template(&reading, "output", chain->output, false, err);
+    r = read_template(&reading, "output", chain->output, false, &chain->output_jq, err);
     if (r < 0)
         return r;
     if (chain->output == NULL)
@@ -430,6 +447,7 @@ void chain_free(struct chain **chain_p)
     if (chain == NULL)
         return;
     free(chain->steps);
+    chain_jq_done(&chain->jq);
     json_decref(chain->json);
     free(chain);
 }

@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "schema/chain_jq.h"
 
 #define CHAIN_STEPS_MAX 64         /* a set of them is one word */
 #define CHAIN_NAME_SIZE 65         /* 64 bytes and a terminator */
@@ -36,6 +37,11 @@
 #define CHAIN_ITEMS_MAX 100000u    /* of one map */
 #define CHAIN_PARALLEL_MAX 4096u
 #define CHAIN_PARALLEL_DEFAULT 16u
+
+/* Where templates stand. */
+enum chain_key { CHAIN_KEY_WHEN, CHAIN_KEY_UNLESS, CHAIN_KEY_MAP, CHAIN_KEY_INPUT, CHAIN_KEYS };
+
+#define CHAIN_NO_JQ UINT32_MAX
 
 struct chain_step {
     char name[CHAIN_NAME_SIZE];
@@ -54,6 +60,7 @@ struct chain_step {
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
     uint64_t queue_limit_ms; /* until its first attempt */
     uint32_t priority;
+    uint32_t jq[CHAIN_KEYS]; /* the part of its expressions; CHAIN_NO_JQ: there are none */
 };
 
 struct chain {
@@ -63,9 +70,12 @@ struct chain {
     const json_t *output; /* a template; NULL: the output of the last step… */
     size_t last;          /* …which is the only one that no other waits for */
     uint64_t used;        /* bits of steps whose output somebody reads */
+    struct chain_jq jq;   /* all expressions */
+    uint32_t output_jq;   /* the part of those in `output`; CHAIN_NO_JQ */
 };
 
-/* Takes a reference of the object, which must not be changed any more. */
+/* Takes a reference of the object, which must not be changed any more. What is wrong inside of an
+ * expression only jq knows: brokers/jq.h asks it. */
 int chain_parse(json_t *json, struct chain **ret_chain, struct err *err) MUST_CHECK;
 void chain_free(struct chain **chain_p);
 

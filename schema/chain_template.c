@@ -72,7 +72,7 @@ static bool part_is_good(const char *part, size_t size)
     return size > 0;
 }
 
-static int check_steps(const char *rest, chain_use_fn *use, void *opaque, struct err *err)
+static int check_steps(const char *rest, const struct chain_template_use *use, struct err *err)
 {
     char name[CHAIN_PATH_SIZE_MAX + 1];
     size_t size = strcspn(rest, ".");
@@ -86,10 +86,10 @@ static int check_steps(const char *rest, chain_use_fn *use, void *opaque, struct
         return err_set(err, ERR_MALFORMED,
                        "'steps.%.80s' must go on with a step's name and .output, .state or .error",
                        rest);
-    return use(opaque, name, err);
+    return use->step(use->opaque, name, err);
 }
 
-static int check_path(const char *path, bool item, chain_use_fn *use, void *opaque, struct err *err)
+static int check_path(const char *path, const struct chain_template_use *use, struct err *err)
 {
     size_t size = strcspn(path, ".");
 
@@ -102,38 +102,50 @@ static int check_path(const char *path, bool item, chain_use_fn *use, void *opaq
         part = part[part_size] == '.' ? part + part_size + 1 : NULL;
     }
     if (strncmp(path, "steps.", 6) == 0)
-        return check_steps(path + 6, use, opaque, err);
+        return check_steps(path + 6, use, err);
     if (size == 5 && memcmp(path, "input", 5) == 0)
         return 0;
     if (strcmp(path, "run.id") == 0)
         return 0;
     if ((size == 4 && memcmp(path, "item", 4) == 0) || strcmp(path, "index") == 0)
-        return item ? 0
-                    : err_set(err, ERR_MALFORMED, "'%.80s' has a meaning only in a step with map",
-                              path);
+        return use->item ? 0
+                         : err_set(err, ERR_MALFORMED,
+                                   "'%.80s' has a meaning only in a step with map", path);
     return err_set(err, ERR_MALFORMED,
                    "'%.80s' is not known: there are input, steps, item, index and run.id", path);
 }
 
-static int check_text(const char *text, const char *where, bool item, chain_use_fn *use,
-                      void *opaque, struct err *err)
+static int check_expression(const char *text, const char *where,
+                            const struct chain_template_use *use, struct err *err)
+{
+    int r = chain_jq_check(text, use->item, use->step, use->opaque, err);
+
+    if (r == 0)
+        r = chain_jq_add(use->jq, where, text, err);
+    return r < 0 ? err_wrap(err, "%s", where) : 0;
+}
+
+static int check_text(const char *text, const char *where, const struct chain_template_use *use,
+                      struct err *err)
 {
     struct scan scan = {.text = text};
     bool found = true;
 
+    if (chain_jq_is_expression(text))
+        return check_expression(text, where, use, err);
     while (found) {
         int r = scan_next(&scan, &found, err);
 
         if (r == 0 && found)
-            r = check_path(scan.reference.path, item, use, opaque, err);
+            r = check_path(scan.reference.path, use, err);
         if (r < 0)
             return err_wrap(err, "%s", where);
     }
     return 0;
 }
 
-int chain_template_check(const json_t *value, const char *where, bool item, chain_use_fn *use,
-                         void *opaque, struct err *err)
+int chain_template_check(const json_t *value, const char *where,
+                         const struct chain_template_use *use, struct err *err)
 {
     json_t *member;
     const char *key;
@@ -143,14 +155,14 @@ int chain_template_check(const json_t *value, const char *where, bool item, chai
     if (json_is_string(value)) {
         if (strlen(json_string_value(value)) != json_string_length(value))
             return err_set(err, ERR_MALFORMED, "%s: a text has a NUL in it", where);
-        return check_text(json_string_value(value), where, item, use, opaque, err);
+        return check_text(json_string_value(value), where, use, err);
     }
     json_array_foreach(value, index, member)
     {
         char deeper[256];
 
         (void)snprintf(deeper, sizeof(deeper), "%.200s.%zu", where, index);
-        r = chain_template_check(member, deeper, item, use, opaque, err);
+        r = chain_template_check(member, deeper, use, err);
         if (r < 0)
             return r;
     }
@@ -159,7 +171,7 @@ int chain_template_check(const json_t *value, const char *where, bool item, chai
         char deeper[256];
 
         (void)snprintf(deeper, sizeof(deeper), "%.160s.%.60s", where, key);
-        r = chain_template_check(member, deeper, item, use, opaque, err);
+        r = chain_template_check(member, deeper, use, err);
         if (r < 0)
             return r;
     }
@@ -243,6 +255,22 @@ static void append_value(struct buf *to, const json_t *value)
         (void)json_dump_callback(value, append_dumped, to, JSON_COMPACT | JSON_ENCODE_ANY);
 }
 
+/* It came to one value, or to something else. */
+static int make_expression(const struct chain_scope *scope, json_t **ret_value, struct err *err)
+{
+    const json_t *came = scope->next_value == NULL
+                             ? NULL
+                             : json_array_get(scope->values, (*scope->next_value)++);
+
+    if (json_array_size(came) != 1)
+        return err_set(err, ERR_MISMATCH,
+                       "the expression came to %zu values, it must come to one: first(…) and […] "
+                       "make one of many, and // another of none",
+                       json_array_size(came));
+    *ret_value = json_incref(json_array_get(came, 0));
+    return 0;
+}
+
 static int make_text(const char *text, const struct chain_scope *scope, json_t **ret_value,
                      struct err *err)
 {
@@ -250,6 +278,8 @@ static int make_text(const char *text, const struct chain_scope *scope, json_t *
     struct scan scan = {.text = text};
     bool found = true;
 
+    if (chain_jq_is_expression(text))
+        return make_expression(scope, ret_value, err);
     while (found) {
         json_t *value;
         int r = scan_next(&scan, &found, err);

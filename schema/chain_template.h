@@ -14,7 +14,8 @@
  *     steps.A.error    {"class", "message"} of one that failed and may, else null
  *
  * Behind them come members (.name), places of lists (.0) and, at the very end, a `?`: what is not
- * there is null then, and an error otherwise. Nothing else: no functions, no arithmetic.
+ * there is null then, and an error otherwise. What has to be computed is an expression in jq, a
+ * text of its own (schema/chain_jq.h): "${ $steps.split.output | length }".
  *
  * Pure, but for memory; values that are put in are shared, not copied, so what is made must not be
  * changed. Thread: any.   Tests: tests/unit/test_chain.c, tests/fuzz/fuzz_chain.c
@@ -25,17 +26,22 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "schema/chain_jq.h"
 
 #define CHAIN_PATH_SIZE_MAX 256   /* between the braces */
 #define CHAIN_TEXT_SIZE_MAX 65536 /* of a text that is put together */
 
-/* Called with the name of each step that a template reads: its code, should it be refused. */
-typedef int chain_use_fn(void *opaque, const char *step, struct err *err);
+struct chain_template_use {
+    bool item;             /* `item` and `index` may stand in it */
+    chain_jq_use_fn *step; /* called with the name of each step that is read */
+    void *opaque;
+    struct chain_jq *jq; /* whose newest part the expressions join */
+};
 
-/* Looks at every text of the value. `where` names it in errors ("step embed: input"); item: `item`
- * and `index` may stand in it. ERR_MALFORMED says which text, and what is wrong in it. */
-int chain_template_check(const json_t *value, const char *where, bool item, chain_use_fn *use,
-                         void *opaque, struct err *err) MUST_CHECK;
+/* Looks at every text of the value. `where` names it in errors ("step embed: input").
+ * ERR_MALFORMED says which text, and what is wrong in it. */
+int chain_template_check(const json_t *value, const char *where,
+                         const struct chain_template_use *use, struct err *err) MUST_CHECK;
 
 /* What the names stand for. Borrowed. */
 struct chain_scope {
@@ -44,6 +50,9 @@ struct chain_scope {
     const json_t *item;  /* NULL: there is none */
     uint64_t index;
     const char *run; /* its id */
+    /* What the expressions came to: for each, as they are met, a list with one value. */
+    const json_t *values;
+    size_t *next_value; /* which is the next; NULL when there are no values */
 };
 
 /* ERR_NOT_FOUND: something that the template names is not there; ERR_TOO_BIG: a text is longer than

@@ -34,6 +34,11 @@ OUTER = {"steps": {"inner": {"model": "linear", "input": {"text": "{{input.text}
          "output": "{{steps.inner.output.0}}"}
 SELF = {"steps": {"again": {"model": "self", "input": {}}}}
 PADDED = {"steps": {"a": {"model": "echo", "input": {"sim": {"output_bytes": "{{input.bytes}}"}}}}}
+JQ = {"steps": {
+    "each": {"model": "echo", "map": "${ [$input.n[] | select(. > 2)] }", "input": {"n": "${ $item * 10 }", "i": "{{index}}"}},
+    "after": {"model": "echo", "when": "${ $steps.each.output | length > 1 }",
+              "input": {"sum": "${ [$steps.each.output[].output.n] | add }", "run": "{{run.id}}"}}},
+    "output": "${ if .loop then last(range(1e18)) else {state: $steps.after.state, sum: $steps.after.output.output.sum} end }"}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
@@ -48,9 +53,9 @@ def stack(request):
         stack.push_sim("doomed", slots=1)
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("jq", JQ)):
             push(stack, name, chain)
-        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded"):
+        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
@@ -171,6 +176,23 @@ def test_a_chain_in_a_chain(stack):
     assert stack.wait_final(run)["status"] == "SUCCEEDED", stack.tell()
     assert stack.result(run).json == "deep!"
     assert "over 8 deep" in error_of(stack, begin(stack, "self", {}))
+
+
+def test_expressions(stack):
+    """Also one that does not end: it ends its run, and others go on meanwhile."""
+    loop = begin(stack, "jq", {"n": [3], "loop": True})
+    run = begin(stack, "jq", {"n": [1, 2, 3, 4, 5]})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    assert stack.result(run).json == {"state": "succeeded", "sum": 120}
+    check_each_once(stack, run, 4)
+    run = begin(stack, "jq", {"n": [1, 3]})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    assert stack.result(run).json == {"state": "skipped", "sum": None}
+    assert error_of(stack, loop) == "output: jq: the expression took over 2 s of processor time"
+    assert error_of(stack, begin(stack, "jq", {"n": [3, {}]})).startswith("step each: input: jq: object ({}) and number (10)")
+    reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
+        "a": {"model": "m", "input": {"x": "${ foo(1) }"}}}}})
+    assert reply.status == 400 and "step a: input.x: jq: line 1: foo/1 is not defined" in reply.body.decode(), reply
 
 
 def test_what_is_no_chain_is_refused(stack):

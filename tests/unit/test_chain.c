@@ -84,13 +84,47 @@ static void test_everything(void **state)
 #define STEP(rest) "steps: {a: {model: m, input: 1" rest "}}"
 #define TWO(a, b) "steps: {a: {model: m, input: " a "}, b: {model: m, input: " b "}}"
 
+struct wrong {
+    const char *yaml;
+    int code;
+    const char *text;
+};
+
+static void expect_wrong(const struct wrong *cases, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        OWNED(chain_free) struct chain *chain = NULL;
+        struct err err = {0};
+        int r = parse(cases[i].yaml, &chain, &err);
+
+        if (r != cases[i].code || strstr(err.text, cases[i].text) == NULL)
+            fail_msg("%s: %d %s", cases[i].yaml, r, err.text);
+        assert_null(chain);
+    }
+}
+
+static void test_what_is_wrong_in_expressions(void **state)
+{
+    static const struct wrong cases[] = {
+        {TWO("'${ $steps.c.output }'", "1"), ERR_NOT_FOUND, "step a: input: there is no step 'c'"},
+        {TWO("'${ \"\\($steps.c)\" }'", "1"), ERR_NOT_FOUND, "there is no step 'c'"},
+        {TWO("'${ $steps.b.outputs }'", "1"), ERR_MALFORMED, "there are output, state and error"},
+        {TWO("'${ $steps | keys }'", "1"), ERR_MALFORMED, "must stand the name of a step"},
+        {TWO("'${ $steps[$input.x] }'", "1"), ERR_MALFORMED, "must stand the name of a step"},
+        {TWO("'${ $ item }'", "1"), ERR_MALFORMED, "only in a step with map"},
+        {TWO("'${ $ENV.PATH }'", "1"), ERR_MALFORMED, "$ENV is not there"},
+        {TWO("'${ 1) | (2 }'", "1"), ERR_MALFORMED, "a ')' in it closes nothing"},
+        {TWO("'${ $steps.b.output }'", "'${ $steps[\"a\"].output }'"), ERR_MISMATCH,
+         "steps wait for each other: "},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
 static void test_what_is_wrong_is_named(void **state)
 {
-    static const struct {
-        const char *yaml;
-        int code;
-        const char *text;
-    } cases[] = {
+    static const struct wrong cases[] = {
         {"[]", ERR_MALFORMED, "chain"},
         {"{}", ERR_MALFORMED, "steps must be an object"},
         {"steps: {}", ERR_RANGE, "steps has 0 members"},
@@ -136,15 +170,46 @@ static void test_what_is_wrong_is_named(void **state)
     };
 
     (void)state;
-    for (size_t i = 0; i < COUNT_OF(cases); i++) {
-        OWNED(chain_free) struct chain *chain = NULL;
-        struct err err = {0};
-        int r = parse(cases[i].yaml, &chain, &err);
+    expect_wrong(cases, COUNT_OF(cases));
+}
 
-        if (r != cases[i].code || strstr(err.text, cases[i].text) == NULL)
-            fail_msg("%s: %d %s", cases[i].yaml, r, err.text);
-        assert_null(chain);
-    }
+/* What an expression needs is read from its text, where it is no text of its own and no comment. */
+static void test_what_expressions_read(void **state)
+{
+    static const char yaml[] =
+        "steps:\n"
+        "  a: {model: m, input: 1}\n"
+        "  b-2: {model: m, input: 2}\n"
+        "  c: {model: m, input: {x: '${ $steps.a.output + $steps[\"b-2\"].state }', y: "
+        "'{{input}}', "
+        "z: '${ 1 }'}}\n"
+        "  d:\n"
+        "    model: m\n"
+        "    map: |-\n"
+        "      ${ . # $steps.nobody\n"
+        "       | [\"$steps.nobody \\(\"\\(1)\" + $steps.\"c\".output)\"] }\n"
+        "    input: '${ $item }'\n"
+        "output: '${ $steps.d.output? }'\n";
+    OWNED(chain_free) struct chain *chain = NULL;
+    const struct chain_step *c, *d;
+    struct err err = {0};
+
+    (void)state;
+    if (parse(yaml, &chain, &err) < 0)
+        fail_msg("%s", err.text);
+    c = &chain->steps[2];
+    d = &chain->steps[3];
+    assert_int_equal(c->needs, 3);
+    assert_int_equal(d->needs, 4);
+    assert_int_equal(chain->jq.expression_count, 5);
+    assert_int_equal(chain->jq.part_count, 4);
+    assert_int_equal(chain->jq.parts[c->jq[CHAIN_KEY_INPUT]].count, 2);
+    assert_int_equal(chain->jq.parts[c->jq[CHAIN_KEY_INPUT]].reads, 3);
+    assert_string_equal(chain->jq.expressions[1].where, "step c: input.z");
+    assert_int_equal(c->jq[CHAIN_KEY_MAP], CHAIN_NO_JQ);
+    assert_int_equal(chain->jq.parts[d->jq[CHAIN_KEY_INPUT]].reads, 0);
+    assert_int_equal(chain->jq.parts[d->jq[CHAIN_KEY_MAP]].reads, 4);
+    assert_int_equal(chain->jq.parts[chain->output_jq].reads, 8);
 }
 
 static void test_a_cycle_is_told_from_its_inside(void **state)
@@ -285,6 +350,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_what_is_wrong_is_named),
+        cmocka_unit_test(test_what_is_wrong_in_expressions),
+        cmocka_unit_test(test_what_expressions_read),
         cmocka_unit_test(test_a_cycle_is_told_from_its_inside),
         cmocka_unit_test(test_limits_of_a_chain),
         cmocka_unit_test(test_templates),

@@ -9,9 +9,11 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "brokers/jq_program.h"
 #include "chains/plan.h"
 #include "schema/yaml_json.h"
 
@@ -110,6 +112,117 @@ static void break_job(struct world *world, const char *step, uint32_t item)
                                      .error_message = WIRE_TEXT_OF("it broke")};
 
     plan_on_final(world->plan, (uint32_t)chain_find(world->chain, step), item, &final);
+}
+
+/* What the coordinator's processes do, at once. `items`: how many it was asked for. */
+static void evaluate(struct world *world, size_t items)
+{
+    OWNED(jq_program_close) struct jq_program *program = NULL;
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(1 << 20), answer = BUF_WITH_LIMIT(1 << 20);
+    struct plan_todo todo;
+    json_t *request;
+    struct err err;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_EVALUATE);
+    request = json_loadb(todo.text, todo.text_size, 0, NULL);
+    assert_int_equal(json_array_size(json_object_get(request, "items")), items);
+    json_decref(request);
+    chain_jq_program(&world->chain->jq, &text);
+    if (jq_program_open(buf_text(&text), &program, &err) < 0)
+        fail_msg("%s", err.text);
+    if (jq_program_run(program, todo.text, todo.text_size, &answer, &err) < 0)
+        plan_on_values(world->plan, todo.step, NULL, err.text);
+    else
+        plan_on_values(world->plan, todo.step,
+                       json_loadb((const char *)answer.bytes, answer.size, 0, NULL), NULL);
+    free(todo.text);
+}
+
+static void test_expressions(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: {n: '${ .n + 1 }', was: '{{input.n}}'}}\n"
+               "  b: {model: m, when: '${ $steps.a.output > 5 }', map: '${ [range($steps.a.output)]"
+               " }', input: ['${ $item * 2 }', '${ $index }', '{{item}}'], max_parallel: 3}\n"
+               "  c: {model: m, unless: '${ $steps.a.output > 5 }', input: 0}\n"
+               "output: {all: '${ $steps.b.output | add }', c: '${ $steps.c.state }'}\n",
+               "{\"n\":1}");
+    evaluate(&world, 1);
+    expect_submit(&world, "a", 0, "{\"n\":2,\"was\":1}");
+    expect_nothing(&world);
+    succeed(&world, "a", 0, "6");
+    evaluate(&world, 1); /* when */
+    evaluate(&world, 1); /* map */
+    evaluate(&world, 6);
+    expect_submit(&world, "b", 0, "[0,0,0]");
+    expect_submit(&world, "b", 1, "[2,1,1]");
+    expect_submit(&world, "b", 2, "[4,2,2]");
+    evaluate(&world, 1); /* unless */
+    for (uint32_t i = 3; i < 6; i++) {
+        char input[32];
+
+        (void)snprintf(input, sizeof(input), "[%u,%u,%u]", 2 * i, i, i);
+        succeed(&world, "b", i - 3, "1");
+        expect_submit(&world, "b", i, input);
+    }
+    for (uint32_t i = 3; i < 6; i++)
+        succeed(&world, "b", i, "1");
+    evaluate(&world, 1);
+    expect_output(&world, "{\"all\":6,\"c\":\"skipped\"}");
+}
+
+/* One answer has room for some; the rest is asked for. An answer that comes again is no news. */
+static void test_expressions_of_a_large_map(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    struct plan_todo todo;
+
+    (void)state;
+    world_make(&world,
+               "steps: {a: {model: m, map: '{{input}}', input: '${ $item }', max_parallel: 4}}",
+               "[1,2,3]");
+    assert_true(plan_next(world.plan, &todo));
+    assert_int_equal(todo.type, PLAN_EVALUATE);
+    free(todo.text);
+    assert_false(plan_next(world.plan, &todo)); /* it is out */
+    plan_on_values(world.plan, todo.step, json_loads("[[[1]]]", 0, NULL), NULL);
+    plan_on_values(world.plan, todo.step, json_loads("[[[9]]]", 0, NULL), NULL);
+    plan_on_values(world.plan, 7, json_loads("[[[9]]]", 0, NULL), NULL);
+    expect_submit(&world, "a", 0, "1");
+    evaluate(&world, 2);
+    expect_submit(&world, "a", 1, "2");
+    expect_submit(&world, "a", 2, "3");
+    expect_nothing(&world);
+}
+
+static void test_expressions_that_fail(void **state)
+{
+    static const struct {
+        const char *step, *error;
+    } cases[] = {
+        {"input: '${ 1 + \"x\" }'",
+         "step a: input: jq: number (1) and string (\"x\") cannot be added"},
+        {"input: '${ 1, 2 }'", "step a: input: the expression came to 2 values"},
+        {"input: '${ empty }'", "step a: input: the expression came to 0 values"},
+        {"input: 1, when: '${ error(\"no\") }'", "step a: when: jq: no"},
+        {"input: 1, map: '${ 5 }'", "step a: map is over a number, it must be a list"},
+        {"input: [1, {x: '${ .a.b.c | error }'}]", "step a: input: "},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(world_done) struct world world = {0};
+        OWNED(mem_free) char *yaml = xasprintf("steps: {a: {model: m, %s}}", cases[i].step);
+
+        world_make(&world, yaml, "{}");
+        evaluate(&world, 1);
+        expect_failure(&world, cases[i].error);
+    }
 }
 
 static void test_linear(void **state)
@@ -400,6 +513,9 @@ static void test_outputs_have_a_limit(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_expressions),
+        cmocka_unit_test(test_expressions_of_a_large_map),
+        cmocka_unit_test(test_expressions_that_fail),
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_join_waits_for_all),
         cmocka_unit_test(test_map_keeps_order_and_room),

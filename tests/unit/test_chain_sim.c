@@ -157,6 +157,9 @@ static bool act(struct world *world, bool crash)
             assert_true(world->jobs[todo.step][todo.item].known);
             world->jobs[todo.step][todo.item].canceled = true;
             break;
+        case PLAN_EVALUATE:
+            fail_msg("no chain here has expressions");
+            break;
         case PLAN_FINISH:
             free(world->output);
             free(world->error);
