@@ -26,6 +26,7 @@ struct ask {
 
 struct step_run {
     enum plan_state state;
+    bool falling;        /* it has failed, and its fallback is being made */
     enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */
     struct ask ask;
     json_t *items;  /* what a map goes over; NULL: no map */
@@ -44,6 +45,7 @@ struct plan {
     uint64_t over;  /* bits of steps that are final */
     size_t kept_size;
     bool failed, canceled, finished;
+    bool moved; /* a step is over, or falls back: others may have something to do */
     uint32_t cancel_step, cancel_item; /* how far the CANCELs are */
     enum error_class error_class;
     char error[PLAN_ERROR_SIZE];
@@ -115,26 +117,42 @@ static void run_fail(struct plan *plan, const char *step, const char *why)
 
 /* ---- steps that end ---- */
 
-/* From here on templates can name it. */
+/* From here on templates can name it. Of one that failed the output is its fallback, or null. */
 static void step_end(struct plan *plan, size_t at, enum plan_state state)
 {
     struct step_run *step = &plan->steps[at];
     json_t *error = state == PLAN_FAILED ? json_pack("{s:s, s:s}", "class", step->error_class,
                                                      "message", step->error)
                                          : json_null();
-    json_t *output = step->output != NULL && state == PLAN_SUCCEEDED ? json_incref(step->output)
-                                                                     : json_null();
+    bool has_output = step->output != NULL && (state == PLAN_SUCCEEDED || step->falling);
 
     step->state = state;
+    plan->moved = true;
     plan->over |= UINT64_C(1) << at;
-    (void)json_object_set_new(plan->scope, plan->chain->steps[at].name,
-                              json_pack("{s:o, s:s, s:o}", "output", output, "state",
-                                        plan_state_name(state), "error",
-                                        error != NULL ? error : json_null()));
+    (void)json_object_set_new(
+        plan->scope, plan->chain->steps[at].name,
+        json_pack("{s:o, s:s, s:o}", "output", has_output ? json_incref(step->output) : json_null(),
+                  "state", plan_state_name(state), "error", error != NULL ? error : json_null()));
     json_decref(step->items);
     json_decref(step->output);
     json_decref(step->ask.values);
     step->items = step->output = step->ask.values = NULL;
+}
+
+/* It has failed and may, and none of its jobs is left. */
+static void step_give_up(struct plan *plan, size_t at)
+{
+    struct step_run *step = &plan->steps[at];
+
+    if (!plan->chain->steps[at].falls_back) {
+        step_end(plan, at, PLAN_FAILED);
+        return;
+    }
+    step->falling = plan->moved = true;
+    json_decref(step->output);
+    json_decref(step->ask.values);
+    step->output = NULL;
+    step->ask = (struct ask){.part = CHAIN_NO_JQ, .out = step->ask.out};
 }
 
 /* A step cannot be what it should: the run is over, or the step is. */
@@ -145,11 +163,11 @@ static void step_fail(struct plan *plan, size_t at, const char *class, const cha
 
     mem_copy_text(step->error_class, class);
     mem_copy_text(step->error, why);
-    if (!declared->may_fail) {
+    if (!declared->may_fail || step->falling) {
         step->state = PLAN_FAILED;
         run_fail(plan, declared->name, why);
     } else if (step->live_count == 0) {
-        step_end(plan, at, PLAN_FAILED);
+        step_give_up(plan, at);
     } /* else: when the last of its jobs is over */
 }
 
@@ -172,11 +190,11 @@ static void step_check_end(struct plan *plan, size_t at)
 {
     struct step_run *step = &plan->steps[at];
 
-    if (step->state != PLAN_RUNNING || plan->failed)
+    if (step->state != PLAN_RUNNING || plan->failed || step->falling)
         return;
     if (step_has_failed(step)) {
         if (step->live_count == 0)
-            step_end(plan, at, PLAN_FAILED);
+            step_give_up(plan, at);
     } else if (step->over_count == step->item_count) {
         step_end(plan, at, PLAN_SUCCEEDED);
     }
@@ -315,6 +333,10 @@ void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char
         return;
     }
     ask->out = false;
+    if (ask->part == CHAIN_NO_JQ) { /* it has failed since it asked */
+        json_decref(values);
+        return;
+    }
     if (json_array_size(values) > 0)
         ask->values = json_incref(values);
     else
@@ -411,22 +433,30 @@ static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
 
 /* ---- to-dos ---- */
 
+/* What the model is given, or what a transform comes to. */
+static int item_make(struct plan *plan, size_t at, uint32_t item, json_t **ret_value,
+                     struct plan_todo *todo, struct err *err)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    bool transforms = declared->transform != NULL;
+    const struct making making = {.step = at,
+                                  .part = declared->jq[CHAIN_KEY_INPUT],
+                                  .template = transforms ? declared->transform : declared->input,
+                                  .items = plan->steps[at].items,
+                                  .item = item};
+    int r = make(plan, &making, ret_value, todo, err);
+
+    return r < 0 ? err_wrap(err, transforms ? "transform" : "input") : r;
+}
+
 /* 0: it is in the to-do; MADE_…, or an error. */
 static int submit_make(struct plan *plan, size_t at, uint32_t item, struct plan_todo *todo,
                        struct err *err)
 {
-    const struct chain_step *declared = &plan->chain->steps[at];
-    const struct making making = {.step = at,
-                                  .part = declared->jq[CHAIN_KEY_INPUT],
-                                  .template = declared->input,
-                                  .items = plan->steps[at].items,
-                                  .item = item};
     json_t *value;
-    int r = make(plan, &making, &value, todo, err);
+    int r = item_make(plan, at, item, &value, todo, err);
 
-    if (r < 0)
-        return err_wrap(err, "input");
-    if (r > 0)
+    if (r != 0)
         return r;
     *todo = (struct plan_todo){.type = PLAN_SUBMIT, .step = (uint32_t)at, .item = item};
     r = dump(value, PLAN_STEP_INPUT_MAX, "input", todo, err);
@@ -434,18 +464,84 @@ static int submit_make(struct plan *plan, size_t at, uint32_t item, struct plan_
     return r;
 }
 
-static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
+/* Takes the value as the output of the item. */
+static int output_set(struct plan *plan, size_t at, uint32_t item, json_t *value, size_t size,
+                      struct err *err)
+{
+    struct step_run *step = &plan->steps[at];
+
+    plan->kept_size += size;
+    if (plan->kept_size > PLAN_SIZE_MAX) {
+        json_decref(value);
+        return err_set(err, ERR_TOO_BIG,
+                       "the outputs that templates read have over %u MiB together",
+                       PLAN_SIZE_MAX >> 20);
+    }
+    if (step->items != NULL && !step->falling) {
+        (void)json_array_set_new(step->output, item, value);
+    } else {
+        json_decref(step->output);
+        step->output = value;
+    }
+    return 0;
+}
+
+/* As many items as need nobody else. True: there is a to-do. */
+static bool transform_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    struct step_run *step = &plan->steps[at];
+    struct err err;
+    int r = 0;
+
+    while (r == 0 && step->next_item < step->item_count) {
+        json_t *value;
+
+        r = item_make(plan, at, step->next_item, &value, todo, &err);
+        if (r == 0)
+            r = output_set(plan, at, step->next_item, value,
+                           json_dumpb(value, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err);
+        if (r != 0)
+            break;
+        step->item_state[step->next_item++] = ITEM_OVER;
+        step->over_count++;
+    }
+    if (r < 0)
+        step_fail_template(plan, at, err.text);
+    else if (r == 0)
+        step_check_end(plan, at);
+    return r == MADE_ASKED;
+}
+
+/* True: there is a to-do. */
+static bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo)
 {
     const struct chain_step *declared = &plan->chain->steps[at];
+    const struct making making = {
+        .step = at, .part = declared->jq[CHAIN_KEY_FALLBACK], .template = declared->fallback};
+    json_t *value;
+    struct err err;
+    int r = make(plan, &making, &value, todo, &err);
+
+    if (r == 0)
+        r = output_set(plan, at, 0, value,
+                       json_dumpb(value, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err);
+    if (r < 0) {
+        (void)err_wrap(&err, "fallback");
+        step_fail_template(plan, at, err.text);
+    } else if (r == 0) {
+        step_end(plan, at, PLAN_FAILED);
+    }
+    return r == MADE_ASKED;
+}
+
+static bool submit_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
     struct step_run *step = &plan->steps[at];
     struct err err;
     int r;
 
-    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0 &&
-        step_begin(plan, at, todo))
-        return true;
-    if (step->state != PLAN_RUNNING || plan->failed || step_has_failed(step) ||
-        step->next_item == step->item_count || step->live_count >= declared->max_parallel)
+    if (step->next_item == step->item_count ||
+        step->live_count >= plan->chain->steps[at].max_parallel)
         return false;
     r = submit_make(plan, at, step->next_item, todo, &err);
     if (r < 0)
@@ -455,6 +551,24 @@ static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
     step->item_state[step->next_item++] = ITEM_LIVE;
     step->live_count++;
     return true;
+}
+
+static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+
+    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0 &&
+        step_begin(plan, at, todo))
+        return true;
+    if (step->state != PLAN_RUNNING || plan->failed)
+        return false;
+    if (step->falling)
+        return fallback_next(plan, at, todo);
+    if (step_has_failed(step))
+        return false;
+    return declared->transform != NULL ? transform_next(plan, at, todo)
+                                       : submit_next(plan, at, todo);
 }
 
 /* The next job that is still out there. */
@@ -516,18 +630,17 @@ static bool all_over(const struct plan *plan)
 
 bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
 {
-    uint64_t before;
     bool asked;
 
     if (plan->finished)
         return false;
     do { /* a step that is skipped lets others begin */
-        before = plan->over;
+        plan->moved = false;
         for (size_t i = 0; i < plan->chain->step_count && !plan->failed && !plan->canceled; i++) {
             if (step_next(plan, i, ret_todo))
                 return true;
         }
-    } while (plan->over != before);
+    } while (plan->moved);
     if (plan->failed || plan->canceled) {
         if (cancel_next(plan, ret_todo))
             return true;
@@ -554,32 +667,21 @@ void plan_cancel(struct plan *plan)
 
 static void keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
-    struct step_run *step = &plan->steps[at];
     json_error_t where;
     json_t *output = json_null();
+    struct err err;
 
     if (!final->output_is_json) {
         step_fail(plan, at, "bad_output", "its output is not JSON, and a template reads it");
         return;
     }
-    plan->kept_size += final->output.size;
-    if (plan->kept_size > PLAN_SIZE_MAX) {
-        step_fail(plan, at, "too_big", "the outputs that templates read have over 64 MiB together");
-        return;
-    }
     if (final->output.size > 0)
         output = json_loadb((const char *) final->output.bytes, final->output.size, JSON_DECODE_ANY,
                             &where);
-    if (output == NULL) {
+    if (output == NULL)
         step_fail(plan, at, "bad_output", "its output is called JSON and is none");
-        return;
-    }
-    if (step->items != NULL) {
-        (void)json_array_set_new(step->output, item, output);
-    } else {
-        json_decref(step->output);
-        step->output = output;
-    }
+    else if (output_set(plan, at, item, output, final->output.size, &err) < 0)
+        step_fail(plan, at, "too_big", err.text);
 }
 
 static void item_failed(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)

@@ -94,6 +94,8 @@ static const char *step_status(const struct pg_answer *answer, size_t row, bool 
     int64_t jobs = pg_i64(answer, 1, row, 2);
     bool over = !pg_is_null(answer, 1, row, 8);
 
+    if (pg_is_null(answer, 1, row, 1)) /* a transform */
+        return "NO_JOB";
     if (jobs == 0)
         return run_is_over ? "NOT_RUN" : "WAITING";
     if (!over)
@@ -104,8 +106,8 @@ static const char *step_status(const struct pg_answer *answer, size_t row, bool 
 static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
     return json_pack(
-        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "name",
-        pg_c(answer, 1, row, 0), "model", pg_c(answer, 1, row, 1), "status",
+        "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "name",
+        pg_c(answer, 1, row, 0), "model", json_of_text(answer, 1, row, 1), "status",
         step_status(answer, row, run_is_over), "jobs", (json_int_t)pg_i64(answer, 1, row, 2),
         "succeeded", (json_int_t)pg_i64(answer, 1, row, 3), "failed",
         (json_int_t)pg_i64(answer, 1, row, 4), "running", (json_int_t)pg_i64(answer, 1, row, 5),

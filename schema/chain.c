@@ -110,11 +110,13 @@ static int read_on_error(struct chain_step *step, const json_t *value, struct er
 {
     const char *text = json_is_string(value) ? json_string_value(value) : "";
 
-    step->may_fail = strcmp(text, "skip") == 0;
+    step->falls_back = strcmp(text, "fallback") == 0;
+    step->may_fail = step->falls_back || strcmp(text, "skip") == 0;
     if (step->may_fail || strcmp(text, "fail") == 0)
         return 0;
-    return err_set(err, ERR_RANGE, "step %s: on_error is '%.60s', it must be fail or skip",
-                   step->name, text);
+    return err_set(err, ERR_RANGE,
+                   "step %s: on_error is '%.60s', it must be fail, skip or fallback", step->name,
+                   text);
 }
 
 static int read_condition(const struct chain_step *step, const char *key, const json_t *value,
@@ -127,67 +129,174 @@ static int read_condition(const struct chain_step *step, const char *key, const 
     return 0;
 }
 
-/* `needs` is read when all steps are known. */
-static int read_key(struct chain_step *step, const char *key, const json_t *value, struct err *err)
+/* ---- a key each: what the value is is checked here, how keys go together in check_step() ---- */
+
+#define KEY_READER(name)                                                                           \
+    static int read_##name(struct chain_step *step, const json_t *value, struct err *err)
+
+KEY_READER(model)
+{
+    return read_name(step, "model", value, step->model, err);
+}
+
+KEY_READER(environment)
+{
+    return read_name(step, "environment", value, step->environment, err);
+}
+
+KEY_READER(deployment)
+{
+    return read_name(step, "deployment", value, step->deployment, err);
+}
+
+KEY_READER(transform)
+{
+    (void)err;
+    step->transform = value;
+    return 0;
+}
+
+KEY_READER(input)
+{
+    (void)err;
+    step->input = value;
+    return 0;
+}
+
+KEY_READER(fallback)
+{
+    (void)err;
+    step->fallback = value;
+    return 0;
+}
+
+KEY_READER(map)
+{
+    step->map = value;
+    return json_is_string(value) || json_is_array(value)
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: map must be a template or a list",
+                         step->name);
+}
+
+KEY_READER(max_parallel)
+{
+    return read_u32(step, "max_parallel", value, 1, CHAIN_PARALLEL_MAX, &step->max_parallel, err);
+}
+
+KEY_READER(max_failures)
+{
+    return read_u32(step, "max_failures", value, 0, CHAIN_ITEMS_MAX, &step->max_failures, err);
+}
+
+KEY_READER(needs) /* which steps those are is known when all are */
+{
+    return json_is_array(value)
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: needs must be a list of steps", step->name);
+}
+
+KEY_READER(when)
+{
+    return read_condition(step, "when", value, &step->when, err);
+}
+
+KEY_READER(unless)
+{
+    return read_condition(step, "unless", value, &step->unless, err);
+}
+
+KEY_READER(timeout_seconds)
 {
     uint64_t seconds = 0;
-    int r;
+    int r = read_number(step, "timeout_seconds", value, 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000,
+                        &seconds, err);
 
-    if (strcmp(key, "model") == 0)
-        return read_name(step, key, value, step->model, err);
-    if (strcmp(key, "environment") == 0)
-        return read_name(step, key, value, step->environment, err);
-    if (strcmp(key, "deployment") == 0)
-        return read_name(step, key, value, step->deployment, err);
-    if (strcmp(key, "max_parallel") == 0)
-        return read_u32(step, key, value, 1, CHAIN_PARALLEL_MAX, &step->max_parallel, err);
-    if (strcmp(key, "max_failures") == 0)
-        return read_u32(step, key, value, 0, CHAIN_ITEMS_MAX, &step->max_failures, err);
-    if (strcmp(key, "priority") == 0)
-        return read_u32(step, key, value, 0, JOB_PRIORITY_MAX, &step->priority, err);
-    if (strcmp(key, "retry") == 0)
-        return read_retry(step, value, err);
-    if (strcmp(key, "on_error") == 0)
-        return read_on_error(step, value, err);
-    if (strcmp(key, "when") == 0)
-        return read_condition(step, key, value, &step->when, err);
-    if (strcmp(key, "unless") == 0)
-        return read_condition(step, key, value, &step->unless, err);
-    if (strcmp(key, "timeout_seconds") == 0) {
-        r = read_number(step, key, value, 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000, &seconds, err);
-        step->run_limit_ms = seconds * 1000;
-        return r;
+    step->run_limit_ms = seconds * 1000;
+    return r;
+}
+
+KEY_READER(max_time_in_queue_seconds)
+{
+    uint64_t seconds = 0;
+    int r = read_number(step, "max_time_in_queue_seconds", value, JOB_QUEUE_LIMIT_S_MIN,
+                        QUEUE_S_MAX, &seconds, err);
+
+    step->queue_limit_ms = seconds * 1000;
+    return r;
+}
+
+KEY_READER(priority)
+{
+    return read_u32(step, "priority", value, 0, JOB_PRIORITY_MAX, &step->priority, err);
+}
+
+static const struct {
+    const char *name;
+    int (*read)(struct chain_step *step, const json_t *value, struct err *err);
+} keys[] = {
+#define CHAIN_KEY(name) {#name, read_##name},
+#include "schema/chain_keys.def"
+#undef CHAIN_KEY
+};
+
+static int read_key(struct chain_step *step, const char *key, const json_t *value, struct err *err)
+{
+    for (size_t i = 0; i < COUNT_OF(keys); i++) {
+        if (strcmp(key, keys[i].name) == 0)
+            return keys[i].read(step, value, err);
     }
-    if (strcmp(key, "max_time_in_queue_seconds") == 0) {
-        r = read_number(step, key, value, JOB_QUEUE_LIMIT_S_MIN, QUEUE_S_MAX, &seconds, err);
-        step->queue_limit_ms = seconds * 1000;
-        return r;
+    return err_set(err, ERR_UNSUPPORTED, "step %s: there is no key '%.60s'", step->name, key);
+}
+
+/* A transform is no job: what is said of jobs has no meaning for it. */
+static int check_transform(const struct chain_step *step, const json_t *json, struct err *err)
+{
+    static const char *const of_jobs[] = {
+        "input",        "environment", "deployment",      "max_parallel",
+        "max_failures", "retry",       "timeout_seconds", "max_time_in_queue_seconds",
+        "priority"};
+
+    for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
+        if (json_object_get(json, of_jobs[i]) != NULL)
+            return err_set(err, ERR_MISMATCH, "step %s: %s has no meaning for a transform",
+                           step->name, of_jobs[i]);
     }
-    if (strcmp(key, "input") == 0)
-        step->input = value;
-    else if (strcmp(key, "map") == 0)
-        step->map = value;
-    else if (strcmp(key, "needs") != 0)
-        return err_set(err, ERR_UNSUPPORTED, "step %s: there is no key '%.60s'", step->name, key);
+    return 0;
+}
+
+static int check_kind(const struct chain_step *step, const json_t *json, struct err *err)
+{
+    bool has_model = step->model[0] != '\0';
+
+    if (has_model && step->transform != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both model and transform are set", step->name);
+    if (step->transform != NULL)
+        return check_transform(step, json, err);
+    if (!has_model)
+        return err_set(err, ERR_MALFORMED, "step %s: model or transform is missing", step->name);
+    if (step->input == NULL)
+        return err_set(err, ERR_MALFORMED, "step %s: input is missing", step->name);
     return 0;
 }
 
 static int check_step(const struct chain_step *step, const json_t *json, struct err *err)
 {
-    if (step->model[0] == '\0')
-        return err_set(err, ERR_MALFORMED, "step %s: model is missing", step->name);
-    if (step->input == NULL)
-        return err_set(err, ERR_MALFORMED, "step %s: input is missing", step->name);
+    int r = check_kind(step, json, err);
+
+    if (r < 0)
+        return r;
     if (step->deployment[0] != '\0' && json_object_get(json, "environment") != NULL)
         return err_set(err, ERR_MISMATCH, "step %s: both environment and deployment are set",
                        step->name);
-    if (step->map != NULL && !json_is_string(step->map) && !json_is_array(step->map))
-        return err_set(err, ERR_MALFORMED, "step %s: map must be a template or a list", step->name);
     if (step->map == NULL && (json_object_get(json, "max_parallel") != NULL ||
                               json_object_get(json, "max_failures") != NULL))
         return err_set(err, ERR_MISMATCH,
                        "step %s: max_parallel and max_failures have a meaning only with map",
                        step->name);
+    if (step->falls_back != (step->fallback != NULL))
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: on_error: fallback and fallback need each other", step->name);
     return 0;
 }
 
@@ -260,14 +369,12 @@ static int read_template(struct reading *reading, const char *key, const json_t 
     return 0;
 }
 
-static int read_needs(struct chain *chain, struct chain_step *step, const json_t *needs,
+static int link_needs(struct chain *chain, struct chain_step *step, const json_t *needs,
                       struct err *err)
 {
     json_t *name;
     size_t index;
 
-    if (needs != NULL && !json_is_array(needs))
-        return err_set(err, ERR_MALFORMED, "step %s: needs must be a list of steps", step->name);
     json_array_foreach(needs, index, name)
     {
         int at = json_is_string(name) ? chain_find(chain, json_string_value(name)) : -1;
@@ -284,6 +391,7 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
                      struct err *err)
 {
     struct reading reading = {.chain = chain, .step = step};
+    uint32_t none;
     int r;
 
     mem_copy_text(reading.where, "step ");
@@ -292,13 +400,19 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
     r = read_template(&reading, "input", step->input, step->map != NULL, &step->jq[CHAIN_KEY_INPUT],
                       err);
     if (r == 0)
+        r = read_template(&reading, "transform", step->transform, step->map != NULL,
+                          step->transform == NULL ? &none : &step->jq[CHAIN_KEY_INPUT], err);
+    if (r == 0)
+        r = read_template(&reading, "fallback", step->fallback, false,
+                          &step->jq[CHAIN_KEY_FALLBACK], err);
+    if (r == 0)
         r = read_template(&reading, "map", step->map, false, &step->jq[CHAIN_KEY_MAP], err);
     if (r == 0)
         r = read_template(&reading, "when", step->when, false, &step->jq[CHAIN_KEY_WHEN], err);
     if (r == 0)
         r = read_template(&reading, "unless", step->unless, false, &step->jq[CHAIN_KEY_UNLESS],
                           err);
-    return r == 0 ? read_needs(chain, step, json_object_get(json, "needs"), err) : r;
+    return r == 0 ? link_needs(chain, step, json_object_get(json, "needs"), err) : r;
 }
 
 /* Walks from a step that can never begin to one that it waits for, until it meets one again. */
@@ -358,6 +472,11 @@ static int find_last(struct chain *chain, struct err *err)
 }
 
 /* ---- the whole ---- */
+
+const char *chain_step_key(size_t at)
+{
+    return at < COUNT_OF(keys) ? keys[at].name : NULL;
+}
 
 static int check_size(const json_t *json, struct err *err)
 {

@@ -39,7 +39,14 @@
 #define CHAIN_PARALLEL_DEFAULT 16u
 
 /* Where templates stand. */
-enum chain_key { CHAIN_KEY_WHEN, CHAIN_KEY_UNLESS, CHAIN_KEY_MAP, CHAIN_KEY_INPUT, CHAIN_KEYS };
+enum chain_key {
+    CHAIN_KEY_WHEN,
+    CHAIN_KEY_UNLESS,
+    CHAIN_KEY_MAP,
+    CHAIN_KEY_INPUT, /* or transform */
+    CHAIN_KEY_FALLBACK,
+    CHAIN_KEYS,
+};
 
 #define CHAIN_NO_JQ UINT32_MAX
 
@@ -48,13 +55,15 @@ struct chain_step {
     char model[CHAIN_NAME_SIZE]; /* id or name; of a chain as well: it is a model */
     char environment[CHAIN_NAME_SIZE];
     char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
-    const json_t *input;              /* a template; borrowed from the chain, as the next three */
+    const json_t *input;              /* a template; borrowed from the chain, as the next five */
+    const json_t *transform;          /* instead of a model: what this comes to is the output */
+    const json_t *fallback;           /* the output if it fails; NULL: null */
     const json_t *map;                /* of a list; NULL: one job */
     const json_t *when, *unless;      /* NULL: always, never */
     uint64_t needs;                   /* bits of steps that come before it */
     uint32_t max_parallel;            /* jobs of a map at a time */
     uint32_t max_failures;            /* items that may fail; their outputs are null */
-    bool may_fail;                    /* on_error: skip */
+    bool may_fail, falls_back;        /* on_error: skip or fallback; fallback */
     uint32_t max_attempts;
     uint64_t initial_delay_ms, max_delay_ms;
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
@@ -78,6 +87,9 @@ struct chain {
  * expression only jq knows: brokers/jq.h asks it. */
 int chain_parse(json_t *json, struct chain **ret_chain, struct err *err) MUST_CHECK;
 void chain_free(struct chain **chain_p);
+
+/* The keys that a step may have; NULL behind the last. Static storage. */
+const char *chain_step_key(size_t at);
 
 /* The place of the step; -1: there is none of that name. */
 int chain_find(const struct chain *chain, const char *name);

@@ -39,6 +39,12 @@ JQ = {"steps": {
     "after": {"model": "echo", "when": "${ $steps.each.output | length > 1 }",
               "input": {"sum": "${ [$steps.each.output[].output.n] | add }", "run": "{{run.id}}"}}},
     "output": "${ if .loop then last(range(1e18)) else {state: $steps.after.state, sum: $steps.after.output.output.sum} end }"}
+KINDS = {"steps": {
+    "kind": {"transform": {"big": "${ $input.n > 10 }", "n": "{{input.n}}"}},
+    "large": {"model": "echo", "when": "{{steps.kind.output.big}}", "input": {"was": "large"}},
+    "small": {"model": "echo", "unless": "{{steps.kind.output.big}}", "input": {"sim": {"fail": "bad_input"}},
+              "on_error": "fallback", "fallback": {"output": {"was": "small"}}},
+    "one": {"transform": "${ $steps.large.output // $steps.small.output | .output.was }"}}}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
@@ -53,9 +59,9 @@ def stack(request):
         stack.push_sim("doomed", slots=1)
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("jq", JQ)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("jq", JQ), ("kinds", KINDS)):
             push(stack, name, chain)
-        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq"):
+        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq", "kinds"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
@@ -193,6 +199,15 @@ def test_expressions(stack):
     reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
         "a": {"model": "m", "input": {"x": "${ foo(1) }"}}}}})
     assert reply.status == 400 and "step a: input.x: jq: line 1: foo/1 is not defined" in reply.body.decode(), reply
+
+
+def test_transforms_and_fallbacks(stack):
+    for number, answer, jobs in ((11, "large", [["large", "0", "SUCCEEDED", "1"]]), (3, "small", [["small", "0", "FAILED", "1"]])):
+        run = begin(stack, "kinds", {"n": number})
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        assert stack.result(run).json == answer and steps_of(stack, run) == jobs
+    shown = {step["name"]: step for step in stack.http("GET", f"/v1/chain_runs/{run}").json["steps"]}
+    assert shown["kind"]["status"] == "NO_JOB" and shown["kind"]["model"] is None and shown["large"]["status"] == "NOT_RUN", shown
 
 
 def test_what_is_no_chain_is_refused(stack):

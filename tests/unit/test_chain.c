@@ -132,11 +132,15 @@ static void test_what_is_wrong_is_named(void **state)
         {"stepz: {}", ERR_UNSUPPORTED, "no key 'stepz'"},
         {"description: 7\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "description"},
         {"steps: {'a b': {model: m, input: 1}}", ERR_RANGE, "'a b' is no name"},
-        {"steps: {a: {input: 1}}", ERR_MALFORMED, "step a: model is missing"},
+        {"steps: {a: {input: 1}}", ERR_MALFORMED, "step a: model or transform is missing"},
         {"steps: {a: {model: m}}", ERR_MALFORMED, "step a: input is missing"},
         {"steps: {a: {model: 5, input: 1}}", ERR_RANGE, "step a: model must be a text"},
         {STEP(", modle: x"), ERR_UNSUPPORTED, "step a: there is no key 'modle'"},
         {STEP(", environment: e, deployment: d"), ERR_MISMATCH, "both environment and deployment"},
+        {STEP(", transform: 1"), ERR_MISMATCH, "both model and transform are set"},
+        {"steps: {a: {transform: 1, input: 2}}", ERR_MISMATCH, "input has no meaning for a tr"},
+        {STEP(", fallback: 1"), ERR_MISMATCH, "on_error: fallback and fallback need each"},
+        {STEP(", on_error: fallback"), ERR_MISMATCH, "on_error: fallback and fallback need each"},
         {STEP(", max_parallel: 4"), ERR_MISMATCH, "only with map"},
         {STEP(", map: {}"), ERR_MALFORMED, "step a: map must be a template or a list"},
         {STEP(", map: [], max_parallel: 0"), ERR_RANGE,
@@ -210,6 +214,46 @@ static void test_what_expressions_read(void **state)
     assert_int_equal(chain->jq.parts[d->jq[CHAIN_KEY_INPUT]].reads, 0);
     assert_int_equal(chain->jq.parts[d->jq[CHAIN_KEY_MAP]].reads, 4);
     assert_int_equal(chain->jq.parts[chain->output_jq].reads, 8);
+}
+
+/* What editors know, the parser takes, and the other way round. */
+static void test_the_schema_has_the_parsers_keys(void **state)
+{
+    json_t *schema = json_load_file("schema/chain.schema.json", 0, NULL);
+    json_t *step = json_object_get(json_object_get(schema, "definitions"), "step"), *value;
+    json_t *retry, *properties = json_object_get(step, "properties");
+    size_t count = 0;
+    const char *key;
+
+    (void)state;
+    assert_non_null(properties);
+    for (; chain_step_key(count) != NULL; count++) {
+        if (json_object_get(properties, chain_step_key(count)) == NULL)
+            fail_msg("the schema has no '%s'", chain_step_key(count));
+    }
+    assert_int_equal(count, json_object_size(properties));
+    retry = json_object_get(json_object_get(properties, "retry"), "properties");
+    json_object_foreach(json_object_get(schema, "properties"), key, value)
+    {
+        OWNED(chain_free) struct chain *chain = NULL;
+        json_t *json = json_pack("{s:s, s:{s:{s:s, s:i}}, s:i}", "description", "d", "steps", "a",
+                                 "model", "m", "input", 1, "output", 1);
+        struct err err;
+
+        assert_non_null(json_object_get(json, key));
+        assert_int_equal(chain_parse(json, &chain, &err), 0);
+        json_decref(json);
+    }
+    json_object_foreach(retry, key, value)
+    {
+        OWNED(mem_free) char *yaml = xasprintf(STEP(", retry: {%s: 1}"), key);
+        OWNED(chain_free) struct chain *chain = NULL;
+        struct err err;
+
+        assert_int_equal(parse(yaml, &chain, &err), 0);
+    }
+    assert_int_equal(json_object_size(retry), 3);
+    json_decref(schema);
 }
 
 static void test_a_cycle_is_told_from_its_inside(void **state)
@@ -352,6 +396,7 @@ int main(void)
         cmocka_unit_test(test_what_is_wrong_is_named),
         cmocka_unit_test(test_what_is_wrong_in_expressions),
         cmocka_unit_test(test_what_expressions_read),
+        cmocka_unit_test(test_the_schema_has_the_parsers_keys),
         cmocka_unit_test(test_a_cycle_is_told_from_its_inside),
         cmocka_unit_test(test_limits_of_a_chain),
         cmocka_unit_test(test_templates),

@@ -225,6 +225,87 @@ static void test_expressions_that_fail(void **state)
     }
 }
 
+static void test_transforms(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  t: {transform: {n: '{{input}}', text: 'is {{input}}'}}\n"
+               "  m: {map: [1, 2, 3], transform: '${ $item * $steps.t.output.n }'}\n"
+               "  a: {model: m, input: '{{steps.m.output}}'}\n"
+               "  no: {transform: 1, when: false}\n"
+               "  bad: {transform: '{{input.x}}', on_error: skip}\n"
+               "output: ['{{steps.t.output.text}}', '{{steps.a.output}}', '{{steps.no.state}}', "
+               "'{{steps.bad.error.message}}']\n",
+               "7");
+    evaluate(&world, 3);
+    expect_submit(&world, "a", 0, "[7,14,21]");
+    expect_nothing(&world);
+    succeed(&world, "a", 0, "true");
+    expect_output(&world, "[\"is 7\",true,\"skipped\",\"transform: input.x: there is no 'x'\"]");
+}
+
+static void test_a_transform_has_a_limit(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    OWNED(mem_free) char *text = xcalloc(1, 60001 + 3);
+
+    (void)state;
+    memset(text, 'a', 60002);
+    text[0] = text[60001] = '"';
+    world_make(&world,
+               "steps:\n"
+               "  n: {transform: '${ [range(2000)] }'}\n"
+               "  t: {map: '{{steps.n.output}}', transform: '{{input}}'}\n",
+               text);
+    evaluate(&world, 1);
+    expect_failure(&world, "step t: the outputs that templates read have over 64 MiB together");
+}
+
+static void test_fallbacks(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps:\n"
+               "  a: {model: m, input: 1, on_error: fallback, fallback: {was: '{{input}}'}}\n"
+               "  b: {model: m, map: [1, 2], input: '${ $item }', on_error: fallback, fallback: "
+               "'${ [\"none\"] }'}\n"
+               "  c: {model: m, input: '{{input.x}}', on_error: fallback, fallback: 5}\n"
+               "  d: {model: m, input: 4, on_error: fallback, fallback: 6}\n"
+               "output: ['{{steps.a.output}}', '{{steps.a.state}}', '{{steps.b.output}}', "
+               "'{{steps.c.output}}', '{{steps.d.output}}', '{{steps.d.state}}']\n",
+               "7");
+    expect_submit(&world, "a", 0, "1");
+    evaluate(&world, 2);
+    expect_submit(&world, "b", 0, "1");
+    expect_submit(&world, "b", 1, "2");
+    expect_submit(&world, "d", 0, "4");
+    break_job(&world, "a", 0);
+    break_job(&world, "b", 1);
+    expect_nothing(&world); /* its other item is out there */
+    succeed(&world, "b", 0, "1");
+    succeed(&world, "d", 0, "4");
+    evaluate(&world, 1);
+    expect_output(&world, "[{\"was\":7},\"failed\",[\"none\"],5,4,\"succeeded\"]");
+}
+
+static void test_a_fallback_that_fails_ends_the_run(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps: {a: {model: m, input: 1, on_error: fallback, fallback: '{{input.x}}'}}",
+               "7");
+    expect_submit(&world, "a", 0, "1");
+    break_job(&world, "a", 0);
+    expect_failure(&world, "step a: fallback: input.x: there is no 'x'");
+}
+
 static void test_linear(void **state)
 {
     OWNED(world_done) struct world world = {0};
@@ -516,6 +597,10 @@ int main(void)
         cmocka_unit_test(test_expressions),
         cmocka_unit_test(test_expressions_of_a_large_map),
         cmocka_unit_test(test_expressions_that_fail),
+        cmocka_unit_test(test_transforms),
+        cmocka_unit_test(test_a_transform_has_a_limit),
+        cmocka_unit_test(test_fallbacks),
+        cmocka_unit_test(test_a_fallback_that_fails_ends_the_run),
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_join_waits_for_all),
         cmocka_unit_test(test_map_keeps_order_and_room),

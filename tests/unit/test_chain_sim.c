@@ -78,6 +78,12 @@ static void world_chain(struct world *world)
         OWNED(mem_free) char *name = xasprintf("s%zu", i);
         json_t *step = json_pack("{s:s, s:o}", "model", "m", "input", random_input(world, i));
 
+        if (chance(world, 15)) { /* what it reads is all that it can be told */
+            json_decref(step);
+            step = json_pack("{s:o}", "transform", random_input(world, i));
+            (void)json_object_set_new(steps, name, step);
+            continue;
+        }
         if (chance(world, 40)) {
             json_t *list = json_array();
 
@@ -93,6 +99,9 @@ static void world_chain(struct world *world)
             (void)json_object_set_new(step, "when", json_boolean(chance(world, 50)));
         if (chance(world, 30))
             (void)json_object_set_new(step, "on_error", json_string("skip"));
+        else if (chance(world, 20))
+            (void)json_object_update_new(step, json_pack("{s:s, s:o}", "on_error", "fallback",
+                                                         "fallback", random_input(world, i)));
         (void)json_object_set_new(steps, name, step);
     }
     world->json = json_pack("{s:o, s:o}", "steps", steps, "output", random_input(world, count));
