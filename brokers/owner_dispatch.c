@@ -70,6 +70,7 @@ static void attempt_fill(struct owner *owner, struct job *job, struct owner_todo
         .input_type = submit->input_type,
         .route = submit->route,
         .stream = submit->stream,
+        .run = submit->step.size > 0 ? submit->parent : (struct wire_id){{0}},
         .gateway = submit->stream ? submit->gateway : (struct wire_text){0},
     };
 }

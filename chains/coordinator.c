@@ -17,10 +17,12 @@
 #define DEPTH_MAX 8
 
 PG_STATEMENT(begin_run, "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3)");
+/* Those that a planner has asked for: calls of chainlets have round 0. */
 PG_STATEMENT(begin_known,
              "SELECT DISTINCT ON (s.step, s.item) s.step, s.item, s.round, s.job_id, "
              "coalesce(j.state, 0) FROM chain_step s LEFT JOIN job j ON j.id = s.job_id WHERE "
-             "s.run_id = $1 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, s.round DESC");
+             "s.run_id = $1 AND s.round > 0 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, "
+             "s.round DESC");
 /* Coordinators that this round has lost since a step of it has ended; none while one is under way.
  */
 PG_STATEMENT(

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "brokers/jq.h"
+#include "cli/chains.h"
 #include "cli/list.h"
 #include "cli/push_model.h"
 #include "cli/watch.h"
@@ -96,33 +97,15 @@ static int chains_check(const struct client *client, const void *values, char **
 
 /* ---- push ---- */
 
-#define PUSH_SETTINGS                                                                              \
-    VERB_COMMON_SETTINGS                                                                           \
-    SETTING_STRING(name, "", "name of the chain; needed")                                          \
-    SETTING_STRING(environment, "",                                                                \
-                   "environment to point at it; empty: production, if it is the "                  \
-                   "chain's first")                                                                \
-    SETTING_INT(slots, 0, 0, 2048, "runs at a time of one replica; 0: 1,024")                      \
-    SETTING_INT(replicas, 1, 0, 1000, "processes that coordinate its runs")                        \
-    SETTING_BOOL(no_wait, false, "do not wait until it is ready")                                  \
-    SETTING_DURATION(timeout, "10m", "1s", "24h", "how long to wait until it is ready")
-
-struct push_settings {
-#define SETTINGS_FIELDS
-#include "base/settings_rows.def"
-    PUSH_SETTINGS
-#include "base/settings_end.def"
-};
-
 static const struct setting push_rows[] = {
-#define SETTINGS_ROWS struct push_settings
+#define SETTINGS_ROWS struct chains_push_settings
 #include "base/settings_rows.def"
-    PUSH_SETTINGS
+    CHAINS_PUSH_SETTINGS
 #include "base/settings_end.def"
 };
 
 /* Sends the chain as a new deployment; *ret_id is its id, which the caller frees. */
-static int chain_send(const struct client *client, const struct push_settings *settings,
+static int chain_send(const struct client *client, const struct chains_push_settings *settings,
                       json_t *chain, char **ret_id, struct err *err)
 {
     OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
@@ -150,10 +133,17 @@ static int chain_send(const struct client *client, const struct push_settings *s
     return 0;
 }
 
+static bool is_python(const char *path)
+{
+    size_t size = strlen(path);
+
+    return size > 3 && strcmp(path + size - 3, ".py") == 0;
+}
+
 static int chains_push(const struct client *client, const void *values, char **operands,
                        int operand_count)
 {
-    const struct push_settings *settings = values;
+    const struct chains_push_settings *settings = values;
     OWNED(client_json_free) json_t *chain = NULL;
     OWNED(client_json_free) json_t *state = NULL;
     OWNED(mem_free) char *id = NULL;
@@ -162,6 +152,8 @@ static int chains_push(const struct client *client, const void *values, char **o
 
     if (!verb_operands("one file", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
+    if (is_python(operands[0]))
+        return chains_push_python(client, settings, operands[0]);
     if (settings->name[0] == '\0') {
         (void)err_set(&err, ERR_USAGE, "--name is missing");
         return client_complain("chains push", &err);
@@ -352,8 +344,8 @@ int chains_main(int argc, char **argv)
     static const struct verb_action actions[] = {
         {"check", "FILE", "Reads a chain.yaml and says what is wrong in it.", PLAIN_ACTION,
          chains_check},
-        {"push", "FILE", "Deploys a chain.", push_rows, COUNT_OF(push_rows),
-         sizeof(struct push_settings), chains_push},
+        {"push", "FILE", "Deploys a chain: a chain.yaml, or a Python file of truss_chains.",
+         push_rows, COUNT_OF(push_rows), sizeof(struct chains_push_settings), chains_push},
         {"run", "CHAIN", "Runs a chain and prints its output.", run_rows, COUNT_OF(run_rows),
          sizeof(struct run_settings), chains_run},
         {"runs", "[CHAIN]", "Lists the newest runs.", PLAIN_ACTION, chains_runs},

@@ -47,6 +47,8 @@ static int seal_key_ensure(struct dev *dev, struct err *err)
 static void role_set_env(struct dev *dev, const struct dev_service *service,
                          struct dev_command *command)
 {
+    const struct dev_service *gateway;
+
     for (char **variable = environ; *variable != NULL; variable++) {
         const char *equals = strchr(*variable, '=');
 
@@ -61,6 +63,9 @@ static void role_set_env(struct dev *dev, const struct dev_service *service,
     else
         dev_command_set_env(command, "HEADRACE_BLOBS", "%s/blobs", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_AGENT_DIR", "%s/agent", dev->data_dir);
+    gateway = dev_service_find(dev, "gateway");
+    if (gateway != NULL)
+        dev_command_set_env(command, "HEADRACE_GATEWAY", "http://127.0.0.1:%u", gateway->ports[0]);
     dev_command_set_env(command, "HEADRACE_SEAL_KEY_FILE", "%s/seal.key", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_LISTEN", "127.0.0.1");
     dev_command_set_env(command, "HEADRACE_PORT", "%u", service->ports[0]);

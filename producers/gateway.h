@@ -318,6 +318,9 @@ void wake_begin(struct call *call);
 void chain_runs_begin(struct call *call);
 void chain_run_begin(struct call *call);
 
+/* The run of a chain that a call of a chainlet belongs to; false: it belongs to none. */
+bool chain_caller(const struct call *call, struct wire_id *ret_run);
+
 /* ---- gateway_public.c: metrics under the names that users know ---- */
 
 void public_target(struct call *call, const struct config_choice *choice);

@@ -65,7 +65,10 @@ struct submit {
     char trace[TRACE_PARENT_SIZE], tags[TAGS_SIZE];
     uint64_t run_limit_ms;
     uint32_t slot_max;
-    char *key; /* Idempotency-Key; NULL: none */
+    struct wire_id run;          /* of a chain, whose chainlet has called … */
+    char step[CONFIG_NAME_SIZE]; /* … this model; "": none has */
+    uint64_t call_number;        /* among all of this gateway */
+    char *key;                   /* Idempotency-Key; NULL: none */
     bool repeat, has_fingerprint;
     struct large *large;  /* a body that was not collected; NULL: it was */
     struct sync_ask *ask; /* of a sync call; NULL: async */
@@ -82,6 +85,7 @@ struct submits {
     TAILQ_HEAD(, submit) waiting;
     struct loop_timer *sweep; /* runs while something waits */
     uint32_t count;           /* of all */
+    uint32_t call_count; /* of chainlets by each other; begins anywhere, so that gateways differ */
     size_t bytes;
     double skew_s;
     uint64_t skew_ms; /* when it was measured; 0: never */
@@ -153,6 +157,10 @@ static void submit_new(struct call *call, const struct config_choice *choice)
     submit_address(submit, choice->deployment);
     if (trace_context_is_set(&call->trace))
         trace_context_format(&call->trace, submit->trace);
+    if (chain_caller(call, &submit->run)) {
+        mem_copy_text(submit->step, choice->model->name);
+        submit->call_number = gateway->submits->call_count++;
+    }
     LIST_INSERT_HEAD(&gateway->submits->all, submit, all_link);
     gateway->submits->count++;
     call->state = submit;
@@ -388,6 +396,9 @@ static struct message_submit submit_message(const struct submit *submit, char id
         .tags = WIRE_TEXT_OF(submit->tags),
         .stream = body->stream,
         .gateway = submit_channel(submit, id),
+        .parent = submit->run,
+        .step = WIRE_TEXT_OF(submit->step),
+        .step_item = submit->call_number & INT32_MAX,
     };
 
     if (submit->ask != NULL)
@@ -934,6 +945,7 @@ int gateway_submits_open(struct gateway *gateway, struct err *err)
     struct submits *submits = xcalloc(1, sizeof(*submits));
 
     gateway->submits = submits;
+    rng_secret_bytes(&submits->call_count, sizeof(submits->call_count));
     submits->gateway = gateway;
     LIST_INIT(&submits->all);
     TAILQ_INIT(&submits->waiting);

@@ -162,6 +162,7 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xasprintf("--engines=%s", settings->engines));
     command_add(command, xasprintf("--cache-dir=%s", agent->made));
     command_add(command, xasprintf("--environment=%s", deployment->environment));
+    command_add(command, xasprintf("--gateway=%s", settings->gateway));
     command_add(command, xasprintf("--agent-lock=%s", agent->lock_path));
     command_add(command, xasprintf("--orphan-timeout=%llums",
                                    (unsigned long long)settings->orphan_timeout_ms));

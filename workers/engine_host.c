@@ -2,11 +2,13 @@
 
 #include "workers/engine_host.h"
 
+#include <ctype.h>
 #include <jansson.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #define OUR_BINARY "/proc/self/exe"
@@ -162,6 +164,7 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
 struct wishes { /* of a deployment */
     char network[8];
     bool image;
+    bool chainlet; /* calls others through the gateway */
 };
 
 /* What an engine's settings ask for; whether they are good is for the engine to say. Python code is
@@ -170,7 +173,9 @@ static struct wishes wishes_of(enum engine_host_kind kind, const char *settings_
 {
     json_t *root = json_loads(settings_json, 0, NULL);
     const char *network = json_string_value(json_object_get(root, "network"));
-    struct wishes wishes = {.image = json_object_get(root, "image") != NULL};
+    const json_t *metadata = json_object_get(json_object_get(root, "truss"), "model_metadata");
+    struct wishes wishes = {.image = json_object_get(root, "image") != NULL,
+                            .chainlet = json_object_get(metadata, "headrace_chainlets") != NULL};
 
     if (network == NULL)
         network = kind == ENGINE_HOST_PY ? "out" : "none";
@@ -188,6 +193,23 @@ static const char *network_of(const struct engine_host *host, enum confine_level
     return level == CONFINE_STRICT && strcmp(wishes->network, "none") == 0 ? "none" : "host";
 }
 
+/* That of the URL's authority, or its scheme's own. */
+static unsigned port_of_url(const char *url)
+{
+    const char *authority = strstr(url, "://");
+    size_t size = authority == NULL ? 0 : strcspn(authority + 3, "/?#");
+    const char *digit = authority == NULL ? url : authority + 3 + size;
+    unsigned port = 0;
+
+    while (authority != NULL && digit > authority + 3 && isdigit((unsigned char)digit[-1]))
+        digit--;
+    if (authority == NULL || digit[-1] != ':' || digit == authority + 3 + size)
+        return strncasecmp(url, "https:", 6) == 0 ? 443 : 80;
+    while (isdigit((unsigned char)*digit) && port <= UINT16_MAX)
+        port = 10 * port + (unsigned)(*digit++ - '0');
+    return port;
+}
+
 /* What stands in front of a program to confine it; returns the count of arguments. */
 static size_t confine_words(const struct engine_host *host, const struct engine_confine *how,
                             enum confine_level level, const struct wishes *wishes, char **to)
@@ -197,6 +219,8 @@ static size_t confine_words(const struct engine_host *host, const struct engine_
     to[at++] = xstrdup("confine");
     to[at++] = xasprintf("--level=%s", confine_level_name(level));
     to[at++] = xasprintf("--network=%s", network_of(host, level, wishes));
+    if (wishes->chainlet && how->gateway[0] != '\0')
+        to[at++] = xasprintf("--ports=80,443,%u", port_of_url(how->gateway));
     to[at++] = xasprintf("--app=%s", how->dir);
     to[at++] = xasprintf("--read=%s", how->read);
     to[at++] = xasprintf("--group=%s", how->group);

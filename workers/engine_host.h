@@ -50,6 +50,7 @@ struct engine_confine {
     const char *read;                    /* what else may be read, with colons between */
     const char *group;                   /* of its cgroup */
     const char *settings_json;           /* of the engine: `network` and `image` in it are heeded */
+    const char *gateway;                 /* URL whose port a chainlet may connect to; "": none */
     uint64_t memory_size, process_count; /* 0: no limit */
 };
 

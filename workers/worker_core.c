@@ -47,7 +47,7 @@ struct held {
     UT_hash_handle hh;
     TAILQ_ENTRY(held) link; /* in `waiting` while it is PLACE_WAITING */
     uint64_t token;
-    struct wire_id job;
+    struct wire_id job, run;
     enum place place;
     enum verdict verdict;
     bool alone, stream, told_started;
@@ -324,6 +324,7 @@ static struct held *held_new(const struct worker_core *core, const struct messag
     *held = (struct held){
         .token = attempt->token,
         .job = attempt->job,
+        .run = attempt->run,
         .place = PLACE_NONE,
         .alone = attempt->alone,
         .stream = attempt->stream,
@@ -414,6 +415,7 @@ static void held_run(struct worker_core *core, struct held *held)
     if (held->deadline_us != NEVER_US && held->deadline_us - core->now_us < limit_us)
         limit_us = held->deadline_us - core->now_us;
     todo->run.job = held->job;
+    todo->run.run = held->run;
     todo->run.input = held->input;
     todo->run.limit_ms = limit_us / 1000 + 1;
     todo->run.number = held->number;

@@ -139,7 +139,7 @@ struct worker_todo {
     struct wire_text trace;  /* of the Attempt */
     union {
         struct {
-            struct wire_id job;
+            struct wire_id job, run; /* the chain's that it is a step of; zeros: of none */
             struct wire_bytes input; /* inline; empty when it was fetched */
             struct wire_text input_type, route, gateway;
             uint64_t limit_ms, number;

@@ -27,7 +27,7 @@ struct worker_host {
     enum confine_level isolation;
     uint64_t memory_size, process_count;
     bool confined;
-    char *cache_dir, *environment, *deployment;
+    char *cache_dir, *environment, *deployment, *gateway;
     struct wire_bytes secrets;
     uint32_t thread_count, batch_token_max, slot_count;
 
@@ -125,6 +125,7 @@ static void host_on_hello(struct worker_host *host, const struct frame_hello *he
         .cache_dir = WIRE_TEXT_OF(host->cache_dir),
         .environment = WIRE_TEXT_OF(host->environment),
         .deployment = WIRE_TEXT_OF(host->deployment),
+        .gateway = WIRE_TEXT_OF(host->gateway),
         .secrets = host->secrets,
     };
     struct err err;
@@ -340,6 +341,7 @@ static int host_spawn(struct worker_host *host, struct err *err)
                                                            .read = host->isolation_read,
                                                            .group = host->group,
                                                            .settings_json = host->settings_json,
+                                                           .gateway = host->gateway,
                                                            .memory_size = host->memory_size,
                                                            .process_count = host->process_count});
     spawn.path = program.path;
@@ -398,6 +400,7 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->cache_dir = xstrdup(options->cache_dir);
     host->environment = xstrdup(options->environment);
     host->deployment = xstrdup(options->deployment);
+    host->gateway = xstrdup(options->gateway);
     host->secrets = options->secrets;
     host->thread_count = options->thread_count;
     host->batch_token_max = options->batch_token_max;
@@ -432,5 +435,6 @@ void worker_host_free(struct worker_host **host_p)
     free(host->cache_dir);
     free(host->environment);
     free(host->deployment);
+    free(host->gateway);
     free(host);
 }

@@ -37,6 +37,7 @@ FIELDS = {
         "environment": 11,
         "secrets": 12,
         "deployment": 13,
+        "gateway": 14,
     },
     READY: {
         "engine": 1,
@@ -60,6 +61,7 @@ FIELDS = {
         "input_type": 9,
         "route": 10,
         "stream": 11,
+        "run": 12,
     },
     CANCEL: {"id": 1},
     EVT: {

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import errors, methods
+from . import chainlets, errors, methods
 
 LOAD_GAP_SECONDS = 1.0
 
@@ -114,8 +114,8 @@ def _load_with_retries(load):
             time.sleep(LOAD_GAP_SECONDS)
 
 
-def load(folder, config, secrets, environment):
-    """(model, its methods). Raises LoadError, or what the model's own code raised."""
+def load(folder, config, secrets, environment, wired=""):
+    """wired: how it finds other chainlets (chainlets.py). (model, its methods). Raises LoadError, or what the model's own code raised."""
     folder = Path(folder)
     write_secret_files(config.get("secrets"), secrets)
     data = Path("data")
@@ -130,6 +130,7 @@ def load(folder, config, secrets, environment):
         raise errors.LoadError(
             "%s has no class %s" % (config["model_class_filename"], config["model_class_name"]), True
         )
+    chainlets.wire(wired)
     model = kind(
         **_init_arguments(
             kind,

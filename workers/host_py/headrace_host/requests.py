@@ -20,6 +20,8 @@ class Call:
         self.stream = bool(fields.get("stream"))
         self.trace = fields.get("trace", "")
         self.job = id_text(fields.get("job")) or str(self.id)
+        # What its model calls belongs to the same run of a chain; a job of none begins one.
+        self.run = id_text(fields.get("run")) or self.job
         method, _, target = (fields.get("route", "") or "").partition(" ")
         self.method = method or "POST"
         self.target = target or "/v1/models/model:predict"
@@ -59,6 +61,7 @@ def _scope(call):
         (b"content-type", call.media_type.encode("latin-1", "replace")),
         (b"content-length", str(len(call.body)).encode()),
         (b"x-baseten-request-id", call.job.encode()),
+        (b"x-baseten-chain-request-id", call.run.encode()),
     ]
     if not call.stream:
         headers.append((b"accept", b"application/json"))

@@ -49,6 +49,7 @@ class Host:
         self.load = load
         self.settings = settings
         self.config = settings["truss"]
+        self.chainlets = settings.get("chainlets", "")
         self.runner = None
         self.calls = {}
         self.granted = 0
@@ -285,7 +286,7 @@ class Host:
         environment = {"name": name} if name else None
         try:
             secrets = json.loads(self.load.get("secrets") or b"{}")
-            loaded = model.load(os.getcwd(), self.config, secrets, environment)
+            loaded = model.load(os.getcwd(), self.config, secrets, environment, self.chainlets)
         except BaseException as error:
             sys.stdout.flush()
             text = tell_load_error(error)
@@ -343,6 +344,7 @@ def main():
     link = Link(socket.socket(fileno=kept), state["rest"])
     settings = json.loads(state["load"]["settings"])
     settings["python_detail"] = state["python_detail"]
+    settings["chainlets"] = state["chainlets"]
     logs.open_logs(settings["truss"]["runtime"].get("enable_debug_logs", False))
     sys.argv = [settings["truss"]["model_class_filename"]]
     asyncio.run(Host(link, state["load"], settings).run())

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from . import environment, errors, frames, logs, msgpack, place
+from . import chainlets, environment, errors, frames, logs, msgpack, place
 from .link import Gone, Link
 
 VERSION = "1"
@@ -112,6 +112,9 @@ def _confined(words, python, program):
 
 def _go_on(program, link, load, made, config):
     words, program = sys.argv[1:], environment.compiled(made, program)
+    wired = chainlets.text(config, load.get("gateway", ""))
+    if wired and "--level=strict" in words:
+        words.insert(words.index("--"), chainlets.bind(wired, load.get("cache_dir") or "/tmp"))
     alone = "--level=strict" in words or "--level=basic" in words
     state = {
         "load": load,
@@ -119,6 +122,7 @@ def _go_on(program, link, load, made, config):
         "python_detail": made.detail,
         "folder": "" if alone else _work_folder(load),
         "variables": _of_the_deployment(load, config, made.python),
+        "chainlets": wired,
     }
     fd = os.memfd_create("headrace-load", 0)
     os.write(fd, msgpack.packb(state))
