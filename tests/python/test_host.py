@@ -375,6 +375,23 @@ class Streams(unittest.TestCase):
             self.assertEqual(answer.error_class, errors.MODEL_ERROR)
             self.assertIn("broken off", answer.text)
 
+    def test_a_stream_has_one_context(self):
+        """What was set in it can be taken back; generated chainlets do that."""
+        body = """
+async def predict(self, n):
+    token = seen.set(7)
+    try:
+        for _ in range(n):
+            await asyncio.sleep(0)
+            yield str(seen.get())
+    finally:
+        seen.reset(token)
+"""
+        above = "import asyncio, contextvars\nseen = contextvars.ContextVar('seen', default=0)\n"
+        with drive.Host(model(body, above)) as host:
+            answer = host.ready().ask(3, stream=True)
+            self.assertEqual((answer.kind, answer.data), (frames.OUTPUT, b"777"))
+
     def test_a_gap_is_an_error(self):
         body = "async def predict(self, x):\n    yield 'a'\n    await asyncio.sleep(60)\n    yield 'b'"
         config = {"runtime": {"streaming_read_timeout": 1}}
