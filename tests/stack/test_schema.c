@@ -342,6 +342,59 @@ static void test_status_as_clients_see_it(void **state)
     pg_session_close(&session);
 }
 
+/* Times of a step's job, in seconds from the run's beginning. */
+#define STEP(n, step, item, accepted, started, ended)                                              \
+    "INSERT INTO job (id, accepted_at, received_at, start_deadline_at, started_at, state_at, "     \
+    "seq, "                                                                                        \
+    "run_limit_ms, queue_limit_ms, shard, state, rank, max_attempts, tenant, model, deployment, "  \
+    "pool, input_digest) SELECT '019b7c01-0400-7000-8000-0000000001" #n                            \
+    "', t + interval '" #accepted " s', t, t, t + interval '" #started                             \
+    " s', t + interval '" #ended                                                                   \
+    " s', 1, 1, 1, 0, 3, 1, 3, 't', 'm', 'd', 'p', sha256('') FROM (VALUES "                       \
+    "('2026-11-26 00:00:00+00'::timestamptz)) AS v (t);"                                           \
+    "INSERT INTO chain_step VALUES ('019b7c01-0400-7000-8000-000000000100', '" #step "', " #item   \
+    ", 1, '019b7c01-0400-7000-8000-0000000001" #n "');"
+
+/* fork needs first too but is over sooner; last needs join, which has no job, and through it the
+ * map. */
+static void test_the_critical_path(void **state)
+{
+    struct pg_session *session = looker_open();
+
+    (void)state;
+    looker_script(
+        session,
+        "INSERT INTO tenant (id, name) VALUES ('t', 't');INSERT INTO model (id, tenant, name, "
+        "deployment_count) VALUES ('chn', 't', 'c', 1);"
+        "INSERT INTO deployment (id, model_id, name, number, pool, shard, engine, config, "
+        "slot_count, replicas_min, replicas_max, replicas_wanted) VALUES ('chd', 'chn', "
+        "'deployment-1', 1, 'chd', 0, 'chain', '{\"steps\": {"
+        "\"first\": {\"model\": \"m\", \"input\": \"{{input}}\"}, "
+        "\"map\": {\"model\": \"m\", \"map\": \"{{steps.first.output.x}}\", \"input\": 1}, "
+        "\"fork\": {\"model\": \"m\", \"input\": [\"{{steps.first.output}}\"]}, "
+        "\"join\": {\"model\": \"m\", \"when\": \"{{steps.map.output}}\", \"input\": 2}, "
+        "\"last\": {\"model\": \"m\", \"needs\": [\"join\", \"fork\"], \"input\": "
+        "\"steps.nobody.x\"}}}', "
+        "1, 1, 1, 1);"
+        "INSERT INTO job (id, accepted_at, received_at, start_deadline_at, state_at, seq, "
+        "run_limit_ms, queue_limit_ms, shard, state, rank, max_attempts, tenant, model, "
+        "deployment, pool, input_digest) VALUES ('019b7c01-0400-7000-8000-000000000100', "
+        "'2026-11-26 00:00:00+00', now(), now(), now(), 1, 1, 1, 0, 3, 1, 3, 'default', 'chn', "
+        "'chd', 'chd', sha256(''));"
+        "INSERT INTO chain_run (run_id, deployment_id, token, depth, targets) VALUES "
+        "('019b7c01-0400-7000-8000-000000000100', 'chd', 1, 0, '{}');" STEP(
+            01, first, 0, 0.25, 0.5, 1) STEP(02, map, 0, 1.25, 1.5, 2) STEP(03, map, 1, 1.5, 2, 3)
+            STEP(04, fork, 0, 1.25, 1.5, 2.5)
+                STEP(05, last, 0, 3.125, 3.5, 4) "SET ROLE headrace_reader");
+    looker_expect(session,
+                  "SELECT string_agg(concat_ws(':', place, step, item, wait_seconds, "
+                  "queue_seconds, run_seconds), ' ' ORDER BY place) FROM "
+                  "headrace_v1.chain_critical_path WHERE run_id = "
+                  "'019b7c01-0400-7000-8000-000000000100'",
+                  "1:first:0:0.25:0.25:0.5 2:map:1:0.25:0.75:1 3:last:0:0.125:0.375:0.5");
+    pg_session_close(&session);
+}
+
 static void test_the_reader_reads_views_only(void **state)
 {
     static const char *const refused[] = {
@@ -388,6 +441,7 @@ int main(void)
         cmocka_unit_test_setup(test_columns_neither_change_nor_go, setup_migrated),
         cmocka_unit_test_setup(test_tenants_have_the_same_views, setup_migrated),
         cmocka_unit_test_setup(test_status_as_clients_see_it, setup_migrated),
+        cmocka_unit_test_setup(test_the_critical_path, setup_migrated),
         cmocka_unit_test_setup(test_the_reader_reads_views_only, setup_migrated),
     };
 
