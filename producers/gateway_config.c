@@ -233,6 +233,15 @@ const struct config_deployment *gateway_config_find_deployment(const struct conf
     return by_name;
 }
 
+bool gateway_config_is_chain(const struct config *config, const struct config_model *model)
+{
+    for (size_t i = 0; i < model->deployment_count; i++) {
+        if (config->deployments[model->first_deployment + i].is_chain)
+            return true;
+    }
+    return false;
+}
+
 /* A host's label may be "<model>-<environment>": tries each dash, from the right. */
 static const struct config_model *find_split(const struct config *config, const char *tenant,
                                              const char *label, const char **ret_environment)
@@ -321,7 +330,8 @@ int gateway_config_choose(const struct config *config, const char *tenant,
     if (choice.model == NULL && match->from_host && match->target == ROUTE_TARGET_NONE)
         choice.model = find_split(config, tenant, match->model, &environment);
     if (choice.model == NULL)
-        return err_set(err, ERR_NOT_FOUND, "there is no model '%.80s'", match->model);
+        return err_set(err, ERR_NOT_FOUND, "there is no %s '%.80s'",
+                       route_is_of_chains(match->route) ? "chain" : "model", match->model);
     if (match->target == ROUTE_TARGET_DEPLOYMENT) {
         choice.deployment = gateway_config_find_deployment(config, choice.model,
                                                            match->target_name);
@@ -335,6 +345,9 @@ int gateway_config_choose(const struct config *config, const char *tenant,
             environment = "production";
         r = choose_of_environment(config, environment, random, &choice, err);
     }
+    if (r == 0 && route_is_of_chains(match->route) && !choice.deployment->is_chain)
+        r = err_set(err, ERR_NOT_FOUND, "'%s' is a model and no chain: /model/%s/… has its routes",
+                    choice.model->name, choice.model->name);
     if (r == 0)
         r = check_status(&choice, err);
     if (r == 0)

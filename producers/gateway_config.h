@@ -34,6 +34,7 @@ struct config_deployment {
     uint32_t shard;
     uint32_t slot_count; /* of one replica: what a job may ask for at most */
     uint64_t run_limit_ms;
+    bool is_chain;
     bool is_truss; /* on every route, who accepts only JSON gets an answer in pieces as one text */
 };
 
@@ -74,6 +75,9 @@ const struct limits *gateway_config_limits(const struct config *config, enum lim
 /* By id or name; NULL: this tenant has no such model. */
 const struct config_model *gateway_config_find_model(const struct config *config,
                                                      const char *tenant, const char *id_or_name);
+/* A model with a deployment that is a chain's. */
+bool gateway_config_is_chain(const struct config *config, const struct config_model *model);
+
 /* By id or name within the model. */
 const struct config_deployment *gateway_config_find_deployment(const struct config *config,
                                                                const struct config_model *model,
@@ -86,7 +90,8 @@ struct config_choice {
 };
 
 /* Whom a request goes to; of an environment's deployments one by weight, chosen by `random`.
- * ERR_NOT_FOUND: no such model, environment or deployment, or it is deactivated. ERR_UNAVAILABLE:
+ * ERR_NOT_FOUND: no such model, environment or deployment, it is deactivated, or no chain where the
+ * route is of chains. ERR_UNAVAILABLE:
  * it exists and cannot take requests yet, or failed to start. The text says which. */
 int gateway_config_choose(const struct config *config, const char *tenant,
                           const struct route_match *match, uint64_t random,

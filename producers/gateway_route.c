@@ -10,7 +10,7 @@
 #include "base/assert.h"
 
 #define SEGMENTS_MAX (HTTP_PATH_SEGMENTS_MAX + 2)
-#define HOST_PREFIX "model-"
+#define HOST_PREFIX_SIZE 6 /* of model- and chain- */
 #define ANY_METHOD "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 #define HOST_SEGMENTS 2 /* that stand for the host */
 
@@ -95,29 +95,34 @@ static bool matches(const char *pattern, struct path *path, struct route_match *
     return path->at == path->count;
 }
 
-/* "model-abc.example.com:8080" with the base domain example.com gives "abc". */
-static bool host_split(const char *host, const char *base_domain, char to[ROUTE_HOST_SIZE])
+/* "model-abc.example.com:8080" with the base domain example.com gives "abc", and the word that
+ * begins its paths; NULL: it is no such host. */
+static const char *host_split(const char *host, const char *base_domain, char to[ROUTE_HOST_SIZE])
 {
     size_t label_size, domain_size = strlen(base_domain);
-    const char *rest;
+    const char *rest, *kind = "model";
 
-    if (host == NULL || domain_size == 0 || strncasecmp(host, HOST_PREFIX, 6) != 0)
-        return false;
-    host += strlen(HOST_PREFIX);
+    if (host == NULL || domain_size == 0)
+        return NULL;
+    if (strncasecmp(host, "chain-", HOST_PREFIX_SIZE) == 0)
+        kind = "chain";
+    else if (strncasecmp(host, "model-", HOST_PREFIX_SIZE) != 0)
+        return NULL;
+    host += HOST_PREFIX_SIZE;
     label_size = strcspn(host, ".");
     rest = host + label_size;
     if (label_size == 0 || label_size >= ROUTE_HOST_SIZE || *rest != '.' ||
         strncasecmp(rest + 1, base_domain, domain_size) != 0)
-        return false;
+        return NULL;
     rest += 1 + domain_size;
     if (*rest == '.')
         rest++;
     if (*rest != '\0' && *rest != ':')
-        return false;
+        return NULL;
     for (size_t i = 0; i < label_size; i++)
         to[i] = (char)tolower((unsigned char)host[i]);
     to[label_size] = '\0';
-    return true;
+    return kind;
 }
 
 /* Those of a model's own routes; TRACE and CONNECT are between a client and its proxies. */
@@ -180,7 +185,7 @@ void route_find(const char *method, const char *host, const char *base_domain,
                 const struct http_target *target, struct route_match *ret_match)
 {
     struct path path = {.count = target->segment_count};
-    bool from_host;
+    const char *kind;
 
     *ret_match = (struct route_match){0};
     if (strcmp(method, "HEAD") == 0)
@@ -188,10 +193,10 @@ void route_find(const char *method, const char *host, const char *base_domain,
     for (size_t i = 0; i < path.count; i++)
         path.segments[i] = target->segments[i];
     ret_match->route = find_in_table(method, &path, ret_match);
-    from_host = host_split(host, base_domain, ret_match->host_model);
-    if (ret_match->route != ROUTE_NONE || !from_host)
+    kind = host_split(host, base_domain, ret_match->host_model);
+    if (ret_match->route != ROUTE_NONE || kind == NULL)
         return;
-    path = (struct path){.segments = {"model", ret_match->host_model},
+    path = (struct path){.segments = {kind, ret_match->host_model},
                          .count = target->segment_count + HOST_SEGMENTS,
                          .from_host = true};
     for (size_t i = 0; i < target->segment_count; i++)
@@ -223,6 +228,11 @@ bool route_is_openai(enum route route)
 
     assert(route < ROUTE_COUNT);
     return strncmp(routes[route].pattern, files, sizeof(files) - 1) == 0;
+}
+
+bool route_is_of_chains(enum route route)
+{
+    return route == ROUTE_RUN_REMOTE || route == ROUTE_ASYNC_RUN_REMOTE;
 }
 
 bool route_is_open_to(enum route route, enum api_key_role role)

@@ -58,6 +58,7 @@ void route_find(const char *method, const char *host, const char *base_domain,
 
 const char *route_name(enum route route); /* "submit": for metrics and logs; static storage */
 enum route_access route_access(enum route route);
-bool route_is_async(enum route route);  /* answered before the job is over */
-bool route_is_openai(enum route route); /* its errors have OpenAI's shape */
+bool route_is_async(enum route route);     /* answered before the job is over */
+bool route_is_openai(enum route route);    /* its errors have OpenAI's shape */
+bool route_is_of_chains(enum route route); /* its {m} must be a chain */
 bool route_is_open_to(enum route route, enum api_key_role role);

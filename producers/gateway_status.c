@@ -48,8 +48,10 @@ static void name_model(const struct call *call, struct job_view *view, char *id,
     (void)snprintf(id, id_size, "%.*s", (int)view->model.size,
                    view->model.size > 0 ? view->model.text : "");
     model = gateway_config_find_model(config, call->tenant, id);
-    if (model != NULL)
-        view->model_name = WIRE_TEXT_OF(model->name);
+    if (model == NULL)
+        return;
+    view->model_name = WIRE_TEXT_OF(model->name);
+    view->is_chain = gateway_config_is_chain(config, model);
 }
 
 static void answer_status(struct call *call, int status, struct job_view *view)

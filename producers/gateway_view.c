@@ -96,7 +96,7 @@ static void append_members(const struct job_view *view, struct buf *to)
     clock_format_iso(view->accepted_us, accepted);
     clock_format_iso(view->state_us, since);
     buf_printf(to, "{\"request_id\":\"%s\"", id);
-    append_text(to, "model_id", view->model);
+    append_text(to, view->is_chain ? "chain_id" : "model_id", view->model);
     append_text(to, "model_name", view->model_name);
     append_text(to, "deployment_id", view->deployment);
     append_text(to, "environment", view->environment);

@@ -32,6 +32,7 @@ struct job_view { /* texts are borrowed */
     uint64_t accepted_us, state_us;
     enum error_class error_class;
     bool has_webhook;
+    bool is_chain; /* the model is called chain_id then */
     enum view_delivery delivery;
     uint64_t attempts;
 };

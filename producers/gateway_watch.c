@@ -28,9 +28,10 @@
 #define WAITING_MAX 20000
 
 PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model WHERE deleted_at IS NULL");
-PG_STATEMENT(watch_deployments,
-             "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
-             "slot_count, engine = 'python' FROM deployment WHERE deleted_at IS NULL");
+PG_STATEMENT(
+    watch_deployments,
+    "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
+    "slot_count, engine = 'python', engine = 'chain' FROM deployment WHERE deleted_at IS NULL");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
              "FROM environment e LEFT JOIN environment_target t "
@@ -103,6 +104,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
             .slot_count = (uint32_t)pg_u64(answer, 1, i, 7),
             .run_limit_ms = pg_u64(answer, 1, i, 6),
             .is_truss = pg_bool(answer, 1, i, 8),
+            .is_chain = pg_bool(answer, 1, i, 9),
         };
 
         mem_copy_text(deployment.id, pg_c(answer, 1, i, 0));

@@ -108,6 +108,7 @@ def test_linear(stack):
     run = begin(stack, "linear", {"text": "a"})
     ended = stack.wait_final(run)
     assert ended["status"] == "SUCCEEDED", (ended, stack.tell())
+    assert ended["chain_id"] and "model_id" not in ended, ended
     assert stack.result(run).json == ["a!", run]
     assert [row[0] for row in check_each_once(stack, run, 3)] == ["one", "two", "three"]
     ((chain, status, jobs),) = stack.sql("SELECT chain, status, jobs FROM headrace_v1.chain_runs "
@@ -120,8 +121,10 @@ def test_linear(stack):
 def test_sync(stack):
     reply = stack.http("POST", "/chain/linear/production/run_remote", {"text": "b"})
     assert reply.status == 200 and reply.json[0] == "b!", reply
-    reply = stack.http("POST", "/chain/nothing/production/run_remote", {"text": "b"})
-    assert reply.status == 404, reply
+    for name, text in (("nothing", "there is no chain 'nothing'"), ("echo", "'echo' is a model and no chain")):
+        for call, body in (("run_remote", {"text": "b"}), ("async_run_remote", {"model_input": 1})):
+            reply = stack.http("POST", f"/chain/{name}/production/{call}", body)
+            assert reply.status == 404 and text in reply.body.decode(), reply
 
 
 def test_map_and_join(stack):
