@@ -127,6 +127,14 @@ void blob_key_archive(const uint8_t digest[BLOB_DIGEST_SIZE], char to[BLOB_KEY_S
     (void)snprintf(to, BLOB_KEY_SIZE, "archives/%s", hex);
 }
 
+void blob_key_bulk(const struct wire_id *bulk, uint32_t chunk, bool errors, char to[BLOB_KEY_SIZE])
+{
+    char day[BLOB_KEY_SIZE];
+
+    key_of_id("bulk", bulk, day);
+    (void)snprintf(to, BLOB_KEY_SIZE, "%.100s/%08u.%s", day, chunk, errors ? "error" : "output");
+}
+
 int blob_key_check(const char *key, struct err *err)
 {
     size_t size = strnlen(key, BLOB_KEY_SIZE);

@@ -54,6 +54,8 @@ void blob_key_output(const struct wire_id *job, uint64_t token, char to[BLOB_KEY
 void blob_key_archive(const uint8_t digest[BLOB_DIGEST_SIZE], char to[BLOB_KEY_SIZE]);
 
 void blob_key_file(const struct wire_id *file, char to[BLOB_KEY_SIZE]); /* of a client's upload */
+/* Of what a chunk of a bulk job came to: answers, or failures. */
+void blob_key_bulk(const struct wire_id *bulk, uint32_t chunk, bool errors, char to[BLOB_KEY_SIZE]);
 
 /* ERR_MALFORMED unless it is 1 to 159 characters of [A-Za-z0-9._-] in segments that are neither
  * empty nor begin with a dot. */

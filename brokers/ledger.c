@@ -21,8 +21,8 @@ static enum job_rank submit_rank(const struct message_submit *submit)
 {
     if (submit->sync)
         return JOB_RANK_SYNC;
-    if (submit->priority >= JOB_PRIORITY_MAX)
-        return JOB_RANK_PRIORITY_2;
+    if (submit->priority >= JOB_PRIORITY_BULK)
+        return JOB_RANK_BULK;
     return (enum job_rank)(JOB_RANK_PRIORITY_0 + submit->priority);
 }
 

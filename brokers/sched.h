@@ -4,7 +4,7 @@
 /*
  * Which waiting job of a pool runs next. Pure: time comes in, a job comes out.
  *
- *   pool ─▶ rank (sync, priority 0, 1, 2: strict, but for the ageing share)
+ *   pool ─▶ rank (sync, priority 0, 1, 2, bulk: strict, but for the ageing share)
  *        ─▶ lane of the tenant that was served the least slot-time for its weight
  *        ─▶ flow (API key of the tenant) whose next job is due first
  *        ─▶ job with the earliest start deadline, then the oldest

@@ -17,7 +17,8 @@
  *   gateway_tenants.c  tenants and their limits      gateway_rate.c    rate limits
  *   gateway_deliveries.c webhook deliveries          gateway_endpoints.c their receivers
  *   gateway_secrets.c  secrets of models             gateway_upload.c  files in
- *   gateway_files.c    files
+ *   gateway_files.c    files                         gateway_batches.c bulk jobs
+ *   gateway_content.c  their output
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id, gateway_file
  *
@@ -407,6 +408,13 @@ void files_begin(struct call *call);
 void file_begin(struct call *call);
 void file_content_begin(struct call *call);
 void file_delete_begin(struct call *call);
+/* gateway_batches.c, gateway_content.c: what a bulk job has written ends the call. */
+void batches_begin(struct call *call);
+void batch_create_begin(struct call *call);
+void batch_begin(struct call *call);
+void batch_cancel_begin(struct call *call);
+void batch_output_begin(struct call *call);
+void content_begin(struct call *call, const struct wire_id *bulk, bool errors);
 /* A list as OpenAI's client reads it: at most limit of the rows, has_more when there are others. */
 void call_answer_page(struct call *call, const struct pg_answer *answer, size_t limit,
                       struct json_t *(*row_json)(const struct pg_answer *answer, size_t at,

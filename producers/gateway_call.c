@@ -428,6 +428,12 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_FILE] = file_begin,
     [ROUTE_FILE_CONTENT] = file_content_begin,
     [ROUTE_FILE_DELETE] = file_delete_begin,
+    [ROUTE_BATCHES] = batches_begin,
+    [ROUTE_BATCH_CREATE] = batch_create_begin,
+    [ROUTE_BATCH] = batch_begin,
+    [ROUTE_BATCH_CANCEL] = batch_cancel_begin,
+    [ROUTE_BATCH_OUTPUT] = batch_output_begin,
+    [ROUTE_BATCH_ERRORS] = batch_output_begin,
     [ROUTE_READY] = call_ready,
     [ROUTE_METRICS] = call_metrics,
 };

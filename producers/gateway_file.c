@@ -9,26 +9,29 @@
 #include "producers/gateway_file.h"
 #include "schema/job_id.h"
 
-#define PREFIX "file-"
-
 static const char *const purposes[] = {"assistants", "batch",     "evals",
                                        "fine-tune",  "user_data", "vision"};
 
-void file_id_format(const struct wire_id *id, char to[FILE_ID_SIZE])
+void openai_id_format(const char *prefix, const struct wire_id *id, char to[OPENAI_ID_SIZE])
 {
-    size_t size = strlen(PREFIX);
+    size_t size = (size_t)snprintf(to, OPENAI_ID_SIZE, "%.6s", prefix);
 
-    (void)snprintf(to, FILE_ID_SIZE, PREFIX);
     for (size_t i = 0; i < WIRE_ID_SIZE; i++)
-        size += (size_t)snprintf(to + size, FILE_ID_SIZE - size, "%02x", id->bytes[i]);
+        size += (size_t)snprintf(to + size, OPENAI_ID_SIZE - size, "%02x", id->bytes[i]);
+}
+
+bool openai_id_parse(const char *prefix, const char *text, struct wire_id *ret_id)
+{
+    size_t size = strlen(prefix);
+    struct err err;
+
+    return strncmp(text, prefix, size) == 0 && strlen(text) == size + (size_t)2 * WIRE_ID_SIZE &&
+           job_id_parse(text + size, ret_id, &err) == 0;
 }
 
 int file_id_parse(const char *text, struct wire_id *ret_id, struct err *err)
 {
-    struct err mine;
-
-    if (strncmp(text, PREFIX, strlen(PREFIX)) == 0 && strlen(text) == FILE_ID_SIZE - 1 &&
-        job_id_parse(text + strlen(PREFIX), ret_id, &mine) == 0)
+    if (openai_id_parse(FILE_ID_PREFIX, text, ret_id))
         return 0;
     return err_set(err, ERR_NOT_FOUND, "there is no file '%.60s'", text);
 }
@@ -124,7 +127,7 @@ int file_fields_check(const struct file_fields *fields, uint64_t *ret_expiry_s, 
     return r < 0 ? r : check_expiry(fields, ret_expiry_s, err);
 }
 
-static json_t *json_of_second(const struct pg_answer *answer, size_t at, size_t row, size_t column)
+json_t *json_of_second(const struct pg_answer *answer, size_t at, size_t row, size_t column)
 {
     return pg_is_null(answer, at, row, column)
                ? json_null()
@@ -134,9 +137,9 @@ static json_t *json_of_second(const struct pg_answer *answer, size_t at, size_t 
 json_t *file_json(const struct pg_answer *answer, size_t at, size_t row)
 {
     const struct wire_id id = pg_id(answer, at, row, 0);
-    char text[FILE_ID_SIZE];
+    char text[OPENAI_ID_SIZE];
 
-    file_id_format(&id, text);
+    openai_id_format(FILE_ID_PREFIX, &id, text);
     return json_pack("{s:s, s:s, s:I, s:o, s:o, s:s, s:s, s:s, s:n}", "id", text, "object", "file",
                      "bytes", (json_int_t)pg_i64(answer, at, row, 3), "created_at",
                      json_of_second(answer, at, row, 4), "expires_at",

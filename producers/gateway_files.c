@@ -3,8 +3,9 @@
 /*
  * /v1/files but for the upload (gateway_upload.c): list, show, content, delete.
  *
- * A file that is deleted is gone for everybody at once. Its blob goes with it, and then its row: a
- * crash in between leaves a row with deleted_at, and whoever sweeps goes on with it.
+ * A file that is deleted is gone for everybody at once. Its blob goes with it, and then its row:
+ * what a crash leaves, or a bulk job still reads, or is in parts, an ingest sweeps
+ * (ingest_sweep.c).
  */
 
 #include <jansson.h>
@@ -29,10 +30,16 @@ PG_STATEMENT(files_oldest,
              "SELECT " FILE_COLUMNS " FROM file f WHERE " FILE_IS_THERE
              " AND ($2 = f.purpose) IS NOT FALSE AND ($3 < f.id) IS NOT FALSE ORDER BY f.id LIMIT "
              "$4");
-PG_STATEMENT(file_find,
-             "SELECT " FILE_COLUMNS ", f.blob FROM file f WHERE f.id = $2 AND " FILE_IS_THERE);
-PG_STATEMENT(file_delete, "UPDATE file f SET deleted_at = now() WHERE f.id = $2 AND " FILE_IS_THERE
-                          " RETURNING f.id, f.blob");
+PG_STATEMENT(
+    file_find,
+    "SELECT " FILE_COLUMNS
+    ", f.blob, f.bulk_id, f.part = 'error' FROM file f WHERE f.id = $2 AND " FILE_IS_THERE);
+PG_STATEMENT(
+    file_delete,
+    "UPDATE file f SET deleted_at = now() WHERE f.id = $2 AND " FILE_IS_THERE
+    " RETURNING f.id, CASE WHEN NOT EXISTS (SELECT FROM bulk b WHERE b.input_file_id = f.id AND "
+    "b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling')) "
+    "THEN f.blob END");
 PG_STATEMENT(file_forget, "DELETE FROM file WHERE id = $1 AND deleted_at IS NOT NULL");
 
 /* ---- list ---- */
@@ -189,10 +196,16 @@ static void on_content_blob(void *opaque, int fd, uint64_t size, const struct er
 static void on_content(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
+    struct wire_id bulk;
     struct err err;
 
     if (!take_file(&call, answer))
         return;
+    if (pg_is_null(answer, 0, 0, 6)) {
+        bulk = pg_id(answer, 0, 0, 7);
+        content_begin(call, &bulk, pg_bool(answer, 0, 0, 8));
+        return;
+    }
     if (blob_open(call->gateway->blobs, pg_c(answer, 0, 0, 6), on_content_blob, call, &err) < 0)
         call_fail(&call, &err);
 }
@@ -241,6 +254,10 @@ static void on_deleted(void *opaque, const struct pg_answer *answer)
 
     if (!take_file(&call, answer))
         return;
+    if (pg_is_null(answer, 0, 0, 1)) { /* an ingest removes it, when nobody needs it any more */
+        on_forgotten(call, answer);
+        return;
+    }
     if (blob_remove(call->gateway->blobs, pg_c(answer, 0, 0, 1), on_removed, call, &err) < 0)
         on_removed(call, &err);
 }

@@ -224,10 +224,11 @@ bool route_is_async(enum route route)
 
 bool route_is_openai(enum route route)
 {
-    static const char files[] = "v1/files";
+    static const char files[] = "v1/files", batches[] = "v1/batches";
 
     assert(route < ROUTE_COUNT);
-    return strncmp(routes[route].pattern, files, sizeof(files) - 1) == 0;
+    return strncmp(routes[route].pattern, files, sizeof(files) - 1) == 0 ||
+           strncmp(routes[route].pattern, batches, sizeof(batches) - 1) == 0;
 }
 
 bool route_is_of_chains(enum route route)

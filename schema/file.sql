@@ -12,8 +12,11 @@ CREATE TABLE file (
     blob text,                                      -- key in the blob store; null: it is in parts
     created_at timestamptz NOT NULL DEFAULT now(),
     expires_at timestamptz, -- null: when somebody deletes it
-    deleted_at timestamptz  -- its blob goes, and then its row
+    deleted_at timestamptz,  -- its blob goes, and then its row
+    bulk_id uuid, -- that has written it …
+    part text CONSTRAINT file_part_check CHECK (part IN ('output', 'error')) -- … as which
 );
 CREATE INDEX file_tenant ON file (tenant, id) WHERE deleted_at IS NULL;
 CREATE INDEX file_expiry ON file (expires_at) WHERE deleted_at IS NULL AND expires_at IS NOT NULL;
 CREATE INDEX file_deleted ON file (deleted_at) WHERE deleted_at IS NOT NULL;
+CREATE INDEX file_bulk ON file (bulk_id) WHERE bulk_id IS NOT NULL;

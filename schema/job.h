@@ -42,6 +42,7 @@ enum job_rank {
     JOB_RANK_PRIORITY_0,
     JOB_RANK_PRIORITY_1,
     JOB_RANK_PRIORITY_2,
+    JOB_RANK_BULK, /* lines of bulk jobs */
     JOB_RANK_COUNT,
 };
 
@@ -57,7 +58,8 @@ enum job_rank {
 #define JOB_QUEUE_LIMIT_S_MIN 10
 #define JOB_QUEUE_LIMIT_S_MAX 259200
 #define JOB_RUN_LIMIT_MS_DEFAULT 3600000
-#define JOB_PRIORITY_MAX 2
+#define JOB_PRIORITY_MAX 2  /* that a client may ask for */
+#define JOB_PRIORITY_BULK 3 /* of a Submit by an ingest */
 #define JOB_OOM_ATTEMPTS_MAX 3
 #define JOB_LOST_ATTEMPTS_MAX 5
 #define JOB_LOST_ATTEMPTS_SHARED 2 /* lost so often, it runs alone: is it the one that kills? */

@@ -11,9 +11,12 @@ import pathlib
 import socket
 import subprocess
 
+from stack import wait_until
+
 
 DEPS = pathlib.Path(os.environ["HEADRACE_DEPS"])
 CLIENT = DEPS / "venv-llm/bin/python"
+MODELS = DEPS / "models"
 
 
 def openai(stack, script, *args, timeout=120):
@@ -124,3 +127,244 @@ def test_an_upload_that_stops_leaves_nothing(stack):
                                                    "X-Padding": "1"})
     assert reply.status == 400
     assert stack.sql("SELECT count(*) FROM headrace.file") == before
+
+
+# ---- bulk jobs ----
+
+EMBED = """
+words = "the quick brown fox jumps over a lazy dog while seven wizards brew strong coffee in old kettles".split()
+def text(n):
+    return " ".join(words[(n * 7 + k * k) % len(words)] for k in range(3 + n % 9)) + " " + str(n)
+lines = [{"custom_id": "line-%d" % n, "method": "POST", "url": "/v1/embeddings",
+          "body": {"model": "minilm", "input": text(n)}} for n in range(int(sys.argv[3]))]
+lines[7]["body"]["input"] = []  # the engine refuses it
+file = client.files.create(file=("lines.jsonl", "\\n".join(map(json.dumps, lines)).encode()), purpose="batch")
+batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h",
+                              metadata={"team": "search"})
+assert batch.status == "validating" and batch.metadata == {"team": "search"} and batch.object == "batch"
+states = [batch.status]
+while batch.status not in ("completed", "failed", "expired", "cancelled"):
+    time.sleep(0.05)
+    batch = client.batches.retrieve(batch.id)
+    if states[-1] != batch.status:
+        states.append(batch.status)
+assert batch.status == "completed", batch
+output = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+errors = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
+info = client.files.retrieve(batch.output_file_id)
+assert info.purpose == "batch_output" and info.bytes == len(client.files.content(batch.output_file_id).read())
+listed = [b.id for b in client.batches.list(limit=1)]
+try:
+    client.batches.cancel(batch.id)
+    refused = None
+except openai.ConflictError as error:
+    refused = error.message
+print(json.dumps({"batch": batch.model_dump(), "states": states, "ids": [o["custom_id"] for o in output],
+                  "first": output[0], "errors": errors, "listed": listed, "refused": refused, "text": text(0)}))
+"""
+
+
+def test_embeddings_by_openais_client(stack):
+    stack.push(MODELS / "all-MiniLM-L6-v2", "minilm")
+    count = 300
+    said = openai(stack, EMBED, count)
+    batch = said["batch"]
+    assert said["states"][-1] == "completed" and said["listed"] == [batch["id"]]
+    counts = {name: batch["request_counts"][name] for name in ("total", "completed", "failed")}
+    assert counts == {"total": count, "completed": count - 1, "failed": 1}
+    assert said["ids"] == [f"line-{n}" for n in range(count) if n != 7]  # each once, in the input's order
+    body = said["first"]["response"]["body"]
+    assert said["first"]["response"]["status_code"] == 200 and said["first"]["error"] is None
+    assert body["object"] == "list" and len(body["data"][0]["embedding"]) == 384
+    sync = stack.http("POST", "/model/minilm/production/sync/v1/embeddings", {"model": "minilm", "input": said["text"]})
+    pairs = zip(sync.json["data"][0]["embedding"], body["data"][0]["embedding"])
+    assert all(abs(one - other) < 1e-4 for one, other in pairs)
+    (error,) = said["errors"]
+    assert error["custom_id"] == "line-7" and error["error"]["class"] == "BAD_INPUT", error
+    assert error["error"]["attempts"] == 1 and error["error"]["line"] == 8, error
+    assert "is completed cannot be cancelled" in said["refused"]
+    for name in ("created_at", "in_progress_at", "finalizing_at", "completed_at", "expires_at"):
+        assert batch[name] > 0, name
+    assert batch["expires_at"] - batch["created_at"] == 24 * 3600
+    # A line is a job like any other, below all priorities; SQL finds it by the bulk job and its number.
+    job = said["first"]["response"]["request_id"]
+    id = batch["id"].removeprefix("batch_")
+    assert stack.sql("SELECT headrace.bulk_line_job(:'a1'::uuid, 1, j.shard), class FROM headrace.job j "
+                     "JOIN headrace_v1.jobs v USING (id) WHERE j.id = :'a2'", id, job) == [[job, "bulk"]]
+    assert stack.job(job)["status"] == "SUCCEEDED"
+
+
+def line(n, model="sim", endpoint="/v1/embeddings", **body):
+    return {"custom_id": f"line-{n}", "method": "POST", "url": endpoint, "body": {"model": model, **body}}
+
+
+def jsonl(lines):
+    return "".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines).encode()
+
+
+def create(stack, content, endpoint="/v1/embeddings", window="24h"):
+    file = upload(stack, content if isinstance(content, bytes) else jsonl(content)).json["id"]
+    reply = stack.http("POST", "/v1/batches", {"input_file_id": file, "endpoint": endpoint, "completion_window": window})
+    assert reply.status == 200, reply
+    return reply.json["id"]
+
+
+def batch_of(stack, id):
+    return stack.http("GET", f"/v1/batches/{id}").json
+
+
+def wait_over(stack, id, seconds=60):
+    def ask():
+        batch = batch_of(stack, id)
+        return batch if batch["status"] in ("completed", "failed", "expired", "cancelled") else None
+
+    return wait_until(f"bulk job {id} to be over", ask, seconds)
+
+
+def content_of(stack, file):
+    if file is None:
+        return []
+    return [json.loads(text) for text in stack.http("GET", f"/v1/files/{file}/content").body.splitlines()]
+
+
+def test_lines_that_are_refused(stack):
+    stack.push_sim("sim", slots=64, replicas=1)
+    good = line(1)
+    rows = [
+        ([good, "{\"custom_id\": "], 2, "invalid_json_line", ""),
+        ([good, "", "[]"], 3, "invalid_json_line", "object"),
+        ([good, line(1)], 2, "duplicate_custom_id", "earlier line"),
+        ([line(1, endpoint="/v1/completions")], 1, "mismatched_endpoint", "the batch's endpoint is /v1/embeddings"),
+        ([dict(good, method="GET")], 1, "invalid_method", "must be POST"),
+        ([dict(good, custom_id="x" * 513)], 1, "invalid_custom_id", "513 bytes; it must have 1 to 512"),
+        ([dict(good, body=[])], 1, "invalid_type", "body is a array"),
+        ([good, line(2, model="nobody")], 2, "model_not_found",
+         "model 'nobody' is not there for /v1/embeddings; served there: minilm, sim"),
+        ([line(1, text="x" * (1 << 20))], 1, "line_too_long", "1048576 bytes of bulk-line-max"),
+        (b"\xff\xfe" + jsonl([good]), 1, "invalid_json_line", ""),
+        (b"\xef\xbb\xbf" + jsonl([good]), 1, "invalid_json_line", "byte order mark"),
+        (json.dumps(good).encode("utf-16-le"), 1, "invalid_json_line", ""),
+        (b"\n \n", 3, "empty_file", "no request"),
+    ]
+    made = [(create(stack, content), number, code, text) for content, number, code, text in rows]
+    chat = create(stack, [line(1, model="minilm", endpoint="/v1/chat/completions")], "/v1/chat/completions")
+    made.append((chat, 1, "model_not_found", "does not serve /v1/chat/completions; served there: sim"))
+    for id, number, code, text in made:
+        batch = wait_over(stack, id)
+        assert batch["status"] == "failed" and batch["failed_at"] > 0, batch
+        first = batch["errors"]["data"][0]
+        assert first["line"] == number and first["code"] == code and text in first["message"], (code, batch["errors"])
+        assert batch["output_file_id"] is None and batch["error_file_id"] is None
+    assert stack.sql("SELECT count(*) FROM headrace.job WHERE model = 'sim'") == [["0"]]  # no line was run
+    many = wait_over(stack, create(stack, ["x"] * 300))
+    assert len(many["errors"]["data"]) == 100
+
+    file = upload(stack, jsonl([good])).json["id"]
+    other = upload(stack, jsonl([good]), purpose="user_data").json["id"]
+    base = {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    for change, text in (
+            ({"input_file_id": "file-" + "0" * 32}, "there is no such file"), ({"input_file_id": "x"}, "no file 'x'"),
+            ({"input_file_id": other}, "its purpose is 'user_data'; it must be batch"),
+            ({"endpoint": "/v1/images"}, "endpoint is '/v1/images'"), ({"endpoint": None}, "endpoint must be a string"),
+            ({"completion_window": "24"}, "it must be 24h"), ({"completion_window": "73h"}, "1h to 72h"),
+            ({"metadata": {"a": 1}}, "metadata 'a' must be a string"), ({"metadata": []}, "metadata must be an object"),
+            ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after")):
+        reply = stack.http("POST", "/v1/batches", {**base, **change})
+        assert reply.status == (404 if "no such" in text or "no file" in text else 400), (change, reply)
+        assert text in reply.json["error"]["message"], (change, reply)
+    assert stack.http("GET", "/v1/batches/batch_0").status == 404
+
+
+def test_outputs_large_and_small_in_order(stack):
+    """Inputs and answers beyond what is kept inline, failures in between, and a model that is slow for some."""
+    lines = [line(n, text="x" * (100_000 if n % 10 == 0 else 10)) for n in range(120)]
+    lines[50]["body"]["sim"] = {"fail": "model_error"}
+    id = create(stack, lines)
+    batch = wait_over(stack, id)
+    counts = batch["request_counts"]
+    assert batch["status"] == "completed" and counts["total"] == 120 == counts["completed"] + counts["failed"]
+    output, errors = content_of(stack, batch["output_file_id"]), content_of(stack, batch["error_file_id"])
+    assert [one["custom_id"] for one in output] == [f"line-{n}" for n in range(120) if n != 50]
+    assert [one["custom_id"] for one in errors] == ["line-50"]
+    assert errors[0]["error"]["attempts"] == 3 and errors[0]["error"]["class"] == "MODEL_ERROR", errors
+
+
+def test_what_is_there_can_be_read_and_a_cancel_ends_it(stack):
+    stack.push_sim("slow", slots=100, replicas=1)
+    lines = [line(n, model="slow", sim={"sleep_ms": 0 if n < 2000 else 30000}) for n in range(6000)]
+    id = create(stack, lines)
+
+    def half():
+        return batch_of(stack, id)["request_counts"]["completed"] >= 2000
+
+    wait_until("the first lines to be written", half, 60)
+    there = [json.loads(text) for text in stack.http("GET", f"/v1/batches/{id}/output").body.splitlines()]
+    assert [one["custom_id"] for one in there] == [f"line-{n}" for n in range(2000)]
+    reply = stack.http("POST", f"/v1/batches/{id}/cancel")
+    assert reply.status == 200 and reply.json["status"] == "cancelling"
+    batch = wait_over(stack, id)
+    counts = batch["request_counts"]
+    assert batch["status"] == "cancelled" and batch["cancelled_at"] > 0
+    assert counts["completed"] + counts["failed"] == counts["total"] == 6000
+    output, errors = content_of(stack, batch["output_file_id"]), content_of(stack, batch["error_file_id"])
+    assert [one["custom_id"] for one in output + errors] == [f"line-{n}" for n in range(6000)]
+    assert {one["error"]["code"] for one in errors} == {"batch_cancelled"}
+    assert stack.sql("SELECT count(*) FROM headrace.job WHERE model = 'slow' AND state IN (1, 2)") == [["0"]]
+
+
+def test_what_has_not_run_in_time_expires(stack):
+    stack.stop_service("ingest")
+    id = create(stack, [line(n, model="slow", sim={"sleep_ms": 0 if n < 1000 else 30000}) for n in range(3000)], window="1h")
+    stack.sql("UPDATE headrace.bulk SET expires_at = now() + interval '4 seconds' WHERE status = 'validating'")
+    stack.start_service("ingest")
+    batch = wait_over(stack, id)
+    assert batch["status"] == "expired" and batch["expired_at"] > 0
+    output, errors = content_of(stack, batch["output_file_id"]), content_of(stack, batch["error_file_id"])
+    assert [one["custom_id"] for one in output + errors] == [f"line-{n}" for n in range(3000)]
+    assert len(output) == 1000 and "batch_expired" in {one["error"]["code"] for one in errors}
+
+
+def test_an_ingest_that_is_killed(stack):
+    """Killed while it validates, sends and writes, again and again: each line once, and counts add up."""
+    lines = [line(n, number=n) for n in range(6000)]
+    id = create(stack, lines)
+    kills = 0
+
+    def over():
+        nonlocal kills
+        batch = batch_of(stack, id)
+        if batch["status"] == "completed":
+            return batch
+        if kills < 4 and batch["request_counts"]["completed"] >= 1000 * kills:
+            stack.restart_service("ingest", kill=True)
+            stack.sql("UPDATE headrace.bulk SET leased_until = '-infinity' WHERE leased_until < 'infinity'")
+            kills += 1
+        return None
+
+    batch = wait_until("the bulk job to be over", over, 120)
+    assert kills == 4
+    assert batch["request_counts"] == {"total": 6000, "completed": 6000, "failed": 0}
+    output = content_of(stack, batch["output_file_id"])
+    assert [one["custom_id"] for one in output] == [f"line-{n}" for n in range(6000)]
+    key = batch["id"].removeprefix("batch_")
+    ((attempts, jobs),) = stack.sql(
+        "SELECT sum(attempt_count), count(*) FROM headrace.job WHERE id IN (SELECT headrace.bulk_line_job("
+        ":'a1'::uuid, n, 0::smallint) FROM generate_series(1, 6000) n)", key)
+    assert jobs == "6000" and attempts == "6000"  # no line ran a second time
+
+
+def test_files_go_when_nobody_needs_them(stack):
+    id = create(stack, [line(1), line(2)])
+    batch = wait_over(stack, id)
+    for file in (batch["input_file_id"], batch["output_file_id"]):
+        assert stack.http("DELETE", f"/v1/files/{file}").json["deleted"] is True
+        assert stack.http("GET", f"/v1/files/{file}").status == 404
+    day = stack.data_dir / "blobs/bulk"
+    mine = id.removeprefix("batch_")
+
+    def gone():
+        stack.sql("NOTIFY headrace_bulk")
+        left = [path for path in day.glob("**/*.output") if path.parent.name.replace("-", "") == mine]
+        return not left and stack.sql("SELECT count(*) FROM headrace.file WHERE deleted_at IS NOT NULL") == [["0"]]
+
+    wait_until("the blobs and rows to go", gone)

@@ -20,7 +20,7 @@
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
-    "'sql_login', 'file'";
+    "'sql_login', 'file', 'bulk', 'bulk_chunk'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"

@@ -186,6 +186,7 @@ static void test_names_equal_the_tables(void **state)
     expect_name(session, "error_class_name", ERROR_CLASS_COUNT, "");
     expect_name(session, "rank_name", JOB_RANK_SYNC, "sync");
     expect_name(session, "rank_name", JOB_RANK_PRIORITY_2, "2");
+    expect_name(session, "rank_name", JOB_RANK_BULK, "bulk");
     pg_session_close(&session);
 }
 

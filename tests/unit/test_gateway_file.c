@@ -21,13 +21,13 @@ static void test_ids(void **state)
                                       "batch_019ab2c47d517c1180005d1f0a6c9e42",
                                       "file-019ab2c47d517c1180005d1f0a6c9e4x",
                                       "file-019ab2c4-7d51-7c11-8000-5d1f0a6c9e42"};
-    char text[FILE_ID_SIZE];
+    char text[OPENAI_ID_SIZE];
     struct wire_id id;
     struct err err;
 
     (void)state;
     assert_int_equal(file_id_parse("file-019ab2c47d517c1180005d1f0a6c9e42", &id, &err), 0);
-    file_id_format(&id, text);
+    openai_id_format(FILE_ID_PREFIX, &id, text);
     assert_string_equal(text, "file-019ab2c47d517c1180005d1f0a6c9e42");
     for (size_t i = 0; i < COUNT_OF(bad); i++)
         assert_int_equal(file_id_parse(bad[i], &id, &err), ERR_NOT_FOUND);

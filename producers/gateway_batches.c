@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * /v1/batches, as OpenAI has them: a bulk job is a row, which `headrace ingest` works on.
+ *
+ * Created, it is validated later: what is wrong with its lines is in its `errors`. A cancel is a
+ * change of the row; whoever works on it is told by a notification.
+ */
+
+#include <jansson.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/settings.h"
+#include "brokers/pg.h"
+#include "producers/gateway.h"
+#include "producers/gateway_file.h"
+
+#define BODY_SIZE_MAX (64u << 10)
+#define PAGE_DEFAULT 20
+#define PAGE_MAX 100
+#define WINDOW_HOURS_MAX 72
+#define METADATA_COUNT_MAX 16
+#define METADATA_KEY_MAX 64
+#define METADATA_VALUE_MAX 512
+#define OPEN_STATES "('validating', 'in_progress', 'finalizing', 'cancelling')"
+
+#define BATCH_COLUMNS                                                                              \
+    "b.id, b.endpoint, b.errors::text, b.input_file_id, b.completion_window, b.status, "           \
+    "b.output_file_id, b.error_file_id, b.created_at, b.in_progress_at, b.expires_at, "            \
+    "b.finalizing_at, b.completed_at, b.failed_at, b.expired_at, b.cancelling_at, "                \
+    "b.cancelled_at, b.total, b.completed, b.failed, b.metadata::text"
+
+PG_STATEMENT(batch_input,
+             "SELECT f.purpose, f.blob IS NOT NULL, (SELECT count(*) FROM bulk b WHERE b.tenant = "
+             "$1 AND b.status IN " OPEN_STATES ") FROM file f WHERE f.tenant = $1 AND f.id = $2 "
+             "AND f.deleted_at IS NULL AND (f.expires_at > now()) IS NOT FALSE");
+PG_STATEMENT(
+    batch_create,
+    "INSERT INTO bulk AS b (id, tenant, key_prefix, endpoint, input_file_id, input_blob, "
+    "input_size, completion_window, expires_at, metadata, output_expiry_s) SELECT $3, $1, "
+    "$4, $5, f.id, f.blob, f.size, $6, now() + $7 * interval '1 hour', $8, "
+    "nullif($9::bigint, 0) FROM file f WHERE f.tenant = $1 AND f.id = $2 AND f.deleted_at "
+    "IS NULL AND (f.expires_at > now()) IS NOT FALSE AND f.purpose = 'batch' AND f.blob "
+    "IS NOT NULL AND (SELECT count(*) FROM bulk o WHERE o.tenant = $1 AND o.status IN " OPEN_STATES
+    ") < $10 RETURNING " BATCH_COLUMNS);
+PG_STATEMENT(batch_notify, "SELECT pg_notify('headrace_bulk', '')");
+PG_STATEMENT(batches_newest, "SELECT " BATCH_COLUMNS " FROM bulk b WHERE b.tenant = $1 AND ($2 > "
+                             "b.id) IS NOT FALSE ORDER BY b.id DESC LIMIT $3");
+PG_STATEMENT(batch_find, "SELECT " BATCH_COLUMNS " FROM bulk b WHERE b.tenant = $1 AND b.id = $2");
+PG_STATEMENT(batch_cancel, "UPDATE bulk b SET status = 'cancelling', cancelling_at = now() WHERE "
+                           "b.tenant = $1 AND b.id = $2 AND b.status IN ('validating', "
+                           "'in_progress') RETURNING " BATCH_COLUMNS);
+
+static const char *const endpoints[] = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings",
+                                        "/v1/moderations", "/v1/responses"};
+
+/* ---- a row ---- */
+
+static json_t *json_of_id(const struct pg_answer *answer, size_t at, size_t row, size_t column,
+                          const char *prefix)
+{
+    struct wire_id id = pg_id(answer, at, row, column);
+    char text[OPENAI_ID_SIZE];
+
+    if (pg_is_null(answer, at, row, column))
+        return json_null();
+    openai_id_format(prefix, &id, text);
+    return json_string(text);
+}
+
+static json_t *json_of_json(const struct pg_answer *answer, size_t at, size_t row, size_t column)
+{
+    json_t *json = pg_is_null(answer, at, row, column)
+                       ? NULL
+                       : json_loads(pg_c(answer, at, row, column), 0, NULL);
+
+    return json == NULL ? json_null() : json;
+}
+
+static json_t *batch_json(const struct pg_answer *answer, size_t at, size_t row)
+{
+    static const char *const times[] = {"created_at",    "in_progress_at", "expires_at",
+                                        "finalizing_at", "completed_at",   "failed_at",
+                                        "expired_at",    "cancelling_at",  "cancelled_at"};
+    json_t *batch = json_pack(
+        "{s:o, s:s, s:s, s:o, s:o, s:s, s:s, s:o, s:o, s:{s:I, s:I, s:I}, s:o}", "id",
+        json_of_id(answer, at, row, 0, BATCH_ID_PREFIX), "object", "batch", "endpoint",
+        pg_c(answer, at, row, 1), "errors", json_of_json(answer, at, row, 2), "input_file_id",
+        json_of_id(answer, at, row, 3, FILE_ID_PREFIX), "completion_window",
+        pg_c(answer, at, row, 4), "status", pg_c(answer, at, row, 5), "output_file_id",
+        json_of_id(answer, at, row, 6, FILE_ID_PREFIX), "error_file_id",
+        json_of_id(answer, at, row, 7, FILE_ID_PREFIX), "request_counts", "total",
+        (json_int_t)pg_i64(answer, at, row, 17), "completed",
+        (json_int_t)pg_i64(answer, at, row, 18), "failed", (json_int_t)pg_i64(answer, at, row, 19),
+        "metadata", json_of_json(answer, at, row, 20));
+
+    for (size_t i = 0; i < COUNT_OF(times); i++)
+        (void)json_object_set_new(batch, times[i], json_of_second(answer, at, row, 8 + i));
+    return batch;
+}
+
+/* ---- create ---- */
+
+struct batch_ask {
+    struct wire_id input;
+    const char *endpoint, *window; /* borrowed from the body */
+    int64_t hours, expiry_s;
+    json_t *body, *metadata;
+};
+
+static int read_text(const json_t *body, const char *name, const char **ret_text, struct err *err)
+{
+    const json_t *value = json_object_get(body, name);
+
+    if (!json_is_string(value) || strlen(json_string_value(value)) != json_string_length(value))
+        return err_set(err, ERR_MALFORMED, "%s must be a string", name);
+    *ret_text = json_string_value(value);
+    return 0;
+}
+
+static int read_endpoint(struct batch_ask *ask, struct err *err)
+{
+    int r = read_text(ask->body, "endpoint", &ask->endpoint, err);
+
+    for (size_t i = 0; r == 0 && i < COUNT_OF(endpoints); i++) {
+        if (strcmp(endpoints[i], ask->endpoint) == 0)
+            return 0;
+    }
+    return r < 0 ? r
+                 : err_set(err, ERR_RANGE,
+                           "endpoint is '%.60s'; it must be /v1/chat/completions, /v1/completions, "
+                           "/v1/embeddings, /v1/moderations or /v1/responses",
+                           ask->endpoint);
+}
+
+static int read_window(struct batch_ask *ask, struct err *err)
+{
+    char digits[4] = "";
+    struct err mine;
+    size_t size;
+    int r = read_text(ask->body, "completion_window", &ask->window, err);
+
+    if (r < 0)
+        return r;
+    size = strlen(ask->window);
+    if (size >= 2 && size <= 3 && ask->window[size - 1] == 'h') {
+        memcpy(digits, ask->window, size - 1);
+        if (settings_parse_int("completion_window", digits, &ask->hours, &mine) == 0 &&
+            ask->hours >= 1 && ask->hours <= WINDOW_HOURS_MAX)
+            return 0;
+    }
+    return err_set(err, ERR_RANGE, "completion_window is '%.20s'; it must be 24h, or 1h to %dh",
+                   ask->window, WINDOW_HOURS_MAX);
+}
+
+static int read_metadata(struct batch_ask *ask, struct err *err)
+{
+    const char *key;
+    json_t *value;
+
+    ask->metadata = json_object_get(ask->body, "metadata");
+    if (ask->metadata == NULL || json_is_null(ask->metadata)) {
+        ask->metadata = NULL;
+        return 0;
+    }
+    if (!json_is_object(ask->metadata) || json_object_size(ask->metadata) > METADATA_COUNT_MAX)
+        return err_set(err, ERR_RANGE, "metadata must be an object of at most %d strings",
+                       METADATA_COUNT_MAX);
+    json_object_foreach(ask->metadata, key, value)
+    {
+        if (count_characters(key) > METADATA_KEY_MAX || !json_is_string(value) ||
+            count_characters(json_string_value(value)) > METADATA_VALUE_MAX)
+            return err_set(err, ERR_RANGE,
+                           "metadata '%.64s' must be a string of at most %d characters, under a "
+                           "name of at most %d",
+                           key, METADATA_VALUE_MAX, METADATA_KEY_MAX);
+    }
+    return 0;
+}
+
+static int read_expiry(struct batch_ask *ask, struct err *err)
+{
+    const json_t *after = json_object_get(ask->body, "output_expires_after");
+    const json_t *seconds = json_object_get(after, "seconds");
+    const char *anchor = json_string_value(json_object_get(after, "anchor"));
+
+    if (after == NULL || json_is_null(after))
+        return 0;
+    ask->expiry_s = json_integer_value(seconds);
+    if (anchor == NULL || strcmp(anchor, "created_at") != 0 || ask->expiry_s < FILE_EXPIRY_S_MIN ||
+        ask->expiry_s > FILE_EXPIRY_S_MAX)
+        return err_set(err, ERR_RANGE,
+                       "output_expires_after must have the anchor created_at and seconds of %d to "
+                       "%d",
+                       FILE_EXPIRY_S_MIN, FILE_EXPIRY_S_MAX);
+    return 0;
+}
+
+static int read_ask(struct call *call, struct batch_ask *ask, struct err *err)
+{
+    const char *input;
+    int r = call_read_json(call, &ask->body, err);
+
+    if (r == 0)
+        r = read_text(ask->body, "input_file_id", &input, err);
+    if (r == 0 && !openai_id_parse(FILE_ID_PREFIX, input, &ask->input))
+        r = err_set(err, ERR_NOT_FOUND, "input_file_id: there is no file '%.60s'", input);
+    if (r == 0)
+        r = read_endpoint(ask, err);
+    if (r == 0)
+        r = read_window(ask, err);
+    if (r == 0)
+        r = read_metadata(ask, err);
+    return r < 0 ? r : read_expiry(ask, err);
+}
+
+static void on_created(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    const struct gateway_settings *settings = &call->gateway->settings;
+    struct err err = {.code = ERR_OK};
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 1) > 0) {
+        body = batch_json(answer, 1, 0);
+        call_answer_json(&call, 200, &body);
+        return;
+    }
+    if (pg_row_count(answer, 0) == 0)
+        (void)err_set(&err, ERR_NOT_FOUND, "input_file_id: there is no such file");
+    else if (strcmp(pg_c(answer, 0, 0, 0), "batch") != 0 || !pg_bool(answer, 0, 0, 1))
+        (void)err_set(&err, ERR_RANGE, "input_file_id: its purpose is '%s'; it must be batch",
+                      pg_c(answer, 0, 0, 0));
+    else
+        (void)err_set(
+            &err, ERR_LIMIT,
+            "%lld bulk jobs of the tenant are open; at most %lld may be (batches-open-max)",
+            (long long)pg_i64(answer, 0, 0, 2), (long long)settings->batches_open_max);
+    call_fail(&call, &err);
+}
+
+static void on_create(struct call *call)
+{
+    struct batch_ask ask = {.body = NULL};
+    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    struct pg_batch *batch;
+    struct wire_id id;
+    char *metadata;
+    struct err err;
+
+    if (read_ask(call, &ask, &err) < 0) {
+        json_decref(ask.body);
+        call_fail(&call, &err);
+        return;
+    }
+    rng_secret_bytes(entropy, sizeof(entropy));
+    id = job_id_make(0, clock_wall_ms(), entropy);
+    metadata = ask.metadata == NULL ? NULL : json_dumps(ask.metadata, JSON_COMPACT);
+    batch = pg_batch_new();
+    pg_add(batch, &batch_input);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &ask.input);
+    pg_add(batch, &batch_create);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &ask.input);
+    pg_bind_id(batch, &id);
+    pg_bind_c(batch, call->key_prefix);
+    pg_bind_c(batch, ask.endpoint);
+    pg_bind_c(batch, ask.window);
+    pg_bind_double(batch, (double)ask.hours);
+    pg_bind_json(batch, metadata);
+    pg_bind_i64(batch, ask.expiry_s);
+    pg_bind_i64(batch, call->gateway->settings.batches_open_max);
+    pg_add(batch, &batch_notify);
+    mem_free(&metadata);
+    json_decref(ask.body);
+    call_query(call, &batch, on_created);
+}
+
+void batch_create_begin(struct call *call)
+{
+    call_collect_body(call, BODY_SIZE_MAX, on_create);
+}
+
+/* ---- list, show, cancel ---- */
+
+static void on_batches(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+
+    call_answer_page(call, answer, (size_t)call->output_size, batch_json);
+}
+
+static int batch_id_of(const char *text, struct wire_id *ret_id, struct err *err)
+{
+    return openai_id_parse(BATCH_ID_PREFIX, text, ret_id)
+               ? 0
+               : err_set(err, ERR_NOT_FOUND, "there is no batch '%.60s'", text);
+}
+
+void batches_begin(struct call *call)
+{
+    const char *after = http_target_query(&call->target, "after");
+    struct pg_batch *batch;
+    struct wire_id id;
+    int64_t limit;
+    struct err err;
+    int r = call_query_number(call, "limit", PAGE_DEFAULT, 1, PAGE_MAX, &limit, &err);
+
+    if (r == 0 && after != NULL)
+        r = batch_id_of(after, &id, &err);
+    if (r < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    call->output_size = (uint64_t)limit;
+    batch = pg_batch_new();
+    pg_add(batch, &batches_newest);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, after == NULL ? NULL : &id);
+    pg_bind_i64(batch, limit + 1);
+    call_query(call, &batch, on_batches);
+}
+
+/* Statements that are about the batch in the path; a call that names none is answered. */
+static void ask_batch(struct call *call, const struct pg_statement *const *statements, size_t count,
+                      pg_done_fn *done)
+{
+    struct pg_batch *batch;
+    struct wire_id id;
+    struct err err;
+
+    if (batch_id_of(call->match.param, &id, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
+    for (size_t i = 0; i < count; i++) {
+        pg_add(batch, statements[i]);
+        pg_bind_c(batch, call->tenant);
+        pg_bind_id(batch, &id);
+    }
+    if (count > 1)
+        pg_add(batch, &batch_notify);
+    call_query(call, &batch, done);
+}
+
+/* False: the call is over. */
+static bool take_batch(struct call **call_p, const struct pg_answer *answer, size_t at)
+{
+    struct err err;
+
+    if (!call_take_answer(call_p, answer))
+        return false;
+    if (pg_row_count(answer, at) > 0)
+        return true;
+    (void)err_set(&err, ERR_NOT_FOUND, "there is no batch '%.60s'", (*call_p)->match.param);
+    call_fail(call_p, &err);
+    return false;
+}
+
+static void on_batch(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!take_batch(&call, answer, 0))
+        return;
+    body = batch_json(answer, 0, 0);
+    call_answer_json(&call, 200, &body);
+}
+
+void batch_begin(struct call *call)
+{
+    static const struct pg_statement *const statements[] = {&batch_find};
+
+    ask_batch(call, statements, 1, on_batch);
+}
+
+static void on_cancel(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    struct err err;
+    json_t *body;
+
+    if (!take_batch(&call, answer, 1))
+        return;
+    if (pg_row_count(answer, 0) == 0 && strcmp(pg_c(answer, 1, 0, 5), "cancelling") != 0) {
+        (void)err_set(&err, ERR_CONFLICT, "a batch that is %s cannot be cancelled",
+                      pg_c(answer, 1, 0, 5));
+        call_fail(&call, &err);
+        return;
+    }
+    body = batch_json(answer, 1, 0);
+    call_answer_json(&call, 200, &body);
+}
+
+void batch_cancel_begin(struct call *call)
+{
+    static const struct pg_statement *const statements[] = {&batch_cancel, &batch_find};
+
+    ask_batch(call, statements, 2, on_cancel);
+}
+
+/* ---- what is there so far ---- */
+
+static void on_output(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    struct wire_id id;
+
+    if (!take_batch(&call, answer, 0))
+        return;
+    id = pg_id(answer, 0, 0, 0);
+    content_begin(call, &id, call->match.route == ROUTE_BATCH_ERRORS);
+}
+
+void batch_output_begin(struct call *call)
+{
+    static const struct pg_statement *const statements[] = {&batch_find};
+
+    ask_batch(call, statements, 1, on_output);
+}
