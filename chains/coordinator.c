@@ -23,14 +23,14 @@ PG_STATEMENT(begin_known,
              "coalesce(j.state, 0) FROM chain_step s LEFT JOIN job j ON j.id = s.job_id WHERE "
              "s.run_id = $1 AND s.round > 0 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, "
              "s.round DESC");
-/* Coordinators that this round has lost since a step of it has ended; none while one is under way.
- */
-PG_STATEMENT(
-    begin_losses,
-    "SELECT count(*) FROM attempt a JOIN job r ON r.id = a.job_id AND r.round = a.round "
-    "WHERE a.job_id = $1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE "
-    "WHEN j.state IN (1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM "
-    "chain_step s JOIN job j ON j.id = s.job_id WHERE s.run_id = $1)");
+/* Whether this round ends its coordinators: five of them in more than ten minutes, in which none of
+ * its steps has ended and none is under way. Sooner, whoever kills them may be somebody else. */
+PG_STATEMENT(begin_losses,
+             "SELECT count(*) >= 5 AND max(a.ended_at) - min(a.ended_at) > interval '10 minutes' "
+             "FROM attempt a JOIN job r ON r.id = a.job_id AND r.round = a.round WHERE a.job_id = "
+             "$1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE WHEN j.state IN "
+             "(1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM chain_step s JOIN job "
+             "j ON j.id = s.job_id WHERE s.run_id = $1)");
 
 /* ---- runs ---- */
 
@@ -211,17 +211,12 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
     }
 }
 
-/* What waits for chain_begin(): the run may be forgotten by then. */
-struct beginning {
-    struct coordinator *coordinator;
-    uint64_t id;
-};
-
 static void on_begun(void *opaque, const struct pg_answer *answer)
 {
     OWNED(mem_free) struct beginning *beginning = opaque;
     struct run *run = run_find(beginning->coordinator, beginning->id);
 
+    LIST_REMOVE(beginning, link);
     if (run == NULL)
         return;
     if (answer->err.code != ERR_OK) {
@@ -237,9 +232,9 @@ static void on_begun(void *opaque, const struct pg_answer *answer)
         run_fail(&run, ERROR_CLASS_BAD_INPUT, "chains within chains are over 8 deep");
         return;
     }
-    if (pg_u64(answer, 2, 0, 0) >= JOB_LOST_ATTEMPTS_MAX) {
+    if (pg_bool(answer, 2, 0, 0)) {
         run_fail(&run, ERROR_CLASS_RUN_STUCK,
-                 "its coordinator was lost five times in a row, and no step has ended in between");
+                 "it has lost five coordinators in ten minutes, and no step has ended in between");
         return;
     }
     mem_copy_text(run->tenant, pg_c(answer, 0, 0, 0));
@@ -273,6 +268,8 @@ static int run_ask(struct run *run, struct err *err)
     pg_batch_free(&batch);
     if (r < 0)
         free(beginning);
+    else
+        LIST_INSERT_HEAD(&coordinator->beginnings, beginning, link);
     return r;
 }
 
@@ -433,6 +430,7 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
 void coordinator_close(struct coordinator **coordinator_p)
 {
     struct coordinator *coordinator = TAKE(*coordinator_p);
+    struct beginning *beginning;
     struct run *run, *next;
     struct item *item, *next_item;
 
@@ -454,6 +452,14 @@ void coordinator_close(struct coordinator **coordinator_p)
         run_free(&run);
     }
     jq_pool_close(&coordinator->jq);
+    while ((item = LIST_FIRST(&coordinator->forgotten)) != NULL) {
+        item->pin_count = 0;
+        item_free(&item);
+    }
+    while ((beginning = LIST_FIRST(&coordinator->beginnings)) != NULL) {
+        LIST_REMOVE(beginning, link);
+        free(beginning);
+    }
     wire_decoder_free(&coordinator->decoder);
     free(coordinator->closed);
     free(coordinator->deployment);

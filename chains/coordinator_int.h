@@ -50,8 +50,8 @@ enum item_stage {
 
 /* A job of a run that is waited for. */
 struct item {
-    UT_hash_handle hh; /* by its job */
-    LIST_ENTRY(item) link;
+    UT_hash_handle hh;     /* by its job */
+    LIST_ENTRY(item) link; /* of its run, or of what is forgotten */
     struct coordinator *coordinator;
     struct run *run; /* NULL: forgotten while an answer is out */
     struct wire_id job;
@@ -90,6 +90,13 @@ struct run {
     bool again; /* somebody was here before */
 };
 
+/* What waits for chain_begin(): the run may be forgotten by then. */
+struct beginning {
+    LIST_ENTRY(beginning) link;
+    struct coordinator *coordinator;
+    uint64_t id;
+};
+
 struct coordinator {
     struct loop *loop;
     const struct chain *chain;
@@ -108,6 +115,8 @@ struct coordinator {
     struct loop_timer *tick, *sweep;
     struct run *runs;
     struct item *items;
+    struct items forgotten;
+    LIST_HEAD(, beginning) beginnings;
     bool looking, fetching, sweeping, sweep_again;
     struct wire_id *closed; /* runs that succeeded, to be closed in SQL */
     size_t closed_count;

@@ -34,10 +34,12 @@ void item_free(struct item **item_p)
     if (item->run != NULL) {
         LIST_REMOVE(item, link);
         HASH_DEL(item->coordinator->items, item);
+        LIST_INSERT_HEAD(&item->coordinator->forgotten, item, link);
         item->run = NULL;
     }
     if (item->pin_count > 0)
         return;
+    LIST_REMOVE(item, link);
     free(item->text);
     free(item);
 }

@@ -200,7 +200,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     for (char **variable = environ; *variable != NULL; variable++) {
         bool ours = strncmp(*variable, "HEADRACE_", 9) == 0 &&
                     strncmp(*variable, "HEADRACE_FAULT_DIR=", 19) != 0 &&
-                    strncmp(*variable, "HEADRACE_ONNXRUNTIME=", 21) != 0;
+                    strncmp(*variable, "HEADRACE_ONNXRUNTIME=", 21) != 0 &&
+                    strncmp(*variable, "HEADRACE_SIM_JOURNAL=", 21) != 0;
 
         if (!ours && strncmp(*variable, "PG", 2) != 0 && command->env_count < ENV_MAX - 1)
             command->env[command->env_count++] = *variable;

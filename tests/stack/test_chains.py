@@ -4,12 +4,15 @@ coordinator, a worker or the broker is killed, no step has two jobs, and a cance
 Method: one stack, chains over the simulated engine, which answers {"output": its input, "sim": …}."""
 
 import os
+import pathlib
 import signal
+import tempfile
 import time
 
 import pytest
 
 from conftest import run_stack
+import chain_kills
 from stack import command_line, descendants, wait_until
 
 LINEAR = {"steps": {
@@ -57,16 +60,21 @@ def stack(request):
     def begin(stack):
         stack.push_sim("echo", slots=32)
         stack.push_sim("doomed", slots=1)
+        stack.push_sim("counted", slots=1, replicas=2)
+        push(stack, "kills", chain_kills.chain("counted", 15))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
                             ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("jq", JQ), ("kinds", KINDS)):
             push(stack, name, chain)
-        for name in ("slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq", "kinds"):
+        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq", "kinds"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
-    for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
-        begin(stack)
-        yield stack
+    with tempfile.TemporaryDirectory() as folder:
+        journal = pathlib.Path(folder) / "journal"
+        for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms", "HEADRACE_SIM_JOURNAL": journal}):
+            stack.journal = journal
+            begin(stack)
+            yield stack
 
 
 def push(stack, name, chain):
@@ -319,18 +327,26 @@ def test_a_drained_coordinator_hands_its_runs_back(stack):
     check_each_once(stack, run, 16)
 
 
+def test_random_kills(stack):
+    """The small form of `bench/run chains-kills`; the seed is printed where it fails."""
+    seed = int(os.environ.get("HEADRACE_CHAINS_SEED") or time.time())
+    print(f"HEADRACE_CHAINS_SEED={seed}")
+    ids, killed, _ = chain_kills.run(stack, "kills", "counted", runs=12, kills=5, gap_s=0.3, seed=seed, seconds=60)
+    print(chain_kills.check(stack, ids, sum(killed.values()), stack.journal), dict(killed))
+
+
 def test_a_run_that_nothing_moves_is_stuck(stack):
-    """Its coordinator is held, so that it finds five losses of it as it begins."""
+    """Its coordinator is held, so that it finds losses of it as it begins: five, of eleven minutes."""
     host = coordinator_of(stack, "slowly")
     os.kill(host, signal.SIGSTOP)
     try:
         run = begin(stack, "slowly", {"items": [1]})
         wait_until("its row", lambda: stack.sql("SELECT 1 FROM headrace.job WHERE id = :'a1'", run), 20)
         stack.sql("INSERT INTO headrace.attempt (job_id, token, boot, ended_at, round, number, error_class, worker) "
-                  "SELECT :'a1', n, 1, now(), 1, n, 16, 'w' FROM generate_series(1, 5) n", run)
+                  "SELECT :'a1', n, 1, now() + n * interval '165 seconds', 1, n, 16, 'w' FROM generate_series(0, 4) n", run)
     finally:
         os.kill(host, signal.SIGCONT)
-    assert "its coordinator was lost five times in a row" in error_of(stack, run, ["run_stuck", "poison"])
+    assert "it has lost five coordinators in ten minutes" in error_of(stack, run, ["run_stuck", "poison"])
     assert steps_of(stack, run) == []
 
 

@@ -9,21 +9,16 @@
  * what it asks for is answered from the ledger, as the coordinator does.
  */
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
+#include "chain_random.h"
 
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/rng.h"
 #include "chains/plan.h"
 
 #define RUNS 3000
-#define ITEMS_MAX 12
+#define ITEMS_MAX CHAIN_RANDOM_ITEMS_MAX
 #define EVENTS_MAX 20000
 
 enum fate { FATE_NONE, FATE_ASKED, FATE_LEDGER, FATE_FINAL };
@@ -38,7 +33,6 @@ struct job {
 
 struct world {
     struct rng rng;
-    json_t *json;
     struct chain *chain;
     struct plan *plan;
     struct job jobs[CHAIN_STEPS_MAX][ITEMS_MAX];
@@ -47,75 +41,13 @@ struct world {
     char *output, *error;
 };
 
-static bool chance(struct world *world, unsigned percent)
-{
-    return rng_below(&world->rng, 100) < percent;
-}
-
-/* ---- a random chain ---- */
-
-static json_t *random_input(struct world *world, size_t at)
-{
-    json_t *input = json_array();
-
-    for (size_t i = 0; i < at; i++) {
-        OWNED(mem_free) char *text = xasprintf("{{steps.s%zu.output}}", i);
-
-        if (chance(world, 40))
-            (void)json_array_append_new(input, json_string(text));
-    }
-    (void)json_array_append_new(input, json_integer((json_int_t)at));
-    return input;
-}
-
-static void world_chain(struct world *world)
-{
-    json_t *steps = json_object();
-    size_t count = 1 + rng_below(&world->rng, 6);
-    struct err err;
-
-    for (size_t i = 0; i < count; i++) {
-        OWNED(mem_free) char *name = xasprintf("s%zu", i);
-        json_t *step = json_pack("{s:s, s:o}", "model", "m", "input", random_input(world, i));
-
-        if (chance(world, 15)) { /* what it reads is all that it can be told */
-            json_decref(step);
-            step = json_pack("{s:o}", "transform", random_input(world, i));
-            (void)json_object_set_new(steps, name, step);
-            continue;
-        }
-        if (chance(world, 40)) {
-            json_t *list = json_array();
-
-            for (uint64_t n = rng_below(&world->rng, ITEMS_MAX); n > 0; n--)
-                (void)json_array_append_new(list, json_integer((json_int_t)n));
-            (void)json_object_set_new(step, "map", list);
-            (void)json_object_set_new(step, "max_parallel",
-                                      json_integer(1 + (json_int_t)rng_below(&world->rng, 4)));
-            (void)json_object_set_new(step, "max_failures",
-                                      json_integer((json_int_t)rng_below(&world->rng, 3)));
-        }
-        if (chance(world, 20))
-            (void)json_object_set_new(step, "when", json_boolean(chance(world, 50)));
-        if (chance(world, 30))
-            (void)json_object_set_new(step, "on_error", json_string("skip"));
-        else if (chance(world, 20))
-            (void)json_object_update_new(step, json_pack("{s:s, s:o}", "on_error", "fallback",
-                                                         "fallback", random_input(world, i)));
-        (void)json_object_set_new(steps, name, step);
-    }
-    world->json = json_pack("{s:o, s:o}", "steps", steps, "output", random_input(world, count));
-    if (chain_parse(world->json, &world->chain, &err) < 0)
-        fail_msg("%s", err.text);
-}
-
 static void world_decide_failures(struct world *world)
 {
-    unsigned percent = chance(world, 30) ? 15 : 0;
+    unsigned percent = chance(&world->rng, 30) ? 15 : 0;
 
     for (size_t i = 0; i < world->chain->step_count; i++) {
         for (size_t n = 0; n < ITEMS_MAX; n++)
-            world->jobs[i][n].fails = chance(world, percent);
+            world->jobs[i][n].fails = chance(&world->rng, percent);
     }
 }
 
@@ -213,7 +145,7 @@ static bool happen(struct world *world, uint32_t step, uint32_t item)
         job->fate = FATE_FINAL;
         return true;
     case FATE_FINAL:
-        if (!job->known || (job->told && (world->faults == 0 || !chance(world, 5))))
+        if (!job->known || (job->told && (world->faults == 0 || !chance(&world->rng, 5))))
             return false;
         tell(world, step, item);
         return true;
@@ -228,7 +160,7 @@ static void crash(struct world *world)
         for (size_t n = 0; n < ITEMS_MAX; n++) {
             struct job *job = &world->jobs[i][n];
 
-            if (job->fate == FATE_ASKED && chance(world, 50))
+            if (job->fate == FATE_ASKED && chance(&world->rng, 50))
                 job->fate = FATE_NONE; /* it was never produced */
         }
     }
@@ -242,7 +174,7 @@ static void run(struct world *world, unsigned faults)
     world->faults = faults;
     begin(world);
     while (!world->finished) {
-        bool dies = faults > 0 && world->crashes < 50 && chance(world, faults);
+        bool dies = faults > 0 && world->crashes < 50 && chance(&world->rng, faults);
         uint32_t step, item;
 
         if (events++ > EVENTS_MAX)
@@ -265,7 +197,6 @@ static void world_done(struct world *world)
 {
     plan_free(&world->plan);
     chain_free(&world->chain);
-    json_decref(world->json);
     for (size_t i = 0; i < CHAIN_STEPS_MAX; i++) {
         for (size_t n = 0; n < ITEMS_MAX; n++)
             free(world->jobs[i][n].input);
@@ -290,10 +221,10 @@ static void check_nothing_runs(const struct world *world)
 static void make_both(uint64_t seed, struct world *calm, struct world *rough)
 {
     rng_seed(&calm->rng, seed);
-    world_chain(calm);
+    calm->chain = chain_random(&calm->rng);
     world_decide_failures(calm);
     rng_seed(&rough->rng, seed);
-    world_chain(rough);
+    rough->chain = chain_random(&rough->rng);
     world_decide_failures(rough);
     rng_seed(&rough->rng, seed + 1000000);
 }

@@ -14,13 +14,19 @@
  * route was named with "route" besides. An input that is no JSON comes back as it is. Pieces come
  * at their times where a stream is wanted; the output is all of them, else a JSON string of that.
  *
+ * With HEADRACE_SIM_JOURNAL in the environment each request that begins appends its input to that
+ * file, as a line: a side effect, which tests count.
+ *
  * Thread: the host's.   Tests: tests/unit/test_sim_engine.c, test_host_c.c
  */
 
+#include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -37,6 +43,8 @@
 #define SIM_PROGRESS_STEPS 10
 #define SIM_PIECE_SIZE 16
 #define SIM_HOST_SIZE (1u << 20)
+#define SIM_JOURNAL "HEADRACE_SIM_JOURNAL"
+#define SIM_JOURNAL_INPUT_MAX 4000u /* a line in one write, and nobody else's in it */
 
 struct sim_req {
     struct sim_req *next;
@@ -75,6 +83,7 @@ struct engine {
     struct rng rng;
     struct buf output;
     struct engine_stats stats;
+    int journal_fd; /* -1: none */
 };
 
 /* ---- lists ---- */
@@ -382,6 +391,42 @@ static void req_end(struct engine *engine, struct sim_req *req, uint64_t service
         req_succeed(engine, req, service_us, batch_count);
 }
 
+/* ---- side effects ---- */
+
+static int journal_open(struct engine *engine, struct err *err)
+{
+    const char *path = getenv(SIM_JOURNAL);
+
+    engine->journal_fd = -1;
+    if (path == NULL)
+        return 0;
+    engine->journal_fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (engine->journal_fd < 0)
+        return err_set(err, ERR_IO, "sim: %s of the environment is '%.150s': %s", SIM_JOURNAL, path,
+                       strerror(errno));
+    return 0;
+}
+
+static int journal_write(struct engine *engine, struct sim_req *req, struct err *err)
+{
+    size_t size = req->input_size < SIM_JOURNAL_INPUT_MAX ? req->input_size : SIM_JOURNAL_INPUT_MAX;
+    struct iovec line[] = {{req->input, size}, {"\n", 1}};
+
+    if (engine->journal_fd < 0 ||
+        writev(engine->journal_fd, line, COUNT_OF(line)) == (ssize_t)size + 1)
+        return 0;
+    return err_set(err, ERR_IO, "sim: the journal cannot be written: %s", strerror(errno));
+}
+
+static int batch_write_journal(struct engine *engine, struct sim_list *batch, struct err *err)
+{
+    int r = 0;
+
+    for (struct sim_req *req = batch->first; r == 0 && req != NULL; req = req->next)
+        r = journal_write(engine, req, err);
+    return r;
+}
+
 /* ---- batches ---- */
 
 static void batch_end(struct engine *engine, struct sim_list *batch, uint64_t service_us)
@@ -455,7 +500,9 @@ static int sim_start_batches(struct engine *engine, uint64_t now_us, struct err 
         batch_cut(engine, now_us, &batch);
         if (batch.count == 0)
             continue;
-        r = batch_begin_faults(&batch, err);
+        r = batch_write_journal(engine, &batch, err);
+        if (r == 0)
+            r = batch_begin_faults(&batch, err);
         if (r < 0) { /* the host ends with the requests in it */
             batch_return(engine, &batch);
             return r;
@@ -538,6 +585,8 @@ static void sim_unload(struct engine **engine_p)
         while (engine->lanes[i].batch.count > 0)
             req_free(engine, list_pop(&engine->lanes[i].batch));
     }
+    if (engine->journal_fd >= 0)
+        (void)close(engine->journal_fd);
     free(engine->lanes);
     buf_done(&engine->output);
     free(engine);
@@ -551,7 +600,9 @@ static int sim_load(const struct engine_load *load, struct engine **ret_engine,
 
     list_init(&engine->waiting);
     buf_init(&engine->output, SIM_OUTPUT_LIMIT);
-    r = sim_config_parse(load->settings_json, &engine->config, err);
+    r = journal_open(engine, err);
+    if (r == 0)
+        r = sim_config_parse(load->settings_json, &engine->config, err);
     if (r == 0 && engine->config.load_fails)
         r = err_set(err, ERR_MALFORMED, "sim: load fails as it is set to");
     if (r == 0 && strcmp(load->device, "cpu") != 0)

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/* Random chains: up to six steps of model "m", some over maps of fixed lists, some that may fail.
+ */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "base/mem.h"
+#include "base/rng.h"
+#include "schema/chain.h"
+
+#define CHAIN_RANDOM_ITEMS_MAX 12
+
+static inline bool chance(struct rng *rng, unsigned percent)
+{
+    return rng_below(rng, 100) < percent;
+}
+
+/* Names some of the steps before it. */
+static inline json_t *chain_random_input(struct rng *rng, size_t at)
+{
+    json_t *input = json_array();
+
+    for (size_t i = 0; i < at; i++) {
+        OWNED(mem_free) char *text = xasprintf("{{steps.s%zu.output}}", i);
+
+        if (chance(rng, 40))
+            (void)json_array_append_new(input, json_string(text));
+    }
+    (void)json_array_append_new(input, json_integer((json_int_t)at));
+    return input;
+}
+
+static inline json_t *chain_random_step(struct rng *rng, size_t at)
+{
+    json_t *step;
+
+    if (chance(rng, 15)) /* what it reads is all that it can be told */
+        return json_pack("{s:o}", "transform", chain_random_input(rng, at));
+    step = json_pack("{s:s, s:o}", "model", "m", "input", chain_random_input(rng, at));
+    if (chance(rng, 40)) {
+        json_t *list = json_array();
+
+        for (uint64_t n = rng_below(rng, CHAIN_RANDOM_ITEMS_MAX); n > 0; n--)
+            (void)json_array_append_new(list, json_integer((json_int_t)n));
+        (void)json_object_set_new(step, "map", list);
+        (void)json_object_set_new(step, "max_parallel",
+                                  json_integer(1 + (json_int_t)rng_below(rng, 4)));
+        (void)json_object_set_new(step, "max_failures",
+                                  json_integer((json_int_t)rng_below(rng, 3)));
+    }
+    if (chance(rng, 20))
+        (void)json_object_set_new(step, "when", json_boolean(chance(rng, 50)));
+    if (chance(rng, 30))
+        (void)json_object_set_new(step, "on_error", json_string("skip"));
+    else if (chance(rng, 20))
+        (void)json_object_update_new(step, json_pack("{s:s, s:o}", "on_error", "fallback",
+                                                     "fallback", chain_random_input(rng, at)));
+    return step;
+}
+
+static inline struct chain *chain_random(struct rng *rng)
+{
+    json_t *steps = json_object(), *json;
+    size_t count = 1 + rng_below(rng, 6);
+    struct chain *chain = NULL;
+    struct err err;
+
+    for (size_t i = 0; i < count; i++) {
+        OWNED(mem_free) char *name = xasprintf("s%zu", i);
+
+        (void)json_object_set_new(steps, name, chain_random_step(rng, i));
+    }
+    json = json_pack("{s:o, s:o}", "steps", steps, "output", chain_random_input(rng, count));
+    if (chain_parse(json, &chain, &err) < 0)
+        fail_msg("%s", err.text);
+    json_decref(json);
+    return chain;
+}
