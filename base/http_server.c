@@ -110,7 +110,7 @@ void connection_watch_peer(struct http_connection *connection)
     loop_watch_set(connection->watch, LOOP_GONE);
 }
 
-static void connection_unwatch_peer(struct http_connection *connection)
+void connection_unwatch_peer(struct http_connection *connection)
 {
     loop_watch_free(&connection->watch);
     if (connection->watch_fd >= 0)
@@ -456,7 +456,8 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
     OWNED(buf_done) struct buf cert = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     OWNED(buf_done) struct buf key = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     uint32_t longest_ms = options->idle_timeout_ms;
-    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE |
+                     MHD_USE_ERROR_LOG;
     struct MHD_OptionItem tls[] = {
         {MHD_OPTION_HTTPS_MEM_CERT, 0, NULL},
         {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL},

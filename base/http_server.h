@@ -12,11 +12,12 @@
  *        '- neither: the request waits, the body is not read
  *
  * Each request that the handler sees is ended exactly once by its holder, at once or later, from
- * the loop's thread: by http_request_answer, _answer_file, _answer_stream or _drop. Until then the
- * pointer stays good, also after the client has gone: an answer to nobody is dropped in silence.
- * on_gone (http_request_on_gone) tells of a client that left, so that work for it can stop. A
- * client that leaves while its body is read is told through on_gone only, never through on_body; a
- * holder that asked for no on_gone then has nothing to end: the server drops the request itself.
+ * the loop's thread: by http_request_answer, _answer_file, _answer_stream, _upgrade or _drop. Until
+ * then the pointer stays good, also after the client has gone: an answer to nobody is dropped in
+ * silence. on_gone (http_request_on_gone) tells of a client that left, so that work for it can
+ * stop. A client that leaves while its body is read is told through on_gone only, never through
+ * on_body; a holder that asked for no on_gone then has nothing to end: the server drops the request
+ * itself.
  *
  * What the server does by itself, with answers of its own (render_error gives them the program's
  * shape): 400 for requests that two programs could read in two ways (Content-Length twice, or with
@@ -217,6 +218,24 @@ void http_form_free(struct http_form **form_p);
 int http_form_feed(struct http_form *form, const void *bytes, size_t size,
                    struct err *err) MUST_CHECK;
 int http_form_end(struct http_form *form, struct err *err) MUST_CHECK; /* of the body */
+
+/* ---- 101: the connection leaves HTTP.
+ *
+ * The headers say to what; `Connection: Upgrade` is made. NULL, and nothing is called: the client
+ * has gone. Else on_open comes when the answer has left, with the descriptor to read and write from
+ * then on (non-blocking, the server's; of TLS a stand-in), and with what the client had sent behind
+ * its request; or on_gone, when the client left before. */
+struct http_upgraded;
+struct http_upgrade_calls {
+    void (*on_open)(void *opaque, int fd, const void *bytes, size_t size);
+    void (*on_gone)(void *opaque); /* the handle is freed already */
+};
+struct http_upgraded *http_request_upgrade(struct http_request **request_p,
+                                           const struct http_header *headers, size_t header_count,
+                                           const struct http_upgrade_calls *calls, void *opaque);
+/* Gives the connection back, which is closed; before on_open or after it, but not inside of it.
+ * Whoever watches the descriptor has ended that before. All must be closed before the server is. */
+void http_upgraded_close(struct http_upgraded **upgraded_p);
 
 /* ---- The target of a request: pure, bytes in, parts out. */
 

@@ -53,22 +53,20 @@ void request_render_raw(struct http_server *server, int status, const struct htt
     buf_append(to, body, body_size);
 }
 
-static void answer_add_headers(struct MHD_Response *response, const struct http_header *headers,
-                               size_t header_count)
+void answer_add_headers(struct MHD_Response *response, const struct http_header *headers,
+                        size_t header_count)
 {
     /* The library refuses a value with a line break in it: better no header than a forged one. */
     for (size_t i = 0; i < header_count; i++)
         (void)MHD_add_response_header(response, headers[i].name, headers[i].value);
 }
 
-/* True when there is still somebody to answer. */
-static bool request_is_open(const struct http_request *request)
+bool request_is_open(const struct http_request *request)
 {
     return request->connection != NULL && !request->gone && request->response == NULL;
 }
 
-/* Ends the holder's part with this answer (taken), or without one. */
-static void request_end(struct http_request *request, int status, struct MHD_Response *response)
+void request_end(struct http_request *request, int status, struct MHD_Response *response)
 {
     assert(request->held);
     request->held = false;

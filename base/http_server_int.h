@@ -8,6 +8,7 @@
  *   http_server_request.c  a request from its headers to its final answer
  *   http_server_guard.c    which headers are refused before anybody reads them
  *   http_server_answer.c   answers, files, streams
+ *   http_server_upgrade.c  connections that leave HTTP
  *   http_server_tls.c      certificate and key, before the TLS library has them
  *   http_server_target.c   paths and queries (pure)
  *   http_server_form.c     forms
@@ -145,11 +146,13 @@ struct http_request {
     struct buf raw; /* the answer as bytes, for when the library can no longer send it */
     size_t discarded_size;
     struct http_stream *stream;
+    struct http_upgraded *upgraded;
 };
 
 /* http_server.c */
 void connection_enter(struct http_connection *connection, enum connection_state state);
 void connection_watch_peer(struct http_connection *connection);
+void connection_unwatch_peer(struct http_connection *connection);
 
 /* While a head or body is read: the peer has closed, and all that it sent is read. */
 bool connection_is_cut_off(const struct http_connection *connection);
@@ -183,5 +186,13 @@ int tls_check(const struct http_server_options *options, const struct buf *cert,
 int guard_check(struct http_request *request, const char *version, const char **ret_text);
 
 /* http_server_answer.c */
+bool request_is_open(const struct http_request *request); /* there is still somebody to answer */
+/* Ends the holder's part with this answer (taken), or without one. */
+void request_end(struct http_request *request, int status, struct MHD_Response *response);
+void answer_add_headers(struct MHD_Response *response, const struct http_header *headers,
+                        size_t header_count);
 void answer_finish(struct http_request *request, struct MHD_Response *response);
 void stream_client_gone(struct http_stream *stream);
+
+/* http_server_upgrade.c: the library is done with the connection. */
+void upgraded_over(struct http_upgraded *upgraded);

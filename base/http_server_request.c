@@ -122,7 +122,7 @@ static enum MHD_Result request_queue(struct http_request *request)
 
     request->phase = REQUEST_REPLY;
     connection_enter(request->connection, CONNECTION_BUSY);
-    if (request->server->lame)
+    if (request->server->lame && request->upgraded == NULL)
         (void)MHD_add_response_header(response, "Connection", "close");
     r = MHD_queue_response(request->connection->mhd, (unsigned)request->status, response);
     MHD_destroy_response(response);
@@ -338,6 +338,8 @@ void request_completed(void *cls, struct MHD_Connection *mhd, void **con_cls,
     if (request->response != NULL)
         MHD_destroy_response(TAKE(request->response));
     request->stream = NULL;
+    if (request->upgraded != NULL)
+        upgraded_over(TAKE(request->upgraded));
     request->connection = NULL;
     connection->request = NULL;
     connection_enter(connection, CONNECTION_IDLE);
