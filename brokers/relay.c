@@ -82,18 +82,18 @@ static void side_watch(struct side *side)
 
 static void relay_check(struct relay *relay)
 {
-    bool over = true;
+    bool over = true, ending = relay->stopped;
 
     for (int i = 0; i < 2; i++) {
         struct side *side = &relay->sides[i];
 
         side_watch(side);
         over = over && side->ended && (side->broken || line_size(side) == 0);
+        ending = ending || side->ended || side->finishing;
     }
     if (over)
         loop_timer_start(relay->over, 0, 0);
-    else if ((relay->sides[0].ended || relay->sides[1].ended || relay->stopped) &&
-             !loop_timer_is_running(relay->linger))
+    else if (ending && !loop_timer_is_running(relay->linger))
         loop_timer_start(relay->linger, RELAY_LINGER_MS, 0);
 }
 

@@ -8,7 +8,7 @@
  *
  * A side that does not read stops the other one's sender: nothing is read that there is no room
  * for. The end of one side is passed on behind its last byte (half a close); once one side has
- * ended, the other one has RELAY_LINGER_MS to do so.
+ * ended, or is to end, RELAY_LINGER_MS are left for the rest.
  *
  * Failures: a side that breaks has ended, and what was to be sent to it is dropped.
  * Thread: the loop's.   Tests: tests/unit/test_relay.c

@@ -8,6 +8,7 @@
  * answer gateway_key.c      who is asking                  gateway_watch.c   what it asks of
  *   gateway_submit.c   accept                         gateway_reserve.c Idempotency-Key
  *   gateway_sync.c     callers that wait              gateway_follow.c  what they wait for
+ *   gateway_websocket.c websockets                   gateway_tunnel.c  where hosts dial to
  *   gateway_events.c   streams of async jobs          gateway_wake.c    wakes a deployment
  *   gateway_status.c   status, result                 gateway_cancel.c  cancel
  *   gateway_list.c     lists, queue depths            gateway_push.c    archives, deployments
@@ -42,6 +43,7 @@
 #include "schema/api_key.h"
 #include "schema/job_id.h"
 #include "schema/media_type.h"
+#include "schema/websocket.h"
 
 struct blob_store;
 struct body_reader;
@@ -69,7 +71,9 @@ struct rates;
 struct seal_key;
 struct submits;
 struct syncs;
+struct tunnels;
 struct watch;
+struct websockets;
 struct wire_decoder;
 
 #define GATEWAY_BOOT_SIZE 24
@@ -118,6 +122,8 @@ struct gateway {
     struct follows *follows;
     struct syncs *syncs;
     struct event_streams *event_streams;
+    struct tunnels *tunnels;
+    struct websockets *websockets;
     struct loop_timer *tick; /* each second */
     LIST_HEAD(, call) calls;
     bool draining; /* SIGTERM came */
@@ -186,6 +192,11 @@ void call_fail_as(struct call **call_p, int status, const char *error_code, cons
 struct http_stream *call_answer_stream(struct call *call, int status, size_t waiting_size_max,
                                        const struct http_stream_calls *calls, void *opaque);
 void call_end_stream(struct call **call_p, int status);
+/* 101 with these headers besides its own; the call is over. NULL: its client has left, and nothing
+ * is called. */
+struct http_upgraded *call_upgrade(struct call **call_p, const struct http_header *headers,
+                                   size_t header_count, const struct http_upgrade_calls *calls,
+                                   void *opaque);
 void call_leave(struct call **call_p); /* its client has left: 499 in log and metrics */
 
 /* The answer's Content-Type as an engine has named it; one that is none becomes bytes. */
@@ -313,6 +324,18 @@ void gateway_event_streams_end(struct event_streams *streams);
 void gateway_event_streams_close(struct event_streams **streams_p);
 void events_begin(struct call *call);
 void wake_begin(struct call *call);
+
+/* ---- gateway_websocket.c, gateway_tunnel.c ---- */
+
+int gateway_websockets_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_websockets_tick(struct websockets *websockets, uint64_t now_ms);
+void gateway_websockets_end(struct websockets *websockets); /* drain: those that are open */
+void gateway_websockets_close(struct gateway *gateway);     /* before the HTTP server's */
+void websocket_begin(struct call *call);
+
+int gateway_tunnels_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_tunnels_close(struct tunnels **tunnels_p);
+void gateway_tunnels_address(const struct tunnels *tunnels, char to[WEBSOCKET_ADDRESS_SIZE]);
 
 /* ---- gateway_chains.c: runs of chains ---- */
 

@@ -20,13 +20,14 @@
 #include "brokers/pg.h"
 #include "producers/gateway.h"
 #include "producers/gateway_body.h"
+#include "producers/gateway_websocket.h"
 
 #define ANSWER_SIZE_MAX (16u << 20)
 #define HEADERS_MAX 12
 #define ERROR_SOURCE_MODEL "04" /* as the original numbers its services: the model's server */
 #define STATUS_LEFT 499         /* nobody reads it: for log and metrics */
-#define STATUS_FIRST 200
-#define STATUS_COUNT 400
+#define STATUS_FIRST 100
+#define STATUS_COUNT 500
 
 /* ---- errors on the wire ---- */
 
@@ -155,6 +156,10 @@ static size_t call_headers(const struct call *call, int status, const char *type
         headers[n++] = (struct http_header){"Allow", call->match.allow};
     if (status == 401)
         headers[n++] = (struct http_header){"WWW-Authenticate", "Bearer"};
+    if (status == 426) {
+        headers[n++] = (struct http_header){"Upgrade", "websocket"};
+        headers[n++] = (struct http_header){"Sec-WebSocket-Version", "13"};
+    }
     if (call->idempotent_replay[0] != '\0')
         headers[n++] = (struct http_header){"X-Headrace-Idempotent-Replay",
                                             call->idempotent_replay};
@@ -257,6 +262,28 @@ void call_end_stream(struct call **call_p, int status)
 {
     call_account(*call_p, status);
     call_free(call_p);
+}
+
+struct http_upgraded *call_upgrade(struct call **call_p, const struct http_header *headers,
+                                   size_t header_count, const struct http_upgrade_calls *calls,
+                                   void *opaque)
+{
+    struct call *call = *call_p;
+    struct http_header all[2 * HEADERS_MAX];
+    size_t count = call_headers(call, 101, "", all); /* the first one is Content-Type */
+    struct http_upgraded *upgraded;
+
+    assert(header_count <= HEADERS_MAX);
+    for (size_t i = 0; i < header_count; i++)
+        all[count++] = headers[i];
+    if (http_request_is_gone(call->request)) {
+        call_leave(call_p);
+        return NULL;
+    }
+    call_account(call, 101);
+    upgraded = http_request_upgrade(&call->request, all + 1, count - 1, calls, opaque);
+    call_free(call_p);
+    return upgraded;
 }
 
 void call_leave(struct call **call_p)
@@ -362,10 +389,20 @@ static void call_ready(struct call *call)
         call_fail_as(&call, 503, "internal_baseten_error", why);
 }
 
+/* A route of a model's own server may be a websocket, too. */
+static void passthrough_begin(struct call *call)
+{
+    if (websocket_is_asked(call))
+        websocket_begin(call);
+    else
+        submit_begin(call);
+}
+
 static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_SUBMIT] = submit_begin,
     [ROUTE_PREDICT] = submit_begin,
-    [ROUTE_PASSTHROUGH] = submit_begin,
+    [ROUTE_PASSTHROUGH] = passthrough_begin,
+    [ROUTE_WEBSOCKET] = websocket_begin,
     [ROUTE_WAKE] = wake_begin,
     [ROUTE_RUN_REMOTE] = submit_begin,
     [ROUTE_ASYNC_RUN_REMOTE] = submit_begin,

@@ -90,6 +90,7 @@ static void on_tick(void *opaque)
 
     gateway_watch_tick(gateway->watch, loop_now_ms(gateway->loop));
     gateway_caps_tick(gateway->caps, loop_now_ms(gateway->loop));
+    gateway_websockets_tick(gateway->websockets, loop_now_ms(gateway->loop));
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                gateway->server == NULL ? 0 : http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
@@ -143,6 +144,7 @@ static void on_drain_step(void *opaque)
     if (now_ms >= gateway->lame_by_ms && !gateway->deaf) {
         gateway->deaf = true;
         gateway_event_streams_end(gateway->event_streams);
+        gateway_websockets_end(gateway->websockets);
         if (gateway->server == NULL)
             gateway->drained = true;
         else
@@ -334,13 +336,22 @@ static void on_late_listen(void *opaque)
 static int gateway_open(struct gateway *gateway, struct err *err)
 {
     static int (*const opens[])(struct gateway * gateway, struct err * err) = {
-        open_inside,          open_postgres,
-        open_kafka,           open_redis,
-        open_blobs,           gateway_keys_open,
-        gateway_watch_open,   gateway_submits_open,
-        gateway_cancels_open, gateway_caps_open,
-        gateway_rates_open,   gateway_follows_open,
-        gateway_syncs_open,   gateway_event_streams_open,
+        open_inside,
+        open_postgres,
+        open_kafka,
+        open_redis,
+        open_blobs,
+        gateway_keys_open,
+        gateway_watch_open,
+        gateway_submits_open,
+        gateway_cancels_open,
+        gateway_caps_open,
+        gateway_rates_open,
+        gateway_follows_open,
+        gateway_syncs_open,
+        gateway_event_streams_open,
+        gateway_websockets_open,
+        gateway_tunnels_open,
         open_server,
     };
     uint64_t seed;
@@ -375,6 +386,8 @@ static void gateway_close(struct gateway *gateway)
     loop_timer_free(&gateway->tick);
     loop_timer_free(&gateway->drain_step);
     loop_timer_free(&gateway->late_listen);
+    gateway_websockets_close(gateway);
+    gateway_tunnels_close(&gateway->tunnels);
     http_server_close(&gateway->server);
     if (gateway->syncs != NULL)
         gateway_syncs_close(&gateway->syncs);

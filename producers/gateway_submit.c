@@ -42,6 +42,7 @@
 #include "producers/gateway_sync.h"
 #include "producers/gateway_tags.h"
 #include "producers/gateway_view.h"
+#include "producers/gateway_websocket.h"
 #include "schema/job.h"
 #include "schema/message.h"
 #include "schema/topics.h"
@@ -108,6 +109,8 @@ static void submit_free(struct submit **submit_p)
     submit_body_done(&submit->body);
     buf_done(&submit->http_body);
     free(submit->key);
+    if (submit->ask != NULL)
+        websocket_free(&submit->ask->websocket);
     free(submit->ask);
     free(submit);
 }
@@ -202,6 +205,10 @@ static void submit_wait(struct submit *submit, bool replayed)
 {
     const struct sync_job job = {.id = submit->id, .keyed = submit->key != NULL, .known = replayed};
 
+    if (submit->ask->websocket != NULL) {
+        websocket_wait(&submit->call, &submit->ask->websocket, submit->ask->timeout_ms, &job);
+        return;
+    }
     if (replayed)
         mem_copy_text(submit->call->idempotent_replay, "true");
     sync_wait(&submit->call, submit->ask, &job);
@@ -360,6 +367,10 @@ static void submit_message_sync(const struct submit *submit, struct message_subm
     message->initial_delay_ms = SYNC_DELAY_MS;
     message->max_delay_ms = JOB_MAX_DELAY_MS_MAX;
     message->queue_limit_ms = message->total_limit_ms = submit->ask->timeout_ms;
+    if (submit->ask->websocket != NULL) {
+        message->run_limit_ms = settings->websocket_max_ms;
+        message->total_limit_ms += settings->websocket_max_ms;
+    }
 }
 
 static struct message_submit submit_message(const struct submit *submit, char id[JOB_ID_TEXT_SIZE])
@@ -679,9 +690,13 @@ static void submit_take_id(struct submit *submit, size_t size)
 /* The body of a sync call is the input as it is. */
 static int submit_read_input(struct submit *submit, struct err *err)
 {
-    const struct buf *body = &submit->http_body;
+    struct buf *body = &submit->http_body;
 
     submit->body.slot_count = 1;
+    if (submit->ask->websocket != NULL) {
+        body->limit = JOB_INPUT_INLINE_MAX;
+        websocket_write_input(submit->ask->websocket, body);
+    }
     submit->body.input = body->bytes == NULL ? "" : (const char *)body->bytes;
     submit->body.input_size = body->size;
     if (submit->ask->type[0] != '\0' || submit->ask->route[0] != '\0')

@@ -183,6 +183,12 @@ static void answer_failure(struct call *call, const struct message_completed *co
                      text != NULL && text[0] != '\0' ? text : "the model failed");
 }
 
+void sync_answer_failure(struct call *call, const struct message_completed *completed)
+{
+    (void)snprintf(call->attempts, sizeof(call->attempts), "%u", (unsigned)completed->attempts);
+    answer_failure(call, completed);
+}
+
 static void sync_answer(struct sync *sync, const struct message_completed *completed)
 {
     struct call *call = TAKE(sync->call);

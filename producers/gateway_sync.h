@@ -22,6 +22,8 @@
 #define SYNC_ROUTE_SIZE_MAX 2048
 
 struct call;
+struct message_completed;
+struct websocket;
 
 /* What a sync request asks for. */
 struct sync_ask {
@@ -29,6 +31,7 @@ struct sync_ask {
     uint64_t timeout_ms;
     char type[MEDIA_TYPE_SIZE_MAX + 1];  /* of the body; "": JSON */
     char route[SYNC_ROUTE_SIZE_MAX + 1]; /* "POST /v1/x?y=1"; "": predict */
+    struct websocket *websocket;         /* of one, until its caller waits; NULL: of none */
 };
 
 /* ERR_RANGE names the header, its value and its limit. */
@@ -43,6 +46,9 @@ struct sync_job {
     bool keyed, known;
 };
 void sync_wait(struct call **call_p, const struct sync_ask *ask, const struct sync_job *job);
+
+/* Ends the call as a job that is final and has not succeeded says. */
+void sync_answer_failure(struct call *call, const struct message_completed *completed);
 
 /* ---- pure parts ---- */
 

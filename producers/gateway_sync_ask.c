@@ -6,6 +6,7 @@
 
 #include "producers/gateway.h"
 #include "producers/gateway_sync.h"
+#include "producers/gateway_websocket.h"
 #include "schema/job.h"
 
 /* ---- what a failure looks like ---- */
@@ -109,12 +110,40 @@ static int type_read(const struct call *call, bool passthrough, char to[MEDIA_TY
     return 0;
 }
 
+/* "WEBSOCKET /v1/websocket?x=1", or the client's own path behind sync/. */
+static int websocket_ask(const struct call *call, struct sync_ask *ask, struct err *err)
+{
+    bool own = call->match.route == ROUTE_PASSTHROUGH;
+    const char *query = strchr(http_request_target(call->request), '?');
+    int size, r = timeout_read(call, &ask->timeout_ms, err);
+
+    if (r == 0 && own)
+        r = sync_route_write(WEBSOCKET_METHOD, http_request_target(call->request),
+                             call->match.rest_skip, ask->route, err);
+    if (r < 0)
+        return r;
+    mem_copy_text(ask->type, WEBSOCKET_TYPE);
+    if (!own) {
+        size = snprintf(ask->route, sizeof(ask->route), "%s %s%s", WEBSOCKET_METHOD, WEBSOCKET_PATH,
+                        query == NULL ? "" : query);
+        if (size > SYNC_ROUTE_SIZE_MAX)
+            return err_set(err, ERR_RANGE,
+                           "the query makes a route of %d bytes; at most %d are "
+                           "allowed",
+                           size, SYNC_ROUTE_SIZE_MAX);
+    }
+    return websocket_new(call, &ask->websocket, err);
+}
+
 int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_ask, struct err *err)
 {
     const struct http_request *request = call->request;
     bool passthrough = call->match.route == ROUTE_PASSTHROUGH;
-    int r = timeout_read(call, &ret_ask->timeout_ms, err);
+    int r;
 
+    if (call->match.route == ROUTE_WEBSOCKET || (passthrough && websocket_is_asked(call)))
+        return websocket_ask(call, ret_ask, err);
+    r = timeout_read(call, &ret_ask->timeout_ms, err);
     if (r == 0)
         r = type_read(call, passthrough, ret_ask->type, err);
     ret_ask->stream = strcmp(http_request_method(request), "HEAD") != 0 &&

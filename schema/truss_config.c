@@ -490,7 +490,7 @@ static int check_python_code(const struct truss_config *config, struct err *err)
                        "environment on the machine itself; only docker_server has an image");
     if (strcmp(transport, "http") != 0)
         return err_set(err, ERR_UNSUPPORTED,
-                       "config.yaml: runtime.transport.kind is '%s', and only http is served",
+                       "config.yaml: runtime.transport.kind is '%s'; Python code is served by http",
                        transport);
     if (strcmp(server, "TrussServer") != 0)
         return err_set(err, ERR_UNSUPPORTED,
@@ -554,6 +554,10 @@ static int conclude(struct truss_config *config, struct err *err)
     json_t *resources = json_object_get(config->config, "resources");
     const char *accelerator = json_string_value(json_object_get(resources, "accelerator"));
 
+    if (strcmp(text_at(config->config, "runtime", "transport", "kind"), "grpc") == 0)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "config.yaml: runtime.transport.kind is 'grpc', and only http and "
+                       "websocket are served");
     config->concurrency = (uint32_t)json_integer_value(
         json_object_get(runtime, "predict_concurrency"));
     config->accelerator = accelerator != NULL && *accelerator != '\0';

@@ -15,6 +15,13 @@
 #define CONTROL_SIZE_MAX 125
 #define OPCODE_CLOSE 8
 
+bool websocket_is_route(struct wire_text route)
+{
+    size_t size = strlen(WEBSOCKET_METHOD " ");
+
+    return route.size > size && memcmp(route.text, WEBSOCKET_METHOD " ", size) == 0;
+}
+
 /* ---- the handshake ---- */
 
 bool websocket_list_has(const char *list, const char *word)

@@ -7,6 +7,7 @@
  *
  *     client ──GET, Upgrade──▶ gateway    the job's input is an offer: who the client is to be
  *                              gateway ◀── token, a line ── the host, on a connection of its own
+ *                              gateway ── go, a byte ─────▶ …
  *                              gateway ◀── answer, a line ── … once the model has accepted
  *     client ◀──101────────── gateway    from here on bytes are passed on as they are
  *
@@ -26,12 +27,16 @@
 #define WEBSOCKET_PATH "/v1/websocket"
 #define WEBSOCKET_TYPE "application/vnd.headrace.websocket+json" /* of its input */
 #define WEBSOCKET_KEY_SIZE 24
-#define WEBSOCKET_ACCEPT_SIZE 29  /* with its end */
-#define WEBSOCKET_TOKEN_SIZE 33   /* of 32 hexadecimal digits, with its end */
+#define WEBSOCKET_ACCEPT_SIZE 29 /* with its end */
+#define WEBSOCKET_TOKEN_SIZE 33  /* of 32 hexadecimal digits, with its end */
+#define WEBSOCKET_GO '\n'
 #define WEBSOCKET_ADDRESS_SIZE 64 /* "10.0.0.1:8090", "[::1]:8090" */
 #define WEBSOCKET_LIST_SIZE 1025  /* of protocols or extensions, with its end */
 #define WEBSOCKET_LINE_SIZE_MAX 4096
 #define WEBSOCKET_HEAD_SIZE_MAX 16384 /* of a server's answer */
+
+/* "WEBSOCKET /path" */
+bool websocket_is_route(struct wire_text route);
 
 /* ---- the handshake ---- */
 

@@ -8,7 +8,7 @@
  *
  * Receiving: descriptors queue up as they arrive; a decoded frame that names one takes the oldest.
  * It must be sealed against shrinking and writing: the peer is another program, perhaps a user's,
- * and a mapping that shrinks is a SIGBUS in ours.
+ * and a mapping that shrinks is a SIGBUS in ours. A tunnel is a socket instead, and is handed on.
  */
 
 #include "workers/frame_link.h"
@@ -47,6 +47,7 @@ struct frame_link {
     void *mapped; /* of the frame that was last given out */
     size_t mapped_size;
     int mapped_fd; /* while something is mapped */
+    int tunnel_fd; /* of the frame that was last given out; -1 */
 };
 
 /* ---- a bounded queue of descriptors ---- */
@@ -88,6 +89,7 @@ struct frame_link *frame_link_new(int fd)
     (void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK);
     (void)fcntl(fd, F_SETFD, FD_CLOEXEC);
     link->fd = fd;
+    link->tunnel_fd = -1;
     link->decoder = wire_decoder_new();
     buf_init(&link->unsent, FRAME_LINK_UNSENT_MAX);
     frame_reader_init(&link->reader);
@@ -96,6 +98,9 @@ struct frame_link *frame_link_new(int fd)
 
 static void link_unmap(struct frame_link *link)
 {
+    if (link->tunnel_fd >= 0)
+        (void)close(link->tunnel_fd);
+    link->tunnel_fd = -1;
     if (link->mapped == NULL)
         return;
     (void)munmap(link->mapped, link->mapped_size);
@@ -182,20 +187,29 @@ static int link_gather(struct frame_link *link, enum frame_type type, const void
 }
 
 /* Takes the descriptor. */
-static int link_gather_fd(struct frame_link *link, enum frame_type type, const void *fields, int fd,
-                          struct err *err)
+static int link_gather_beside(struct frame_link *link, enum frame_type type, const void *fields,
+                              int fd, struct err *err)
 {
     uint64_t position = link->gathered_size;
-    int r = 0;
+    int r = link_gather(link, type, fields, err);
 
-    if (fcntl(fd, F_ADD_SEALS, LINK_SEALS) < 0)
-        r = err_set_errno(err, ERR_IO, "seal a memfd");
-    if (r == 0)
-        r = link_gather(link, type, fields, err);
     if (r == 0 && !fds_push(&link->out, (struct link_fd){fd, position}))
         r = err_set(err, ERR_FULL, "%d descriptors wait to be sent", FRAME_LINK_FDS_MAX);
     if (r < 0)
         (void)close(fd);
+    return r;
+}
+
+/* Likewise, of a memfd. */
+static int link_gather_fd(struct frame_link *link, enum frame_type type, const void *fields, int fd,
+                          struct err *err)
+{
+    int r;
+
+    if (fcntl(fd, F_ADD_SEALS, LINK_SEALS) == 0)
+        return link_gather_beside(link, type, fields, fd, err);
+    r = err_set_errno(err, ERR_IO, "seal a memfd");
+    (void)close(fd);
     return r;
 }
 
@@ -211,6 +225,13 @@ int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int
                        struct err *err)
 {
     return link_gather_fd(link, FRAME_REQ, req, fd, err);
+}
+
+int frame_link_send_tunnel(struct frame_link *link, const struct frame_req *req, int fd,
+                           struct err *err)
+{
+    assert(req->tunnel && req->input_fd_size == 0 && req->input.size <= FRAME_INLINE_MAX);
+    return link_gather_beside(link, FRAME_REQ, req, fd, err);
 }
 
 int frame_link_send_evt_fd(struct frame_link *link, const struct frame_evt *evt, int fd,
@@ -406,6 +427,30 @@ static int link_map(struct frame_link *link, uint64_t size, struct wire_bytes *r
     return 0;
 }
 
+static int link_take_socket(struct frame_link *link, const struct frame_req *req, struct err *err)
+{
+    struct link_fd *first = fds_first(&link->in);
+    struct stat about;
+
+    if (!req->tunnel)
+        return 0;
+    if (first == NULL || req->input_fd_size > 0)
+        return err_set(err, ERR_MALFORMED, "a frame names a connection that did not come");
+    link->tunnel_fd = first->fd;
+    fds_drop_first(&link->in);
+    if (fstat(link->tunnel_fd, &about) == 0 && S_ISSOCK(about.st_mode))
+        return 0;
+    return err_set(err, ERR_MALFORMED, "what came as a connection is no socket");
+}
+
+int frame_link_take_tunnel(struct frame_link *link)
+{
+    int fd = link->tunnel_fd;
+
+    link->tunnel_fd = -1;
+    return fd;
+}
+
 int frame_link_next(struct frame_link *link, struct frame *ret_frame, struct err *err)
 {
     struct wire_bytes body;
@@ -416,6 +461,8 @@ int frame_link_next(struct frame_link *link, struct frame *ret_frame, struct err
     if (r <= 0)
         return r;
     r = frame_decode(link->decoder, body.bytes, body.size, ret_frame, err);
+    if (r == 0 && ret_frame->type == FRAME_REQ)
+        r = link_take_socket(link, &ret_frame->req, err);
     if (r == 0 && ret_frame->type == FRAME_REQ)
         r = link_map(link, ret_frame->req.input_fd_size, &ret_frame->req.input, err);
     if (r == 0 && ret_frame->type == FRAME_EVT)

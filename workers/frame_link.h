@@ -41,7 +41,11 @@ int frame_link_send(struct frame_link *link, enum frame_type type, const void *f
 int frame_link_send_fd(struct frame_link *link, const struct frame_req *req, int fd,
                        struct err *err) MUST_CHECK;
 
-/* The same for an EVT whose data is in a memfd: its data_fd_size names the bytes. */
+/* A REQ of a websocket, with tunnel set: the socket goes beside it, as it is, and is taken. */
+int frame_link_send_tunnel(struct frame_link *link, const struct frame_req *req, int fd,
+                           struct err *err) MUST_CHECK;
+
+/* An EVT whose data is in a memfd, likewise: its data_fd_size names the bytes. */
 int frame_link_send_evt_fd(struct frame_link *link, const struct frame_evt *evt, int fd,
                            struct err *err) MUST_CHECK;
 
@@ -59,3 +63,7 @@ int frame_link_next(struct frame_link *link, struct frame *ret_frame, struct err
 /* The descriptor behind bytes of the frame that was given out last; -1 when they came inside it.
  * Borrowed: closed where the frame ends to be valid. */
 int frame_link_fd_of(const struct frame_link *link, const void *bytes);
+
+/* The socket beside a REQ with tunnel that was given out last: the caller's from now on. -1: there
+ * is none (any more). One that nobody takes is closed where the frame ends to be valid. */
+int frame_link_take_tunnel(struct frame_link *link);

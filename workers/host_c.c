@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "schema/job.h"
 #include "schema/media_type.h"
+#include "schema/websocket.h"
 #include "workers/engine.h"
 #include "workers/frame_link.h"
 #include "workers/host_plugin.h"
@@ -269,6 +270,10 @@ static void host_on_req(struct host *host, const struct frame_req *req)
     host->received++;
     if (host->draining) {
         host_send_error(host, req->id, ERROR_CLASS_MODEL_UNAVAILABLE, "the host is draining");
+        return;
+    }
+    if (websocket_is_route(req->route)) {
+        host_send_error(host, req->id, ERROR_CLASS_BAD_INPUT, "this engine has no websockets");
         return;
     }
     if (host->api->submit(host->engine, &ask, host->now_us, &err) < 0)

@@ -40,7 +40,7 @@ void host_server_send(struct host_server *server, enum frame_type type, const vo
         server_lost(server, &err);
 }
 
-void host_server_send_evt_fd(struct host_server *server, const struct frame_evt *evt, int fd)
+static void server_send_evt_fd(struct host_server *server, const struct frame_evt *evt, int fd)
 {
     struct err err;
 
@@ -122,10 +122,24 @@ static void server_refuse_worker(struct host_server *server, const char *why)
     host_server_end(server, 3, ERROR_CLASS_LOST_WORKER, false, why);
 }
 
-void host_server_finished(struct host_server *server)
+void host_server_finish(struct host_server *server, struct frame_evt *evt, int fd,
+                        uint64_t begun_ms)
 {
-    server->finished++;
+    bool good = evt->kind == FRAME_EVT_OUTPUT;
+
+    evt->granted = ++server->granted;
+    evt->batch_count = 1;
+    server->stats.step_count++;
+    server->stats.step_req_count++;
+    server->stats.step_busy_us += (loop_now_ms(server->loop) - begun_ms) * 1000;
+    server->stats.output_count += good;
+    server->stats.error_count += !good;
     server->stats_changed = true;
+    if (fd >= 0)
+        server_send_evt_fd(server, evt, fd);
+    else
+        host_server_send(server, FRAME_EVT, evt);
+    server->finished++;
     if (server->draining && server->finished == server->received)
         host_server_stop(server);
 }
@@ -293,6 +307,7 @@ static int server_open(struct host_server *server, int fd, struct err *err)
 static void server_done(struct host_server *server)
 {
     host_server_requests_free(server);
+    host_server_passages_free(server);
     http_client_close(&server->client);
     http_client_close(&server->probes);
     loop_timer_free(&server->probe_timer);

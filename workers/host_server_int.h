@@ -3,7 +3,8 @@
 
 /*
  * Inside of host-server, for its files only: host_server.c (frames, life), host_server_run.c (the
- * server's process and its health), host_server_request.c (one request each).
+ * server's process and its health), host_server_request.c (one request each), host_server_socket.c
+ * (one websocket each).
  */
 
 #include <uthash.h>
@@ -48,6 +49,7 @@ struct host_server {
 
     struct http_client *client, *probes;
     struct server_request *requests; /* by id */
+    struct passage *passages;        /* of websockets */
     struct loop_timer *broken_timer; /* answers that broke off wait for the server's end */
     struct frame_stats stats;
     bool stats_changed;
@@ -70,12 +72,15 @@ struct host_server {
 
 /* host_server.c */
 void host_server_send(struct host_server *server, enum frame_type type, const void *fields);
-void host_server_send_evt_fd(struct host_server *server, const struct frame_evt *evt, int fd);
 
 /* Says BYE and ends; the server's process group is killed. `why` without its last lines. */
 void host_server_end(struct host_server *server, int exit_code, enum error_class class, bool final,
                      const char *why);
-void host_server_finished(struct host_server *server); /* one request less */
+
+/* One request less: sends its final event, with a memfd beside it where data_fd_size says so, which
+ * is taken. */
+void host_server_finish(struct host_server *server, struct frame_evt *evt, int fd,
+                        uint64_t begun_ms);
 
 /* host_server_run.c */
 void host_server_start(struct host_server *server);
@@ -90,6 +95,16 @@ void host_server_on_cancel(struct host_server *server, uint64_t id);
 void host_server_cancel_all(struct host_server *server);
 void host_server_resume_all(struct host_server *server); /* everything was taken */
 void host_server_requests_free(struct host_server *server);
+const char *host_server_refusal(const struct host_server *server); /* of any; NULL: none */
+/* "POST /v1/x?y" in its two parts, the caller's to free. ERR_RANGE: no such parts. */
+int host_server_route_split(struct wire_text route, char **ret_method, char **ret_path,
+                            struct err *err) MUST_CHECK;
+
+/* host_server_socket.c */
+void host_server_on_passage(struct host_server *server, const struct frame_req *req);
+bool host_server_passage_cancel(struct host_server *server, uint64_t id); /* false: no such one */
+void host_server_passages_cancel(struct host_server *server);
+void host_server_passages_free(struct host_server *server);
 
 /* What a status of the server means, and how long to wait by its Retry-After; pure. */
 enum error_class host_server_status_class(int status, bool unready);

@@ -20,12 +20,13 @@
 
 #include "base/log.h"
 #include "schema/job_id.h"
+#include "schema/websocket.h"
 #include "workers/host_server_int.h"
 
 _Static_assert(SERVER_ANSWER_SIZE_MAX == FRAME_FD_SIZE_MAX, "an answer fits into a frame");
 
 #define BROKEN_MS 250
-#define METHOD_SIZE 16
+#define METHOD_SIZE_MAX 15
 #define RETRY_AFTER_MS_MAX (24u * 3600 * 1000)
 #define TYPE_SIZE_MAX 255
 #define TEXT_SIZE_MAX 1000
@@ -108,24 +109,15 @@ void host_server_requests_free(struct host_server *server)
 static void request_end(struct server_request *request, struct frame_evt *evt)
 {
     struct host_server *server = request->server;
-    bool good = evt->kind == FRAME_EVT_OUTPUT;
+    uint64_t begun_ms = request->begun_ms;
+    int fd = -1;
 
     evt->id = request->id;
-    evt->granted = ++server->granted;
-    evt->batch_count = 1;
-    server->stats.step_count++;
-    server->stats.step_req_count++;
-    server->stats.step_busy_us += (loop_now_ms(server->loop) - request->begun_ms) * 1000;
-    server->stats.output_count += good;
-    server->stats.error_count += !good;
-    if (evt->data_fd_size > 0) {
-        host_server_send_evt_fd(server, evt, request->fd);
-        request->fd = -1; /* taken */
-    } else {
-        host_server_send(server, FRAME_EVT, evt);
-    }
+    if (evt->data_fd_size > 0)
+        fd = request->fd;
+    request->fd = fd >= 0 ? -1 : request->fd; /* taken */
+    host_server_finish(server, evt, fd, begun_ms);
     request_free(request);
-    host_server_finished(server);
 }
 
 static void request_fail(struct server_request *request, enum error_class class, const char *text)
@@ -357,16 +349,15 @@ void host_server_resume_all(struct host_server *server)
 
 /* ---- requests ---- */
 
-/* "POST /v1/x?y" in its two parts. */
-static int route_split(struct wire_text route, char method[METHOD_SIZE], char **ret_path,
-                       struct err *err)
+int host_server_route_split(struct wire_text route, char **ret_method, char **ret_path,
+                            struct err *err)
 {
     const char *space = memchr(route.text, ' ', route.size);
     size_t size = space == NULL ? 0 : (size_t)(space - route.text);
     struct wire_text path = {space == NULL ? "" : space + 1,
                              space == NULL ? 0 : route.size - size - 1};
 
-    if (size == 0 || size >= METHOD_SIZE || path.size == 0 || path.text[0] != '/' ||
+    if (size == 0 || size > METHOD_SIZE_MAX || path.size == 0 || path.text[0] != '/' ||
         memchr(path.text, ' ', path.size) != NULL || memchr(path.text, '#', path.size) != NULL)
         return err_set(err, ERR_RANGE, "route '%.*s' is no method and path", (int)route.size,
                        route.text);
@@ -374,11 +365,10 @@ static int route_split(struct wire_text route, char method[METHOD_SIZE], char **
         if ((uint8_t)path.text[i] <= 0x20 || path.text[i] == 0x7f)
             return err_set(err, ERR_RANGE, "the route has a character that no path may have");
     }
-    memcpy(method, route.text, size);
-    method[size] = '\0';
-    if (strspn(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != size)
+    if (strspn(route.text, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != size)
         return err_set(err, ERR_RANGE, "route '%.*s' has no method in capital letters",
                        (int)route.size, route.text);
+    *ret_method = wire_text_dup((struct wire_text){route.text, size});
     *ret_path = wire_text_dup(path);
     return 0;
 }
@@ -387,24 +377,26 @@ static int request_send(struct server_request *request, const struct frame_req *
                         struct err *err)
 {
     struct host_server *server = request->server;
+    OWNED(mem_free) char *method = NULL;
     OWNED(mem_free) char *path = NULL;
     OWNED(mem_free) char *url = NULL;
     OWNED(mem_free) char *type = wire_text_dup(req->input_type);
     OWNED(mem_free) char *trace = wire_text_dup(req->trace);
-    char method[METHOD_SIZE] = "POST", job[JOB_ID_TEXT_SIZE];
+    char job[JOB_ID_TEXT_SIZE];
     struct http_header headers[3];
-    struct http_send send = {.method = method, .headers = headers};
+    struct http_send send = {.headers = headers};
     int r = 0;
 
     if (req->route.size > 0)
-        r = route_split(req->route, method, &path, err);
+        r = host_server_route_split(req->route, &method, &path, err);
     if (r < 0)
         return r;
+    send.method = method == NULL ? "POST" : method;
     url = xasprintf("http://localhost:%u%s", server->port,
                     path == NULL ? server->config.predict_endpoint : path);
     job_id_format(&req->job, job);
     headers[send.header_count++] = (struct http_header){"x-baseten-request-id", job};
-    if (req->input.size > 0 || strcmp(method, "POST") == 0)
+    if (req->input.size > 0 || strcmp(send.method, "POST") == 0)
         headers[send.header_count++] = (struct http_header){
             "Content-Type", type[0] != '\0' ? type : "application/json"};
     if (trace[0] != '\0')
@@ -422,15 +414,26 @@ static int request_send(struct server_request *request, const struct frame_req *
     return http_client_send(server->client, &send, &request->transfer, err);
 }
 
+const char *host_server_refusal(const struct host_server *server)
+{
+    if (server->state != HOST_SERVER_SERVING || server->draining)
+        return "the server is stopping";
+    return host_server_wants_no_traffic(server) ? server->probe_error : NULL;
+}
+
 void host_server_on_req(struct host_server *server, const struct frame_req *req)
 {
-    struct server_request *request = request_new(server, req);
+    const char *refusal = host_server_refusal(server);
+    struct server_request *request;
     struct err err;
 
-    if (server->state != HOST_SERVER_SERVING || server->draining)
-        request_fail(request, ERROR_CLASS_HANDED_BACK, "the server is stopping");
-    else if (host_server_wants_no_traffic(server))
-        request_fail(request, ERROR_CLASS_HANDED_BACK, server->probe_error);
+    if (websocket_is_route(req->route)) {
+        host_server_on_passage(server, req);
+        return;
+    }
+    request = request_new(server, req);
+    if (refusal != NULL)
+        request_fail(request, ERROR_CLASS_HANDED_BACK, refusal);
     else if (request->input == NULL && request->input_fd < 0)
         request_fail(request, ERROR_CLASS_HANDED_BACK, "no descriptor is left for its input");
     else if (request_send(request, req, &err) < 0)
@@ -452,12 +455,15 @@ void host_server_on_cancel(struct host_server *server, uint64_t id)
 
     if (request != NULL)
         request_cancel(request);
+    else
+        (void)host_server_passage_cancel(server, id); /* of neither: it has ended */
 }
 
 void host_server_cancel_all(struct host_server *server)
 {
     struct server_request *request, *next;
 
+    host_server_passages_cancel(server);
     HASH_ITER(hh, server->requests, request, next)
     {
         request_cancel(request);

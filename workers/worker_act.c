@@ -175,7 +175,9 @@ static void act_run(struct worker *worker, const struct worker_todo *todo)
         .stream = todo->run.stream,
     };
 
-    if (input == NULL) {
+    if (worker_tunnel_is_wanted(worker, &req)) {
+        worker_tunnel_run(worker, &req);
+    } else if (input == NULL) {
         worker_host_run(worker->host, &req);
     } else {
         req.input_fd_size = input->size;

@@ -283,6 +283,23 @@ void worker_host_run_fd(struct worker_host *host, const struct frame_req *req, i
         host_break(host, &err);
 }
 
+bool worker_host_takes_tunnels(const struct worker_host *host)
+{
+    enum engine_host_kind kind = engine_host_kind(host->engine);
+
+    return kind == ENGINE_HOST_PY || kind == ENGINE_HOST_SERVER;
+}
+
+void worker_host_run_tunnel(struct worker_host *host, const struct frame_req *req, int fd)
+{
+    struct err err;
+
+    if (host->link == NULL)
+        (void)close(fd);
+    else if (frame_link_send_tunnel(host->link, req, fd, &err) < 0)
+        host_break(host, &err);
+}
+
 int worker_host_output_fd(const struct worker_host *host, const void *output)
 {
     return host->link == NULL ? -1 : frame_link_fd_of(host->link, output);

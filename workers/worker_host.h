@@ -55,6 +55,11 @@ void worker_host_run(struct worker_host *host, const struct frame_req *req);
 /* The same with the input in a sealable memfd, which is taken. */
 void worker_host_run_fd(struct worker_host *host, const struct frame_req *req, int fd);
 
+/* The same with a websocket's connection to its gateway beside it, which is taken. False: this
+ * engine has no use for one; then the request is to be sent as any other. */
+bool worker_host_takes_tunnels(const struct worker_host *host);
+void worker_host_run_tunnel(struct worker_host *host, const struct frame_req *req, int fd);
+
 /* During on_final: the memfd that the output came in; -1 when it came in the frame. Borrowed. */
 int worker_host_output_fd(const struct worker_host *host, const void *output);
 void worker_host_cancel(struct worker_host *host, uint64_t token);

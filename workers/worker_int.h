@@ -10,6 +10,7 @@
  *   worker_pages.c   /metrics, /healthz, /readyz
  *   worker_trace.c   spans of runs
  *   worker_stream.c  pieces of answers, to Redis
+ *   worker_tunnel.c  connections of websockets, to their gateways
  *
  * Every callback of the loop follows one pattern: worker_tick(), one event of the core,
  * worker_act(). Once a turn worker_tick() and worker_act() run in any case.
@@ -160,3 +161,7 @@ void worker_trace_flush(struct worker *worker, void (*done)(void *opaque));
 struct wire_text worker_trace_begin(struct worker *worker, const struct worker_todo *todo);
 void worker_trace_end(struct worker *worker, uint64_t token, const struct worker_result *result);
 void worker_trace_end_all(struct worker *worker, enum error_class class);
+
+/* ---- worker_tunnel.c ---- */
+bool worker_tunnel_is_wanted(const struct worker *worker, const struct frame_req *req);
+void worker_tunnel_run(struct worker *worker, struct frame_req *req);

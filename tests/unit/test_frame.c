@@ -239,6 +239,39 @@ static void test_hostile_descriptors(void **state)
     }
 }
 
+/* A websocket's connection goes over as it is; one that nobody takes is closed. */
+static void test_tunnels(void **state)
+{
+    struct frame_link *links[2];
+    int ends[2][2], taken;
+    struct frame frame;
+    struct err err;
+    char byte = 0;
+
+    (void)state;
+    pair_open(links);
+    for (uint64_t id = 1; id <= 2; id++) {
+        const struct frame_req req = {.id = id, .tunnel = true, .input = {(const uint8_t *)"x", 1}};
+
+        assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends[id - 1]), 0);
+        assert_int_equal(frame_link_send_tunnel(links[0], &req, ends[id - 1][1], &err), 0);
+    }
+    assert_int_equal(pair_next(links[0], links[1], &frame, &err), 1);
+    assert_true(frame.req.id == 1 && frame.req.input.size == 1);
+    taken = frame_link_take_tunnel(links[1]);
+    assert_true(taken >= 0);
+    assert_int_equal(frame_link_take_tunnel(links[1]), -1);
+    assert_int_equal(pair_next(links[0], links[1], &frame, &err), 1);
+    assert_int_equal(send(taken, "!", 1, 0), 1);
+    assert_int_equal(recv(ends[0][0], &byte, 1, 0), 1);
+    frame_link_free(&links[1]);
+    assert_int_equal(recv(ends[1][0], &byte, 1, 0), 0); /* closed at both places */
+    frame_link_free(&links[0]);
+    (void)close(taken);
+    (void)close(ends[0][0]);
+    (void)close(ends[1][0]);
+}
+
 static void test_hello(void **state)
 {
     const struct frame_hello hello = {
@@ -267,6 +300,7 @@ int main(void)
         cmocka_unit_test(test_large_data_beside),
         cmocka_unit_test(test_data_over_its_limit),
         cmocka_unit_test(test_hostile_descriptors),
+        cmocka_unit_test(test_tunnels),
         cmocka_unit_test(test_hello),
     };
 

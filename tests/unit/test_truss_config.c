@@ -137,7 +137,7 @@ static const struct {
     {"runtime: {predict_concurrency: '4'}", ERR_RANGE, "must be a whole number"},
     {"runtime: {num_workers: 2}", ERR_RANGE, "is 2; it must be 1 to 1"},
     {"runtime: 7", ERR_RANGE, "runtime must be a mapping"},
-    {"runtime: {transport: {kind: grpc}}", ERR_UNSUPPORTED, "only http is served"},
+    {"runtime: {transport: {kind: grpc}}", ERR_UNSUPPORTED, "only http and websocket are served"},
     {"runtime: {egress_restrictions: {ip_allow_list: []}}", ERR_UNSUPPORTED, "egress_restrictions"},
     {"runtime: {remote_ssh: {enabled: true}}", ERR_UNSUPPORTED, "no SSH"},
     {"runtime: {health_checks: {restart_threshold_seconds: 5}}", ERR_RANGE, "10 to 3000"},

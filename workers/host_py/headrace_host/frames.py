@@ -62,6 +62,7 @@ FIELDS = {
         "route": 10,
         "stream": 11,
         "run": 12,
+        "tunnel": 13,
     },
     CANCEL: {"id": 1},
     EVT: {

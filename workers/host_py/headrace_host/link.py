@@ -124,10 +124,18 @@ class Link:
             return None
         kind, fields = frames.decode(bytes(self.inbox[frames.HEAD.size : end]))
         del self.inbox[:end]
+        if fields.pop("tunnel", False):
+            fields["tunnel"] = self._take_socket()
         beside_size = fields.pop("input_fd_size", 0)
         if beside_size:
             fields["input"] = self._take_fd(beside_size)
         return kind, fields
+
+    def _take_socket(self):
+        """The connection to a gateway beside a REQ of a websocket."""
+        if not self.fds:
+            raise frames.Malformed("a frame names a connection that did not come")
+        return socket.socket(fileno=self.fds.popleft())
 
     def _take_fd(self, size):
         if size > frames.FD_SIZE_MAX or not self.fds:
