@@ -20,6 +20,7 @@
  *   gateway_secrets.c  secrets of models             gateway_upload.c  files in
  *   gateway_files.c    files                         gateway_batches.c bulk jobs
  *   gateway_content.c  their output
+ *   gateway_schedules.c schedules                    gateway_ticks.c   what they are due for
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id, gateway_file
  *
@@ -71,6 +72,7 @@ struct rates;
 struct seal_key;
 struct submits;
 struct syncs;
+struct ticks;
 struct tunnels;
 struct watch;
 struct websockets;
@@ -116,6 +118,7 @@ struct gateway {
     struct keys *keys;
     struct watch *watch;
     struct submits *submits;
+    struct ticks *ticks;
     struct caps *caps;
     struct rates *rates;
     struct cancels *cancels;
@@ -306,6 +309,12 @@ void submit_begin(struct call *call); /* sync calls too */
 /* A Cancel that nobody waits for. */
 void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant);
 
+/* ---- gateway_ticks.c: what schedules are due for is submitted ---- */
+
+int gateway_ticks_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_ticks_close(struct ticks **ticks_p);
+void gateway_ticks_look(struct ticks *ticks); /* each second */
+
 /* ---- gateway_follow.c: jobs that somebody waits for ---- */
 
 int gateway_follows_open(struct gateway *gateway, struct err *err) MUST_CHECK;
@@ -368,6 +377,13 @@ void operation_begin(struct call *call);
 void switches_begin(struct call *call);
 void switch_on_begin(struct call *call);
 void switch_off_begin(struct call *call);
+void schedules_begin(struct call *call); /* gateway_schedules.c */
+void schedule_begin(struct call *call);
+void schedule_set_begin(struct call *call);
+void schedule_delete_begin(struct call *call);
+void schedule_pause_begin(struct call *call);
+void schedule_resume_begin(struct call *call);
+void schedule_run_begin(struct call *call);
 void queue_status_begin(struct call *call);
 void requests_begin(struct call *call);
 void detail_begin(struct call *call);

@@ -91,6 +91,7 @@ static void on_tick(void *opaque)
     gateway_watch_tick(gateway->watch, loop_now_ms(gateway->loop));
     gateway_caps_tick(gateway->caps, loop_now_ms(gateway->loop));
     gateway_websockets_tick(gateway->websockets, loop_now_ms(gateway->loop));
+    gateway_ticks_look(gateway->ticks);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                gateway->server == NULL ? 0 : http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
@@ -344,6 +345,7 @@ static int gateway_open(struct gateway *gateway, struct err *err)
         gateway_keys_open,
         gateway_watch_open,
         gateway_submits_open,
+        gateway_ticks_open,
         gateway_cancels_open,
         gateway_caps_open,
         gateway_rates_open,
@@ -402,6 +404,7 @@ static void gateway_close(struct gateway *gateway)
     blob_store_close(&gateway->blobs);
     gateway_follows_close(&gateway->follows);
     gateway_cancels_close(&gateway->cancels);
+    gateway_ticks_close(&gateway->ticks);
     if (gateway->submits != NULL)
         gateway_submits_close(&gateway->submits);
     gateway_rates_close(&gateway->rates);

@@ -132,3 +132,90 @@ def test_wrong_key_and_wrong_address(stack):
     done = subprocess.run([BINARY, "models", "ls", "--url", "http://127.0.0.1:1", "--api-key", "x"],
                           capture_output=True, text=True, timeout=30)
     assert done.returncode == 2 and "127.0.0.1:1" in done.stderr
+
+
+def ticks(stack, name, count):
+    """The ticks of a schedule, once that many are over."""
+    rows = []
+
+    def ask():
+        rows[:] = stack.sql("SELECT status, job_id, by_hand FROM headrace_v1.schedule_ticks WHERE schedule = :'a1' "
+                            "AND status <> 'PENDING' ORDER BY tick_at", name)
+        return len(rows) >= count
+
+    wait_until(f"{count} ticks of {name}", ask, 20)
+    assert len(rows) == count, rows
+    return rows
+
+
+def create(stack, name, *words, **options):
+    return stack.cli("schedules", "create", name, "--model", "tiny", "--input", '{"input": "x"}', *words, **options)
+
+
+def test_a_schedule_runs_at_its_time(stack, tiny):
+    said = json.loads(create(stack, "later", "--run-at", "2026-01-02T03:04:05Z", "--json").stdout)
+    assert said["next_at"].startswith("2026-01-02T03:04:05") and said["cron"] is None
+    ((status, job, by_hand),) = ticks(stack, "later", 1)
+    assert (status, by_hand) == ("SUBMITTED", "f")
+    assert stack.wait_final(job)["status"] == "SUCCEEDED"
+    shown = json.loads(stack.cli("schedules", "show", "later", "--json").stdout)
+    assert shown["next_at"] is None and shown["request"]["model_input"] == {"input": "x"}
+    assert [(t["status"], t["request_id"]) for t in shown["ticks"]] == [("SUBMITTED", job)]
+    ((key,),) = stack.sql("SELECT idempotency_key FROM headrace_v1.jobs WHERE id = :'a1'", job)
+    assert key.startswith("schedule/later/2026-01-02T03:04:05")
+
+
+def test_a_tick_has_one_job_whoever_dies(stack, tiny):
+    """Somebody claims a tick and dies: the gateway submits it under the id that it has."""
+    create(stack, "nightly", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin")
+    stack.cli("schedules", "pause", "nightly")
+    claimed = """
+        SET search_path = headrace;
+        WITH s AS (SELECT id FROM schedule WHERE name = 'nightly')
+        INSERT INTO schedule_tick (schedule_id, tick_at, due_at, job_id, deployment_id, claimed_until)
+        SELECT s.id, now(), now(), job_id_new(d.shard, now()), d.id, now() + interval '1 second'
+          FROM s, deployment d WHERE d.pool = d.id AND d.model_id = :'a1' RETURNING job_id"""
+    ((job,),) = stack.sql(claimed, tiny["model_id"])
+    assert ticks(stack, "nightly", 1) == [["SUBMITTED", job, "f"]]
+    assert stack.wait_final(job)["status"] == "SUCCEEDED"
+    assert stack.sql("SELECT count(*) FROM headrace_v1.jobs WHERE idempotency_key LIKE 'schedule/nightly/%'") == [["1"]]
+
+
+def test_schedules_by_hand(stack, tiny):
+    said = json.loads(create(stack, "hand", "--cron", "@yearly", "--jitter", "5s", "--json").stdout)
+    assert said["next_at"].endswith("-01-01T00:00:00.000000+00:00") and said["jitter_seconds"] == 5
+    paused = json.loads(stack.cli("schedules", "pause", "hand", "--json").stdout)
+    assert paused["paused_at"]
+    stack.cli("schedules", "run", "hand")  # also while it is paused
+    ((status, job, by_hand),) = ticks(stack, "hand", 1)
+    assert (status, by_hand) == ("SUBMITTED", "t") and stack.wait_final(job)["status"] == "SUCCEEDED"
+    assert json.loads(stack.cli("schedules", "resume", "hand", "--json").stdout)["paused_at"] is None
+    listed = stack.cli("schedules", "ls").stdout
+    assert "hand" in listed and "@yearly" in listed and job in listed
+    stack.cli("switch", "on", "--model", "tiny", "--reason", "test")
+    wait_until("the switch", lambda: stack.http("POST", "/model/tiny/production/async_predict",
+                                                {"model_input": {}}).status == 503)
+    stack.cli("schedules", "run", "hand")
+    assert ticks(stack, "hand", 2)[1][:2] == ["REFUSED", None]
+    stack.cli("switch", "off", "--model", "tiny")
+    stack.cli("schedules", "rm", "hand")
+    assert "no schedule of this name" in stack.cli("schedules", "show", "hand", check=False).stderr
+    audit = stack.sql("SELECT action FROM headrace_v1.audit WHERE target = 'hand' ORDER BY id")
+    assert [row[0] for row in audit] == ["SCHEDULE_SET", "SCHEDULE_PAUSED", "SCHEDULE_RUN", "SCHEDULE_RESUMED",
+                                         "SCHEDULE_RUN", "SCHEDULE_DELETED"]
+
+
+@pytest.mark.parametrize("words, why", [
+    (["--cron", "61 * * * *"], "minute: '61' is not from 0 to 59"),
+    (["--cron", "0 0 * *"], "it has 4 fields"),
+    (["--cron", "0 0 30 feb *"], "names no day within nine years"),
+    (["--cron", "@daily", "--timezone", "Europe/Atlantis"], "timezone 'Europe/Atlantis' is not known"),
+    (["--cron", "@daily", "--environment", "nowhere"], "environment 'nowhere' is none of the model"),
+    (["--cron", "@daily", "--catch-up", "twice"], "catch_up is 'twice'"),
+    (["--cron", "@daily", "--webhook", "ftp://x"], "webhook_endpoint"),
+    (["--run-at", "tomorrow"], "run_at"),
+    (["--cron", "@daily", "--run-at", "2030-01-01"], "one of --cron and --run-at"),
+])
+def test_a_bad_schedule_is_told_why(stack, tiny, words, why):
+    done = create(stack, "bad", *words, check=False)
+    assert done.returncode in (1, 2) and why in done.stderr

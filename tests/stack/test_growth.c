@@ -20,7 +20,7 @@
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
-    "'sql_login', 'file', 'bulk', 'bulk_chunk'";
+    "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"

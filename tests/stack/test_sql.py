@@ -219,7 +219,7 @@ def test_a_tenant_sees_its_own(world):
         told = ask_all(login_of(world, tenant), questions, begin)
         strange = [q for q, answer in told.items() if "ERROR:" in answer]
         assert strange == ["Is every shard owned, and how far behind is it?"]
-        words = {"acme": ("acme", "summarize", "d-sum2", "w1"), "globex": ("globex", "embed", "d-emb", "w3")}
+        words = {"acme": ("acme", "summarize", "d-sum2", "w1"), "globex": ("globex", "embed", "hr_glob1", "w3")}
         text = "\n".join(told.values())
         assert [w for w in words[other] if w in text] == []
         assert [w for w in words[tenant] if w not in text] == []
@@ -308,3 +308,96 @@ def test_the_command_shows_a_tenant_its_views(world):
     views = {line.split()[0] for line in sql(login).stdout.splitlines()[1:]}
     assert "jobs" in views and "shards" not in views
     assert "tenant" in sql(login, "--views", "jobs").stdout
+
+
+# Line, zone, behind which moment, and the moments that follow.
+CRON = [
+    ("*/20 * * * *", "UTC", "2026-11-26 10:19:30Z", "11-26 10:20, 11-26 10:40, 11-26 11:00"),
+    ("0 9 * * mon-fri", "Asia/Kathmandu", "2026-11-27 03:15Z", "11-30 03:15, 12-01 03:15"),
+    ("0 12 13 * fri", "UTC", "2026-11-12 13:00Z", "11-13 12:00, 11-20 12:00"),  # either day
+    ("0 12 * * 7", "UTC", "2026-11-26 00:00Z", "11-29 12:00, 12-06 12:00"),
+    ("0 0 31 1-3/2,dec *", "UTC", "2026-01-31 00:00Z", "03-31 00:00, 12-31 00:00"),
+    ("@hourly", "America/St_Johns", "2026-06-01 00:00Z", "06-01 00:30, 06-01 01:30"),
+    # Clocks go forward over it: when they do, once. Those that keep their pace leave it out.
+    ("30 2 * * *", "Europe/Berlin", "2026-03-28 12:00Z", "03-29 01:00, 03-30 00:30"),
+    ("0,15,30 2 * * *", "Europe/Berlin", "2026-03-29 00:30Z", "03-29 01:00, 03-30 00:00"),
+    ("30 * * * *", "Europe/Berlin", "2026-03-29 00:00Z", "03-29 00:30, 03-29 01:30"),
+    # Clocks go back over it: the first time. Those that keep their pace run both times.
+    ("30 2 * * *", "Europe/Berlin", "2026-10-24 12:00Z", "10-25 00:30, 10-26 01:30"),
+    ("30 * * * *", "Europe/Berlin", "2026-10-25 00:00Z", "10-25 00:30, 10-25 01:30, 10-25 02:30"),
+    # Two hours, and half an hour.
+    ("0 * * * *", "Antarctica/Troll", "2026-10-24 22:30Z", "10-24 23:00, 10-25 00:00, 10-25 01:00, 10-25 02:00"),
+    ("45 1 * * *", "Australia/Lord_Howe", "2026-04-04 12:00Z", "04-04 14:45, 04-05 15:15"),
+]
+
+
+@pytest.mark.parametrize("line, zone, behind, moments", CRON)
+def test_cron_moments(migrated, line, zone, behind, moments):
+    count = len(moments.split(", "))
+    told = psql(
+        migrated,
+        f"""SET search_path = headrace; SET timezone = 'UTC';
+        WITH RECURSIVE r (at, n) AS (SELECT cron_next('{line}', '{zone}', '{behind}'), 1 UNION ALL
+            SELECT cron_next('{line}', '{zone}', at), n + 1 FROM r WHERE n < {count})
+        SELECT string_agg(to_char(at, 'MM-DD HH24:MI'), ', ' ORDER BY at) FROM r;
+        SELECT cron_last('{line}', '{zone}', (SELECT cron_next('{line}', '{zone}', '{behind}') + interval '1 second'))
+             = cron_next('{line}', '{zone}', '{behind}');""",
+        check=True,
+    )
+    assert told.splitlines() == [moments, "t"]
+
+
+@pytest.mark.parametrize(
+    "line, why",
+    [
+        ("60 * * * *", "minute: '60' is not from 0 to 59"),
+        ("* 24 * * *", "hour: '24' is not from 0 to 23"),
+        ("* * 0 * *", "day: '0' is not from 1 to 31"),
+        ("* * * foo *", "month: 'foo' is not from 1 to 12"),
+        ("* * * * 8", "weekday: '8' is not from 0 to 7"),
+        ("*/0 * * * *", "minute: the step of '*/0' is not from 1 to 59"),
+        ("5-1 * * * *", "minute: '5-1' ends before it begins"),
+        ("1,,2 * * * *", "minute: '' is no number"),
+        ("1;2 * * * *", "minute: '1;2' is no number"),
+        ("", "it has 1 fields"),
+        ("* * * * * *", "it has 6 fields"),
+        ("@never", "it has 1 fields"),
+    ],
+)
+def test_a_bad_cron_line(migrated, line, why):
+    assert why in psql(migrated, f"SELECT headrace.cron_next('{line}', 'UTC', now())")
+
+
+def test_missed_ticks_and_many_that_claim(migrated):
+    """What is caught up, and that no tick is claimed by two."""
+    psql(
+        migrated,
+        """SET search_path = headrace;
+        INSERT INTO tenant (id, name) VALUES ('late', 'late');
+        INSERT INTO model (id, tenant, name) VALUES ('late', 'late', 'late');
+        INSERT INTO deployment (id, model_id, name, number, pool, shard, engine)
+            VALUES ('late', 'late', 'd', 1, 'p', 5, 'sim');
+        INSERT INTO environment (model_id, name) VALUES ('late', 'production');
+        INSERT INTO environment_target VALUES ('late', 'production', 'late', 100);
+        SELECT schedule_set('late', policy, 'late', 'production', '{}', '*/10 * * * *', 'UTC', NULL, 0, policy, 'k', 9)
+          FROM unnest('{skip,one,all}'::text[]) policy;
+        UPDATE schedule SET next_at = '2026-01-01 00:00Z' WHERE tenant = 'late';""",
+        check=True,
+    )
+    claim = "SELECT tick_at, job_id FROM headrace.schedule_claim('2026-01-01 01:05Z', 100)"
+    racers = [
+        subprocess.Popen(["psql", "-XqAt", migrated, "-c", claim], stdout=subprocess.PIPE, text=True)
+        for _ in range(6)
+    ]
+    claimed = [line for racer in racers for line in racer.communicate(timeout=60)[0].splitlines()]
+    assert len(claimed) == len(set(claimed)) == 8  # one of "one", seven of "all"
+    told = psql(
+        migrated,
+        "SET timezone = 'UTC'; SELECT schedule, status, count(*), to_char(max(tick_at), 'HH24:MI') FROM "
+        "headrace_v1.schedule_ticks WHERE tenant = 'late' GROUP BY 1, 2 ORDER BY 1, 2;"
+        "SELECT DISTINCT to_char(next_at, 'HH24:MI') FROM headrace_v1.schedules WHERE tenant = 'late'",
+    )
+    assert told.split() == ["all|PENDING|7|01:00", "one|PENDING|1|01:00", "skip|MISSED|1|00:00", "01:10"]
+    later = claim.replace("01:05Z", "01:06Z")  # the claims have lapsed: the same ticks, the same jobs
+    again = psql(migrated, later).splitlines()
+    assert sorted(again) == sorted(claimed)
