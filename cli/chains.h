@@ -37,3 +37,58 @@ extern const char *const chains_generate_text;
 /* Deploys a truss_chains file; returns the exit code. */
 int chains_push_python(const struct client *client, const struct chains_push_settings *settings,
                        const char *file);
+
+struct chains_plain_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    VERB_COMMON_SETTINGS
+#include "base/settings_end.def"
+};
+
+/* ---- chains_file.c ---- */
+
+/* path: "-" is standard input. */
+int chains_file_read(const char *path, struct buf *to, struct err *err) MUST_CHECK;
+
+/* A chain.yaml, or its JSON, which is YAML as well; the object that is pushed. */
+int chains_read(const char *path, json_t **ret_json, size_t *ret_steps, struct err *err) MUST_CHECK;
+
+/* JSON, @FILE, or - for standard input. */
+int chains_input(const char *input, json_t **ret_json, struct err *err) MUST_CHECK;
+
+/* ---- chains_show.c ---- */
+
+#define CHAINS_GRAPH_SETTINGS                                                                      \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_BOOL(dot, false, "in the language of graphviz")                                        \
+    SETTING_BOOL(svg, false, "as a picture")
+
+struct chains_graph_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    CHAINS_GRAPH_SETTINGS
+#include "base/settings_end.def"
+};
+
+#define CHAINS_SHOW_SETTINGS                                                                       \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_BOOL(watch, false, "draw it anew as it goes, until it is over")
+
+struct chains_show_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    CHAINS_SHOW_SETTINGS
+#include "base/settings_end.def"
+};
+
+/* Actions, as struct verb_action has them. */
+int chains_init(const struct client *client, const void *values, char **operands,
+                int operand_count);
+int chains_graph(const struct client *client, const void *values, char **operands,
+                 int operand_count);
+int chains_show(const struct client *client, const void *values, char **operands,
+                int operand_count);
+int chains_cancel(const struct client *client, const void *values, char **operands,
+                  int operand_count);
+int chains_retry(const struct client *client, const void *values, char **operands,
+                 int operand_count);

@@ -2,81 +2,27 @@
 
 /* headrace chains: declared chains, and what their runs have come to. */
 
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include "brokers/jq.h"
 #include "cli/chains.h"
 #include "cli/list.h"
 #include "cli/push_model.h"
 #include "cli/watch.h"
 #include "schema/chain.h"
-#include "schema/yaml_json.h"
-
-#define INPUT_SIZE_MAX (16u << 20)
 
 int chains_main(int argc, char **argv);
 
-struct plain_settings {
-#define SETTINGS_FIELDS
-#include "base/settings_rows.def"
-    VERB_COMMON_SETTINGS
-#include "base/settings_end.def"
-};
-
 static const struct setting plain_rows[] = {
-#define SETTINGS_ROWS struct plain_settings
+#define SETTINGS_ROWS struct chains_plain_settings
 #include "base/settings_rows.def"
     VERB_COMMON_SETTINGS
 #include "base/settings_end.def"
 };
 
-#define PLAIN_ACTION plain_rows, COUNT_OF(plain_rows), sizeof(struct plain_settings)
+#define PLAIN_ACTION plain_rows, COUNT_OF(plain_rows), sizeof(struct chains_plain_settings)
 
-/* ---- files ---- */
-
-static int file_read(const char *path, struct buf *to, struct err *err)
-{
-    int fd = strcmp(path, "-") == 0 ? dup(STDIN_FILENO) : open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = 1;
-
-    if (fd < 0)
-        return err_set_errno(err, ERR_USAGE, "open %s", path);
-    while (n > 0 && !to->failed) {
-        char bytes[65536];
-
-        n = read(fd, bytes, sizeof(bytes));
-        if (n > 0)
-            buf_append(to, bytes, (size_t)n);
-    }
-    (void)close(fd);
-    if (n < 0)
-        return err_set_errno(err, ERR_IO, "read %s", path);
-    return buf_check(to, path, err);
-}
-
-/* A chain.yaml, or its JSON, which is YAML as well; the object that is pushed. */
-static int chain_read(const char *path, json_t **ret_json, size_t *ret_steps, struct err *err)
-{
-    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(YAML_SIZE_MAX);
-    OWNED(chain_free) struct chain *chain = NULL;
-    OWNED(client_json_free) json_t *json = NULL;
-    int r = file_read(path, &text, err);
-
-    if (r == 0)
-        r = yaml_json_parse(path, buf_text(&text), text.size, &json, err);
-    if (r == 0)
-        r = chain_parse(json, &chain, err);
-    if (r == 0)
-        r = jq_check(chain, err);
-    if (r < 0)
-        return r;
-    *ret_steps = chain->step_count;
-    *ret_json = TAKE(json);
-    return 0;
-}
+/* ---- check ---- */
 
 static int chains_check(const struct client *client, const void *values, char **operands,
                         int operand_count)
@@ -89,7 +35,7 @@ static int chains_check(const struct client *client, const void *values, char **
     (void)values;
     if (!verb_operands("one file", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
-    if (chain_read(operands[0], &json, &steps, &err) < 0)
+    if (chains_read(operands[0], &json, &steps, &err) < 0)
         return client_complain("chains check", &err);
     (void)printf("%s: a chain of %zu step%s\n", operands[0], steps, steps == 1 ? "" : "s");
     return CLI_EXIT_OK;
@@ -158,7 +104,7 @@ static int chains_push(const struct client *client, const void *values, char **o
         (void)err_set(&err, ERR_USAGE, "--name is missing");
         return client_complain("chains push", &err);
     }
-    if (chain_read(operands[0], &chain, &steps, &err) < 0 ||
+    if (chains_read(operands[0], &chain, &steps, &err) < 0 ||
         chain_send(client, settings, chain, &id, &err) < 0)
         return client_complain("chains push", &err);
     if (settings->no_wait) {
@@ -192,24 +138,6 @@ static const struct setting run_rows[] = {
     RUN_SETTINGS
 #include "base/settings_end.def"
 };
-
-static int run_input(const char *input, json_t **ret_json, struct err *err)
-{
-    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(INPUT_SIZE_MAX);
-    json_error_t where;
-    int r = 0;
-
-    if (input[0] == '@' || strcmp(input, "-") == 0)
-        r = file_read(input[0] == '@' ? input + 1 : input, &text, err);
-    else
-        buf_append_text(&text, input);
-    if (r < 0)
-        return r;
-    *ret_json = json_loadb(buf_text(&text), text.size, JSON_DECODE_ANY, &where);
-    return *ret_json != NULL
-               ? 0
-               : err_set(err, ERR_USAGE, "--input is no JSON: line %d: %s", where.line, where.text);
-}
 
 static int run_output(const struct client *client, const char *id, bool quiet)
 {
@@ -253,7 +181,7 @@ static int chains_run(const struct client *client, const void *values, char **op
 
     if (!verb_operands("one chain", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
-    if (run_input(settings->input, &input, &err) < 0)
+    if (chains_input(settings->input, &input, &err) < 0)
         return client_complain("chains run", &err);
     path = path_make("/chain/%/environments/%/async_run_remote", operands[0],
                      settings->environment);
@@ -274,7 +202,7 @@ static int chains_run(const struct client *client, const void *values, char **op
     return run_output(client, id, settings->quiet);
 }
 
-/* ---- runs, show ---- */
+/* ---- runs ---- */
 
 static int chains_runs(const struct client *client, const void *values, char **operands,
                        int operand_count)
@@ -289,7 +217,7 @@ static int chains_runs(const struct client *client, const void *values, char **o
         {"ACCEPTED", "accepted_at", false, true},
         {"ERROR", "error_message", false, true},
     };
-    const struct plain_settings *settings = values;
+    const struct chains_plain_settings *settings = values;
     OWNED(buf_done) struct buf path = BUF_WITH_LIMIT(1024);
     struct list_view view = {"chains runs", NULL,
                              "chain_runs",  "no run of a chain has begun",
@@ -303,59 +231,51 @@ static int chains_runs(const struct client *client, const void *values, char **o
     return list_run(client, &view, settings->json);
 }
 
-static int chains_show(const struct client *client, const void *values, char **operands,
-                       int operand_count)
-{
-    static const struct table_column columns[] = {
-        {"STEP", "name", false, false},      {"MODEL", "model", false, true},
-        {"STATUS", "status", false, false},  {"JOBS", "jobs", true, false},
-        {"DONE", "succeeded", true, false},  {"FAILED", "failed", true, false},
-        {"RUNNING", "running", true, false}, {"ATTEMPTS", "attempts", true, false},
-        {"ENDED", "ended_at", false, true},  {"ERROR", "error_message", false, true},
-    };
-    const struct plain_settings *settings = values;
-    OWNED(client_json_free) json_t *run = NULL;
-    OWNED(mem_free) char *path = NULL;
-    struct client_call call = {.method = "GET"};
-    json_t *steps;
-    struct err err;
-    int status, r;
+static const struct setting graph_rows[] = {
+#define SETTINGS_ROWS struct chains_graph_settings
+#include "base/settings_rows.def"
+    CHAINS_GRAPH_SETTINGS
+#include "base/settings_end.def"
+};
 
-    if (!verb_operands("one run", operand_count, 1, 1))
-        return CLI_EXIT_USAGE;
-    path = path_make("/v1/chain_runs/%", operands[0]);
-    call.path = path;
-    if (client_exchange(client, &call, &status, &run, &err) < 0)
-        return client_complain("chains show", &err);
-    if (settings->json) {
-        table_print_json(stdout, run);
-        return CLI_EXIT_OK;
-    }
-    steps = json_incref(json_object_get(run, "steps"));
-    (void)json_object_del(run, "steps");
-    table_print_object(stdout, run);
-    r = table_print(stdout, steps, columns, COUNT_OF(columns), "it has no steps", &err);
-    json_decref(steps);
-    return r < 0 ? client_complain("chains show", &err) : CLI_EXIT_OK;
+static const struct setting show_rows[] = {
+#define SETTINGS_ROWS struct chains_show_settings
+#include "base/settings_rows.def"
+    CHAINS_SHOW_SETTINGS
+#include "base/settings_end.def"
+};
+
+/* Those that need no gateway; `graph` may, for a run. */
+static bool is_offline(const char *action)
+{
+    return strcmp(action, "init") == 0 || strcmp(action, "check") == 0 ||
+           strcmp(action, "graph") == 0;
 }
 
 int chains_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
+        {"init", "DIR", "Makes a folder with a chain to begin with.", PLAIN_ACTION, chains_init},
         {"check", "FILE", "Reads a chain.yaml and says what is wrong in it.", PLAIN_ACTION,
          chains_check},
+        {"graph", "FILE|RUN", "Draws a chain that is in a file, or of a run.", graph_rows,
+         COUNT_OF(graph_rows), sizeof(struct chains_graph_settings), chains_graph},
         {"push", "FILE", "Deploys a chain: a chain.yaml, or a Python file of truss_chains.",
          push_rows, COUNT_OF(push_rows), sizeof(struct chains_push_settings), chains_push},
         {"run", "CHAIN", "Runs a chain and prints its output.", run_rows, COUNT_OF(run_rows),
          sizeof(struct run_settings), chains_run},
         {"runs", "[CHAIN]", "Lists the newest runs.", PLAIN_ACTION, chains_runs},
-        {"show", "RUN", "Shows a run and what its steps have come to.", PLAIN_ACTION, chains_show},
+        {"show", "RUN", "Draws a run and what its steps have come to.", show_rows,
+         COUNT_OF(show_rows), sizeof(struct chains_show_settings), chains_show},
+        {"cancel", "RUN", "Cancels a run and all that it has submitted.", PLAIN_ACTION,
+         chains_cancel},
+        {"retry", "RUN", "Goes on with a run that has failed: what succeeded is not run again.",
+         PLAIN_ACTION, chains_retry},
     };
     static const struct verb verb = {"chains", "Models that feed models, durably.", actions,
                                      COUNT_OF(actions)};
 
-    /* A file can be checked where no gateway is known. */
-    if (argc == 3 && strcmp(argv[1], "check") == 0 && argv[2][0] != '-')
-        return chains_check(NULL, NULL, &argv[2], 1);
+    if (argc > 1 && is_offline(argv[1]))
+        return verb_main_offline(&verb, argc, argv);
     return verb_main(&verb, argc, argv);
 }

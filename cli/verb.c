@@ -35,8 +35,14 @@ static bool is_help(const char *word)
     return strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0 || strcmp(word, "help") == 0;
 }
 
-static int action_run(const struct verb *verb, const struct verb_action *action, int argc,
-                      char **argv)
+int verb_client(const struct verb_common *values, struct client *ret_client, struct err *err)
+{
+    return client_open(values->url, values->api_key, *values->client ? values->client : NULL,
+                       ret_client, err);
+}
+
+static int action_run(const struct verb *verb, const struct verb_action *action, bool online,
+                      int argc, char **argv)
 {
     OWNED(mem_free)
     char *command = action->name == NULL ? xstrdup(verb->name)
@@ -59,8 +65,7 @@ static int action_run(const struct verb *verb, const struct verb_action *action,
         return client_complain(command, &err);
     if (outcome == SETTINGS_QUIT)
         code = CLI_EXIT_OK;
-    else if (client_open(values->url, values->api_key, *values->client ? values->client : NULL,
-                         &client, &err) < 0)
+    else if (online && verb_client(values, &client, &err) < 0)
         code = client_complain(command, &err);
     else
         code = action->run(&client, values, argv + operand, argc - operand);
@@ -68,12 +73,12 @@ static int action_run(const struct verb *verb, const struct verb_action *action,
     return code;
 }
 
-int verb_main(const struct verb *verb, int argc, char **argv)
+static int verb_run(const struct verb *verb, bool online, int argc, char **argv)
 {
     const struct verb_action *action = action_find(verb, argc > 1 ? argv[1] : NULL);
 
     if (action != NULL && action->name == NULL)
-        return action_run(verb, action, argc, argv);
+        return action_run(verb, action, online, argc, argv);
     if (argc < 2)
         return verb_usage(verb, stderr);
     if (is_help(argv[1]))
@@ -82,7 +87,17 @@ int verb_main(const struct verb *verb, int argc, char **argv)
         (void)fprintf(stderr, "headrace %s: there is no action '%s'\n", verb->name, argv[1]);
         return verb_usage(verb, stderr);
     }
-    return action_run(verb, action, argc - 1, argv + 1);
+    return action_run(verb, action, online, argc - 1, argv + 1);
+}
+
+int verb_main(const struct verb *verb, int argc, char **argv)
+{
+    return verb_run(verb, true, argc, argv);
+}
+
+int verb_main_offline(const struct verb *verb, int argc, char **argv)
+{
+    return verb_run(verb, false, argc, argv);
 }
 
 bool verb_operands(const char *what, int operand_count, int least, int most)

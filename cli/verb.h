@@ -45,5 +45,10 @@ struct verb {
 /* Picks the action, parses its options, opens the client, runs it; returns the exit code. */
 int verb_main(const struct verb *verb, int argc, char **argv);
 
+/* The same for actions that need no gateway: their client is empty, and verb_client() opens it. */
+int verb_main_offline(const struct verb *verb, int argc, char **argv);
+int verb_client(const struct verb_common *values, struct client *ret_client,
+                struct err *err) MUST_CHECK;
+
 /* Checks how many operands there are; says what is missing and returns false. */
 bool verb_operands(const char *what, int operand_count, int least, int most);

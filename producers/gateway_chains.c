@@ -9,6 +9,7 @@
 
 #include "brokers/pg.h"
 #include "producers/gateway.h"
+#include "schema/chain.h"
 
 #define PAGE_DEFAULT 100
 #define PAGE_MAX 1000
@@ -24,25 +25,37 @@ PG_STATEMENT(
     "j.tenant = $1 AND ($2 IN (j.model, m.name)) IS NOT FALSE ORDER BY r.run_id DESC "
     "LIMIT $3");
 
+/* A run is of a chain, or of a model whose calls of other models were told to be its own: a chain
+ * in Python. */
 PG_STATEMENT(
     chain_run_find,
     "SELECT j.id::text, coalesce(m.name, j.model), j.deployment, state_name(j.state), "
     "j.attempt_count, j.accepted_at, CASE WHEN j.state NOT IN (1, 2) THEN j.state_at END, "
-    "j.error_message FROM job j JOIN deployment d ON d.id = j.deployment LEFT JOIN model m "
-    "ON m.id = j.model WHERE j.id = $1 AND j.tenant = $2 AND d.engine = 'chain'");
+    "j.error_message, CASE d.engine WHEN 'chain' THEN d.config::text END FROM job j JOIN "
+    "deployment d ON d.id = j.deployment LEFT JOIN model m ON m.id = j.model WHERE j.id = $1 AND "
+    "j.tenant = $2 AND (d.engine = 'chain' OR EXISTS (SELECT FROM chain_step s WHERE s.run_id = "
+    "j.id))");
 
-/* Of each step that is declared what its jobs came to; those that began first stand first. */
+/* Of each step that is declared, and of each model that was called, what its jobs came to, in their
+ * newest rounds; those that began first stand first. */
 PG_STATEMENT(
     chain_run_steps,
-    "SELECT k.key, k.value ->> 'model', count(s.job_id), count(*) FILTER (WHERE x.state = 3), "
-    "count(*) FILTER (WHERE x.state IN (4, 5, 6)), count(*) FILTER (WHERE x.state = 2), "
-    "max(x.attempt_count), min(x.accepted_at), CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN "
-    "max(x.state_at) END, (array_agg(x.error_message ORDER BY s.item) FILTER (WHERE x.state IN (4, "
-    "5, 6)))[1], CASE WHEN count(s.job_id) = 1 THEN min(s.job_id::text) END FROM job j JOIN "
-    "deployment d ON d.id = j.deployment AND d.engine = 'chain' CROSS JOIN LATERAL "
-    "jsonb_each(d.config -> 'steps') k LEFT JOIN (chain_step s JOIN job x ON x.id = s.job_id) ON "
-    "s.run_id = j.id AND s.step = k.key WHERE j.id = $1 AND j.tenant = $2 GROUP BY k.key, k.value "
-    "ORDER BY min(x.accepted_at) NULLS LAST, k.key");
+    "WITH run AS (SELECT j.id, j.tenant, CASE d.engine WHEN 'chain' THEN d.config -> 'steps' ELSE "
+    "'{}' END AS steps FROM job j JOIN deployment d ON d.id = j.deployment WHERE j.id = $1 AND "
+    "j.tenant = $2), newest AS MATERIALIZED (SELECT DISTINCT ON (s.step, s.item, s.round > 0) "
+    "s.step, s.job_id, x.state, x.attempt_count, x.accepted_at, x.state_at, x.error_message FROM "
+    "run JOIN chain_step s ON s.run_id = run.id JOIN job x ON x.id = s.job_id AND x.tenant = "
+    "run.tenant ORDER BY s.step, s.item, s.round > 0, s.round DESC), names AS (SELECT k.key AS "
+    "step, k.value ->> 'model' AS model FROM run CROSS JOIN LATERAL jsonb_each(run.steps) k UNION "
+    "SELECT n.step, n.step FROM newest n, run WHERE NOT run.steps ? n.step) SELECT k.step, "
+    "k.model, "
+    "count(x.job_id), count(*) FILTER (WHERE x.state = 3), count(*) FILTER (WHERE x.state IN (4, "
+    "5, 6)), count(*) FILTER (WHERE x.state = 2), max(x.attempt_count), min(x.accepted_at), CASE "
+    "WHEN bool_and(x.state NOT IN (1, 2)) THEN max(x.state_at) END, (array_agg(x.error_message) "
+    "FILTER (WHERE x.state IN (4, 5, 6)))[1], CASE WHEN count(x.job_id) = 1 THEN "
+    "min(x.job_id::text) END, CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN extract(epoch FROM "
+    "max(x.state_at) - min(x.accepted_at))::float8 END FROM names k LEFT JOIN newest x ON x.step = "
+    "k.step GROUP BY k.step, k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
 
 static json_t *run_json(const struct pg_answer *answer, size_t row)
 {
@@ -105,8 +118,11 @@ static const char *step_status(const struct pg_answer *answer, size_t row, bool 
 
 static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
+    json_t *seconds = pg_is_null(answer, 1, row, 11) ? json_null()
+                                                     : json_real(pg_double(answer, 1, row, 11));
+
     return json_pack(
-        "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o}", "name",
+        "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "name",
         pg_c(answer, 1, row, 0), "model", json_of_text(answer, 1, row, 1), "status",
         step_status(answer, row, run_is_over), "jobs", (json_int_t)pg_i64(answer, 1, row, 2),
         "succeeded", (json_int_t)pg_i64(answer, 1, row, 3), "failed",
@@ -114,7 +130,30 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
         "attempts", (json_int_t)pg_i64(answer, 1, row, 6), "began_at",
         json_of_time(answer, 1, row, 7), "ended_at", json_of_time(answer, 1, row, 8),
         "error_message", json_of_text(answer, 1, row, 9), "request_id",
-        json_of_text(answer, 1, row, 10));
+        json_of_text(answer, 1, row, 10), "seconds", seconds);
+}
+
+/* What its file says of each step: which it needs, and whether it is one job or many. */
+static void steps_join_file(json_t *steps, const char *config)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+    json_t *json = json_loads(config, 0, NULL);
+    struct err err;
+    size_t i;
+    json_t *step;
+
+    if (json != NULL && chain_parse(json, &chain, &err) == 0) {
+        json_array_foreach(steps, i, step)
+        {
+            int at = chain_find(chain, json_string_value(json_object_get(step, "name")));
+
+            if (at < 0)
+                continue;
+            (void)json_object_set_new(step, "map", json_boolean(chain->steps[at].map != NULL));
+            (void)json_object_set_new(step, "needs", chain_needs_json(chain, (size_t)at));
+        }
+    }
+    json_decref(json);
 }
 
 static void on_run(void *opaque, const struct pg_answer *answer)
@@ -133,6 +172,8 @@ static void on_run(void *opaque, const struct pg_answer *answer)
     steps = json_array();
     for (size_t i = 0; i < pg_row_count(answer, 1); i++)
         (void)json_array_append_new(steps, step_json(answer, i, !pg_is_null(answer, 0, 0, 6)));
+    if (!pg_is_null(answer, 0, 0, 8))
+        steps_join_file(steps, pg_c(answer, 0, 0, 8));
     (void)json_object_set_new(body, "steps", steps);
     call_answer_json(&call, 200, &body);
 }

@@ -27,6 +27,17 @@ static bool name_is_good(const char *text)
            strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == size;
 }
 
+json_t *chain_needs_json(const struct chain *chain, size_t step)
+{
+    json_t *names = json_array();
+
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if ((chain->steps[step].needs >> i & 1) != 0)
+            (void)json_array_append_new(names, json_string(chain->steps[i].name));
+    }
+    return names;
+}
+
 int chain_find(const struct chain *chain, const char *name)
 {
     for (size_t i = 0; i < chain->step_count; i++) {

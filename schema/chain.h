@@ -91,5 +91,8 @@ void chain_free(struct chain **chain_p);
 /* The keys that a step may have; NULL behind the last. Static storage. */
 const char *chain_step_key(size_t at);
 
+/* Names of the steps that this one needs, an array of its own. */
+json_t *chain_needs_json(const struct chain *chain, size_t step);
+
 /* The place of the step; -1: there is none of that name. */
 int chain_find(const struct chain *chain, const char *name);

@@ -174,6 +174,7 @@ def test_calls_are_jobs_of_the_run(stack):
     assert (answer["twice"], answer["run"]) == ([2, 4, 6], run)
     rows = stack.sql("SELECT step, model, status FROM headrace_v1.chain_steps WHERE run_id = :'a1'", run)
     assert rows == [["sums.Leaf", "sums.Leaf", "SUCCEEDED"]] * 3
+    assert "sums.Leaf  sums.Leaf  SUCCEEDED  3/3" in stack.cli("chains", "show", run).stdout
 
 
 def test_the_file_is_where_it_is_looked_for(stack):

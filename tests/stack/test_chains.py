@@ -3,6 +3,7 @@
 coordinator, a worker or the broker is killed, no step has two jobs, and a cancel leaves nothing running.
 Method: one stack, chains over the simulated engine, which answers {"output": its input, "sim": …}."""
 
+import json
 import os
 import pathlib
 import signal
@@ -246,11 +247,34 @@ def test_command_line(stack, tmp_path):
     assert wrong.returncode != 0 and "step a: there is no key 'colour'" in wrong.stderr, wrong
 
 
+def test_pictures(stack, tmp_path):
+    """What a file says, and what a run came to: drawn with a line for each need."""
+    assert "/chain.yaml" in stack.cli("chains", "init", tmp_path / "new").stdout
+    assert "a chain of 1 step" in stack.cli("chains", "check", tmp_path / "new/chain.yaml").stdout
+    again = stack.cli("chains", "init", tmp_path / "new", check=False)
+    assert again.returncode != 0 and "File exists" in again.stderr
+    file = tmp_path / "fails.json"
+    file.write_text(json.dumps(FAILS))
+    drawn = [line.split() for line in stack.cli("chains", "graph", file).stdout.splitlines()]
+    assert drawn == [["○", "bad", "echo"], ["│", "○", "slow", "echo"], ["○─╯", "after", "echo"]]
+    assert '"slow" -> "after";' in stack.cli("chains", "graph", "--dot", file).stdout
+    assert stack.cli("chains", "graph", "--svg", file).stdout.startswith("<svg ")
+    run = begin(stack, "fails", {})
+    watched = stack.cli("chains", "show", run, "--watch").stdout
+    last = watched[watched.rindex(run):].splitlines()
+    assert last[0].endswith("FAILED") and "✗ " in last[1] and "FAILED  0/1" in last[1], watched
+    assert "NOT_RUN" in watched and "step bad: FAILED (BAD_INPUT)" in watched
+    steps = {step["name"]: step for step in json.loads(stack.cli("chains", "graph", run, "--json").stdout)}
+    assert sorted(steps["after"]["needs"]) == ["bad", "slow"] and steps["bad"]["map"] is False
+    assert steps["bad"]["seconds"] > 0 and steps["after"]["seconds"] is None
+    assert stack.cli("chains", "graph", "nothing", check=False).returncode != 0
+
+
 def test_cancel(stack):
     run = begin(stack, "map", {"items": list(range(64)), "ms": 60000})
     wait_until("the map to be under way", lambda: len(
         [row for row in steps_of(stack, run) if row[2] == "IN_PROGRESS"]) >= 32, 20)
-    assert stack.cancel(run).json["canceled"]
+    assert "true" in stack.cli("chains", "cancel", run).stdout
     assert stack.wait_final(run)["status"] == "CANCELED"
     wait_until("nothing of it to run", lambda: {row[2] for row in steps_of(stack, run)} == {"CANCELED"}, 20)
     assert len(steps_of(stack, run)) == 32  # no more than were under way
@@ -377,7 +401,7 @@ def test_a_dead_run_is_replayed_from_where_it_failed(stack):
     assert "there is no model 'missing-yet'" in error_of(stack, run)
     assert [row[:3] for row in steps_of(stack, run)] == [["first", "0", "SUCCEEDED"]]
     stack.push_sim("missing-yet")
-    stack.cli("jobs", "replay", run)
+    stack.cli("chains", "retry", run)
     wait_until("the second round to end", lambda: stack.job(run)["status"] == "SUCCEEDED", 30)
     assert stack.result(run).json == {"n": 7}
     assert stack.sql("SELECT step, round, attempts FROM headrace_v1.chain_steps WHERE run_id = :'a1' ORDER BY step",
