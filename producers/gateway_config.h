@@ -34,7 +34,7 @@ struct config_deployment {
     uint32_t shard;
     uint32_t slot_count; /* of one replica: what a job may ask for at most */
     uint64_t run_limit_ms;
-    bool is_chain;
+    bool is_chain; /* or a chainlet of one in Python */
     bool is_truss; /* on every route, who accepts only JSON gets an answer in pieces as one text */
 };
 

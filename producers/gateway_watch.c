@@ -31,7 +31,8 @@ PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model WHERE deleted_at 
 PG_STATEMENT(
     watch_deployments,
     "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
-    "slot_count, engine = 'python', engine = 'chain' FROM deployment WHERE deleted_at IS NULL");
+    "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
+    "'model_metadata' ? 'headrace_chainlets', false) FROM deployment WHERE deleted_at IS NULL");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
              "FROM environment e LEFT JOIN environment_target t "
