@@ -74,20 +74,31 @@ struct queue_report {
  * nothing fails. */
 typedef void queue_report_fn(void *opaque, uint64_t tag, const struct queue_report *report);
 
+struct queue_header {
+    const char *name;  /* terminated */
+    const void *value; /* NULL: none, which is not an empty one */
+    size_t size;
+};
+
+#define QUEUE_PARTITION_BY_KEY 4095u /* by the hash of the key that Java's client uses, too */
+
 struct queue_message {
     struct queue_topic *topic;
     uint32_t partition;
     const void *key; /* NULL: none; at most QUEUE_KEY_MAX bytes */
     size_t key_size;
-    const void *bytes;     /* copied */
-    size_t size;           /* at most QUEUE_RECORD_MAX */
-    const char *trace;     /* W3C traceparent, sent as a header; NULL or "": none */
-    queue_report_fn *done; /* NULL: nobody wants to know */
+    const void *bytes;                  /* copied */
+    size_t size;                        /* at most QUEUE_RECORD_MAX */
+    const char *trace;                  /* W3C traceparent, sent as a header; NULL or "": none */
+    const struct queue_header *headers; /* besides; copied */
+    size_t header_count;                /* at most QUEUE_HEADERS_MAX */
+    queue_report_fn *done;              /* NULL: nobody wants to know */
     void *opaque;
     uint64_t tag; /* handed to done as it is */
 };
 
-#define QUEUE_KEY_MAX 256
+#define QUEUE_KEY_MAX 65536
+#define QUEUE_HEADERS_MAX 128
 #define QUEUE_RECORD_MAX (1000u * 1000)
 
 /* Records of one partition go out together: at once when it was idle, else when the previous
@@ -122,7 +133,13 @@ struct queue_record {
     size_t key_size;
     const void *bytes; /* borrowed for the call */
     size_t size;
+    const void *origin; /* for queue_record_headers() */
 };
+
+/* The headers of a record, in order, at most `room` of them; returns how many were written.
+ * Borrowed as the record is. */
+size_t queue_record_headers(const struct queue_record *record, struct queue_header *headers,
+                            size_t room);
 
 struct queue_reader_calls {
     /* 1 to QUEUE_BATCH_MAX records in order. Offsets may have gaps, never go back. */

@@ -170,7 +170,23 @@ static struct queue_record record_of(const rd_kafka_message_t *message)
         .key_size = message->key_len,
         .bytes = message->payload,
         .size = message->len,
+        .origin = message,
     };
+}
+
+size_t queue_record_headers(const struct queue_record *record, struct queue_header *headers,
+                            size_t room)
+{
+    rd_kafka_headers_t *list;
+    size_t count = 0;
+
+    if (rd_kafka_message_headers(record->origin, &list) != RD_KAFKA_RESP_ERR_NO_ERROR)
+        return 0;
+    while (count < room &&
+           rd_kafka_header_get_all(list, count, &headers[count].name, &headers[count].value,
+                                   &headers[count].size) == RD_KAFKA_RESP_ERR_NO_ERROR)
+        count++;
+    return count;
 }
 
 /* Records in one call as far as they follow each other; ends and errors between them in order. */

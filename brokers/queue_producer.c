@@ -52,7 +52,6 @@
 #define GROUP_COUNT_MAX 1000   /* of one hand-over: what fits into one request … */
 #define GROUP_SIZE_MAX 900000u /* … of message.max.bytes */
 #define PARTITION_MAX 4096
-#define TRACE_SIZE 56
 #define RETIRE_POLLS_MAX 100 /* of 10 ms, for the reports of purged records */
 
 struct record {
@@ -63,9 +62,8 @@ struct record {
     void *opaque;
     uint64_t tag;
     size_t size, key_size;
-    bool traced;
-    char trace[TRACE_SIZE];
-    uint8_t bytes[]; /* key, then value */
+    rd_kafka_headers_t *headers; /* NULL: none, or librdkafka has them */
+    uint8_t bytes[];             /* key, then value */
 };
 TAILQ_HEAD(record_list, record);
 
@@ -126,6 +124,7 @@ static const struct queue_property producer_properties[] = {
     {"compression.codec", "lz4"},
     {"message.timeout.ms", "0"},
     {"message.max.bytes", "1048576"},
+    {"partitioner", "murmur2_random"},            /* as Java's client spreads keys */
     {"queue.buffering.max.messages", "10000000"}, /* our own limits are lower */
     {"queue.buffering.max.kbytes", "2097151"},
     {NULL, NULL},
@@ -134,6 +133,13 @@ static const struct queue_property producer_properties[] = {
 static const char *const linger_ms[PACE_COUNT] = {[PACE_PROMPT] = "0", [PACE_GATHER] = "0.1"};
 
 /* ---- Reports */
+
+static void record_free(struct record *record)
+{
+    if (record->headers != NULL)
+        rd_kafka_headers_destroy(record->headers);
+    free(record);
+}
 
 static void record_settle(struct queue_producer *producer, struct record *record,
                           const struct queue_report *report)
@@ -152,7 +158,7 @@ static void record_settle(struct queue_producer *producer, struct record *record
         producer->counts.reported_failed++;
     if (record->done != NULL && !producer->silent)
         record->done(record->opaque, record->tag, report);
-    free(record);
+    record_free(record);
 }
 
 static void on_delivery(rd_kafka_t *client, const rd_kafka_message_t *message, void *opaque)
@@ -305,6 +311,29 @@ void queue_producer_break(struct queue_producer *producer)
 
 /* ---- Hand-over */
 
+static int lane_partition(const struct lane *lane)
+{
+    return lane->partition == QUEUE_PARTITION_BY_KEY ? RD_KAFKA_PARTITION_UA : (int)lane->partition;
+}
+
+/* librdkafka takes the headers when it takes the record. */
+static int record_hand_over_headers(struct lane *lane, enum pace pace, struct record *record)
+{
+    struct queue_topic *topic = lane->topic;
+    const uint8_t *value = record->bytes + record->key_size;
+    const void *key = record->key_size > 0 ? record->bytes : NULL;
+    rd_kafka_resp_err_t code;
+
+    code = rd_kafka_producev(
+        topic->producer->clients[pace].handle, RD_KAFKA_V_RKT(topic->handles[pace]),
+        RD_KAFKA_V_PARTITION(lane_partition(lane)), RD_KAFKA_V_VALUE((void *)value, record->size),
+        RD_KAFKA_V_KEY(key, record->key_size), RD_KAFKA_V_HEADERS(record->headers),
+        RD_KAFKA_V_OPAQUE(record), RD_KAFKA_V_END);
+    if (code == RD_KAFKA_RESP_ERR_NO_ERROR)
+        record->headers = NULL;
+    return code;
+}
+
 static int record_hand_over(struct lane *lane, enum pace pace, struct record *record)
 {
     struct queue_topic *topic = lane->topic;
@@ -314,15 +343,10 @@ static int record_hand_over(struct lane *lane, enum pace pace, struct record *re
 
     record->client = client;
     client->under_way_count++;
-    if (record->traced)
-        return rd_kafka_producev(client->handle, RD_KAFKA_V_RKT(topic->handles[pace]),
-                                 RD_KAFKA_V_PARTITION((int32_t)lane->partition),
-                                 RD_KAFKA_V_VALUE((void *)value, record->size),
-                                 RD_KAFKA_V_KEY(key, record->key_size),
-                                 RD_KAFKA_V_HEADER("traceparent", record->trace, -1),
-                                 RD_KAFKA_V_OPAQUE(record), RD_KAFKA_V_END);
-    if (rd_kafka_produce(topic->handles[pace], (int32_t)lane->partition, 0, (void *)value,
-                         record->size, key, record->key_size, record) != 0)
+    if (record->headers != NULL)
+        return record_hand_over_headers(lane, pace, record);
+    if (rd_kafka_produce(topic->handles[pace], lane_partition(lane), 0, (void *)value, record->size,
+                         key, record->key_size, record) != 0)
         return rd_kafka_last_error();
     return RD_KAFKA_RESP_ERR_NO_ERROR;
 }
@@ -468,7 +492,7 @@ static void topic_free(struct queue_topic *topic)
         while (topic->lanes[i] != NULL &&
                (record = TAILQ_FIRST(&topic->lanes[i]->records)) != NULL) {
             TAILQ_REMOVE(&topic->lanes[i]->records, record, next);
-            free(record);
+            record_free(record);
         }
         free(topic->lanes[i]);
     }
@@ -535,6 +559,23 @@ static struct lane *topic_lane(struct queue_topic *topic, uint32_t partition)
     return topic->lanes[partition];
 }
 
+static rd_kafka_headers_t *headers_new(const struct queue_message *message)
+{
+    bool traced = message->trace != NULL && message->trace[0] != 0;
+    rd_kafka_headers_t *headers;
+
+    if (!traced && message->header_count == 0)
+        return NULL;
+    assert(message->header_count <= QUEUE_HEADERS_MAX);
+    headers = rd_kafka_headers_new(message->header_count + 1);
+    if (traced)
+        (void)rd_kafka_header_add(headers, "traceparent", -1, message->trace, -1);
+    for (size_t i = 0; i < message->header_count; i++)
+        (void)rd_kafka_header_add(headers, message->headers[i].name, -1, message->headers[i].value,
+                                  (ssize_t)message->headers[i].size);
+    return headers;
+}
+
 static struct record *record_new(const struct queue_message *message)
 {
     struct record *record = xmalloc(sizeof(*record) + message->key_size + message->size);
@@ -545,9 +586,7 @@ static struct record *record_new(const struct queue_message *message)
     record->tag = message->tag;
     record->size = message->size;
     record->key_size = message->key_size;
-    record->traced = message->trace != NULL && message->trace[0] != 0;
-    if (record->traced)
-        mem_copy_text(record->trace, message->trace);
+    record->headers = headers_new(message);
     if (message->key_size > 0)
         memcpy(record->bytes, message->key, message->key_size);
     if (message->size > 0)

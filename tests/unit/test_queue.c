@@ -229,6 +229,76 @@ static void test_each_record_is_reported_once_and_read_in_order(void **state)
     free(reports);
 }
 
+struct headed {
+    uint32_t count, header_count;
+    char text[256];
+    bool done;
+};
+
+static void on_headed(void *opaque, const struct queue_record *records, size_t record_count)
+{
+    struct headed *headed = opaque;
+    struct queue_header headers[QUEUE_HEADERS_MAX];
+
+    for (size_t i = 0; i < record_count; i++, headed->count++) {
+        size_t count = queue_record_headers(&records[i], headers, COUNT_OF(headers));
+        size_t at = strlen(headed->text);
+
+        headed->header_count += (uint32_t)count;
+        for (size_t n = 0; n < count; n++)
+            at += (size_t)snprintf(headed->text + at, sizeof(headed->text) - at, "%s=%.*s%s;",
+                                   headers[n].name, (int)headers[n].size,
+                                   headers[n].value != NULL ? (const char *)headers[n].value : "",
+                                   headers[n].value == NULL ? "(none)" : "");
+        assert_int_equal(queue_record_headers(&records[i], headers, 1), count > 0 ? 1 : 0);
+    }
+    headed->done = headed->count == 4;
+}
+
+static void on_headed_end(void *opaque, int64_t offset)
+{
+    (void)opaque, (void)offset;
+}
+
+/* Headers arrive as they were sent, beside the trace; records of one key are of one partition. */
+static void test_headers_and_keys_arrive(void **state)
+{
+    static const struct queue_reader_calls calls = {on_headed, on_headed_end, on_reader_error};
+    const struct queue_header headers[] = {{"a", "1", 1}, {"empty", "", 0}, {"none", NULL, 0}};
+    struct world *world = *state;
+    struct headed headed = {0};
+    struct queue_reader *readers[2];
+    struct err err;
+
+    world_open_producer(world, 0);
+    world_open_consumer(world);
+    for (int i = 0; i < 4; i++) {
+        const struct queue_message message = {
+            .topic = queue_producer_topic(world->producer, "intake"),
+            .partition = QUEUE_PARTITION_BY_KEY,
+            .key = "same",
+            .key_size = 4,
+            .bytes = "record",
+            .size = 6,
+            .trace = i == 0 ? "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01" : NULL,
+            .headers = headers,
+            .header_count = i == 1 ? COUNT_OF(headers) : 0,
+        };
+        assert_int_equal(queue_produce(world->producer, &message, &err), 0);
+    }
+    for (uint32_t i = 0; i < 2; i++)
+        assert_int_equal(queue_reader_open(world->consumer, "intake", i, QUEUE_OFFSET_BEGIN, &calls,
+                                           &headed, &readers[i], &err),
+                         0);
+    assert_true(loop_run_until(world->loop, &headed.done, WAIT_MS));
+    assert_string_equal(headed.text,
+                        "traceparent=00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01;"
+                        "a=1;empty=;none=(none);");
+    assert_true(queue_reader_position(readers[0]) <= 0 || queue_reader_position(readers[1]) <= 0);
+    queue_reader_close(&readers[0]);
+    queue_reader_close(&readers[1]);
+}
+
 /* Goal: one group of a partition is under way at a time, so that librdkafka never holds records
  * that it may not send and polls for without a pause (queue_producer.c). Method: Kafka answers
  * late; what is produced meanwhile stays with us until the first answer, and is then one group. */
@@ -716,6 +786,7 @@ int main(int argc, char **argv)
 #define WORLD_TEST(name) cmocka_unit_test_setup_teardown(name, world_setup, world_teardown)
     const struct CMUnitTest tests[] = {
         WORLD_TEST(test_each_record_is_reported_once_and_read_in_order),
+        WORLD_TEST(test_headers_and_keys_arrive),
         WORLD_TEST(test_nothing_follows_a_group_that_is_under_way),
         WORLD_TEST(test_order_stays_between_small_and_large_groups),
         WORLD_TEST(test_start_at_the_end_tells_the_position_before_any_record),
