@@ -16,7 +16,7 @@
 #include "brokers/model_names.h"
 #include "schema/job.h"
 #include "schema/job_id.h"
-#include "workers/webhook_body.h"
+#include "schema/result_body.h"
 
 #define ANSWER_SIZE_MAX (64u * 1024)
 #define SIGNATURE_SIZE_MAX 1024
@@ -318,7 +318,7 @@ static void begin(struct webhook_poster *poster, struct webhook_delivery *delive
     int r;
 
     buf_init(&delivery->body, WEBHOOK_BODY_SIZE_MAX);
-    r = webhook_body_write(completed, output, &delivery->body, &err);
+    r = result_body_write(completed, output, &delivery->body, &err);
     if (r == 0)
         r = post(poster, delivery, secrets, completed, &err);
     if (r < 0)

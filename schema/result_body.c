@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include "workers/webhook_body.h"
+#include "schema/result_body.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -46,8 +46,8 @@ static int append_errors(struct buf *body, const struct message_completed *compl
     return r;
 }
 
-int webhook_body_write(const struct message_completed *completed, struct wire_bytes output,
-                       struct buf *body, struct err *err)
+int result_body_write(const struct message_completed *completed, struct wire_bytes output,
+                      struct buf *body, struct err *err)
 {
     char id[JOB_ID_TEXT_SIZE], when[CLOCK_TEXT_SIZE];
     int r;

@@ -12,7 +12,7 @@
 #include <string.h>
 
 #include "schema/job.h"
-#include "workers/webhook_body.h"
+#include "schema/result_body.h"
 
 static struct message_completed completed_make(void)
 {
@@ -34,7 +34,7 @@ static json_t *body_parse(const struct message_completed *completed, const char 
     struct err err;
     json_t *json;
 
-    assert_int_equal(webhook_body_write(completed, bytes, &body, &err), 0);
+    assert_int_equal(result_body_write(completed, bytes, &body, &err), 0);
     json = json_loadb(buf_text(&body), body.size, JSON_REJECT_DUPLICATES, NULL);
     assert_non_null(json);
     return json;
@@ -85,7 +85,7 @@ static void test_text_that_is_no_utf8_is_refused(void **state)
 
     (void)state;
     completed.model = WIRE_TEXT_OF("\xff\xfe");
-    assert_int_equal(webhook_body_write(&completed, (struct wire_bytes){0}, &body, &err),
+    assert_int_equal(result_body_write(&completed, (struct wire_bytes){0}, &body, &err),
                      ERR_MALFORMED);
     assert_string_equal(err.text, "model_id is not UTF-8");
 }
