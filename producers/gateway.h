@@ -21,6 +21,7 @@
  *   gateway_files.c    files                         gateway_batches.c bulk jobs
  *   gateway_content.c  their output
  *   gateway_schedules.c schedules                    gateway_ticks.c   what they are due for
+ *   gateway_topics.c   bindings of topics
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id, gateway_file
  *
@@ -433,6 +434,11 @@ void public_keys_begin(struct call *call);
 void model_secrets_begin(struct call *call); /* gateway_secrets.c */
 void model_secret_set_begin(struct call *call);
 void model_secret_delete_begin(struct call *call);
+void topics_begin(struct call *call); /* gateway_topics.c */
+void topic_bind_begin(struct call *call);
+void topic_begin(struct call *call);
+void topic_unbind_begin(struct call *call);
+void topic_pause_begin(struct call *call); /* and resume */
 void deliveries_begin(struct call *call);
 void delivery_begin(struct call *call);
 void deliveries_replay_begin(struct call *call);

@@ -2,7 +2,8 @@
 #pragma once
 
 /*
- * The ingest: puts work in that is not one request at a time. Today: bulk jobs.
+ * The ingest: puts work in that is not one request at a time: bulk jobs, and records of
+ * users' Kafka topics (producers/ingest_topics.h).
  *
  *   ingest_main.c     opens, runs, drains           ingest_bulk.c     which bulk jobs are ours
  *   ingest_scan.c     input -> chunks, or errors    ingest_target.c   whom a line goes to
@@ -63,6 +64,7 @@ enum ingest_metric {
 
 struct bulk;
 struct sweep;
+struct topics;
 LIST_HEAD(bulks, bulk);
 
 struct ingest {
@@ -79,6 +81,7 @@ struct ingest {
     struct bulk_reader *reader;
     struct loop_timer *tick, *drain_step;
     struct sweep *sweep;
+    struct topics *topics;
     struct bulks bulks;
     uint32_t bulk_count;
     uint64_t renewed_ms; /* when our leases were last known to hold */

@@ -20,6 +20,7 @@
 #include "base/rng.h"
 #include "base/settings.h"
 #include "producers/ingest.h"
+#include "producers/ingest_topics.h"
 #include "schema/message.h"
 #include "schema/topics.h"
 
@@ -48,8 +49,10 @@ static const struct metric_row ingest_metric_rows[] = {
 static const struct settings_program ingest_program = {
     .command = "ingest",
     .wire_version = MESSAGE_WIRE_VERSION,
-    .purpose = "Works on bulk jobs: validates their files, makes each line a job, and writes what "
-               "became of them.",
+    .purpose =
+        "Works on bulk jobs: validates their files, makes each line a job, and writes what "
+        "became of them. Makes jobs of the records of users' Kafka topics, and sends results "
+        "to theirs.",
     .rows = ingest_rows,
     .row_count = COUNT_OF(ingest_rows),
 };
@@ -82,7 +85,8 @@ static const char *not_ready(void *opaque)
 static void on_drain_step(void *opaque)
 {
     struct ingest *ingest = opaque;
-    bool quiet = ingest->released && queue_producer_unreported(ingest->producer) == 0;
+    bool quiet = ingest->released && queue_producer_unreported(ingest->producer) == 0 &&
+                 topics_busy(ingest->topics) == 0;
 
     if (quiet || loop_now_ms(ingest->loop) >= ingest->drain_by_ms)
         loop_stop(ingest->loop);
@@ -101,6 +105,7 @@ static void on_signal(void *opaque)
     loop_end_within(ingest->settings.drain_ms + LOOP_END_EXTRA_MS, EXIT_FAULT);
     log_info("draining", LOG_U64("bulk_jobs", ingest->bulk_count));
     ingest_release(ingest);
+    topics_leave(ingest->topics);
     loop_timer_start(ingest->drain_step, 0, DRAIN_STEP_MS);
 }
 
@@ -174,6 +179,9 @@ static int ingest_open(struct ingest *ingest, struct err *err)
     ingest->tick = loop_timer_new(ingest->loop, on_tick, ingest);
     ingest->drain_step = loop_timer_new(ingest->loop, on_drain_step, ingest);
     ingest_sweep_open(ingest);
+    r = topics_open(ingest, &ingest->topics, err);
+    if (r < 0)
+        return r;
     loop_timer_start(ingest->tick, 0, TICK_MS);
     return 0;
 }
@@ -188,6 +196,7 @@ static void ingest_close(struct ingest *ingest)
     ingest_sweep_close(ingest);
     ingest_bulks_close(ingest);
     blob_store_close(&ingest->blobs);
+    topics_close(&ingest->topics); /* whatever could answer it is gone */
     metrics_close(&ingest->metrics);
     bulk_reader_free(&ingest->reader);
     if (ingest->loop != NULL)

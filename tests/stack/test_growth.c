@@ -20,7 +20,7 @@
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
-    "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick'";
+    "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', 'topic_position'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
@@ -47,6 +47,14 @@ static const char days_of_work[] =
     "'{}' "
     "FROM work;"
     "INSERT INTO chain_step SELECT id, 's', 0, 1, id FROM work;"
+    "INSERT INTO topic_binding (id, tenant, name, topic, group_id, model, environment, format, "
+    "max_attempts, queue_limit_ms, start_at, bad, created_by) VALUES ('b', 't', 'b', 'b', 'b', "
+    "'m', "
+    "'production', 'json', 1, 1, 'end', 'skip', 'a');"
+    "INSERT INTO topic_position (binding_id, result, number, owner) VALUES ('b', false, 0, 'o');"
+    "INSERT INTO topic_problem SELECT 'b', false, n::text, 'x', at FROM work;"
+    "INSERT INTO topic_refusal SELECT 'b', 0, n, 'x', at FROM work;"
+    "INSERT INTO topic_record SELECT id, 'b', 0, n FROM work;"
     "INSERT INTO job_result (job_id, round, token, output_size) SELECT id, 1, n, 1 FROM work;"
     "INSERT INTO attempt (job_id, token, boot, round, number, error_class, worker) "
     "SELECT id, n, 1, 1, 1, 0, 'w' FROM work;"

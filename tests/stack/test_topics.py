@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goal: a record of a bound topic is one job, whatever is killed or rebalanced meanwhile; bad records are
+named, by offset; results go out with the caller's key and headers. Method: one real stack whose Kafka
+serves both sides; the users' programs are kcat; ingests besides dev's own are started by hand."""
+
+import json
+import os
+import signal
+import subprocess
+
+import msgpack
+import pytest
+
+import kafka
+from conftest import run_stack
+from stack import BINARY, die_with_parent, wait_until
+
+LONG = bool(os.environ.get("HEADRACE_LONG"))
+PARTITIONS = 4
+ROUNDS = 10 if LONG else 1  # of the test of rebalances: two a round, besides that at its start
+ROUND_RECORDS = 5000 if LONG else 300
+SESSION = "1s"
+
+
+@pytest.fixture(scope="module")
+def platform(request):
+    for stack in run_stack(request, env={"HEADRACE_TOPICS_SESSION": SESSION}):
+        stack.push_sim("sim", slots=32, service_ms=1)
+        kafka.make_topics(stack.url("kafka"), ["one", "one.bad", "one.out", "keyed", "packed", "slow", "all.out"])
+        kafka.make_topics(stack.url("kafka"), ["four", "four.out"], PARTITIONS)
+        yield stack
+
+
+def bind(stack, name, **fields):
+    reply = stack.http("POST", "/v1/topics", {"name": name, "model": "sim", **fields})
+    assert reply.status == 201, reply
+
+
+def topic(stack, name):
+    reply = stack.http("GET", f"/v1/topics/{name}")
+    assert reply.status == 200, reply
+    return reply.json
+
+
+def unbind(stack, name):
+    assert stack.http("DELETE", f"/v1/topics/{name}").status == 200
+
+
+def wait_read(stack, name, count, seconds=60):
+    """count: records that were accepted, refused or known by their key."""
+    def ask():
+        now = topic(stack, name)
+        return now if now["accepted"] + now["refused"] + now["repeated"] >= count else None
+
+    return wait_until(f"{name} to have read {count} records", ask, seconds, 0.05)
+
+
+def test_records_become_jobs_and_results_go_out(platform):
+    """One topic in, one out; a record that is none of JSON and one without a value are dead letters."""
+    brokers = platform.url("kafka")
+    bind(platform, "one", topic="one", brokers=brokers, dead_letter_topic="one.bad", result_topic="one.out",
+         mapping={"input": {"text": "{{input.value.text}}", "who": "{{input.key}}",
+                            "lang": "{{input.headers.lang?}}"}}, tags="from-kafka")
+    kafka.produce(brokers, "one", [(f"k{i}".encode(), json.dumps({"text": f"t{i}"}).encode()) for i in range(50)],
+                  headers=[("lang", "de")])
+    kafka.produce(brokers, "one", [(b"bad", b"{\"text\": "), (b"none", b"{\"other\": 1}")])
+    kafka.produce(brokers, "one", [(b"last", b"{\"text\": \"end\"}")])
+    now = wait_read(platform, "one", 53)
+    assert (now["accepted"], now["refused"]) == (51, 2)
+    wait_until("51 results", lambda: len(kafka.consume(brokers, "one.out")) >= 51, 30, 0.2)
+
+    results = kafka.consume(brokers, "one.out")
+    assert len({r["headers"]["headrace-request-id"] for r in results}) == 51
+    by_key = {r["key"]: r for r in results}
+    assert set(by_key) == {f"k{i}" for i in range(50)} | {"last"}
+    seventh = by_key["k7"]
+    assert seventh["headers"]["lang"] == "de" and seventh["headers"]["headrace-status"] == "SUCCEEDED"
+    assert seventh["headers"]["headrace-offset"] == "7" and seventh["headers"]["headrace-partition"] == "0"
+    body = json.loads(seventh["payload"])
+    assert body["request_id"] == seventh["headers"]["headrace-request-id"] and body["errors"] == []
+    assert platform.job(body["request_id"])["status"] == "SUCCEEDED"
+
+    bad = {r["key"]: r for r in kafka.consume(brokers, "one.bad")}
+    assert set(bad) == {"bad", "none"}
+    assert bad["bad"]["payload"] == "{\"text\": " and bad["bad"]["headers"]["headrace-offset"] == "50"
+    assert "JSON" in bad["bad"]["headers"]["headrace-error"]
+    assert "input.value.text" in bad["none"]["headers"]["headrace-error"]
+    assert sorted((r["partition"], r["offset"]) for r in now["refusals"]) == [(0, 50), (0, 51)]
+    wait_until("no lag", lambda: topic(platform, "one")["lag"] == 0, 10)
+    unbind(platform, "one")
+
+
+def test_keys_and_msgpack(platform):
+    """A key of the records themselves is one job, however often it comes; it is an Idempotency-Key."""
+    bind(platform, "keyed", topic="keyed", mapping={"key": "{{input.value.id}}"}, tags="keyed")
+    values = [json.dumps({"id": f"order-{i % 10}"}).encode() for i in range(30)]
+    kafka.produce(platform.url("kafka"), "keyed", values)
+    bind(platform, "packed", topic="packed", format="msgpack", on_bad_record="skip", tags="packed",
+         mapping={"priority": "{{input.value.urgency?}}"})
+    kafka.produce(platform.url("kafka"), "packed",
+                  [msgpack.packb({"urgency": 2, "data": b"\xff\x00"}), msgpack.packb({"urgency": 7}), b"\xc1",
+                   msgpack.packb({"other": [1, 2.5, None]})])
+    now = wait_read(platform, "keyed", 30)
+    assert (now["accepted"], now["repeated"]) == (10, 20)
+    now = wait_read(platform, "packed", 4)
+    assert (now["accepted"], now["refused"]) == (2, 2)
+    assert "7" in now["refusals"][0]["reason"] + now["refusals"][1]["reason"]
+    wait_until("12 jobs", lambda: len(tagged(platform, "keyed")) + len(tagged(platform, "packed")) == 12, 20)
+    again = platform.http("POST", "/model/sim/production/async_predict", {"model_input": {}},
+                          {"Idempotency-Key": "order-3"})
+    assert again.status == 422, again  # the same key, another input
+    unbind(platform, "keyed")
+    unbind(platform, "packed")
+
+
+def tagged(stack, tag):
+    return [row[0] for row in stack.sql(
+        "SELECT t.job_id FROM headrace.job_tag t JOIN headrace.job j ON j.id = t.job_id WHERE t.tag = :'a1'", tag)]
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_goes_on(platform):
+    """A topic that is not there, one that may not be read, a cluster that is away, a bad record that stops
+    its partition; beside them a binding that works, and one of results only."""
+    denying = kafka.DenyingCluster("denied")
+    bind(platform, "denied", topic="denied", brokers=denying.bootstrap)
+    bind(platform, "away", topic="one", brokers="127.0.0.1:9")
+    bind(platform, "absent", topic="absent")
+    bind(platform, "all", result_topic="all.out", start="beginning")
+    bind(platform, "stops", topic="one", start="beginning", tags="stops")
+    for name, words in (("absent", "there is no topic 'absent'"), ("denied", "authorization"),
+                        ("stops", "stands still at offset 50"), ("away", "metadata of 'one'")):
+        wait_until(f"{name} to say '{words}'",
+                   lambda: words in (topic(platform, name)["problem"] or ""), 20, 0.1)  # noqa: B023
+    assert topic(platform, "stops")["accepted"] == 50 and topic(platform, "stops")["lag"] == 3
+    wait_until("results of what was refused nowhere", lambda: len(kafka.consume(platform.url("kafka"), "all.out"))
+               >= len(tagged(platform, "stops")), 30, 0.2)
+    kafka.make_topics(platform.url("kafka"), ["absent"])
+    kafka.produce(platform.url("kafka"), "absent", [b"{}"] * 3)
+    assert wait_read(platform, "absent", 3)["accepted"] == 3
+    wait_until("nothing to be wrong", lambda: topic(platform, "absent")["problem"] is None, 20, 0.1)
+    for name in ("denied", "away", "absent", "all", "stops"):
+        unbind(platform, name)
+    denying.close()
+
+
+def test_bindings_that_cannot_be_are_refused(platform):
+    def refused(status, words, **fields):
+        reply = platform.http("POST", "/v1/topics", {"name": "x", "model": "sim", "topic": "one", **fields})
+        assert reply.status == status and words in reply.json["error"], reply
+
+    refused(501, "Avro", format="avro")
+    refused(400, "topic of the platform", topic="intake")
+    refused(400, "properties.plugin.library.paths", properties={"plugin.library.paths": "/tmp/x.so"})
+    refused(400, "mapping has the member 'inputs'", mapping={"inputs": {}})
+    refused(400, "opens {{", mapping={"input": "{{input.value"})
+    refused(400, "need each other", on_bad_record="dead_letter")
+    refused(400, "read and written", result_topic="one")
+    refused(400, "priority is 3", priority=3)
+    assert platform.http("GET", "/v1/topics/none").status == 404
+
+
+def test_limits_make_it_wait_and_lose_nothing(platform):
+    platform.http("PATCH", "/v1/tenants/default", {"limits": {"waiting_jobs": 60}})
+    platform.push_sim("slow", slots=8, service_ms=20)
+    bind(platform, "slow", topic="slow", model="slow", tags="slow")
+    kafka.produce(platform.url("kafka"), "slow", [b"{}"] * 150)
+    wait_until("the limit to be named", lambda: "waiting_jobs is 60" in (topic(platform, "slow")["problem"] or ""),
+               10, 0.05)
+    assert platform.cli("topics", "pause", "slow").returncode == 0
+    before = topic(platform, "slow")
+    assert before["paused"] and before["accepted"] < 150
+    platform.http("PATCH", "/v1/tenants/default", {"limits": {"waiting_jobs": None}})
+    assert "slow" in platform.cli("topics", "ls").stdout
+    assert topic(platform, "slow")["accepted"] < 150
+    assert platform.cli("topics", "resume", "slow").returncode == 0
+    assert wait_read(platform, "slow", 150)["accepted"] == 150
+    wait_until("150 jobs", lambda: len(tagged(platform, "slow")) == 150, 20)
+    assert platform.cli("topics", "unbind", "slow").returncode == 0
+
+
+# --- two ingests, kills, rebalances --------------------------------------------------------------
+
+
+def start_ingest(stack, name):
+    """Another ingest of the stack, with its own log, dead with the test run; and its name in the ledger."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+    env.update(HEADRACE_KAFKA=stack.url("kafka"), HEADRACE_POSTGRES=stack.url("postgres"),
+               HEADRACE_TOPICS_SESSION=SESSION, HEADRACE_BLOBS=str(stack.data_dir / "blobs"))
+    path = stack.data_dir / "logs" / f"{name}.log"
+    with open(path, "ab") as log:
+        process = subprocess.Popen([BINARY, "ingest"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                   preexec_fn=die_with_parent)
+
+    def boot():
+        lines = [json.loads(line) for line in path.read_text().splitlines() if '"started"' in line]
+        return lines[0]["boot"] if lines else None
+
+    return process, wait_until(f"{name} to start", boot, 20)
+
+
+def owners(stack):
+    return {row[0] for row in stack.sql("""SELECT p.owner FROM headrace.topic_position p JOIN headrace.topic_binding b
+                                           ON b.id = p.binding_id WHERE b.name = 'four' AND NOT p.result""")}
+
+
+def wait_owned(stack, name, owned):
+    wait_until(f"{name} to have {'a share' if owned else 'nothing'}", lambda: (name in owners(stack)) == owned, 30, 0.05)
+
+
+def test_two_ingests_through_kills_and_rebalances(platform):
+    """Distinct ids = records. A newcomer takes its share while records come, and loses it by SIGKILL, or is
+    stopped beyond its session, goes on as if it had not slept, and is killed then; dev's own is killed too."""
+    brokers = platform.url("kafka")
+    sent = 0
+    bind(platform, "four", topic="four", result_topic="four.out", tags="four")
+
+    def send():
+        nonlocal sent
+        kafka.produce(brokers, "four", [(f"{sent + i}".encode(), b"{\"text\": \"x\"}") for i in range(ROUND_RECORDS)])
+        sent += ROUND_RECORDS
+
+    for number in range(ROUNDS):
+        send()
+        second, name = start_ingest(platform, f"second-{number}")
+        wait_owned(platform, name, True)
+        send()
+        if number % 2 == 0:
+            second.send_signal(signal.SIGSTOP)
+        else:
+            second.kill()
+        send()
+        wait_owned(platform, name, False)
+        second.send_signal(signal.SIGCONT)
+        send()
+        if number == ROUNDS - 1:
+            platform.restart_service("ingest", kill=True)
+        second.kill()
+        second.wait()
+    wait_until(f"{sent} jobs", lambda: len(tagged(platform, "four")) >= sent, 120, 0.2)
+    wait_until(f"{sent} results", lambda: len({r["key"] for r in kafka.consume(brokers, "four.out")}) >= sent, 120, 0.5)
+    wait_until("no lag", lambda: topic(platform, "four")["lag"] == 0, 20)
+    results = kafka.consume(brokers, "four.out")
+    ids = {}
+    for record in results:
+        place = record["headers"]["headrace-partition"], record["headers"]["headrace-offset"]
+        ids.setdefault(place, set()).add(record["headers"]["headrace-request-id"])
+    jobs = tagged(platform, "four")
+    ((takeovers,),) = platform.sql("SELECT max(epoch) FROM headrace.topic_position")
+    print(f"\nrecords {sent}, jobs {len(jobs)}, distinct ids {len(set(jobs))}, results {len(results)}, "
+          f"takeovers of a partition up to {takeovers}")
+    assert len(jobs) == len(set(jobs)) == len(ids) == sent
+    assert all(len(of_place) == 1 for of_place in ids.values())
+    unbind(platform, "four")
