@@ -434,6 +434,7 @@ void public_keys_begin(struct call *call);
 void model_secrets_begin(struct call *call); /* gateway_secrets.c */
 void model_secret_set_begin(struct call *call);
 void model_secret_delete_begin(struct call *call);
+void tail_begin(struct call *call);   /* gateway_tail.c: jobs as they end */
 void topics_begin(struct call *call); /* gateway_topics.c */
 void topic_bind_begin(struct call *call);
 void topic_begin(struct call *call);

@@ -459,6 +459,7 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_MODEL_SECRETS] = model_secrets_begin,
     [ROUTE_MODEL_SECRET_SET] = model_secret_set_begin,
     [ROUTE_MODEL_SECRET_DELETE] = model_secret_delete_begin,
+    [ROUTE_TAIL] = tail_begin,
     [ROUTE_TOPICS] = topics_begin,
     [ROUTE_TOPIC_BIND] = topic_bind_begin,
     [ROUTE_TOPIC] = topic_begin,

@@ -224,7 +224,8 @@ static int open_inside(struct gateway *gateway, struct err *err)
 static int open_postgres(struct gateway *gateway, struct err *err)
 {
     const struct pg_options options = {.url = gateway->settings.postgres,
-                                       .application = "headrace gateway"};
+                                       .application = "headrace gateway",
+                                       .settings = "-c jit=off"}; /* of use to long queries */
     int r = pg_open(gateway->loop, &options, &gateway->pg_control, err);
 
     return r < 0

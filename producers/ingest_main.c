@@ -141,7 +141,8 @@ static int open_pages(struct ingest *ingest, struct err *err)
 static int open_servers(struct ingest *ingest, struct err *err)
 {
     const struct pg_options pg = {.url = ingest->settings.postgres,
-                                  .application = "headrace ingest"};
+                                  .application = "headrace ingest",
+                                  .settings = "-c jit=off"}; /* of use to long queries */
     const struct queue_producer_options producer = {
         .queue = {.bootstrap = ingest->settings.kafka,
                   .client_id = ingest->boot,

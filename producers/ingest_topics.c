@@ -16,7 +16,8 @@ static void on_tick(void *opaque)
 int topics_open(struct ingest *ingest, struct topics **ret_topics, struct err *err)
 {
     const struct pg_options claims = {.url = ingest->settings.postgres,
-                                      .application = "headrace ingest claims"};
+                                      .application = "headrace ingest claims",
+                                      .settings = "-c jit=off"};
     struct topics *topics = xcalloc(1, sizeof(*topics));
     int r = 0;
 

@@ -20,7 +20,8 @@
 static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
-    "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', 'topic_position'";
+    "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', "
+    "'topic_position'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"

@@ -5,8 +5,11 @@ serves both sides; the users' programs are kcat; ingests besides dev's own are s
 
 import json
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
+import sys
 
 import msgpack
 import pytest
@@ -176,6 +179,67 @@ def test_limits_make_it_wait_and_lose_nothing(platform):
     assert wait_read(platform, "slow", 150)["accepted"] == 150
     wait_until("150 jobs", lambda: len(tagged(platform, "slow")) == 150, 20)
     assert platform.cli("topics", "unbind", "slow").returncode == 0
+
+
+# --- who reads results ----------------------------------------------------------------------------
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples" / "consumer"
+
+
+def lines_of(process, count):
+    """The first lines that it prints; then it is told to end, and must end well."""
+    lines = [process.stdout.readline().strip() for _ in range(count)]
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    return lines, process.returncode
+
+
+def test_examples_read_results(platform):
+    """C and Python read `completed`, Java (which takes its time to compile) a result topic; each sees every
+    job once."""
+    brokers, here = platform.url("kafka"), platform.data_dir
+    libs = f"{os.environ['HEADRACE_DEPS']}/kafka/libs/*"
+    flags = subprocess.run(["pkg-config", "--cflags", "--libs", "rdkafka", "msgpack"], capture_output=True, text=True,
+                           check=True).stdout.split()
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "-o", here / "consumer", EXAMPLES / "consumer.c", *flags],
+                   check=True, timeout=60)
+    commands = {"c": [here / "consumer", brokers], "python": [sys.executable, EXAMPLES / "consumer.py", brokers]}
+    if LONG and shutil.which("javac"):
+        subprocess.run(["javac", "-cp", libs, "-d", here, EXAMPLES / "Consumer.java"], check=True, timeout=60)
+        commands["java"] = ["java", "-XX:TieredStopAtLevel=1", "-cp", f"{libs}:{here}", "Consumer", brokers, "one.out"]
+    finals = {row[0] for row in platform.sql("SELECT id FROM headrace.job WHERE state > 2")}
+    expected = {"c": finals, "python": finals,
+                "java": {r["headers"]["headrace-request-id"] for r in kafka.consume(brokers, "one.out")}}
+    running = {name: subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent)
+               for name, command in commands.items()}
+    for name, process in running.items():
+        lines, code = lines_of(process, len(expected[name]))
+        assert {line.split()[0] for line in lines} == expected[name], name
+        assert all("SUCCEEDED" in line for line in lines), name
+        assert code == (143 if name == "java" else 0), name  # a JVM says so of an end by SIGTERM
+
+
+def test_tail_shows_jobs_as_they_end(platform):
+    tail = subprocess.Popen([BINARY, "tail", "--url", platform.url("gateway"), "--api-key", platform.key, "--json",
+                             "--tag", "seen", "--model", "sim", "--count", "3"], stdout=subprocess.PIPE, text=True,
+                            preexec_fn=die_with_parent)
+    ids = set()
+
+    def submit():
+        platform.submit("sim", {}, headers={"X-Headrace-Tags": "unseen"})
+        ids.add(platform.submit("sim", {}, headers={"X-Headrace-Tags": "seen"}))
+        return tail.poll() is not None
+
+    wait_until("tail to have seen three jobs", submit, 20, 0.2)
+    events = [json.loads(line) for line in tail.stdout]
+    assert tail.returncode == 0 and len(events) == 3
+    assert {event["request_id"] for event in events} <= ids
+    assert all(event["status"] == "SUCCEEDED" and event["tags"] == "seen" and event["model_name"] == "sim"
+               for event in events)
+    assert platform.http("GET", "/v1/tail?cursor=x").status == 400
+    assert platform.http("GET", "/v1/tail?status=QUEUED").status == 400
+    first = platform.http("GET", "/v1/tail").json
+    assert first["events"] == [] and platform.http("GET", f"/v1/tail?cursor={first['cursor']}").status == 200
 
 
 # --- two ingests, kills, rebalances --------------------------------------------------------------
