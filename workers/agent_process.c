@@ -141,8 +141,6 @@ static void command_add_chain(struct command *command, const struct agent_settin
 {
     command_add_ours(command, xasprintf("HEADRACE_POSTGRES=%s", settings->postgres));
     command_add_ours(command, xasprintf("HEADRACE_KAFKA=%s", settings->kafka));
-    command_add_ours(command,
-                     xasprintf("HEADRACE_KAFKA_PROPERTIES=%s", settings->kafka_properties));
     command_add_ours(command, xasprintf("HEADRACE_BLOBS=%s", settings->blobs));
 }
 
@@ -157,7 +155,6 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xasprintf("--worker=%s", todo->worker));
     command_add(command, xasprintf("--machine=%s", agent->host));
     command_add(command, xasprintf("--kafka=%s", settings->kafka));
-    command_add(command, xasprintf("--kafka-properties=%s", settings->kafka_properties));
     command_add(command, xasprintf("--blobs=%s", settings->blobs));
     command_add(command, xasprintf("--engines=%s", settings->engines));
     command_add(command, xasprintf("--cache-dir=%s", agent->made));
@@ -207,6 +204,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
             command->env[command->env_count++] = *variable;
     }
     command_add_ours(command, xasprintf("HEADRACE_REDIS=%s", settings->redis));
+    command_add_ours(command,
+                     xasprintf("HEADRACE_KAFKA_PROPERTIES=%s", settings->kafka_properties));
     if (strcmp(deployment->engine, "chain") == 0)
         command_add_chain(command, settings);
 }

@@ -221,21 +221,24 @@ static int exec_program(char **argv, struct err *err)
     return err_set_errno(err, ERR_NOT_FOUND, "start '%.100s'", argv[0]);
 }
 
-/* Landlock and seccomp, then the program: in the sandbox, or for want of one. */
-static int run_rules(const struct confine_settings *settings, bool files, const char *scratch,
-                     char **argv, struct err *err)
+/* Landlock and seccomp, then the program: in the sandbox, or, with a scratch folder, for want of
+ * one. */
+static int run_rules(const struct confine_settings *settings, const char *scratch, char **argv,
+                     struct err *err)
 {
     bool no_connect = strcmp(settings->network, "none") == 0;
     int r = confine_drop_capabilities(err);
 
     if (r == 0 && prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
         r = err_set_errno(err, ERR_UNSUPPORTED, "give up new privileges");
-    if (r == 0 && files)
+    if (r == 0 && scratch != NULL)
         r = confine_files(settings, scratch, err);
+    else if (r == 0 && settings->write[0] != '\0')
+        r = confine_files_written(settings, err);
     if (r == 0 && strcmp(settings->network, "host") != 0)
         r = confine_network(settings, err);
     if (r == 0 && settings->filter)
-        r = confine_calls(no_connect, err);
+        r = confine_calls(no_connect, settings->local && scratch == NULL, err);
     return r < 0 ? r : exec_program(argv, err);
 }
 
@@ -252,7 +255,7 @@ static int run_basic(const struct confine_settings *settings, char **argv, struc
         return r;
     (void)snprintf(secrets, sizeof(secrets), "%s/secrets", scratch);
     env_filter(scratch, secrets);
-    return run_rules(settings, true, scratch, argv, err);
+    return run_rules(settings, scratch, argv, err);
 }
 
 /* Inside of bubblewrap, or around a host's own child. */
@@ -262,7 +265,7 @@ static int run_inner(const struct confine_settings *settings, char **argv, struc
 
     set_limits(settings, 0, true);
     r = confine_keep(NULL, err);
-    return r < 0 ? r : run_rules(settings, false, NULL, argv, err);
+    return r < 0 ? r : run_rules(settings, NULL, argv, err);
 }
 
 static int run_off(char **argv, struct err *err)

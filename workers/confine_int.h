@@ -33,11 +33,16 @@ int confine_landlock_abi(void); /* 0: the kernel has none */
 int confine_files(const struct confine_settings *settings, const char *scratch,
                   struct err *err) MUST_CHECK;
 
-/* TCP to the ports of the settings only, no abstract sockets and signals outward. */
+/* Of files: that nothing is written but below the settings' `write`; for a sandbox of bubblewrap,
+ * whose /proc would let a user 0 outside write to what is the machine's. */
+int confine_files_written(const struct confine_settings *settings, struct err *err) MUST_CHECK;
+
+/* TCP to and on the ports of the settings only, no abstract sockets and signals outward. */
 int confine_network(const struct confine_settings *settings, struct err *err) MUST_CHECK;
 
-/* Refuses system calls; no_connect: connect(2) too. Needs PR_SET_NO_NEW_PRIVS. */
-int confine_calls(bool no_connect, struct err *err) MUST_CHECK;
+/* Refuses system calls; no_connect: connect(2) and UDP too; local: sockets of files and other
+ * processes of this user are its own, as in a sandbox. Needs PR_SET_NO_NEW_PRIVS. */
+int confine_calls(bool no_connect, bool local, struct err *err) MUST_CHECK;
 int confine_drop_capabilities(struct err *err) MUST_CHECK;
 
 /* ---- confine_group.c ---- */

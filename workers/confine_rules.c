@@ -9,13 +9,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/ioprio.h>
 #include <linux/landlock.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -23,8 +26,9 @@
 
 #include "workers/confine_int.h"
 
-#define ACCESS_TRUNCATE (1ull << 14)       /* ABI 3 */
-#define ACCESS_NET_CONNECT_TCP (1ull << 1) /* ABI 4 */
+#define ACCESS_TRUNCATE (1ull << 14)    /* ABI 3 */
+#define ACCESS_NET_BIND_TCP (1ull << 0) /* ABI 4 */
+#define ACCESS_NET_CONNECT_TCP (1ull << 1)
 #define RULE_NET_PORT 2
 #define SCOPE_ABSTRACT_SOCKETS (1ull << 0) /* ABI 6 */
 #define SCOPE_SIGNALS (1ull << 1)
@@ -37,6 +41,7 @@
     (LANDLOCK_ACCESS_FS_EXECUTE | LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE |   \
      ACCESS_TRUNCATE)
 #define ACCESS_ABI_1 ((1ull << 13) - 1)
+#define ACCESS_WRITE ((ACCESS_ABI_1 | LANDLOCK_ACCESS_FS_REFER | ACCESS_TRUNCATE) & ~ACCESS_READ)
 
 struct ruleset {
     uint64_t files, net, scoped;
@@ -114,6 +119,19 @@ static int allow_write(void *opaque, const char *path, struct err *err)
     return rules_allow(opaque, path, UINT64_MAX, err);
 }
 
+int confine_files_written(const struct confine_settings *settings, struct err *err)
+{
+    struct rules rules;
+    int r;
+
+    if (confine_landlock_abi() == 0)
+        return 0;
+    r = rules_open(&rules, (struct ruleset){.files = ACCESS_WRITE}, err);
+    if (r == 0)
+        r = confine_parts(settings->write, ':', allow_write, &rules, err);
+    return r < 0 ? r : rules_close(&rules, err);
+}
+
 static int allow_device(struct rules *rules, const char *path, struct err *err)
 {
     return rules_allow(rules, path,
@@ -154,21 +172,32 @@ int confine_files(const struct confine_settings *settings, const char *scratch, 
     return r < 0 ? r : rules_close(&rules, err);
 }
 
-static int allow_port(void *opaque, const char *text, struct err *err)
+static int allow_port(struct rules *rules, uint64_t allowed, const char *text, struct err *err)
 {
-    struct rules *rules = opaque;
-    struct port_rule rule = {.allowed = ACCESS_NET_CONNECT_TCP};
+    bool connect = allowed == ACCESS_NET_CONNECT_TCP;
+    const char *setting = connect ? "ports" : "own-ports";
+    struct port_rule rule = {.allowed = allowed};
     int64_t port;
-    int r = settings_parse_int("ports", text, &port, err);
+    int r = settings_parse_int(setting, text, &port, err);
 
     if (r < 0)
         return r;
-    if (port < 1 || port > 65535)
-        return err_set(err, ERR_USAGE, "--ports: '%.20s' is no port", text);
+    if (port < connect || port > 65535)
+        return err_set(err, ERR_USAGE, "--%s: '%.20s' is no port", setting, text);
     rule.port = (uint64_t)port;
     if (syscall(SYS_landlock_add_rule, rules->fd, RULE_NET_PORT, &rule, 0) < 0)
         return err_set_errno(err, ERR_UNSUPPORTED, "allow port %s by Landlock", text);
     return 0;
+}
+
+static int allow_connect(void *opaque, const char *port, struct err *err)
+{
+    return allow_port(opaque, ACCESS_NET_CONNECT_TCP, port, err);
+}
+
+static int allow_listen(void *opaque, const char *port, struct err *err)
+{
+    return allow_port(opaque, ACCESS_NET_BIND_TCP, port, err);
 }
 
 int confine_network(const struct confine_settings *settings, struct err *err)
@@ -179,12 +208,14 @@ int confine_network(const struct confine_settings *settings, struct err *err)
 
     if (abi < ABI_NET)
         return 0;
-    wanted.net = ACCESS_NET_CONNECT_TCP;
+    wanted.net = ACCESS_NET_CONNECT_TCP | ACCESS_NET_BIND_TCP;
     if (abi >= ABI_SCOPE)
         wanted.scoped = SCOPE_ABSTRACT_SOCKETS | SCOPE_SIGNALS;
     r = rules_open(&rules, wanted, err);
     if (r == 0 && strcmp(settings->network, "out") == 0)
-        r = confine_parts(settings->ports, ',', allow_port, &rules, err);
+        r = confine_parts(settings->ports, ',', allow_connect, &rules, err);
+    if (r == 0)
+        r = confine_parts(settings->own_ports, ',', allow_listen, &rules, err);
     return r < 0 ? r : rules_close(&rules, err);
 }
 
@@ -255,30 +286,83 @@ static int refuse(scmp_filter_ctx filter, int call)
     return r == -EFAULT || r == -EINVAL ? 0 : r; /* this machine has no such call */
 }
 
-/* Of sockets: only those of the families that are named, none where connect(2) is refused could
- * send with a first packet. */
-static int refuse_sockets(scmp_filter_ctx filter, bool no_connect)
+/* The kernel looks at the low half of an int; so do these rules, or a bit above it would get past
+ * them. */
+#define ARG_IS(arg, value) ARG_HAS(arg, 0xffffffffu, value)
+#define ARG_HAS(arg, mask, value)                                                                  \
+    ((struct scmp_arg_cmp){(arg), SCMP_CMP_MASKED_EQ, (scmp_datum_t)(mask), (scmp_datum_t)(value)})
+
+static int refuse_if(scmp_filter_ctx filter, int code, int call, struct scmp_arg_cmp when)
+{
+    return seccomp_rule_add_array(filter, SCMP_ACT_ERRNO((uint16_t)code), call, 1, &when);
+}
+
+/* Landlock's rules of TCP are asked by connect(2) of TCP: not for a connection that is made with
+ * the first packet, nor for other protocols that speak TCP to those who know them not (MPTCP, SMC:
+ * numbers above 255). */
+static int refuse_ways_around(scmp_filter_ctx filter)
+{
+    static const int protocols[] = {IPPROTO_DCCP, IPPROTO_SCTP, IPPROTO_UDPLITE};
+    static const struct {
+        int call;
+        unsigned flags_at;
+    } sends[] = {{SCMP_SYS(sendto), 3}, {SCMP_SYS(sendmsg), 2}, {SCMP_SYS(sendmmsg), 3}};
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < COUNT_OF(sends); i++)
+        r = refuse_if(filter, EPERM, sends[i].call,
+                      ARG_HAS(sends[i].flags_at, MSG_FASTOPEN, MSG_FASTOPEN));
+    for (size_t i = 0; r == 0 && i < COUNT_OF(protocols); i++)
+        r = refuse_if(filter, EPROTONOSUPPORT, SCMP_SYS(socket), ARG_IS(2, protocols[i]));
+    for (unsigned bit = 8; r == 0 && bit < 32; bit++)
+        r = refuse_if(filter, EPROTONOSUPPORT, SCMP_SYS(socket), ARG_HAS(2, 1u << bit, 1u << bit));
+    return r;
+}
+
+/* Of sockets: only those of the families that are named. Where other programs' sockets can be seen
+ * there are none of files, which Landlock does not look at. */
+static int refuse_sockets(scmp_filter_ctx filter, bool no_connect, bool local)
 {
     static const int families[] = {AF_UNIX, AF_INET, AF_INET6, AF_NETLINK};
-    int r = 0;
+    int r = refuse_ways_around(filter);
 
     for (int family = 0; r == 0 && family < AF_MAX; family++) {
         bool allowed = false;
 
-        for (size_t i = 0; i < COUNT_OF(families); i++)
+        for (size_t i = local ? 0 : 1; i < COUNT_OF(families); i++)
             allowed = allowed || families[i] == family;
         if (!allowed)
-            r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), SCMP_SYS(socket), 1,
-                                 SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)family, 0));
+            r = refuse_if(filter, EAFNOSUPPORT, SCMP_SYS(socket), ARG_IS(0, family));
     }
+    for (unsigned bit = 8; r == 0 && bit < 32; bit++)
+        r = refuse_if(filter, EAFNOSUPPORT, SCMP_SYS(socket), ARG_HAS(0, 1u << bit, 1u << bit));
+    if (r == 0 && !local) /* of a pair, too, a packet can be sent elsewhere */
+        r = refuse_if(filter, EPERM, SCMP_SYS(socketpair), ARG_HAS(1, 0xf, SOCK_DGRAM));
     if (r == 0 && no_connect)
         r = refuse(filter, SCMP_SYS(connect));
-    if (r == 0 && no_connect)
-        r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(sendto), 1,
-                             SCMP_A3(SCMP_CMP_MASKED_EQ, MSG_FASTOPEN, MSG_FASTOPEN));
-    if (r == 0 && no_connect)
-        r = seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(sendmsg), 1,
-                             SCMP_A2(SCMP_CMP_MASKED_EQ, MSG_FASTOPEN, MSG_FASTOPEN));
+    for (size_t i = 1; r == 0 && no_connect && i < COUNT_OF(families); i++) {
+        const struct scmp_arg_cmp packets[] = {ARG_IS(0, families[i]), ARG_HAS(1, 0xf, SOCK_DGRAM)};
+
+        if (families[i] != AF_NETLINK)
+            r = seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(socket), 2, packets);
+    }
+    return r;
+}
+
+/* Of another process of this user, which Landlock does not keep apart; 0 is the caller itself. */
+static int refuse_others(scmp_filter_ctx filter)
+{
+    const struct scmp_arg_cmp other = {0, SCMP_CMP_NE, 0, 0}, other_second = {1, SCMP_CMP_NE, 0, 0};
+    int r = refuse_if(filter, EPERM, SCMP_SYS(prlimit64), other);
+
+    if (r == 0)
+        r = refuse_if(filter, EPERM, SCMP_SYS(setpriority), other_second);
+    if (r == 0)
+        r = refuse_if(filter, EPERM, SCMP_SYS(setpriority), ARG_IS(0, PRIO_USER));
+    if (r == 0)
+        r = refuse_if(filter, EPERM, SCMP_SYS(ioprio_set), other_second);
+    if (r == 0)
+        r = refuse_if(filter, EPERM, SCMP_SYS(ioprio_set), ARG_IS(0, IOPRIO_WHO_USER));
     return r;
 }
 
@@ -294,7 +378,7 @@ static int refuse_namespaces(scmp_filter_ctx filter)
     return r;
 }
 
-int confine_calls(bool no_connect, struct err *err)
+int confine_calls(bool no_connect, bool local, struct err *err)
 {
     scmp_filter_ctx filter = seccomp_init(SCMP_ACT_ALLOW);
     int r = 0;
@@ -311,7 +395,9 @@ int confine_calls(bool no_connect, struct err *err)
     if (r == 0)
         r = refuse_namespaces(filter);
     if (r == 0)
-        r = refuse_sockets(filter, no_connect);
+        r = refuse_sockets(filter, no_connect, local);
+    if (r == 0 && !local)
+        r = refuse_others(filter);
     if (r == 0)
         r = seccomp_load(filter);
     seccomp_release(filter);

@@ -113,6 +113,20 @@ static int line_add_app(struct line *line, const char *app, struct err *err)
     return 0;
 }
 
+/* What writes to the machine. The user of the sandbox is somebody else's inside, but where the
+ * agent is root it is user 0 to the kernel, which asks for no more; bubblewrap covers what it
+ * cannot write to itself. */
+static void line_add_proc(struct line *line)
+{
+    static const char *const covered[] = {"/proc/acpi", "/proc/bus",  "/proc/driver", "/proc/fs",
+                                          "/proc/irq",  "/proc/scsi", "/proc/sys"};
+
+    line_add(line, "--proc");
+    line_add(line, "/proc");
+    for (size_t i = 0; i < COUNT_OF(covered); i++)
+        line_add_3(line, "--ro-bind-try", covered[i], covered[i]);
+}
+
 static void line_add_devices(struct line *line)
 {
     static const char *const patterns[] = {"/dev/nvidia*", "/dev/dri", "/dev/kfd"};
@@ -128,6 +142,9 @@ static void line_add_devices(struct line *line)
             line_add_3(line, "--dev-bind-try", found.gl_pathv[at], found.gl_pathv[at]);
         globfree(&found);
     }
+    line_add_memory(line, "/dev/shm");
+    line_add(line, "--remount-ro");
+    line_add(line, "/dev");
 }
 
 static void line_add_namespaces(struct line *line, bool own_network)
@@ -155,17 +172,18 @@ static void line_add_namespaces(struct line *line, bool own_network)
         line_add(line, "--unshare-net");
 }
 
+/* In memory, each of its own size. */
+static const char *const places[] = {"/tmp",       "/var/tmp", "/home/app",
+                                     "/workspace", "/secrets", "/app"};
+
 static int line_add_files(struct line *line, const struct confine_settings *settings,
                           const char *binary_folder, struct err *err)
 {
-    static const char *const places[] = {"/tmp",       "/var/tmp", "/home/app",
-                                         "/workspace", "/secrets", "/app"};
     int r = 0;
 
     for (size_t i = 0; confine_system_paths[i] != NULL; i++)
         (void)line_add_read(line, confine_system_paths[i], err);
-    line_add(line, "--proc");
-    line_add(line, "/proc");
+    line_add_proc(line);
     line_add_devices(line);
     for (size_t i = 0; i < COUNT_OF(places); i++)
         line_add_memory(line, places[i]);
@@ -178,9 +196,24 @@ static int line_add_files(struct line *line, const struct confine_settings *sett
         r = confine_parts(settings->write, ':', line_add_write, line, err);
     if (r == 0)
         r = confine_parts(settings->bind, ';', line_add_bind, line, err);
+    line_add(line, "--remount-ro"); /* the root, which is of memory, too */
+    line_add(line, "/");
     line_add(line, "--chdir");
     line_add(line, settings->app[0] != '\0' ? settings->app : "/app");
     return r;
+}
+
+static char *writable(const struct confine_settings *settings)
+{
+    char *list = xasprintf("--write=/dev:%s", settings->write);
+
+    for (size_t i = 0; i < COUNT_OF(places); i++) {
+        char *longer = xasprintf("%s:%s", list, places[i]);
+
+        free(list);
+        list = longer;
+    }
+    return list;
 }
 
 /* The second half, which runs inside: what bubblewrap does not do, then the program. */
@@ -190,11 +223,13 @@ static void line_add_inner(struct line *line, const struct confine_settings *set
     const char *network = strcmp(settings->network, "out") == 0 ? "out" : "host";
     OWNED(mem_free) char *network_arg = xasprintf("--network=%s", network);
     OWNED(mem_free) char *ports = xasprintf("--ports=%s", settings->ports);
+    OWNED(mem_free) char *listen = xasprintf("--own-ports=%s", settings->own_ports);
+    OWNED(mem_free) char *write = writable(settings);
     OWNED(mem_free)
     char *processes = xasprintf("--processes=%lld", (long long)settings->processes);
     const char *const args[] = {
-        "--",        binary, "confine", "--inner",
-        network_arg, ports,  processes, settings->filter ? "--filter" : "--filter=false",
+        "--",  binary, "confine", "--inner", network_arg,
+        ports, listen, write,     processes, settings->filter ? "--filter" : "--filter=false",
         "--"};
 
     for (size_t i = 0; i < COUNT_OF(args); i++)

@@ -162,6 +162,9 @@ static void run_confine(const struct host_server *server, struct run *run)
     run_add(run, xstrdup("--inner"));
     run_add(run, xstrdup("--processes=0")); /* as they are */
     run_add(run, xstrdup(network));
+    run_add(run, xasprintf("--own-ports=0,%u", server->port));
+    if (server->isolation == CONFINE_BASIC)
+        run_add(run, xstrdup("--local=false"));
 }
 
 /* As a plain process: the shell is replaced by the command where it is a simple one. */

@@ -6,15 +6,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include "base/wire.h"
 
-#define MEMORY "/dev/shm"
 #define PREFIX "headrace-secrets-"
 
 static int file_write(const char *folder, const char *name, const json_t *value, struct err *err)
@@ -81,9 +82,9 @@ void secret_files_remove(const char *path)
 
 /* Folders of processes that were killed. Those of other users cannot be removed, which is no harm.
  */
-static void sweep(void)
+static void sweep(const char *above)
 {
-    DIR *memory = opendir(MEMORY);
+    DIR *memory = opendir(above);
     const struct dirent *entry;
 
     if (memory == NULL)
@@ -94,7 +95,7 @@ static void sweep(void)
 
         if (strncmp(entry->d_name, PREFIX, strlen(PREFIX)) != 0)
             continue;
-        path = xasprintf("%s/%s", MEMORY, entry->d_name);
+        path = xasprintf("%s/%s", above, entry->d_name);
         process = xasprintf("/proc/%.*s", (int)strcspn(pid, "-"), pid);
         if (access(process, F_OK) < 0)
             secret_files_remove(path);
@@ -102,13 +103,32 @@ static void sweep(void)
     (void)closedir(memory);
 }
 
+static bool is_in_memory(const char *folder)
+{
+    struct statfs about;
+
+    return statfs(folder, &about) == 0 && about.f_type == TMPFS_MAGIC;
+}
+
+/* /dev/shm last: code that is confined for want of a sandbox (`basic`) may read there. */
 int secret_files_folder_make(char **ret_folder, struct err *err)
 {
-    OWNED(mem_free) char *path = xasprintf("%s/%s%d-XXXXXX", MEMORY, PREFIX, (int)getpid());
+    const char *const above[] = {getenv("RUNTIME_DIRECTORY"), getenv("XDG_RUNTIME_DIR"), "/run",
+                                 "/dev/shm"};
+    OWNED(mem_free) char *made = NULL;
 
-    sweep();
-    if (mkdtemp(path) == NULL)
-        return err_set_errno(err, ERR_IO, "make a folder for secrets in " MEMORY);
-    *ret_folder = TAKE(path);
+    for (size_t i = 0; i < COUNT_OF(above); i++) {
+        OWNED(mem_free) char *path = NULL;
+
+        if (above[i] == NULL || !is_in_memory(above[i]))
+            continue;
+        sweep(above[i]);
+        path = xasprintf("%s/%s%d-XXXXXX", above[i], PREFIX, (int)getpid());
+        if (made == NULL && mkdtemp(path) != NULL)
+            made = TAKE(path);
+    }
+    if (made == NULL)
+        return err_set_errno(err, ERR_IO, "make a folder for secrets in /run or /dev/shm");
+    *ret_folder = TAKE(made);
     return 0;
 }

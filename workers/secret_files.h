@@ -23,7 +23,8 @@ struct wire_bytes;
 int secret_files_write(const char *folder, const struct json_t *declared, struct wire_bytes values,
                        char **ret_missing, struct err *err) MUST_CHECK;
 
-/* A folder of this process in /dev/shm; removes those of processes that are gone. The caller frees
- * the text, and removes the folder with secret_files_remove(). */
+/* A folder of this process in memory ($RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR, /run, at last
+ * /dev/shm); removes those of processes that are gone. The caller frees the text, and removes the
+ * folder with secret_files_remove(). */
 int secret_files_folder_make(char **ret_folder, struct err *err) MUST_CHECK;
 void secret_files_remove(const char *folder);

@@ -195,7 +195,8 @@ static void worker_make_core(struct worker *worker)
 static void keys_forget(const struct worker *worker)
 {
     static const char *const names[] = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-                                        "AWS_SESSION_TOKEN", "HEADRACE_REDIS"};
+                                        "AWS_SESSION_TOKEN", "HEADRACE_REDIS",
+                                        "HEADRACE_KAFKA_PROPERTIES"};
 
     if (engine_host_kind(worker->settings.engine) == ENGINE_HOST_CHAIN)
         return;
