@@ -8,7 +8,7 @@ import tempfile
 import unittest
 
 import drive
-from headrace_host import environment, errors
+from headrace_host import building, environment, errors
 
 ECHO = "class Model:\n    def predict(self, x):\n        return x\n"
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/nonexistent"}
@@ -117,6 +117,46 @@ class Building(unittest.TestCase):
             self.assertTrue(os.path.exists(first + "/ready"))
         finally:
             environment.find_python = find_python
+
+    def test_links_that_a_package_has_left(self):
+        target, other = os.path.join(self.cache, "target"), os.path.join(self.cache, "other")
+        os.makedirs(target + "/bin")
+        with open(other, "w", encoding="utf-8") as file:
+            file.write("of somebody else")
+        os.symlink(other, target + "/ready")
+        os.symlink(other, target + "/bin/python")
+        building._seal(target, "/usr/bin/python3", "made\n")
+        self.assertEqual(os.readlink(target + "/bin/python"), "/usr/bin/python3")
+        self.assertFalse(os.path.islink(target + "/ready"))
+        with open(other, encoding="utf-8") as file:
+            self.assertEqual(file.read(), "of somebody else")
+        os.rename(target + "/bin", target + "/away")
+        os.symlink(self.cache, target + "/bin")
+        with self.assertRaises(errors.LoadError):
+            building._seal(target, "/usr/bin/python3", "made\n")
+
+    def test_what_pip_may(self):
+        words = ["headrace", "confine", "--level=strict", "--network=none", "--app=/models/m", "--read=/srv"]
+        before = dict(os.environ)
+        os.environ.update(PIP_INDEX_URL="http://u:1@index:8081/x", HTTPS_PROXY="http://p:3128",
+                          PIP_FIND_LINKS=self.cache, HEADRACE_POSTGRES="secret")
+        try:
+            command, fd = building._confined(words + ["--"], "/t", "/models/m", "/usr/bin/python3", ["pip"])
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        told = os.pread(fd, 1 << 20, 0)
+        os.close(fd)
+        self.assertEqual(command[:3], words[:3])
+        self.assertIn("--network=out", command)
+        self.assertNotIn("--network=none", command)
+        (ports,) = [word for word in command if word.startswith("--ports=")]
+        self.assertTrue({"80", "443", "8081", "3128"} <= set(ports[8:].split(",")))
+        (read,) = [word for word in command if word.startswith("--read=")]
+        self.assertTrue({"/srv", self.cache} <= set(read[7:].split(":")))
+        self.assertIn(b"index:8081", told)
+        self.assertNotIn(b"secret", told)
+        self.assertNotIn("index:8081", " ".join(command))  # others may see it
 
     def test_our_program_is_compiled_once(self):
         with drive.Host({"model/model.py": ECHO}, cache=self.cache) as host:

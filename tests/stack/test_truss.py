@@ -258,3 +258,59 @@ def test_code_of_a_truss_is_confined(stack, tmp_path):
     assert not does("Path('model/model.py').write_text('x')")
     assert not does(f"socket.create_connection(({postgres!r}, {int(port or 5432)}), 2) and 1")
     assert not does(f"os.kill({stack.pids('broker')[0]}, 0)")
+
+
+BACKEND = '''
+import json, os, socket, sys, zipfile
+from pathlib import Path
+
+NAMES, POSTGRES, OUTSIDE, SEALED = json.loads(Path("tries.json").read_text())
+ABOVE = Path(sys.prefix)
+
+TRIES = {
+    "writes to its own environment": lambda: (ABOVE / "mine").write_text("x"),
+    "reads another deployment's files": lambda: Path(SEALED).read_text(),
+    "writes outside": lambda: Path(OUTSIDE).write_text("x") and 1 / 0,  # in memory of its own it may
+    "writes to other environments": lambda: (ABOVE.parent / "theirs").mkdir() or 1 / 0,
+    "changes the archive": lambda: Path("/app/model/model.py").write_text("x"),
+    "connects to Postgres": lambda: socket.create_connection(POSTGRES, 2),
+    "reads the worker's environment": lambda: Path("/proc/%d/environ" % os.getppid()).read_bytes().index(b"HEADRACE_"),
+    "sees what runs": lambda: Path("/proc/1/cmdline").read_bytes().index(b"worker"),
+}
+
+
+def build_wheel(folder, settings=None, metadata=None):
+    said = {}
+    for name, attempt in TRIES.items():
+        try:
+            attempt()
+            said[name] = "allowed"
+        except Exception as error:
+            said[name] = repr(error)
+    if not os.path.lexists(ABOVE / "ready"):
+        (ABOVE / "ready").symlink_to(SEALED)  # who writes there next does so unconfined
+    about = "evil-1.dist-info/"
+    with zipfile.ZipFile(Path(folder, NAMES), "w") as wheel:
+        wheel.writestr("evil.py", "SAID = %r" % said)
+        wheel.writestr(about + "METADATA", "Metadata-Version: 2.1\\nName: evil\\nVersion: 1\\n")
+        wheel.writestr(about + "WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(about + "RECORD", "")
+    return NAMES
+'''
+
+
+def test_what_pip_runs_is_confined(stack, tmp_path):
+    """A package of the archive whose build does what a model must not, and leaves links where we write."""
+    sealed, outside = tmp_path / "sealed.txt", stack.data_dir / "by-pip"
+    sealed.write_text("of somebody else")
+    postgres, _, port = stack.url("postgres").split("@")[-1].partition("/")[0].partition(":")
+    tries = ["evil-1-py3-none-any.whl", [postgres, int(port or 5432)], str(outside), str(sealed)]
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    model = "import evil, sys\nclass Model:\n    def predict(self, x):\n        return evil.SAID\n"
+    push(stack, make(tmp_path / "piped", "model_name: piped\nrequirements: [./evil]\n", model, {
+        "evil/pyproject.toml": project, "evil/backend.py": BACKEND, "evil/tries.json": json.dumps(tries)}))
+    said = ask(stack, "piped", {})
+    assert said.pop("writes to its own environment") == "allowed"
+    assert not outside.exists() and sealed.read_text() == "of somebody else"
+    assert not list(stack.data_dir.glob("**/python/theirs"))
+    assert not [name for name, what in said.items() if what == "allowed"], said

@@ -12,8 +12,7 @@ What the model requires is installed as it says. Of the packages that the Truss 
 (base.txt) those are added that the model's files import and it does not require itself; without any
 package nothing is downloaded.
 
-pip runs with the environment of the worker, so its own variables and files (PIP_INDEX_URL,
-PIP_NO_INDEX with PIP_FIND_LINKS, pip.conf) say where packages come from.
+building.py installs into it.
 """
 
 import fcntl
@@ -25,23 +24,13 @@ import shutil
 import sys
 import time
 
-from . import errors, logs
+from . import building, errors, logs
 
 MINORS = range(9, 15)  # Python 3.9 … 3.14
-BUILD_SECONDS_MAX = 1800
-PROGRESS_SECONDS = 2
 KNOWN_MAX = 1000  # then all are forgotten
 KEPT_MAX = 40  # environments; the longest unused ones go
-PIP_TEXT_MAX = 3000
 SCAN_FILES_MAX = 2000
 SCAN_FILE_SIZE_MAX = 1 << 20
-
-# pip's words for a network that is away: trying again may help.
-NETWORK = re.compile(
-    "Connection|Timeout|timed out|Temporary failure|Name or service not known|Network is unreach"
-    "|HTTP error 5|Proxy"
-)
-
 
 class Made:
     def __init__(self, python, detail, lock_fd):
@@ -233,7 +222,7 @@ def _lines_of_uv_lock(folder):
         check=False,
     )
     if done.returncode != 0:
-        raise errors.LoadError("uv export: %s" % done.stderr.strip()[-PIP_TEXT_MAX:], True)
+        raise errors.LoadError("uv export: %s" % done.stderr.strip()[-building.TEXT_MAX:], True)
     return done.stdout.splitlines()
 
 
@@ -248,77 +237,7 @@ def requirements(folder, config):
     return required + _base(_imports_of(folder) - _own_modules(folder), required)
 
 
-# ---- building ----
-
-
-def _run(command, cwd, progress, deadline):
-    """Runs it; each line goes to the log. Returns (exit code, its last lines)."""
-    import select
-    import subprocess
-
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=cwd,
-        env=dict(os.environ, PYTHONUNBUFFERED="1"),
-    )
-    tail, rest = [], b""
-    try:
-        while True:
-            readable, _, _ = select.select([child.stdout], [], [], PROGRESS_SECONDS)
-            progress()
-            if time.monotonic() > deadline:
-                raise errors.LoadError("the environment took over %d s" % BUILD_SECONDS_MAX, False)
-            if not readable:
-                continue
-            data = os.read(child.stdout.fileno(), 65536)
-            *whole, rest = (rest + data).split(b"\n") if data else (rest, b"")
-            for line in whole:
-                text = line.decode("utf-8", "replace").rstrip()
-                if text:
-                    logs.write("INFO", "environment: " + text)
-                    tail = (tail + [text])[-60:]
-            if not data:
-                return child.wait(), tail
-    finally:
-        if child.poll() is None:
-            child.kill()
-            child.wait()
-
-
-def _complaint(tail):
-    """pip's own error, without what led to it."""
-    wrong = [line for line in tail if line.startswith(("ERROR", "error:", "  ERROR", "      ×"))]
-    text = "\n".join(wrong or tail[-15:])
-    return text[-PIP_TEXT_MAX:]
-
-
-def _build(folder, target, python, lines, progress):
-    deadline = time.monotonic() + BUILD_SECONDS_MAX
-    new = target + ".new"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(target, ignore_errors=True)
-    command = [python, "-I", "-m", "venv", "--symlinks"] + ([] if lines else ["--without-pip"])
-    command.append(new)
-    code, tail = _run(command, folder, progress, deadline)
-    if code == 0 and lines:
-        asked = new + "/requirements.txt"
-        with open(asked, "w", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
-        logs.write("INFO", "environment: installing %d requirements" % len(lines))
-        pip = [new + "/bin/python", "-I", "-m", "pip", "install", "--no-input"]
-        pip += ["--disable-pip-version-check", "--progress-bar", "off", "-r", asked]
-        code, tail = _run(pip, folder, progress, deadline)
-    if code != 0:
-        shutil.rmtree(new, ignore_errors=True)
-        text = _complaint(tail)
-        raise errors.LoadError(
-            "pip could not install the requirements (exit code %d):\n%s" % (code, text),
-            NETWORK.search("\n".join(tail)) is None,
-        )
-    os.rename(new, target)  # its programs name the other path; only its Python is ever called
+# ---- keeping ----
 
 
 def _in_use(path):
@@ -449,7 +368,8 @@ def compiled(made, program):
     try:
         skip = shutil.ignore_patterns("__pycache__")
         shutil.copytree(program, os.path.join(new, os.path.basename(program)), ignore=skip)
-        compile_all = [made.python, "-I", "-S", "-m", "compileall", "-q", new]
+        # Not by the environment's own program: what built it may have changed that.
+        compile_all = [os.path.realpath(made.python), "-I", "-S", "-m", "compileall", "-q", new]
         if subprocess.run(compile_all, stdin=subprocess.DEVNULL, check=False).returncode == 0:
             os.rename(new, above)
     except OSError as error:
@@ -464,13 +384,14 @@ def _find(folder, config, policy):
     python, version, detail = find_python(config, policy)
     lines = requirements(folder, config)
     said = json.dumps([os.path.realpath(python), version, lines])
-    if any(line.lstrip().startswith(("-", ".", "/")) for line in lines):
+    if building.names_files(lines):
         said += os.path.realpath(folder)  # files of the archive are part of it: no other's will do
     return python, hashlib.sha256(said.encode()).hexdigest()[:32], detail, lines
 
 
-def make(folder, config, policy, cache, progress):
-    """The environment for a model's folder; built when it is not there. Raises LoadError."""
+def make(folder, config, policy, cache, progress, words=None):
+    """The environment for a model's folder; built when it is not there. Raises LoadError. words: what
+    confines a program that stands behind them; None: nothing does."""
     if not cache:
         raise errors.LoadError("the worker was given no cache folder (--cache-dir)", True)
     above = os.path.join(cache, "python")
@@ -488,11 +409,9 @@ def make(folder, config, policy, cache, progress):
         if python is None:  # it was forgotten after we had looked
             os.close(lock_fd)
             os.unlink(known)
-            return make(folder, config, policy, cache, progress)
+            return make(folder, config, policy, cache, progress, words)
         logs.write("INFO", "environment: building %s for %s" % (digest[:12], detail))
-        _build(folder, target, python, lines, progress)
-        with open(target + "/ready", "w", encoding="utf-8") as file:
-            file.write(detail + "\n")
+        building.build(folder, target, python, lines, progress, words)
         _forget_old(above, digest)
     os.utime(target + ".lock")
     fcntl.flock(lock_fd, fcntl.LOCK_SH)

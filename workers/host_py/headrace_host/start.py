@@ -98,6 +98,11 @@ def _of_the_deployment(load, config, python):
     )
 
 
+def _is_alone():
+    """Whether something confines the model, and what is built for it."""
+    return "--level=strict" in sys.argv or "--level=basic" in sys.argv
+
+
 def _confined(words, python, program):
     """What stands in front of the second half, which may read its environment and our modules."""
     read = [
@@ -115,12 +120,11 @@ def _go_on(program, link, load, made, config):
     wired = chainlets.text(config, load.get("gateway", ""))
     if wired and "--level=strict" in words:
         words.insert(words.index("--"), chainlets.bind(wired, load.get("cache_dir") or "/tmp"))
-    alone = "--level=strict" in words or "--level=basic" in words
     state = {
         "load": load,
         "rest": bytes(link.inbox),
         "python_detail": made.detail,
-        "folder": "" if alone else _work_folder(load),
+        "folder": "" if _is_alone() else _work_folder(load),
         "variables": _of_the_deployment(load, config, made.python),
         "chainlets": wired,
     }
@@ -151,7 +155,12 @@ def _prepare(link, load):
         link.receive()
 
     made = environment.make(
-        load["dir"], config, settings.get("python", "nearest"), load.get("cache_dir"), progress
+        load["dir"],
+        config,
+        settings.get("python", "nearest"),
+        load.get("cache_dir"),
+        progress,
+        sys.argv[1:] if _is_alone() else None,
     )
     return made, config
 
