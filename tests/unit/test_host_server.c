@@ -297,8 +297,8 @@ static void test_starts_that_fail(void **state)
          "exited with code 3 before it was ready; its last lines: cannot find weights.bin", false},
         {",\"start_command\":\"exec no-such-program\"", "no-such-program", true},
         {"," COMMAND "\"environment_variables\":{\"READY_AFTER\":\"never\"},"
-         "\"startup_threshold_seconds\":1",
-         "was not ready within 1 s: /health answers 503", false},
+         "\"startup_threshold_seconds\":4",
+         "was not ready within 4 s: /health answers 503", false},
         {",\"start_command\":\"exec sleep 60\",\"startup_threshold_seconds\":1",
          "was not ready within 1 s", false},
         {",\"start_comand\":\"x\"", "'start_comand' is no setting", true},
