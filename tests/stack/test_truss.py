@@ -6,7 +6,6 @@ installed from wheels that are there, without a network. What they answer is com
 package's own server answers (tests/truss), and so is a sample of its generated models.
 """
 
-import http.client
 import json
 import os
 import random
@@ -68,31 +67,12 @@ def ask(stack, model, value):
     return json.loads(done.stdout)
 
 
-def call(stack, model, request):
-    """A request of tests/truss through the gateway, as a golden.Answer."""
-    path = "predict" if request.path == cases.PREDICT else "sync" + request.path
-    link = http.client.HTTPConnection(stack.url("gateway").removeprefix("http://"), timeout=60)
-    headers = {"Authorization": f"Bearer {stack.key}", "Content-Type": request.media_type}
-    if request.accept:
-        headers["Accept"] = request.accept
-    try:
-        link.request(request.method, f"/model/{model}/production/{path}", request.body, headers)
-        reply = link.getresponse()
-        try:
-            body, cut = reply.read(), False
-        except http.client.IncompleteRead as error:
-            body, cut = error.partial, True
-        return golden.Answer(reply.status, reply.getheader("Content-Type"), body, cut)
-    finally:
-        link.close()
-
-
 def differences(stack, model, case, requests):
     _, theirs, _ = golden.read()
     found = []
     for request in requests:
         want, _ = deliberate.ours(case, request.name, theirs[case][request.name])
-        got = call(stack, model, request)
+        got = examples.call(stack, model, request)
         if got != want:
             found.append(f"{case}, {request.name}: {got}, wanted {want}")
     return found

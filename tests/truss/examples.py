@@ -5,11 +5,13 @@
 mounts, so it gets one.
 """
 
+import http.client
 import json
 import os
 import shlex
 
 import cases
+import golden
 from cases import BINARY, JSON, Request
 
 FOLDER = os.path.join(cases.ROOT, "examples", "truss")
@@ -131,3 +133,22 @@ def ask_theirs(work):
         "example-" + name: {request.name: answer for request, answer in ask_one(name, work / name)}
         for name in REQUESTS
     }
+
+
+def call(stack, model, request):
+    """A request of tests/truss through the gateway, as a golden.Answer."""
+    path = "predict" if request.path == cases.PREDICT else "sync" + request.path
+    link = http.client.HTTPConnection(stack.url("gateway").removeprefix("http://"), timeout=60)
+    headers = {"Authorization": f"Bearer {stack.key}", "Content-Type": request.media_type}
+    if request.accept:
+        headers["Accept"] = request.accept
+    try:
+        link.request(request.method, f"/model/{model}/production/{path}", request.body, headers)
+        reply = link.getresponse()
+        try:
+            body, cut = reply.read(), False
+        except http.client.IncompleteRead as error:
+            body, cut = error.partial, True
+        return golden.Answer(reply.status, reply.getheader("Content-Type"), body, cut)
+    finally:
+        link.close()
