@@ -81,6 +81,17 @@ struct chains_show_settings {
 #include "base/settings_end.def"
 };
 
+#define CHAINS_RETRY_SETTINGS                                                                      \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(from, "", "step from which on all runs again; empty: what has failed")
+
+struct chains_retry_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    CHAINS_RETRY_SETTINGS
+#include "base/settings_end.def"
+};
+
 /* Actions, as struct verb_action has them. */
 int chains_init(const struct client *client, const void *values, char **operands,
                 int operand_count);

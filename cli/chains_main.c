@@ -245,6 +245,13 @@ static const struct setting show_rows[] = {
 #include "base/settings_end.def"
 };
 
+static const struct setting retry_rows[] = {
+#define SETTINGS_ROWS struct chains_retry_settings
+#include "base/settings_rows.def"
+    CHAINS_RETRY_SETTINGS
+#include "base/settings_end.def"
+};
+
 /* Those that need no gateway; `graph` may, for a run. */
 static bool is_offline(const char *action)
 {
@@ -270,7 +277,7 @@ int chains_main(int argc, char **argv)
         {"cancel", "RUN", "Cancels a run and all that it has submitted.", PLAIN_ACTION,
          chains_cancel},
         {"retry", "RUN", "Goes on with a run that has failed: what succeeded is not run again.",
-         PLAIN_ACTION, chains_retry},
+         retry_rows, COUNT_OF(retry_rows), sizeof(struct chains_retry_settings), chains_retry},
     };
     static const struct verb verb = {"chains", "Models that feed models, durably.", actions,
                                      COUNT_OF(actions)};

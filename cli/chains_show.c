@@ -212,11 +212,19 @@ int chains_cancel(const struct client *client, const void *values, char **operan
 int chains_retry(const struct client *client, const void *values, char **operands,
                  int operand_count)
 {
-    const struct chains_plain_settings *settings = values;
+    const struct chains_retry_settings *settings = values;
     OWNED(client_json_free) json_t *body = NULL;
+    OWNED(client_json_free) json_t *forgotten = NULL;
+    OWNED(mem_free) char *path = NULL;
+    struct client_call call = {.method = "POST"};
+    struct err err;
+    int status;
 
     if (!verb_operands("one run", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
+    call.path = path = path_make("/v1/chain_runs/%/forget?from=%", operands[0], settings->from);
+    if (settings->from[0] != '\0' && client_exchange(client, &call, &status, &forgotten, &err) < 0)
+        return client_complain("chains retry", &err);
     body = json_pack("{s:[s]}", "request_ids", operands[0]);
     return show_run(client, "chains retry", "POST", "/v1/jobs/replay", body, settings->json);
 }

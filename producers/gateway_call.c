@@ -408,6 +408,7 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_ASYNC_RUN_REMOTE] = submit_begin,
     [ROUTE_CHAIN_RUNS] = chain_runs_begin,
     [ROUTE_CHAIN_RUN] = chain_run_begin,
+    [ROUTE_CHAIN_RUN_FORGET] = chain_forget_begin,
     [ROUTE_STREAM] = events_begin,
     [ROUTE_STREAM_OF_MODEL] = events_begin,
     [ROUTE_STATUS] = status_begin,

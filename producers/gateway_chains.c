@@ -44,7 +44,8 @@ PG_STATEMENT(
     "'{}' END AS steps FROM job j JOIN deployment d ON d.id = j.deployment WHERE j.id = $1 AND "
     "j.tenant = $2), newest AS MATERIALIZED (SELECT DISTINCT ON (s.step, s.item, s.round > 0) "
     "s.step, s.job_id, x.state, x.attempt_count, x.accepted_at, x.state_at, x.error_message FROM "
-    "run JOIN chain_step s ON s.run_id = run.id JOIN job x ON x.id = s.job_id AND x.tenant = "
+    "run JOIN chain_step s ON s.run_id = run.id AND s.round >= 0 JOIN job x ON x.id = s.job_id AND "
+    "x.tenant = "
     "run.tenant ORDER BY s.step, s.item, s.round > 0, s.round DESC), names AS (SELECT k.key AS "
     "step, k.value ->> 'model' AS model FROM run CROSS JOIN LATERAL jsonb_each(run.steps) k UNION "
     "SELECT n.step, n.step FROM newest n, run WHERE NOT run.steps ? n.step) SELECT k.step, "
@@ -206,4 +207,119 @@ void chain_run_begin(struct call *call)
     pg_bind_id(batch, &id);
     pg_bind_c(batch, call->tenant);
     call_query(call, &batch, on_run);
+}
+
+/* ---- forget: what came of a step, and of all that needs it, does not count any more ---- */
+
+/* Rounds that do not count are negative. One statement decides that the run is over and writes. */
+PG_STATEMENT(
+    chain_forget,
+    "WITH gone AS (UPDATE chain_step s SET round = -s.round WHERE s.run_id = $1 AND s.round > 0 "
+    "AND s.step = ANY (string_to_array($3, ',')) AND EXISTS (SELECT FROM job j WHERE j.id = $1 AND "
+    "j.tenant = $2 AND j.state NOT IN (1, 2)) RETURNING 1), told AS (INSERT INTO audit (tenant, "
+    "actor, action, target) SELECT $2, $4, 'CHAIN_RUN_FORGOTTEN', $1::text FROM (SELECT FROM gone "
+    "LIMIT 1) g) SELECT count(*) FROM gone");
+
+/* The step and those that need it, by whatever way: bits of steps. */
+static uint64_t steps_behind(const struct chain *chain, size_t from)
+{
+    uint64_t found = UINT64_C(1) << from, before = 0;
+
+    while (found != before) {
+        before = found;
+        for (size_t i = 0; i < chain->step_count; i++) {
+            if ((chain->steps[i].needs & found) != 0)
+                found |= UINT64_C(1) << i;
+        }
+    }
+    return found;
+}
+
+static void on_forgotten(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    body = json_pack("{s:s, s:I}", "id", call->job, "forgotten",
+                     (json_int_t)pg_i64(answer, 0, 0, 0));
+    call_answer_json(&call, 200, &body);
+}
+
+/* Names of the steps from that one on, with commas between. */
+static int names_from(const char *config, const char *from, struct buf *to, struct err *err)
+{
+    OWNED(chain_free) struct chain *chain = NULL;
+    json_t *json = json_loads(config, 0, NULL);
+    uint64_t steps;
+    int at, r = json == NULL ? err_set(err, ERR_INTERNAL, "the chain's file cannot be read")
+                             : chain_parse(json, &chain, err);
+
+    json_decref(json);
+    if (r < 0)
+        return r;
+    at = chain_find(chain, from);
+    if (at < 0)
+        return err_set(err, ERR_NOT_FOUND, "from: the chain has no step '%.64s'", from);
+    steps = steps_behind(chain, (size_t)at);
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if ((steps >> i & 1) != 0)
+            buf_printf(to, "%s%s", to->size > 0 ? "," : "", chain->steps[i].name);
+    }
+    return buf_check(to, "the steps", err);
+}
+
+static void on_forget_run(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    const char *from = http_target_query(&call->target, "from");
+    OWNED(buf_done) struct buf names = BUF_WITH_LIMIT(CHAIN_STEPS_MAX * CHAIN_NAME_SIZE);
+    struct pg_batch *batch;
+    struct wire_id id;
+    struct err err;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0 || pg_is_null(answer, 0, 0, 8)) {
+        call_fail_as(&call, 404, "client_error", "there is no such run of a declared chain");
+        return;
+    }
+    if (pg_is_null(answer, 0, 0, 6)) {
+        call_fail_as(&call, 409, "client_error", "the run is not over; cancel it first");
+        return;
+    }
+    if (names_from(pg_c(answer, 0, 0, 8), from, &names, &err) < 0 ||
+        call_job_id(call, &id, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
+    pg_add(batch, &chain_forget);
+    pg_bind_id(batch, &id);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, buf_text(&names));
+    pg_bind_c(batch, call->key_prefix);
+    call_query(call, &batch, on_forgotten);
+}
+
+void chain_forget_begin(struct call *call)
+{
+    const char *from = http_target_query(&call->target, "from");
+    struct pg_batch *batch;
+    struct wire_id id;
+    struct err err;
+    int r = call_job_id(call, &id, &err);
+
+    if (r == 0 && (from == NULL || from[0] == '\0'))
+        r = err_set(&err, ERR_RANGE, "from is missing: the step from which on nothing counts");
+    if (r < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
+    pg_add(batch, &chain_run_find);
+    pg_bind_id(batch, &id);
+    pg_bind_c(batch, call->tenant);
+    call_query(call, &batch, on_forget_run);
 }

@@ -406,3 +406,29 @@ def test_a_dead_run_is_replayed_from_where_it_failed(stack):
     assert stack.result(run).json == {"n": 7}
     assert stack.sql("SELECT step, round, attempts FROM headrace_v1.chain_steps WHERE run_id = :'a1' ORDER BY step",
                      run) == [["first", "1", "1"], ["second", "2", "1"]]
+
+
+def test_a_dead_run_is_tried_again_from_a_step(stack):
+    """That step and what needs it run again, also what had succeeded; nothing else does."""
+    chain = {"steps": {
+        "root": {"model": "echo", "input": "{{input}}"},
+        "again": {"model": "echo", "input": "{{steps.root.output.output}}"},
+        "beside": {"model": "echo", "input": "{{steps.root.output.output}}"},
+        "last": {"model": "missing-too", "input": ["{{steps.again.output.output}}"], "needs": ["beside"]}},
+        "output": "{{steps.last.output.output}}"}
+    push(stack, "again", chain)
+    wait_until("it to be ready", lambda: status_of(stack, "again") == "ACTIVE", 60)
+    run = begin(stack, "again", {"n": 7})
+    assert "there is no model 'missing-too'" in error_of(stack, run)
+    for from_, text in (("nothing", "the chain has no step 'nothing'"), ("", "from is missing")):
+        reply = stack.http("POST", f"/v1/chain_runs/{run}/forget?from={from_}")
+        assert reply.status in (400, 404) and text in reply.body.decode(), reply
+    stack.push_sim("missing-too")
+    stack.cli("chains", "retry", run, "--from", "again")
+    wait_until("the second round to end", lambda: stack.job(run)["status"] == "SUCCEEDED", 30)
+    assert stack.result(run).json == [{"n": 7}]
+    assert stack.sql("SELECT step, round FROM headrace_v1.chain_steps WHERE run_id = :'a1' ORDER BY 1, 2", run) == [
+        ["again", "-1"], ["again", "2"], ["beside", "1"], ["last", "2"], ["root", "1"]]
+    shown = stack.http("GET", f"/v1/chain_runs/{run}").json
+    assert {step["name"]: step["jobs"] for step in shown["steps"]} == {"root": 1, "again": 1, "beside": 1, "last": 1}
+    assert stack.http("POST", f"/v1/chain_runs/{run}/forget?from=last").json["forgotten"] == 1
