@@ -202,10 +202,12 @@ static int code_of_status(int status)
     }
 }
 
-/* The gateway's words: its "error", and "detail" when there is one. */
+/* The gateway's words: its "error", or the message in it, and "detail" when there is one. */
 static int refusal(const struct exchange *exchange, const json_t *json, struct err *err)
 {
-    const char *text = json_string_value(json_object_get(json, "error"));
+    const json_t *error = json_object_get(json, "error");
+    const char *text = json_string_value(json_is_object(error) ? json_object_get(error, "message")
+                                                               : error);
     const char *detail = json_string_value(json_object_get(json, "detail"));
 
     return err_set(err, code_of_status(exchange->status), "%s%s%s (HTTP %d)",

@@ -15,6 +15,7 @@
 
 struct bulk_reader {
     struct json_fast *line, *body; /* two, so that the texts of a line outlive its body's parse */
+    char number[24];               /* a custom_id that was not given */
 };
 
 struct bulk_reader *bulk_reader_new(void)
@@ -148,14 +149,43 @@ static int read_body(struct bulk_reader *reader, struct bulk_line *line,
     return 0;
 }
 
-int bulk_line_read(struct bulk_reader *reader, const char *line, size_t size, const char *endpoint,
-                   struct bulk_line *ret_line, char ret_code[BULK_CODE_SIZE], struct err *err)
+/* A line of a bulk job of one model. */
+static int read_native(struct bulk_reader *reader, uint64_t number, struct bulk_line *line,
+                       char ret_code[BULK_CODE_SIZE], struct err *err)
+{
+    struct json_field field;
+    int size;
+
+    if (json_fast_find(reader->line, "custom_id", &field)) {
+        int r = read_custom_id(reader, line, ret_code, err);
+
+        if (r < 0)
+            return r;
+    } else {
+        size = snprintf(reader->number, sizeof(reader->number), "\"%llu\"",
+                        (unsigned long long)number);
+        line->custom_id = (struct wire_text){reader->number, (size_t)size};
+        line->custom_id_plain = (struct wire_text){reader->number + 1, (size_t)size - 2};
+    }
+    if (!json_fast_find(reader->line, "model_input", &field)) {
+        (void)err_set(err, ERR_MALFORMED, "model_input is missing");
+        return fail(ret_code, "missing_required_parameter");
+    }
+    line->body = (struct wire_text){field.raw, field.raw_size};
+    return 0;
+}
+
+int bulk_line_read(struct bulk_reader *reader, const char *line, size_t size, uint64_t number,
+                   const char *endpoint, struct bulk_line *ret_line, char ret_code[BULK_CODE_SIZE],
+                   struct err *err)
 {
     int r = json_fast_parse(reader->line, line, size, true, err);
 
     *ret_line = (struct bulk_line){0};
     if (r < 0)
         return fail(ret_code, "invalid_json_line");
+    if (strcmp(endpoint, BULK_PREDICT) == 0)
+        return read_native(reader, number, ret_line, ret_code, err);
     r = read_custom_id(reader, ret_line, ret_code, err);
     if (r == 0)
         r = read_route(reader, endpoint, ret_code, err);

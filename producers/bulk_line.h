@@ -5,6 +5,8 @@
  * One line of a bulk job: what its input says, and what stands in its output.
  *
  *     {"custom_id": "a-1", "method": "POST", "url": "/v1/embeddings", "body": {"model": "m", …}}
+ *     {"model_input": …}    of a bulk job of one model, whose endpoint is BULK_PREDICT; a custom_id
+ * may stand beside it, else it is the line's number
  *
  * Pure.   Thread: any; a reader belongs to one.   Tests: tests/unit/test_bulk_line.c
  */
@@ -18,6 +20,7 @@
 #define BULK_CUSTOM_ID_SIZE_MAX 512
 #define BULK_CODE_SIZE 32
 #define BULK_MODEL_SIZE 65
+#define BULK_PREDICT "predict"
 
 struct bulk_reader;
 
@@ -27,14 +30,14 @@ void bulk_reader_free(struct bulk_reader **reader_p);
 struct bulk_line {
     struct wire_text custom_id;       /* as JSON, in its quotes; borrowed from the line */
     struct wire_text custom_id_plain; /* what it says; until the next line is read */
-    char model[BULK_MODEL_SIZE];
-    struct wire_text body; /* as JSON; borrowed */
+    char model[BULK_MODEL_SIZE];      /* "": the bulk job's only one */
+    struct wire_text body;            /* as JSON; borrowed */
 };
 
 /* JSON_FAST_PADDING bytes behind the line must be readable. On failure ret_code is a word for
  * programs ("invalid_json_line", "duplicate_custom_id" …), err->text a sentence. */
-int bulk_line_read(struct bulk_reader *reader, const char *line, size_t size, const char *endpoint,
-                   struct bulk_line *ret_line, char ret_code[BULK_CODE_SIZE],
+int bulk_line_read(struct bulk_reader *reader, const char *line, size_t size, uint64_t number,
+                   const char *endpoint, struct bulk_line *ret_line, char ret_code[BULK_CODE_SIZE],
                    struct err *err) MUST_CHECK;
 
 /* Nothing but spaces: no line at all. */

@@ -461,6 +461,14 @@ void batch_create_begin(struct call *call);
 void batch_begin(struct call *call);
 void batch_cancel_begin(struct call *call);
 void batch_output_begin(struct call *call);
+void batch_retry_begin(struct call *call);
+void bulk_begin(struct call *call);
+/* The body is the lines of a bulk job whose targets are these: gateway_upload.c stores it, and
+ * gateway_batches.c adds the bulk job's statements to those of its row, and answers them. */
+void file_upload_lines(struct call *call, const char *targets);
+void batch_native_add(struct pg_batch *batch, const struct call *call, const struct wire_id *file,
+                      const char *targets);
+void batch_native_answer(struct call *call, const struct pg_answer *answer, size_t at);
 void content_begin(struct call *call, const struct wire_id *bulk, bool errors);
 /* A list as OpenAI's client reads it: at most limit of the rows, has_more when there are others. */
 void call_answer_page(struct call *call, const struct pg_answer *answer, size_t limit,

@@ -8,11 +8,14 @@
  */
 
 #include <jansson.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "base/clock.h"
 #include "base/settings.h"
 #include "brokers/pg.h"
+#include "producers/bulk_line.h"
 #include "producers/gateway.h"
 #include "producers/gateway_file.h"
 
@@ -38,9 +41,9 @@ PG_STATEMENT(batch_input,
 PG_STATEMENT(
     batch_create,
     "INSERT INTO bulk AS b (id, tenant, key_prefix, endpoint, input_file_id, input_blob, "
-    "input_size, completion_window, expires_at, metadata, output_expiry_s) SELECT $3, $1, "
-    "$4, $5, f.id, f.blob, f.size, $6, now() + $7 * interval '1 hour', $8, "
-    "nullif($9::bigint, 0) FROM file f WHERE f.tenant = $1 AND f.id = $2 AND f.deleted_at "
+    "input_size, completion_window, expires_at, metadata, output_expiry_s, targets) SELECT "
+    "$3, $1, $4, $5, f.id, f.blob, f.size, $6, now() + $7 * interval '1 hour', $8, "
+    "nullif($9::bigint, 0), $11 FROM file f WHERE f.tenant = $1 AND f.id = $2 AND f.deleted_at "
     "IS NULL AND (f.expires_at > now()) IS NOT FALSE AND f.purpose = 'batch' AND f.blob "
     "IS NOT NULL AND (SELECT count(*) FROM bulk o WHERE o.tenant = $1 AND o.status IN " OPEN_STATES
     ") < $10 RETURNING " BATCH_COLUMNS);
@@ -51,6 +54,8 @@ PG_STATEMENT(batch_find, "SELECT " BATCH_COLUMNS " FROM bulk b WHERE b.tenant = 
 PG_STATEMENT(batch_cancel, "UPDATE bulk b SET status = 'cancelling', cancelling_at = now() WHERE "
                            "b.tenant = $1 AND b.id = $2 AND b.status IN ('validating', "
                            "'in_progress') RETURNING " BATCH_COLUMNS);
+
+PG_STATEMENT(batch_retry, "SELECT " BATCH_COLUMNS " FROM bulk_retry($1, $2, $3, $4) b");
 
 static const char *const endpoints[] = {"/v1/chat/completions", "/v1/completions", "/v1/embeddings",
                                         "/v1/moderations", "/v1/responses"};
@@ -104,9 +109,10 @@ static json_t *batch_json(const struct pg_answer *answer, size_t at, size_t row)
 
 struct batch_ask {
     struct wire_id input;
-    const char *endpoint, *window; /* borrowed from the body */
+    const char *endpoint, *window; /* borrowed */
     int64_t hours, expiry_s;
     json_t *body, *metadata;
+    const char *targets; /* as JSON */
 };
 
 static int read_text(const json_t *body, const char *name, const char **ret_text, struct err *err)
@@ -134,16 +140,12 @@ static int read_endpoint(struct batch_ask *ask, struct err *err)
                            ask->endpoint);
 }
 
-static int read_window(struct batch_ask *ask, struct err *err)
+static int check_window(struct batch_ask *ask, struct err *err)
 {
+    size_t size = strlen(ask->window);
     char digits[4] = "";
     struct err mine;
-    size_t size;
-    int r = read_text(ask->body, "completion_window", &ask->window, err);
 
-    if (r < 0)
-        return r;
-    size = strlen(ask->window);
     if (size >= 2 && size <= 3 && ask->window[size - 1] == 'h') {
         memcpy(digits, ask->window, size - 1);
         if (settings_parse_int("completion_window", digits, &ask->hours, &mine) == 0 &&
@@ -152,6 +154,13 @@ static int read_window(struct batch_ask *ask, struct err *err)
     }
     return err_set(err, ERR_RANGE, "completion_window is '%.20s'; it must be 24h, or 1h to %dh",
                    ask->window, WINDOW_HOURS_MAX);
+}
+
+static int read_window(struct batch_ask *ask, struct err *err)
+{
+    int r = read_text(ask->body, "completion_window", &ask->window, err);
+
+    return r < 0 ? r : check_window(ask, err);
 }
 
 static int read_metadata(struct batch_ask *ask, struct err *err)
@@ -215,40 +224,70 @@ static int read_ask(struct call *call, struct batch_ask *ask, struct err *err)
     return r < 0 ? r : read_expiry(ask, err);
 }
 
-static void on_created(void *opaque, const struct pg_answer *answer)
+/* Answers to the statements of ask_add(), from `at` on. */
+static void answer_created(struct call *call, const struct pg_answer *answer, size_t at, int status)
 {
-    struct call *call = opaque;
     const struct gateway_settings *settings = &call->gateway->settings;
     struct err err = {.code = ERR_OK};
     json_t *body;
 
-    if (!call_take_answer(&call, answer))
-        return;
-    if (pg_row_count(answer, 1) > 0) {
-        body = batch_json(answer, 1, 0);
-        call_answer_json(&call, 200, &body);
+    if (pg_row_count(answer, at + 1) > 0) {
+        body = batch_json(answer, at + 1, 0);
+        call_answer_json(&call, status, &body);
         return;
     }
-    if (pg_row_count(answer, 0) == 0)
+    if (pg_row_count(answer, at) == 0)
         (void)err_set(&err, ERR_NOT_FOUND, "input_file_id: there is no such file");
-    else if (strcmp(pg_c(answer, 0, 0, 0), "batch") != 0 || !pg_bool(answer, 0, 0, 1))
+    else if (strcmp(pg_c(answer, at, 0, 0), "batch") != 0 || !pg_bool(answer, at, 0, 1))
         (void)err_set(&err, ERR_RANGE, "input_file_id: its purpose is '%s'; it must be batch",
-                      pg_c(answer, 0, 0, 0));
+                      pg_c(answer, at, 0, 0));
     else
         (void)err_set(
             &err, ERR_LIMIT,
             "%lld bulk jobs of the tenant are open; at most %lld may be (batches-open-max)",
-            (long long)pg_i64(answer, 0, 0, 2), (long long)settings->batches_open_max);
+            (long long)pg_i64(answer, at, 0, 2), (long long)settings->batches_open_max);
     call_fail(&call, &err);
+}
+
+static void ask_add(struct pg_batch *batch, const struct call *call, const struct batch_ask *ask)
+{
+    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    struct wire_id id;
+    char *metadata = ask->metadata == NULL ? NULL : json_dumps(ask->metadata, JSON_COMPACT);
+
+    rng_secret_bytes(entropy, sizeof(entropy));
+    id = job_id_make(0, clock_wall_ms(), entropy);
+    pg_add(batch, &batch_input);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &ask->input);
+    pg_add(batch, &batch_create);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &ask->input);
+    pg_bind_id(batch, &id);
+    pg_bind_c(batch, call->key_prefix);
+    pg_bind_c(batch, ask->endpoint);
+    pg_bind_c(batch, ask->window);
+    pg_bind_double(batch, (double)ask->hours);
+    pg_bind_json(batch, metadata);
+    pg_bind_i64(batch, ask->expiry_s);
+    pg_bind_i64(batch, call->gateway->settings.batches_open_max);
+    pg_bind_json(batch, ask->targets);
+    pg_add(batch, &batch_notify);
+    free(metadata);
+}
+
+static void on_created(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+
+    if (call_take_answer(&call, answer))
+        answer_created(call, answer, 0, 200);
 }
 
 static void on_create(struct call *call)
 {
-    struct batch_ask ask = {.body = NULL};
-    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    struct batch_ask ask = {.targets = "[]"};
     struct pg_batch *batch;
-    struct wire_id id;
-    char *metadata;
     struct err err;
 
     if (read_ask(call, &ask, &err) < 0) {
@@ -256,26 +295,8 @@ static void on_create(struct call *call)
         call_fail(&call, &err);
         return;
     }
-    rng_secret_bytes(entropy, sizeof(entropy));
-    id = job_id_make(0, clock_wall_ms(), entropy);
-    metadata = ask.metadata == NULL ? NULL : json_dumps(ask.metadata, JSON_COMPACT);
     batch = pg_batch_new();
-    pg_add(batch, &batch_input);
-    pg_bind_c(batch, call->tenant);
-    pg_bind_id(batch, &ask.input);
-    pg_add(batch, &batch_create);
-    pg_bind_c(batch, call->tenant);
-    pg_bind_id(batch, &ask.input);
-    pg_bind_id(batch, &id);
-    pg_bind_c(batch, call->key_prefix);
-    pg_bind_c(batch, ask.endpoint);
-    pg_bind_c(batch, ask.window);
-    pg_bind_double(batch, (double)ask.hours);
-    pg_bind_json(batch, metadata);
-    pg_bind_i64(batch, ask.expiry_s);
-    pg_bind_i64(batch, call->gateway->settings.batches_open_max);
-    pg_add(batch, &batch_notify);
-    mem_free(&metadata);
+    ask_add(batch, call, &ask);
     json_decref(ask.body);
     call_query(call, &batch, on_created);
 }
@@ -423,4 +444,132 @@ void batch_output_begin(struct call *call)
     static const struct pg_statement *const statements[] = {&batch_find};
 
     ask_batch(call, statements, 1, on_output);
+}
+
+/* ---- POST /model/{m}/{t}/bulk: lines of one model, by its predict ---- */
+
+/* The deployment that the path means, as ingest_target.c reads it. The caller frees. */
+static char *targets_of(const struct config_choice *choice)
+{
+    const struct config_deployment *deployment = choice->deployment;
+    json_t *all = json_pack("[{s:s, s:s, s:s, s:s, s:s, s:I, s:I}]", "model", choice->model->id,
+                            "name", choice->model->name, "deployment", deployment->id,
+                            "environment", choice->environment, "pool", deployment->pool, "shard",
+                            (json_int_t)deployment->shard, "run_limit_ms",
+                            (json_int_t)deployment->run_limit_ms);
+    char *text = json_dumps(all, JSON_COMPACT);
+
+    json_decref(all);
+    return text;
+}
+
+static int native_ask(const struct call *call, struct batch_ask *ask, struct err *err)
+{
+    ask->endpoint = BULK_PREDICT;
+    ask->window = http_target_query(&call->target, "completion_window");
+    if (ask->window == NULL)
+        ask->window = "24h";
+    return check_window(ask, err);
+}
+
+/* The body was stored, and its row comes with these. */
+void batch_native_add(struct pg_batch *batch, const struct call *call, const struct wire_id *file,
+                      const char *targets)
+{
+    struct batch_ask ask = {.input = *file, .targets = targets};
+    struct err err;
+
+    if (native_ask(call, &ask, &err) < 0)
+        NEVER("the window was looked at before the body");
+    ask_add(batch, call, &ask);
+}
+
+void batch_native_answer(struct call *call, const struct pg_answer *answer, size_t at)
+{
+    answer_created(call, answer, at, 201);
+}
+
+static void on_native(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+
+    if (call_take_answer(&call, answer))
+        answer_created(call, answer, 0, 201);
+}
+
+static void on_choice(struct call *call, const struct config_choice *choice)
+{
+    const char *file = http_target_query(&call->target, "input_file_id");
+    OWNED(mem_free) char *targets = targets_of(choice);
+    struct batch_ask ask = {.targets = targets};
+    struct pg_batch *batch;
+    struct err err;
+    int r = native_ask(call, &ask, &err);
+
+    if (r == 0 && file == NULL) {
+        file_upload_lines(call, targets);
+        return;
+    }
+    if (r == 0 && !openai_id_parse(FILE_ID_PREFIX, file, &ask.input))
+        r = err_set(&err, ERR_NOT_FOUND, "input_file_id: there is no file '%.60s'", file);
+    if (r < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    batch = pg_batch_new();
+    ask_add(batch, call, &ask);
+    call_query(call, &batch, on_native);
+}
+
+void bulk_begin(struct call *call)
+{
+    gateway_watch_choose(call, on_choice);
+}
+
+/* ---- retry of what failed ---- */
+
+static void on_retried(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    struct err err;
+    json_t *body;
+
+    if (!take_batch(&call, answer, 0))
+        return;
+    if (pg_row_count(answer, 1) == 0) {
+        (void)err_set(&err, ERR_CONFLICT,
+                      "the batch is %s with %lld failed lines: one that is over, with some, and "
+                      "whose input file is there can be tried again",
+                      pg_c(answer, 0, 0, 5), (long long)pg_i64(answer, 0, 0, 19));
+        call_fail(&call, &err);
+        return;
+    }
+    body = batch_json(answer, 1, 0);
+    call_answer_json(&call, 200, &body);
+}
+
+void batch_retry_begin(struct call *call)
+{
+    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    struct wire_id id, again;
+    struct pg_batch *batch;
+    struct err err;
+
+    if (batch_id_of(call->match.param, &id, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    rng_secret_bytes(entropy, sizeof(entropy));
+    again = job_id_make(0, clock_wall_ms(), entropy);
+    batch = pg_batch_new();
+    pg_add(batch, &batch_find);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &id);
+    pg_add(batch, &batch_retry);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &id);
+    pg_bind_id(batch, &again);
+    pg_bind_c(batch, call->key_prefix);
+    pg_add(batch, &batch_notify);
+    call_query(call, &batch, on_retried);
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * POST /v1/files: a form becomes a blob and a row.
+ * POST /v1/files: a form becomes a blob and a row. POST /model/{m}/{t}/bulk: the body does, and a
+ * bulk job with it, in one transaction.
  *
  *   headers -> stream the form into an upload of the blob store, paused while a part is written
  *   -> look at its other fields -> blob by the file's id -> row -> 200
@@ -33,13 +34,14 @@ PG_STATEMENT(
 struct upload {
     struct call *call;
     struct gateway *gateway;
-    struct http_form *form;
+    struct http_form *form; /* NULL: the body is the file, lines of a bulk job */
+    char *targets;          /* of that; NULL: it is none */
     struct blob_upload *upload;
     struct buf part; /* of the file, not yet written */
     struct file_fields fields;
     struct wire_id id;
     char blob[BLOB_KEY_SIZE];
-    uint64_t expiry_s, body_size;
+    uint64_t expiry_s, body_size, file_size;
     bool writing, ended; /* ended: the body is complete */
 };
 
@@ -48,6 +50,7 @@ static void upload_free(struct upload **upload_p)
     struct upload *upload = TAKE(*upload_p);
 
     http_form_free(&upload->form);
+    free(upload->targets);
     blob_upload_free(&upload->upload);
     buf_done(&upload->part);
     free(upload);
@@ -71,11 +74,16 @@ static void on_inserted(void *opaque, const struct pg_answer *answer)
 {
     struct upload *upload = opaque;
     struct call *call = TAKE(upload->call);
+    bool lines = upload->targets != NULL;
     json_t *body;
 
     upload_free(&upload);
     if (!call_take_answer(&call, answer))
         return;
+    if (lines) {
+        batch_native_answer(call, answer, 1);
+        return;
+    }
     body = file_json(answer, 0, 0);
     call_answer_json(&call, 200, &body);
 }
@@ -100,6 +108,8 @@ static void on_stored(void *opaque, const struct err *err)
         pg_bind_bytes(batch, (struct wire_bytes){digest, sizeof(digest)});
         pg_bind_c(batch, upload->blob);
         pg_bind_i64(batch, (int64_t)upload->expiry_s);
+        if (upload->targets != NULL)
+            batch_native_add(batch, upload->call, &upload->id, upload->targets);
         r = pg_pool_send(upload->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_inserted, upload,
                          &bad);
         pg_batch_free(&batch);
@@ -112,7 +122,7 @@ static void on_stored(void *opaque, const struct err *err)
 
 static int upload_check(struct upload *upload, struct err *err)
 {
-    int r = http_form_end(upload->form, err);
+    int r = upload->form == NULL ? 0 : http_form_end(upload->form, err);
 
     if (r == 0)
         r = file_fields_check(&upload->fields, &upload->expiry_s, err);
@@ -170,20 +180,25 @@ static void upload_write(struct upload *upload)
         upload_fail(upload, &err);
 }
 
+static int upload_take(struct upload *upload, const void *bytes, size_t size, struct err *err)
+{
+    uint64_t limit = upload->gateway->settings.file_max_size;
+
+    if (upload->file_size + size > limit)
+        return err_set(err, ERR_TOO_BIG, "the file has more than the %llu bytes of file-max",
+                       (unsigned long long)limit);
+    upload->file_size += size;
+    buf_append(&upload->part, bytes, size);
+    return buf_check(&upload->part, "what came while a part was written", err);
+}
+
 static int on_piece(void *opaque, const struct http_form_piece *piece, struct err *err)
 {
     struct upload *upload = opaque;
-    uint64_t limit = upload->gateway->settings.file_max_size;
     bool is_file = false;
     int r = file_fields_take(&upload->fields, piece, &is_file, err);
 
-    if (r < 0 || !is_file)
-        return r;
-    if (piece->offset + piece->size > limit)
-        return err_set(err, ERR_TOO_BIG, "the file has more than the %llu bytes of file-max",
-                       (unsigned long long)limit);
-    buf_append(&upload->part, piece->bytes, piece->size);
-    return buf_check(&upload->part, "what came while a part was written", err);
+    return r < 0 || !is_file ? r : upload_take(upload, piece->bytes, piece->size, err);
 }
 
 static void on_chunk(struct http_request *request, const void *bytes, size_t size, void *opaque)
@@ -201,8 +216,10 @@ static void on_chunk(struct http_request *request, const void *bytes, size_t siz
     } else if (upload->body_size > upload->gateway->settings.file_max_size + FORM_SIZE_MAX) {
         r = err_set(&err, ERR_TOO_BIG, "the form has more than file-max and %u bytes",
                     FORM_SIZE_MAX);
-    } else {
+    } else if (upload->form != NULL) {
         r = http_form_feed(upload->form, bytes, size, &err);
+    } else {
+        r = upload_take(upload, bytes, size, &err);
     }
     if (r < 0)
         upload_fail(upload, &err);
@@ -210,7 +227,7 @@ static void on_chunk(struct http_request *request, const void *bytes, size_t siz
         upload_go_on(upload);
 }
 
-void file_upload_begin(struct call *call)
+static void upload_begin(struct call *call, const char *targets)
 {
     uint64_t announced = http_request_announced_size(call->request);
     uint64_t limit = call->gateway->settings.file_max_size;
@@ -227,12 +244,29 @@ void file_upload_begin(struct call *call)
         r = err_set(&err, ERR_TOO_BIG,
                     "the body has %llu bytes; a file may have at most %llu (file-max)",
                     (unsigned long long)announced, (unsigned long long)limit);
-    if (r == 0)
+    if (r == 0 && targets == NULL)
         r = http_form_new(call->request, on_piece, upload, &upload->form, &err);
     if (r == 0)
         r = blob_upload_new(call->gateway->blobs, &upload->upload, &err);
-    if (r < 0)
+    if (r < 0) {
         upload_fail(upload, &err);
-    else if (call_begin_reading(call))
+        return;
+    }
+    if (targets != NULL) {
+        upload->targets = xstrdup(targets);
+        upload->fields = (struct file_fields){
+            .purpose = "batch", .filename = "lines.jsonl", .has_file = true, .has_purpose = true};
+    }
+    if (call_begin_reading(call))
         http_request_stream_body(call->request, on_chunk, upload);
+}
+
+void file_upload_begin(struct call *call)
+{
+    upload_begin(call, NULL);
+}
+
+void file_upload_lines(struct call *call, const char *targets)
+{
+    upload_begin(call, targets);
 }

@@ -126,10 +126,12 @@ struct chunk {
     struct buf bytes;              /* of the input; empty unless it is sent or collected */
     size_t at;                     /* in bytes: the line that is next */
     uint64_t line;                 /* its number */
-    struct wire_id *jobs;          /* of its requests, in order */
+    uint64_t *only;                /* of a retry: these lines, in order; NULL: all */
+    uint32_t only_count, only_at;
+    struct wire_id *jobs; /* of its requests, in order */
     uint32_t job_count, job_room, unreported;
     uint64_t look_ms, gap_ms;
-    bool looking;
+    bool looking, last_is_final;
     /* collecting */
     struct pg_answer rows;
     uint32_t row, row_count, collected, page;
@@ -155,7 +157,8 @@ struct bulk {
     uint32_t pin_count;                         /* answers that are out */
     bool dead;                                  /* not ours any more: freed with the last answer */
     bool validated, cancelling, expired, again; /* again: somebody else may have sent of it */
-    bool loading, all_loaded, ending, renew_asked;
+    bool native;                                /* of one model, by its predict */
+    bool loading, all_loaded, ending, renew_asked, unpacking;
     struct target *targets;
     size_t target_count;
     struct scan *scan; /* while it is validated */
@@ -201,6 +204,8 @@ struct target *target_find(struct bulk *bulk, const char *model, struct err *err
 /* ---- ingest_scan.c ---- */
 
 void bulk_scan_begin(struct bulk *bulk);
+/* The whole input is no good: the bulk job fails. */
+void bulk_scan_refuse(struct bulk *bulk, const char *code, const char *text);
 void bulk_scan_step(struct bulk *bulk);
 void bulk_scan_end(struct scan **scan_p);
 

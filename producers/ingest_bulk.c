@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/rng.h"
+#include "producers/bulk_unpack.h"
 #include "producers/ingest.h"
 
 #define CHUNK_LINES 1000 /* about */
@@ -31,9 +32,9 @@ PG_STATEMENT(bulk_renew,
              "= ANY($3) AND leased_until < 'infinity' RETURNING id, epoch, status");
 PG_STATEMENT(bulk_release, "UPDATE bulk SET leased_until = '-infinity' WHERE owner = $1 AND "
                            "leased_until < 'infinity'");
-PG_STATEMENT(bulk_load,
-             "SELECT c.number, c.start, c.size, c.first_line FROM bulk_chunk c WHERE c.bulk_id = "
-             "$1 AND NOT c.done AND c.number > $2 ORDER BY c.number LIMIT $3");
+PG_STATEMENT(bulk_load, "SELECT c.number, c.start, c.size, c.first_line, "
+                        "array_to_string(c.only_lines, ',') FROM bulk_chunk c WHERE c.bulk_id = "
+                        "$1 AND NOT c.done AND c.number > $2 ORDER BY c.number LIMIT $3");
 PG_STATEMENT(bulk_forget_chunks,
              "DELETE FROM bulk_chunk c USING bulk b WHERE c.bulk_id = b.id AND b.id = $1 AND "
              "b.epoch = $2 AND b.in_progress_at IS NULL");
@@ -117,6 +118,23 @@ void bulk_key(const struct bulk *bulk, uint32_t chunk, int part, char to[BLOB_KE
 
 /* ---- chunks that are next ---- */
 
+/* "3,17,204" */
+static void chunk_read_only(struct chunk *chunk, const char *text)
+{
+    size_t room = 1;
+
+    for (const char *c = text; *c != '\0'; c++)
+        room += *c == ',';
+    chunk->only = xcalloc(room, sizeof(*chunk->only));
+    for (const char *c = text; *c != '\0'; c++) {
+        if (chunk->only_count == 0 || *c == ',')
+            chunk->only_count++;
+        if (*c >= '0' && *c <= '9')
+            chunk->only[chunk->only_count - 1] = 10 * chunk->only[chunk->only_count - 1] +
+                                                 (uint64_t)(*c - '0');
+    }
+}
+
 static void on_chunks(void *opaque, const struct pg_answer *answer)
 {
     struct bulk *bulk = opaque;
@@ -140,6 +158,8 @@ static void on_chunks(void *opaque, const struct pg_answer *answer)
         chunk->size = (uint32_t)pg_u64(answer, 0, i, 2);
         chunk->first_line = pg_u64(answer, 0, i, 3);
         chunk->repeat = bulk->again && bulk->loaded++ < CHUNKS_AHEAD_MAX;
+        if (!pg_is_null(answer, 0, i, 4))
+            chunk_read_only(chunk, pg_c(answer, 0, i, 4));
         bulk->newest = chunk->number;
         TAILQ_INSERT_TAIL(&bulk->chunks, chunk, link);
         bulk->chunk_count++;
@@ -217,7 +237,8 @@ static void bulk_pump_chunks(struct bulk *bulk)
 
     for (chunk = TAILQ_FIRST(&bulk->chunks); chunk != NULL && !bulk->dead; chunk = next) {
         next = TAILQ_NEXT(chunk, link);
-        live += chunk->job_count > 0 ? chunk->job_count : CHUNK_LINES;
+        if (chunk->stage != CHUNK_COLLECT) /* that has no job that could run */
+            live += chunk->job_count > 0 ? chunk->job_count : CHUNK_LINES;
         if (live > window && !first && !(bulk->cancelling || late))
             return;
         if (chunk->stage == CHUNK_SEND && chunk->job_count == 0 && !chunk->repeat &&
@@ -260,7 +281,7 @@ static void on_step(void *opaque)
 {
     struct bulk *bulk = opaque;
 
-    if (bulk->fd < 0 && !(bulk->cancelling && !bulk->validated))
+    if ((bulk->fd < 0 || bulk->unpacking) && !(bulk->cancelling && !bulk->validated))
         return; /* it is being opened */
     if (!bulk->validated && !bulk->cancelling && bulk->scan != NULL)
         bulk_scan_step(bulk);
@@ -284,10 +305,90 @@ static void on_targets(void *opaque, const struct pg_answer *answer)
     bulk_scan_begin(bulk);
 }
 
+/* Its input can be read. */
+static void bulk_begin(struct bulk *bulk)
+{
+    struct pg_batch *batch;
+
+    if (bulk->validated || bulk->cancelling) {
+        bulk_go_on(bulk, 0);
+        return;
+    }
+    if (bulk->native) {
+        bulk_scan_begin(bulk);
+        return;
+    }
+    batch = pg_batch_new();
+    targets_ask(batch, bulk);
+    if (!bulk_query(bulk, &batch, on_targets, bulk))
+        bulk_drop(bulk);
+}
+
+/* ---- a packed input ---- */
+
+struct unpacking {
+    uv_work_t work;
+    struct bulk *bulk;
+    int from, to;
+    const char *folder;
+    uint64_t limit, size;
+    struct err err;
+};
+
+/* thread: libuv's pool */
+static void unpack(uv_work_t *work)
+{
+    struct unpacking *unpacking = (struct unpacking *)work;
+
+    unpacking->err.code = bulk_unpack(unpacking->from, unpacking->folder, unpacking->limit,
+                                      &unpacking->to, &unpacking->size, &unpacking->err);
+}
+
+static void on_unpacked(uv_work_t *work, int status)
+{
+    OWNED(mem_free) struct unpacking *unpacking = (struct unpacking *)work;
+    struct bulk *bulk = unpacking->bulk;
+    bool good = unpacking->err.code == ERR_OK;
+
+    assert(status == 0);
+    if (!bulk_unpin(bulk)) {
+        if (good)
+            (void)close(unpacking->to);
+        return;
+    }
+    if (good) {
+        (void)close(bulk->fd);
+        bulk->fd = unpacking->to;
+        bulk->input_size = unpacking->size;
+        bulk->unpacking = false;
+        bulk_begin(bulk);
+    } else if (err_class(unpacking->err.code) == ERR_CLASS_REJECT && !bulk->validated) {
+        bulk->unpacking = false;
+        bulk_scan_refuse(bulk, "invalid_file", unpacking->err.text);
+    } else {
+        log_warn("bulk_not_unpacked", LOG_STR("bulk", bulk->text), LOG_ERR(&unpacking->err));
+        bulk_drop(bulk);
+    }
+}
+
+static void bulk_unpack_begin(struct bulk *bulk)
+{
+    struct unpacking *unpacking = xcalloc(1, sizeof(*unpacking));
+    int r;
+
+    unpacking->bulk = bulk;
+    unpacking->from = bulk->fd;
+    unpacking->folder = bulk->ingest->settings.spool;
+    unpacking->limit = bulk->ingest->settings.unpacked_max_size;
+    bulk->unpacking = true;
+    bulk_pin(bulk);
+    r = uv_queue_work(loop_uv(bulk->ingest->loop), &unpacking->work, unpack, on_unpacked);
+    assert(r == 0);
+}
+
 static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
 {
     struct bulk *bulk = opaque;
-    struct pg_batch *batch;
 
     if (!bulk_unpin(bulk)) {
         if (err->code == ERR_OK)
@@ -303,14 +404,10 @@ static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
         return;
     }
     bulk->fd = fd;
-    if (bulk->validated || bulk->cancelling) {
-        bulk_go_on(bulk, 0);
-        return;
-    }
-    batch = pg_batch_new();
-    targets_ask(batch, bulk);
-    if (!bulk_query(bulk, &batch, on_targets, bulk))
-        bulk_drop(bulk);
+    if (bulk_is_packed(fd))
+        bulk_unpack_begin(bulk);
+    else
+        bulk_begin(bulk);
 }
 
 static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size_t row)
@@ -328,7 +425,9 @@ static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size
     mem_copy_text(bulk->tenant, pg_c(answer, 0, row, 2));
     mem_copy_text(bulk->key_prefix, pg_c(answer, 0, row, 3));
     mem_copy_text(bulk->endpoint, pg_c(answer, 0, row, 4));
-    (void)snprintf(bulk->route, sizeof(bulk->route), "POST %s", bulk->endpoint);
+    bulk->native = strcmp(bulk->endpoint, BULK_PREDICT) == 0;
+    if (!bulk->native)
+        (void)snprintf(bulk->route, sizeof(bulk->route), "POST %s", bulk->endpoint);
     mem_copy_text(bulk->blob, pg_c(answer, 0, row, 5));
     bulk->input_size = pg_u64(answer, 0, row, 6);
     bulk->expires_us = pg_time_us(answer, 0, row, 7);
@@ -341,7 +440,7 @@ static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size
     metric_set(metrics_of(ingest->metrics, INGEST_METRIC_ingest_bulk_jobs), ++ingest->bulk_count);
     log_info("bulk_claimed", LOG_STR("bulk", bulk->text), LOG_STR("tenant", bulk->tenant),
              LOG_STR("status", status), LOG_I64("epoch", bulk->epoch));
-    if (bulk->validated)
+    if (bulk->validated || bulk->native)
         err.code = targets_read(bulk, pg_c(answer, 0, row, 10), &err);
     if (err.code == ERR_OK)
         err.code = blob_open(ingest->blobs, bulk->blob, on_input, bulk, &err);

@@ -61,6 +61,7 @@ void chunk_free(struct chunk **chunk_p)
     TAILQ_REMOVE(&chunk->bulk->chunks, chunk, link);
     chunk->bulk->chunk_count--;
     free(chunk->jobs);
+    free(chunk->only);
     free(chunk);
 }
 
@@ -89,8 +90,13 @@ static void on_look(void *opaque, const struct pg_answer *answer)
     if (!bulk_unpin(bulk))
         return;
     chunk->looking = false;
-    if (answer->err.code == ERR_OK && pg_u64(answer, 0, 0, 0) == chunk->job_count)
+    if (answer->err.code == ERR_OK && !chunk->last_is_final) {
+        chunk->last_is_final = pg_u64(answer, 0, 0, 0) == 1;
+        if (chunk->last_is_final)
+            chunk->look_ms = chunk->gap_ms = 0; /* as a rule, they all are */
+    } else if (answer->err.code == ERR_OK && pg_u64(answer, 0, 0, 0) == chunk->job_count) {
         chunk->stage = CHUNK_COLLECT;
+    }
     bulk_go_on(bulk, 0);
 }
 
@@ -102,7 +108,9 @@ static void bind_jobs(struct pg_batch *batch, const struct chunk *chunk, uint32_
         pg_bind_id(batch, &chunk->jobs[from + i]);
 }
 
-/* The first one of a bulk job is looked at often, since the others wait behind it as a rule. */
+/* Lines run in their order as a rule, so the last job of a chunk is asked for first, and all of
+ * them only then. The first chunk of a bulk job is looked at often, since the others wait behind
+ * it. */
 void chunk_watch(struct chunk *chunk, bool first)
 {
     struct bulk *bulk = chunk->bulk;
@@ -128,7 +136,10 @@ void chunk_watch(struct chunk *chunk, bool first)
     chunk->look_ms = now_ms + chunk->gap_ms;
     batch = pg_batch_new();
     pg_add(batch, &chunk_look);
-    bind_jobs(batch, chunk, 0, chunk->job_count);
+    if (chunk->last_is_final)
+        bind_jobs(batch, chunk, 0, chunk->job_count);
+    else
+        bind_jobs(batch, chunk, chunk->job_count - 1, 1);
     chunk->looking = bulk_query(bulk, &batch, on_look, chunk);
 }
 
@@ -164,8 +175,8 @@ static bool collect_line(struct chunk *chunk, struct bulk_outcome *outcome)
 
     if (!chunk_next(chunk, &text, &size))
         return false;
-    if (bulk_line_read(chunk->bulk->ingest->reader, text, size, chunk->bulk->endpoint, &line, code,
-                       &err) < 0)
+    if (bulk_line_read(chunk->bulk->ingest->reader, text, size, chunk->line - 1,
+                       chunk->bulk->endpoint, &line, code, &err) < 0)
         line.custom_id = WIRE_TEXT_OF("null"); /* it was good when it was sent */
     outcome->custom_id = line.custom_id;
     outcome->line = chunk->line - 1;

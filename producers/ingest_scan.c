@@ -80,6 +80,8 @@ void bulk_scan_begin(struct bulk *bulk)
 
 /* ---- the end ---- */
 
+static void scan_refuse(struct scan *scan, const char *code, const char *text);
+
 static void on_validated(void *opaque, const struct pg_answer *answer)
 {
     struct bulk *bulk = opaque;
@@ -198,7 +200,8 @@ static void scan_request(struct bulk *bulk, const char *text, size_t size)
         scan_refuse(scan, "invalid_json_line", "the file begins with a byte order mark");
         return;
     }
-    if (bulk_line_read(bulk->ingest->reader, text, size, bulk->endpoint, &line, code, &err) < 0) {
+    if (bulk_line_read(bulk->ingest->reader, text, size, scan->line, bulk->endpoint, &line, code,
+                       &err) < 0) {
         scan_refuse(scan, code, err.text);
         return;
     }
@@ -334,4 +337,11 @@ void bulk_scan_step(struct bulk *bulk)
         scan_write_rows(bulk);
     else
         scan_finish(bulk);
+}
+
+void bulk_scan_refuse(struct bulk *bulk, const char *code, const char *text)
+{
+    bulk->input_size = 0;
+    bulk_scan_begin(bulk);
+    scan_refuse(bulk->scan, code, text);
 }

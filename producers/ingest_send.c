@@ -52,7 +52,18 @@ int chunk_read(struct chunk *chunk, struct err *err)
     chunk->bytes = bytes;
     chunk->at = 0;
     chunk->line = chunk->first_line;
+    chunk->only_at = 0;
     return 0;
+}
+
+/* Lines are asked for in their order. */
+static bool chunk_wants(struct chunk *chunk, uint64_t line)
+{
+    if (chunk->only == NULL)
+        return true;
+    while (chunk->only_at < chunk->only_count && chunk->only[chunk->only_at] < line)
+        chunk->only_at++;
+    return chunk->only_at < chunk->only_count && chunk->only[chunk->only_at] == line;
 }
 
 /* chunk->line is then one more than that line's number. */
@@ -66,7 +77,7 @@ bool chunk_next(struct chunk *chunk, const char **ret_line, size_t *ret_size)
 
         chunk->at += size + (end != NULL);
         chunk->line++;
-        if (bulk_line_is_blank(text, size))
+        if (bulk_line_is_blank(text, size) || !chunk_wants(chunk, chunk->line - 1))
             continue;
         *ret_line = text;
         *ret_size = size;
@@ -243,7 +254,8 @@ static int line_send(struct chunk *chunk, const char *text, size_t size, struct 
     struct target *target = NULL;
     struct bulk_line line;
     struct wire_id job;
-    int r = bulk_line_read(bulk->ingest->reader, text, size, bulk->endpoint, &line, code, err);
+    int r = bulk_line_read(bulk->ingest->reader, text, size, chunk->line - 1, bulk->endpoint, &line,
+                           code, err);
 
     if (r == 0)
         target = target_find(bulk, line.model, err);

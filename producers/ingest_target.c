@@ -137,7 +137,8 @@ struct target *target_find(struct bulk *bulk, const char *model, struct err *err
     for (size_t i = 0; i < bulk->target_count; i++) {
         struct target *target = &bulk->targets[i];
 
-        if (strcmp(target->name, model) == 0 || strcmp(target->model, model) == 0)
+        if (model[0] == '\0' || strcmp(target->name, model) == 0 ||
+            strcmp(target->model, model) == 0)
             found = target;
     }
     if (found != NULL && found->serves)

@@ -33,7 +33,8 @@ CREATE TABLE bulk (
     cancelled_at timestamptz,
     epoch bigint NOT NULL DEFAULT 0, -- of the ingest that works on it: one more with each that takes it
     owner text,
-    leased_until timestamptz NOT NULL DEFAULT '-infinity'
+    leased_until timestamptz NOT NULL DEFAULT '-infinity',
+    retry_of uuid -- whose failed lines it has; null: of none
 );
 CREATE INDEX bulk_tenant ON bulk (tenant, id);
 CREATE INDEX bulk_open ON bulk (id) WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
@@ -51,6 +52,7 @@ CREATE TABLE bulk_chunk (
     output_size bigint NOT NULL DEFAULT 0,
     error_size bigint NOT NULL DEFAULT 0,
     failed_lines bigint[] NOT NULL DEFAULT '{}',
+    only_lines bigint[], -- of a retry; null: all
     PRIMARY KEY (bulk_id, number)
 );
 CREATE INDEX bulk_chunk_open ON bulk_chunk (bulk_id, number) WHERE NOT done;

@@ -5,12 +5,14 @@ is refused names what is wrong, by line.
 Method: one stack; the client runs as a user's script in its own environment (scripts/python/venv llm).
 """
 
+import gzip
 import json
 import os
 import pathlib
 import socket
 import subprocess
 
+import pytest
 from stack import wait_until
 
 
@@ -164,8 +166,17 @@ print(json.dumps({"batch": batch.model_dump(), "states": states, "ids": [o["cust
 """
 
 
-def test_embeddings_by_openais_client(stack):
+@pytest.fixture(scope="module")
+def minilm(stack):
     stack.push(MODELS / "all-MiniLM-L6-v2", "minilm")
+
+
+@pytest.fixture(scope="module")
+def sim(stack):
+    stack.push_sim("sim", slots=64, replicas=1)
+
+
+def test_embeddings_by_openais_client(stack, minilm):
     count = 300
     said = openai(stack, EMBED, count)
     batch = said["batch"]
@@ -227,8 +238,7 @@ def content_of(stack, file):
     return [json.loads(text) for text in stack.http("GET", f"/v1/files/{file}/content").body.splitlines()]
 
 
-def test_lines_that_are_refused(stack):
-    stack.push_sim("sim", slots=64, replicas=1)
+def test_lines_that_are_refused(stack, minilm, sim):
     good = line(1)
     rows = [
         ([good, "{\"custom_id\": "], 2, "invalid_json_line", ""),
@@ -275,7 +285,7 @@ def test_lines_that_are_refused(stack):
     assert stack.http("GET", "/v1/batches/batch_0").status == 404
 
 
-def test_outputs_large_and_small_in_order(stack):
+def test_outputs_large_and_small_in_order(stack, sim):
     """Inputs and answers beyond what is kept inline, failures in between, and a model that is slow for some."""
     lines = [line(n, text="x" * (100_000 if n % 10 == 0 else 10)) for n in range(120)]
     lines[50]["body"]["sim"] = {"fail": "model_error"}
@@ -324,7 +334,7 @@ def test_what_has_not_run_in_time_expires(stack):
     assert len(output) == 1000 and "batch_expired" in {one["error"]["code"] for one in errors}
 
 
-def test_an_ingest_that_is_killed(stack):
+def test_an_ingest_that_is_killed(stack, sim):
     """Killed while it validates, sends and writes, again and again: each line once, and counts add up."""
     lines = [line(n, number=n) for n in range(6000)]
     id = create(stack, lines)
@@ -353,7 +363,7 @@ def test_an_ingest_that_is_killed(stack):
     assert jobs == "6000" and attempts == "6000"  # no line ran a second time
 
 
-def test_files_go_when_nobody_needs_them(stack):
+def test_files_go_when_nobody_needs_them(stack, sim):
     id = create(stack, [line(1), line(2)])
     batch = wait_over(stack, id)
     for file in (batch["input_file_id"], batch["output_file_id"]):
@@ -368,3 +378,78 @@ def test_files_go_when_nobody_needs_them(stack):
         return not left and stack.sql("SELECT count(*) FROM headrace.file WHERE deleted_at IS NOT NULL") == [["0"]]
 
     wait_until("the blobs and rows to go", gone)
+
+
+# ---- lines of one model, packed files, retries, the command line ----
+
+
+def submit_lines(stack, content, model="sim", environment="production", query="", headers=None):
+    return stack.http("POST", f"/model/{model}/environments/{environment}/bulk{query}", content, headers)
+
+
+def test_lines_of_one_model(stack, sim):
+    lines = [{"model_input": {"number": n}} for n in range(50)]
+    lines[3] = {"custom_id": "mine", "model_input": "a text"}
+    reply = submit_lines(stack, jsonl(lines))
+    assert reply.status == 201 and reply.json["endpoint"] == "predict", reply
+    batch = wait_over(stack, reply.json["id"])
+    output = content_of(stack, batch["output_file_id"])
+    assert [one["custom_id"] for one in output] == ["mine" if n == 3 else str(n + 1) for n in range(50)]
+    assert output[5]["response"]["body"]["output"] == {"number": 5}
+    # The same file again, packed, and by its id.
+    for content in (gzip.compress(jsonl(lines)), None):
+        query = "" if content else f"?input_file_id={batch['input_file_id']}&completion_window=2h"
+        again = wait_over(stack, submit_lines(stack, content or b"", query=query).json["id"])
+        assert again["status"] == "completed" and again["request_counts"]["completed"] == 50, again
+        assert [one["custom_id"] for one in content_of(stack, again["output_file_id"])] == [
+            one["custom_id"] for one in output]
+    cut = wait_over(stack, submit_lines(stack, gzip.compress(jsonl(lines) * 2000)[:3000]).json["id"])
+    assert cut["status"] == "failed" and "broken or cut off" in cut["errors"]["data"][0]["message"], cut["errors"]
+    bad = wait_over(stack, submit_lines(stack, jsonl([{"model_input": 1}, {"input": 1}])).json["id"])
+    assert bad["errors"]["data"] == [{"code": "missing_required_parameter", "line": 2, "param": None,
+                                      "message": "model_input is missing"}]
+    for reply, status, text in (
+            (submit_lines(stack, b"x", model="nobody"), 404, "nobody"), (submit_lines(stack, b""), 400, "is empty"),
+            (submit_lines(stack, b"x", query="?completion_window=1d"), 400, "completion_window is '1d'"),
+            (submit_lines(stack, b"", query="?input_file_id=x"), 404, "no file 'x'")):
+        assert reply.status == status and text in reply.body.decode(), reply
+
+
+def test_what_failed_can_be_tried_again(stack, sim):
+    lines = [line(n, sim={"fail": "model_error"} if n % 700 == 5 else {}) for n in range(2100)]
+    first = wait_over(stack, create(stack, lines))
+    assert first["request_counts"] == {"total": 2100, "completed": 2097, "failed": 3}
+    reply = stack.http("POST", f"/v1/batches/{first['id']}/retry")
+    assert reply.status == 200 and reply.json["request_counts"]["total"] == 3, reply
+    second = wait_over(stack, reply.json["id"])
+    errors = content_of(stack, second["error_file_id"])
+    assert [one["custom_id"] for one in errors] == ["line-5", "line-705", "line-1405"]
+    assert [one["error"]["line"] for one in errors] == [6, 706, 1406]
+    assert second["request_counts"] == {"total": 3, "completed": 0, "failed": 3}
+    good = wait_over(stack, create(stack, [line(1)]))
+    reply = stack.http("POST", f"/v1/batches/{good['id']}/retry")
+    assert reply.status == 409 and "0 failed lines" in reply.json["error"]["message"], reply
+
+
+def test_command_line(stack, sim, tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(jsonl([{"model_input": {"n": n, **({"sim": {"fail": "bad_input"}} if n == 2 else {})}}
+                            for n in range(5)]))
+    done = stack.cli("bulk", "submit", path, "--model", "sim", "--wait", "--json", check=False)
+    assert done.returncode == 3, done  # one line failed
+    batch = json.loads(done.stdout)
+    assert batch["request_counts"] == {"total": 5, "completed": 4, "failed": 1} and "completed, 5 of 5" in done.stderr
+    assert len(stack.cli("bulk", "output", batch["id"]).stdout.splitlines()) == 4
+    (error,) = stack.cli("bulk", "output", batch["id"], "--errors").stdout.splitlines()
+    assert json.loads(error)["custom_id"] == "3"
+    assert batch["id"] in stack.cli("bulk", "ls").stdout and "completed" in stack.cli("bulk", "show", batch["id"]).stdout
+    again = json.loads(stack.cli("bulk", "retry-failed", batch["id"], "--json").stdout)
+    assert stack.cli("bulk", "watch", again["id"], check=False).returncode == 3
+    refused = stack.cli("bulk", "cancel", batch["id"], check=False)
+    assert refused.returncode == 2 and "is completed cannot be cancelled" in refused.stderr
+    id = stack.cli("bulk", "submit", path, "--model", "sim").stdout.strip()
+    assert stack.cli("bulk", "watch", id, check=False).returncode == 3
+    for words, text in ((("bulk", "submit", path), "say --model"), (("bulk", "submit", tmp_path / "no", "--model", "sim"), "no"),
+                        (("bulk", "watch"), "id of one bulk job")):
+        wrong = stack.cli(*words, check=False)
+        assert wrong.returncode == 1 and text in wrong.stderr, wrong

@@ -19,6 +19,7 @@
 #define LINE_SIZE_MAX 2000
 
 static char padded[LINE_SIZE_MAX + 64];
+static const char *endpoint = "/v1/embeddings";
 
 static int read_line(struct bulk_reader *reader, const char *text, struct bulk_line *ret_line,
                      char code[BULK_CODE_SIZE], struct err *err)
@@ -26,7 +27,7 @@ static int read_line(struct bulk_reader *reader, const char *text, struct bulk_l
     memset(padded, 0, sizeof(padded));
     mem_copy_text(padded, text);
     code[0] = '\0';
-    return bulk_line_read(reader, padded, strlen(padded), "/v1/embeddings", ret_line, code, err);
+    return bulk_line_read(reader, padded, strlen(padded), 42, endpoint, ret_line, code, err);
 }
 
 static void test_lines(void **state)
@@ -77,6 +78,31 @@ static void test_lines(void **state)
     assert_memory_equal(line.custom_id_plain.text, "a", line.custom_id_plain.size);
     assert_string_equal(line.model, "m");
     assert_memory_equal(line.body.text, "{\"model\":\"m\",\"input\":[1,2]}", line.body.size);
+    bulk_reader_free(&reader);
+}
+
+static void test_lines_of_one_model(void **state)
+{
+    struct bulk_reader *reader = bulk_reader_new();
+    struct bulk_line line;
+    char code[BULK_CODE_SIZE];
+    struct err err = {.text = ""};
+
+    (void)state;
+    endpoint = BULK_PREDICT;
+    assert_int_equal(read_line(reader, "{\"model_input\":[1]}", &line, code, &err), 0);
+    assert_memory_equal(line.custom_id.text, "\"42\"", line.custom_id.size);
+    assert_memory_equal(line.custom_id_plain.text, "42", line.custom_id_plain.size);
+    assert_memory_equal(line.body.text, "[1]", line.body.size);
+    assert_string_equal(line.model, "");
+    assert_int_equal(
+        read_line(reader, "{\"custom_id\":\"a\",\"model_input\":null}", &line, code, &err), 0);
+    assert_memory_equal(line.custom_id.text, "\"a\"", line.custom_id.size);
+    assert_true(read_line(reader, "{\"custom_id\":\"a\"}", &line, code, &err) < 0);
+    assert_string_equal(code, "missing_required_parameter");
+    assert_true(read_line(reader, "{\"custom_id\":\"\",\"model_input\":1}", &line, code, &err) < 0);
+    assert_string_equal(code, "invalid_custom_id");
+    endpoint = "/v1/embeddings";
     bulk_reader_free(&reader);
 }
 
@@ -211,6 +237,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_lines_of_one_model),
         cmocka_unit_test(test_jobs_of_lines),
         cmocka_unit_test(test_outcomes),
         cmocka_unit_test(test_status_of_a_server),
