@@ -130,9 +130,10 @@ struct gateway {
     struct websockets *websockets;
     struct loop_timer *tick; /* each second */
     LIST_HEAD(, call) calls;
-    bool draining; /* SIGTERM came */
-    bool deaf;     /* no new connections */
-    bool drained;  /* no connections */
+    LIST_HEAD(, content) contents; /* outputs that are being sent */
+    bool draining;                 /* SIGTERM came */
+    bool deaf;                     /* no new connections */
+    bool drained;                  /* no connections */
     uint64_t lame_by_ms, drain_by_ms;
     struct loop_timer *drain_step, *late_listen;
     int exit_code;
@@ -470,6 +471,7 @@ void batch_native_add(struct pg_batch *batch, const struct call *call, const str
                       const char *targets);
 void batch_native_answer(struct call *call, const struct pg_answer *answer, size_t at);
 void content_begin(struct call *call, const struct wire_id *bulk, bool errors);
+void gateway_contents_close(struct gateway *gateway);
 /* A list as OpenAI's client reads it: at most limit of the rows, has_more when there are others. */
 void call_answer_page(struct call *call, const struct pg_answer *answer, size_t limit,
                       struct json_t *(*row_json)(const struct pg_answer *answer, size_t at,

@@ -33,6 +33,7 @@ PG_STATEMENT(content_chunks,
              "ORDER BY c.number LIMIT $4");
 
 struct content {
+    LIST_ENTRY(content) link;
     struct call *call;
     struct gateway *gateway;
     struct http_stream *stream; /* NULL: not begun, or its client has left */
@@ -52,6 +53,7 @@ static void content_free(struct content **content_p)
 {
     struct content *content = TAKE(*content_p);
 
+    LIST_REMOVE(content, link);
     if (content->fd >= 0)
         (void)close(content->fd);
     loop_timer_free(&content->room);
@@ -219,6 +221,7 @@ void content_begin(struct call *call, const struct wire_id *bulk, bool errors)
     static const struct http_stream_calls calls = {.on_room = on_room, .on_gone = on_gone};
     struct content *content = xcalloc(1, sizeof(*content));
 
+    LIST_INSERT_HEAD(&call->gateway->contents, content, link);
     content->call = call;
     content->gateway = call->gateway;
     content->bulk = *bulk;
@@ -229,4 +232,15 @@ void content_begin(struct call *call, const struct wire_id *bulk, bool errors)
     call_set_type(call, WIRE_TEXT_OF(MEDIA_TYPE_BYTES));
     content->stream = call_answer_stream(call, 200, WAITING_SIZE_MAX, &calls, content);
     content_step(content);
+}
+
+/* What waited for an answer when its server was closed. Their calls are ended by calls_close(). */
+void gateway_contents_close(struct gateway *gateway)
+{
+    struct content *content;
+
+    while ((content = LIST_FIRST(&gateway->contents)) != NULL) {
+        http_stream_abort(&content->stream);
+        content_free(&content);
+    }
 }

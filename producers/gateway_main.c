@@ -403,6 +403,7 @@ static void gateway_close(struct gateway *gateway)
     queue_producer_close(&gateway->producer);
     queue_admin_close(&gateway->queue_admin);
     blob_store_close(&gateway->blobs);
+    gateway_contents_close(gateway);
     gateway_follows_close(&gateway->follows);
     gateway_cancels_close(&gateway->cancels);
     gateway_ticks_close(&gateway->ticks);

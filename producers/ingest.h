@@ -161,7 +161,8 @@ struct bulk {
     bool loading, all_loaded, ending, renew_asked, unpacking;
     struct target *targets;
     size_t target_count;
-    struct scan *scan; /* while it is validated */
+    struct target *last_target; /* of those; NULL: none yet */
+    struct scan *scan;          /* while it is validated */
     struct chunks chunks;
     uint32_t chunk_count, collecting;
     int64_t newest;          /* chunk that was loaded; -1: none */

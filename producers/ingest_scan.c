@@ -95,6 +95,12 @@ static void on_validated(void *opaque, const struct pg_answer *answer)
         return;
     }
     good = json_array_size(bulk->scan->errors) == 0;
+    if (pg_changed_count(answer, good ? 0 : 1) == 0) { /* canceled meanwhile */
+        bulk_scan_end(&bulk->scan);
+        bulk->cancelling = true;
+        bulk_go_on(bulk, 0);
+        return;
+    }
     log_info("bulk_validated", LOG_STR("bulk", bulk->text), LOG_STR("tenant", bulk->tenant),
              LOG_U64("lines", bulk->scan->requests), LOG_BOOL("good", good));
     bulk_scan_end(&bulk->scan);

@@ -38,6 +38,7 @@ void targets_take(struct bulk *bulk, const struct pg_answer *answer, size_t at)
     size_t count = pg_row_count(answer, at);
 
     free(bulk->targets);
+    bulk->last_target = NULL;
     bulk->targets = xcalloc(count + 1, sizeof(*bulk->targets));
     bulk->target_count = count;
     for (size_t i = 0; i < count; i++) {
@@ -91,6 +92,7 @@ int targets_read(struct bulk *bulk, const char *json, struct err *err)
         return err_set(err, ERR_INTERNAL, "the targets of bulk job %s are no list", bulk->text);
     }
     free(bulk->targets);
+    bulk->last_target = NULL;
     bulk->target_count = json_array_size(all);
     bulk->targets = xcalloc(bulk->target_count + 1, sizeof(*bulk->targets));
     for (size_t i = 0; i < bulk->target_count; i++) {
@@ -132,8 +134,11 @@ static void list_served(const struct bulk *bulk, struct buf *to)
 struct target *target_find(struct bulk *bulk, const char *model, struct err *err)
 {
     struct buf served = BUF_WITH_LIMIT(1024);
-    struct target *found = NULL;
+    struct target *found = bulk->last_target; /* most lines name the same as the one before */
 
+    if (found != NULL && found->serves && strcmp(found->name, model) == 0)
+        return found;
+    found = NULL;
     for (size_t i = 0; i < bulk->target_count; i++) {
         struct target *target = &bulk->targets[i];
 
@@ -142,7 +147,7 @@ struct target *target_find(struct bulk *bulk, const char *model, struct err *err
             found = target;
     }
     if (found != NULL && found->serves)
-        return found;
+        return bulk->last_target = found;
     list_served(bulk, &served);
     (void)err_set(err, ERR_NOT_FOUND, "model '%s' %s %s; served there: %s", model,
                   found == NULL ? "is not there for" : "does not serve", bulk->endpoint,
