@@ -230,6 +230,23 @@ static size_t transfer_receive(char *bytes, size_t one, size_t size, void *opaqu
     return transfer->stopped ? 0 : size;
 }
 
+/* A 204 has no body, and a server that sends one all the same has it come where the next answer is
+ * awaited: that connection is not used again. */
+static size_t transfer_header_line(char *bytes, size_t one, size_t size, void *opaque)
+{
+    struct http_transfer *transfer = opaque;
+    const char *length;
+
+    (void)one;
+    if (size > 2 || bytes[0] != '\r' || http_transfer_status(transfer) != 204)
+        return size;
+    length = http_transfer_header(transfer, "Content-Length");
+    if ((length != NULL && strcmp(length, "0") != 0) ||
+        http_transfer_header(transfer, "Transfer-Encoding") != NULL)
+        (void)curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 1L);
+    return size;
+}
+
 static size_t transfer_read_file(char *to, size_t one, size_t size, void *opaque)
 {
     struct http_transfer *transfer = opaque;
@@ -546,6 +563,8 @@ static void transfer_set_limits(struct http_transfer *transfer)
     (void)curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, client_close_socket);
     (void)curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, transfer->client);
     (void)curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, transfer_receive);
+    (void)curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, transfer_header_line);
+    (void)curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
     (void)curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
     (void)curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
     (void)curl_easy_setopt(easy, CURLOPT_PRIVATE, transfer);

@@ -145,6 +145,26 @@ static void test_answers(void **state)
     talk_drain(&talk);
 }
 
+/* What a server says behind a 204 is not taken for the next answer. */
+static void test_a_204_with_a_body(void **state)
+{
+    static const char *const asks[] = {"{\"do\":\"late_204\"}", "{\"a\":1}"};
+    struct talk talk;
+    struct frame frame;
+
+    (void)state;
+    talk_load(&talk, "");
+    for (uint64_t id = 1; id <= 8; id++) {
+        talk_req(&talk, id, false, asks[1 - id % 2]);
+        talk_want(&talk, FRAME_EVT, &frame);
+        if (frame.evt.kind != FRAME_EVT_OUTPUT)
+            fail_msg("%.*s", (int)frame.evt.text.size, frame.evt.text.text);
+        assert_int_equal(frame.evt.http_status, id % 2 == 1 ? 204 : 200);
+        assert_int_equal(frame.evt.data.size == 0, id % 2 == 1);
+    }
+    talk_drain(&talk);
+}
+
 static void test_statuses_have_classes(void **state)
 {
     static const struct {
@@ -442,6 +462,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_answers),
+        cmocka_unit_test(test_a_204_with_a_body),
         cmocka_unit_test(test_statuses_have_classes),
         cmocka_unit_test(test_stream_comes_in_pieces_and_whole),
         cmocka_unit_test(test_a_slow_worker_holds_the_server_up),

@@ -122,6 +122,13 @@ class Model(BaseHTTPRequestHandler):
             "id": self.headers.get("x-baseten-request-id"), "trace": self.headers.get("traceparent"),
             "peer": self.client_address[1], "env": os.environ.get("GREETING")})
 
+    def do_late_204_order(self, order, body):
+        self.send_response(204)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+        time.sleep(0.05)
+        self.wfile.write(b"abc")
+
     def do_status_order(self, order, body):
         self.answer(order["status"], order.get("body", {"detail": "as ordered"}),
                     order.get("kind", "application/json"), order.get("headers", {}).items())
