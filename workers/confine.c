@@ -346,14 +346,11 @@ int confine_main(int argc, char **argv)
     struct err err;
     int operand, r;
 
-    if (log_open(&options, &err) < 0 ||
-        settings_parse(&confine_program, argc, argv, &settings, &operand, &outcome, &err) < 0) {
-        log_error("confine_failed", LOG_ERR(&err));
-        return CONFINE_EXIT;
-    }
-    if (outcome == SETTINGS_QUIT)
-        return 0;
-    r = run(&settings, argv + operand, &err);
+    r = log_open(&options, &err);
+    if (r == 0)
+        r = settings_parse(&confine_program, argc, argv, &settings, &operand, &outcome, &err);
+    if (r == 0 && outcome == SETTINGS_RUN)
+        r = run(&settings, argv + operand, &err);
     settings_free(&confine_program, &settings);
     if (r == 0)
         return 0;

@@ -476,6 +476,16 @@ static void test_bad_use(void **state)
     }
 }
 
+static void test_help(void **state)
+{
+    static const char *const more[] = {"--help", NULL};
+    struct world *world = *state;
+
+    assert_int_equal(run(world, more, "echo it-ran"), 0); /* a leak would say 23 */
+    want_said(world, "--network");
+    assert_null(strstr(world->said, "it-ran"));
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -491,6 +501,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(test_a_stopped_keeper_ends, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_groups_of_the_dead_are_swept, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_bad_use, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_help, world_open, world_close),
     };
 
     if (argc > 1 && strcmp(argv[1], "confine") == 0)
