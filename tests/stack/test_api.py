@@ -11,12 +11,20 @@ import hashlib
 import http.client
 import io
 import json
+import os
+import signal
 import subprocess
 import tarfile
 import urllib.parse
 
 import pytest
+from conftest import run_stack
 from stack import wait_until
+
+
+@pytest.fixture(scope="module")
+def stack(request):
+    yield from run_stack(request, env={"HEADRACE_LOAD_TIMEOUT": "4s"})
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +133,22 @@ def test_environment_not_ready_is_503(platform):
     reply = platform.http("POST", "/model/never/production/async_predict", {"model_input": {}})
     assert made.status == 201 and reply.status == 503
     assert reply.json["error_code"] == "model_not_ready" and reply.headers["retry-after"]
+
+
+def test_a_load_that_says_nothing_is_ended(platform):
+    before = set(platform.pids("host-c"))
+    slow = json.dumps({"engine": "sim", "settings": {"load_ms": 600000}}).encode()
+    made = push(platform, "silent", make_tar({"headrace.json": slow})).json
+    (host,) = wait_until("its host", lambda: set(platform.pids("host-c")) - before)
+    os.kill(host, signal.SIGSTOP)
+
+    def failed():
+        ((status, reason),) = platform.sql(
+            "SELECT status, status_reason FROM headrace.deployment WHERE id = :'a1'", made["id"])
+        return reason if status == "DEPLOY_FAILED" else None
+
+    assert "said nothing for 4 s while it was loaded (load_timeout)" in wait_until("it to fail", failed, 30)
+    assert platform.http("DELETE", "/v1/models/silent").json["deleted"] is True
 
 
 def test_every_packing_is_taken(platform):
