@@ -49,14 +49,11 @@ static char *name_of_folder(const char *folder)
 }
 
 /* config.yaml's model_name, where it can be a name here; NULL: it has none. The caller frees. */
-static char *name_of_config(const char *settings)
+static char *name_of_config(const char *name)
 {
     static const char good[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._";
-    OWNED(client_json_free) json_t *root = json_loads(settings, 0, NULL);
-    const json_t *config = json_object_get(root, "truss");
-    const char *name = json_string_value(json_object_get(config, "model_name"));
 
-    if (name == NULL || *name == '\0')
+    if (name == NULL)
         return NULL;
     if (strlen(name) <= 64 && strspn(name, good) == strlen(name))
         return xstrdup(name);
@@ -84,7 +81,7 @@ static int check_folder(const char *folder, char **name, struct err *err)
         return r;
     (void)fprintf(stderr, "engine %s: %s\n", plan.engine, plan.why);
     if (*name == NULL)
-        *name = name_of_config(plan.settings);
+        *name = name_of_config(plan.name);
     if (*name == NULL)
         *name = name_of_folder(folder);
     warnings = plan.warnings == NULL ? NULL : json_loads(plan.warnings, 0, NULL);

@@ -328,8 +328,8 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
 
 void model_plan_done(struct model_plan *plan)
 {
-    free(plan->warnings);
-    plan->warnings = NULL;
+    mem_free(&plan->warnings);
+    mem_free(&plan->name);
     mem_free(&plan->settings);
 }
 

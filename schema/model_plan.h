@@ -61,6 +61,7 @@ struct model_plan {
     uint32_t slot_count, replica_count;
     char *settings; /* a JSON object, the engine's own */
     char *warnings; /* a JSON array of texts, what has no effect here; NULL: none */
+    char *name;     /* model_name of config.yaml; NULL: it has none */
     char why[256];  /* one line: what decided */
 };
 void model_plan_done(struct model_plan *plan);

@@ -293,8 +293,10 @@ static int check_kind(const struct key *key, json_t *value, struct err *err)
     case KIND_INT:
     case KIND_INT_OR_NULL:
         return check_whole(key, value, err);
-    case KIND_NUMBER:
-        return json_is_number(value) ? 0 : refuse(key, "a number", err);
+    case KIND_NUMBER: /* of seconds */
+        return json_is_number(value) && json_number_value(value) > 0
+                   ? 0
+                   : refuse(key, "a number over 0", err);
     case KIND_BOOL:
     case KIND_BOOL_OR_NULL:
         return json_is_boolean(value) ? 0 : refuse(key, "true or false", err);
@@ -459,6 +461,23 @@ static void warn_reserved(struct truss_config *config)
     }
 }
 
+/* Frames between a server and its clients are nobody's but theirs. */
+static void warn_pings(struct truss_config *config)
+{
+    static const char *const names[] = {"ping_interval_seconds", "ping_timeout_seconds"};
+    const json_t *runtime = json_object_get(config->config, "runtime");
+
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        OWNED(mem_free) char *text = NULL;
+
+        if (json_object_get(json_object_get(runtime, "transport"), names[i]) == NULL)
+            continue;
+        text = xasprintf("runtime.transport.%s: without effect, a server pings its clients itself",
+                         names[i]);
+        (void)json_array_append_new(config->warnings, json_string(text));
+    }
+}
+
 /* A value in the file is kept as it stands, for everybody who may see the deployment. */
 static void warn_open_secrets(struct truss_config *config)
 {
@@ -480,7 +499,6 @@ static void warn_open_secrets(struct truss_config *config)
 
 static int check_python_code(const struct truss_config *config, struct err *err)
 {
-    const char *transport = text_at(config->config, "runtime", "transport", "kind");
     const char *server = text_at(config->config, "build", "model_server", NULL);
     const char *image = text_at(config->config, "base_image", "image", NULL);
 
@@ -488,10 +506,6 @@ static int check_python_code(const struct truss_config *config, struct err *err)
         return err_set(err, ERR_UNSUPPORTED,
                        "config.yaml: base_image is not honoured: Python code runs in a virtual "
                        "environment on the machine itself; only docker_server has an image");
-    if (strcmp(transport, "http") != 0)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "config.yaml: runtime.transport.kind is '%s'; Python code is served by http",
-                       transport);
     if (strcmp(server, "TrussServer") != 0)
         return err_set(err, ERR_UNSUPPORTED,
                        "config.yaml: build.model_server is '%s': TensorRT engines are not built",
@@ -564,8 +578,10 @@ static int conclude(struct truss_config *config, struct err *err)
     (void)json_object_set_new(resources, "use_gpu", json_boolean(config->accelerator));
     warn_reserved(config);
     warn_open_secrets(config);
-    if (json_is_object(json_object_get(config->config, "docker_server")))
+    if (json_is_object(json_object_get(config->config, "docker_server"))) {
+        warn_pings(config);
         return lift_server(config, err);
+    }
     return check_python_code(config, err);
 }
 

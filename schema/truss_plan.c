@@ -79,7 +79,7 @@ int truss_plan_make(const struct model_facts *facts, struct model_plan *plan, js
                     struct err *err)
 {
     OWNED(truss_config_done) struct truss_config truss = {0};
-    const char *engine;
+    const char *engine, *name;
     char *dumped;
     int r = truss_config_parse(facts->config_yaml, strlen(facts->config_yaml), &truss, err);
 
@@ -100,6 +100,8 @@ int truss_plan_make(const struct model_facts *facts, struct model_plan *plan, js
     if (r < 0)
         return r;
     plan->warnings = json_dumps(truss.warnings, JSON_COMPACT);
+    name = json_string_value(json_object_get(truss.config, "model_name"));
+    plan->name = name == NULL || *name == '\0' ? NULL : xstrdup(name);
     dumped = json_dumps(settings, JSON_COMPACT);
     if (dumped == NULL || strlen(dumped) > TRUSS_SETTINGS_SIZE_MAX)
         r = err_set(err, ERR_TOO_BIG, "config.yaml has %zu bytes as JSON, the limit is %d",

@@ -138,6 +138,12 @@ static const struct {
     {"runtime: {num_workers: 2}", ERR_RANGE, "is 2; it must be 1 to 1"},
     {"runtime: 7", ERR_RANGE, "runtime must be a mapping"},
     {"runtime: {transport: {kind: grpc}}", ERR_UNSUPPORTED, "only http and websocket are served"},
+    {"runtime: {transport: {kind: websocket, ping_interval_seconds: 0.5}}", 0, NULL},
+    {"runtime: {transport: {kind: websocket, ping_timeout_seconds: 0}}", ERR_RANGE,
+     "a number over 0"},
+    {"runtime: {is_websocket_endpoint: true}", 0, NULL},
+    {SERVER "\nruntime: {transport: {kind: websocket, ping_timeout_seconds: 9}}", 0,
+     "pings its clients itself"},
     {"runtime: {egress_restrictions: {ip_allow_list: []}}", ERR_UNSUPPORTED, "egress_restrictions"},
     {"runtime: {remote_ssh: {enabled: true}}", ERR_UNSUPPORTED, "no SSH"},
     {"runtime: {health_checks: {restart_threshold_seconds: 5}}", ERR_RANGE, "10 to 3000"},
@@ -250,6 +256,7 @@ static void test_plans(void **state)
         {"resources: {accelerator: T4}", NULL, true, "python", "cuda", NULL, 1},
         {"resources: {accelerator: T4}", "{\"device\":\"cpu\",\"slots\":3}", true, "python", "cpu",
          NULL, 3},
+        {"model_name: Web-1\n" SERVER, NULL, false, "server", "cpu", NULL, 8},
         {"model_name: x", "{\"settings\":{\"python\":\"exact\"}}", true, "python", "cpu", NULL, 1},
         {"model_name: x", "{\"settings\":{\"python\":\"any\"}}", true, NULL, NULL, "exact", 0},
         {"model_name: x", "{\"settings\":{\"pyton\":\"exact\"}}", true, NULL, NULL, "unknown", 0},
@@ -280,6 +287,10 @@ static void test_plans(void **state)
         assert_string_equal(plan.engine, rows[i].engine);
         assert_string_equal(plan.device, rows[i].device);
         assert_int_equal(plan.slot_count, rows[i].slots);
+        if (strncmp(rows[i].yaml, "model_name: ", 12) != 0)
+            assert_null(plan.name);
+        else
+            assert_int_equal(strncmp(plan.name, rows[i].yaml + 12, strlen(plan.name)), 0);
     }
 }
 
