@@ -184,6 +184,16 @@ class Host:
         os.close(fd)
         return self.last_id
 
+    def send_tunnel(self, body, sock, **fields):
+        """A request of a websocket, with its connection beside it."""
+        self.last_id += 1
+        assert self.link.flush()
+        raw = frames.encode(frames.REQ, dict(fields, id=self.last_id, input=body, tunnel=True))
+        beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        assert self.link.sock.sendmsg([raw], beside) == len(raw)
+        sock.close()
+        return self.last_id
+
     def answer(self, id, seconds=WAIT_SECONDS):
         while id not in self.finals:
             got = self.next(seconds)

@@ -9,11 +9,12 @@ import unittest
 import drive
 from headrace_host import errors, frames
 
-VENDORED = {  # msgpack 1.1.0, the version that the Truss server pins; verbatim
-    "__init__.py": "ade45a88eb44cd28cf9ebed3a718e022f6df967e6957ae8586b89c02cd9e0be8",
-    "exceptions.py": "7424d67a2f1da64accb100dc8d093be004e5f47b08047d326edf3338f36a3187",
-    "ext.py": "92d789bf4de7f6d633779a28df1628a554e8e2f45a031a27050409857a21659a",
-    "fallback.py": "d20d4fce9d2fb66044989e70f45decffe24c55444ff114b81b571ce5345a02c2",
+VENDORED = {  # msgpack 1.1.0, the version that the Truss server pins, and of wsproto 1.2.0; verbatim
+    "msgpack/__init__.py": "ade45a88eb44cd28cf9ebed3a718e022f6df967e6957ae8586b89c02cd9e0be8",
+    "msgpack/exceptions.py": "7424d67a2f1da64accb100dc8d093be004e5f47b08047d326edf3338f36a3187",
+    "msgpack/ext.py": "92d789bf4de7f6d633779a28df1628a554e8e2f45a031a27050409857a21659a",
+    "msgpack/fallback.py": "d20d4fce9d2fb66044989e70f45decffe24c55444ff114b81b571ce5345a02c2",
+    "wsproto/frame_protocol.py": "079a7fc11ab9e20bd38a17a06c9dfd46438dadd86d8a9a180c4898abde417409",
 }
 
 
@@ -58,7 +59,7 @@ class Frames(unittest.TestCase):
         self.assertLessEqual(len(frames.cut("ä" * 100, 20).encode()), 20)
 
     def test_vendored_files_are_verbatim(self):
-        folder = os.path.join(drive.PROGRAM, "headrace_host", "msgpack")
+        folder = os.path.join(drive.PROGRAM, "headrace_host")
         for name, digest in VENDORED.items():
             with open(os.path.join(folder, name), "rb") as file:
                 self.assertEqual(hashlib.sha256(file.read()).hexdigest(), digest, name)

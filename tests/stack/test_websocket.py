@@ -26,11 +26,12 @@ SLOTS = 120
 @pytest.fixture(scope="module")
 def stack(request):
     yield from run_stack(request, env={"HEADRACE_ISOLATION_READ": f"{DEPS}/venv-tests", "HEADRACE_RESTART_DELAY": "50ms",
-                                       "HEADRACE_WEBSOCKET_MESSAGE_MAX": "32MiB"})
+                                       "HEADRACE_WEBSOCKET_MESSAGE_MAX": "32MiB", "PIP_NO_INDEX": "1",
+                                       "PIP_FIND_LINKS": f"{DEPS}/wheels-truss", "PIP_NO_COMPILE": "1"})
 
 
 @pytest.fixture(scope="module")
-def server(stack, tmp_path_factory):
+def server(stack, truss, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     shutil.copy(ROOT / "tests/lib/websocket_model/server.py", folder)
     (folder / "headrace.json").write_text(json.dumps({"engine": "server", "slots": SLOTS, "settings": {
@@ -38,6 +39,12 @@ def server(stack, tmp_path_factory):
         "readiness_endpoint": "/health", "liveness_endpoint": "/health"}}))
     stack.push(folder, "chat")
     return "chat"
+
+
+@pytest.fixture(scope="module")
+def truss(stack):
+    """The deployment of an example, with fastapi's WebSocket; its environment is made while the server is tested."""
+    return stack.push(ROOT / "examples/truss/websocket", "words", wait=False).stdout.strip()
 
 
 def url(stack, model, route="production/websocket"):
@@ -130,6 +137,31 @@ def test_a_hundred_at_once(stack, server):
 
     everybody = asyncio.Barrier(100)
     asyncio.run(all_of_them())
+
+
+def test_a_truss(stack, truss):
+    stack.wait_active(truss, 120)
+    truss = "words"
+    with call(stack, truss) as socket:
+        for message, words in (("to be or not", 4), (b"to be", 2), ("x " * 100000, 100000)):
+            socket.send(message)
+            assert json.loads(socket.recv(timeout=60))["words"] == words
+        job = job_of(socket)
+        socket.send("bye")
+        assert closed_with(socket) == (4000, "bye")
+    assert ended(stack, job) == "SUCCEEDED"
+    said = stack.result(job).json
+    assert (said["close_code"], said["closed_by"], said["client_messages"]) == (4000, "model", 4)
+    with call(stack, truss) as socket:
+        job = job_of(socket)
+        assert stack.cancel(job).status == 200
+        assert closed_with(socket) == (1001, "the request was canceled")
+    assert ended(stack, job) == "CANCELED"
+    with call(stack, truss) as socket:
+        job = job_of(socket)
+        stack.kill("worker")
+        assert closed_with(socket) == (1011, "the worker was lost")
+    assert ended(stack, job) == "CANCELED"
 
 
 # --- what is refused ----------------------------------------------------------------------------------

@@ -388,7 +388,7 @@ def tree_paths(root):
 
 
 # Somebody else's files, verbatim; tests/python/test_frames.py has their digests.
-VENDORED = ("workers/host_py/headrace_host/msgpack/",)
+VENDORED = ("workers/host_py/headrace_host/msgpack/", "workers/host_py/headrace_host/wsproto/")
 
 
 def tree_read(root):

@@ -48,6 +48,14 @@ class Disconnected(Exception):
     """Nobody waits for the answer any more."""
 
 
+class Unreachable(Exception):
+    """The gateway of a websocket cannot be dialed: another worker, or another time, may do better."""
+
+
+class Left(Exception):
+    """Nobody waits for a websocket at its gateway any more."""
+
+
 class StreamGap(Exception):
     """The next piece of a stream took too long."""
 
@@ -74,6 +82,10 @@ def status_of(error):
         return 404, str(error)
     if isinstance(error, Disconnected):
         return 499, str(error)
+    if isinstance(error, Unreachable):
+        return 503, str(error)
+    if isinstance(error, Left):
+        return 410, str(error)
     if isinstance(error, StreamGap):
         return 504, str(error)
     if is_a(error, "fastapi", "HTTPException"):

@@ -19,6 +19,7 @@ class Call:
         self.number = fields.get("number", 0)
         self.stream = bool(fields.get("stream"))
         self.trace = fields.get("trace", "")
+        self.tunnel = fields.get("tunnel")  # of a websocket: a socket
         self.job = id_text(fields.get("job")) or str(self.id)
         # What its model calls belongs to the same run of a chain; a job of none begins one.
         self.run = id_text(fields.get("run")) or self.job

@@ -16,7 +16,7 @@ import re
 import sys
 import time
 
-from . import bodies, errors, frames, methods, requests
+from . import bodies, errors, frames, methods, requests, sockets
 
 THREADS_MIN = 4
 
@@ -72,6 +72,7 @@ class Runner:
         self.methods = methods_found
         self.semaphore = asyncio.Semaphore(concurrency)
         self.stream_gap_s = stream_gap_s
+        self.pings = (sockets.PING_SECONDS, sockets.PING_SECONDS)  # interval and timeout, of websockets
         self.pool = concurrent.futures.ThreadPoolExecutor(
             max(slots, concurrency) + THREADS_MIN, thread_name_prefix="model"
         )
@@ -90,7 +91,7 @@ class Runner:
             raise error
         return value
 
-    async def _await(self, call, awaitable):
+    async def interruptible(self, call, awaitable):
         """Lets a cancel in while the model's own async code runs."""
         call.interruptible = True
         try:
@@ -99,7 +100,7 @@ class Runner:
             call.interruptible = False
 
     @contextlib.contextmanager
-    def _intercept(self, call, keep=False):
+    def intercept(self, call, keep=False):
         """What the model's code raises is logged, and is a UserCodeError; keep: what it was."""
         try:
             yield
@@ -122,11 +123,11 @@ class Runner:
     async def _execute(self, call, method, inputs, request):
         call.check(method.name)
         arguments = method.arguments_of(inputs, request)
-        with self._intercept(call):
+        with self.intercept(call):
             if method.is_generator:
                 return method.call(*arguments)
             if method.is_async:
-                return await self._await(call, method.call(*arguments))
+                return await self.interruptible(call, method.call(*arguments))
             return await self._in_thread(method.call, *arguments)
 
     # ---- streams ----
@@ -140,9 +141,9 @@ class Runner:
                 if call.canceled.is_set():
                     raise errors.Disconnected("Client disconnected while it was answered.")
                 begun = time.monotonic()
-                with self._intercept(call, keep):
+                with self.intercept(call, keep):
                     if is_async:
-                        piece = await self._await(call, self._next(generator, done))
+                        piece = await self.interruptible(call, self._next(generator, done))
                     else:
                         piece = await self._in_thread(next, generator, done)
                 if piece is done:
@@ -207,7 +208,7 @@ class Runner:
 
         async def take(piece):
             if not isinstance(piece, (bytes, bytearray, memoryview)):
-                with self._intercept(call):
+                with self.intercept(call):
                     piece = piece.encode("utf-8")
             whole.add(piece)
             if call.stream:
@@ -256,8 +257,8 @@ class Runner:
             await call.canceled.wait()
             return {"type": "http.disconnect"}
 
-        with self._intercept(call):
-            await self._await(call, response(request.scope, receive, send))
+        with self.intercept(call):
+            await self.interruptible(call, response(request.scope, receive, send))
         if call.canceled.is_set():
             raise errors.Disconnected("Client disconnected while it was answered.")
         return Answer(whole.bytes(), media_type(), start["status"])
@@ -273,7 +274,7 @@ class Runner:
         found = self.methods
         if found.preprocess is not None:
             inputs = await self._execute(call, found.preprocess, inputs, request)
-        await self._await(call, self.semaphore.acquire())
+        await self.interruptible(call, self.semaphore.acquire())
         begun = time.monotonic()
         try:
             result = await self._execute(call, found.predict, inputs, request)
@@ -358,6 +359,11 @@ class Runner:
 
     async def answer(self, call, emit):
         """emit(bytes, media type) is awaited for each piece of a stream."""
+        if call.method == sockets.METHOD:
+            said = await sockets.answer(self, call)
+            if said is None:
+                return Answer(b'{"detail":"Not Found"}', bodies.JSON, 404)
+            return Answer(said, bodies.JSON)
         found = [name for pattern, name in ROUTES if pattern.fullmatch(call.path)]
         for name in found:
             if name not in PROBES and call.method == "POST":

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 
-from . import errors, frames, logs, model, msgpack, place, requests, run
+from . import errors, frames, logs, model, msgpack, place, requests, run, sockets
 from .link import Gone, Link, read_fd
 
 UNSENT_MAX = 4 << 20  # a stream waits for the worker beyond it
@@ -304,6 +304,11 @@ class Host:
         slots = self.load.get("req_count_max") or concurrency
         gap_s = runtime.get("streaming_read_timeout") or 60
         self.runner = run.Runner(found, concurrency, gap_s, slots)
+        transport = runtime.get("transport") or {}
+        self.runner.pings = tuple(
+            transport.get(name) or sockets.PING_SECONDS
+            for name in ("ping_interval_seconds", "ping_timeout_seconds")
+        )
         self.granted = slots
         self.send(
             frames.READY,
