@@ -456,8 +456,7 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
     OWNED(buf_done) struct buf cert = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     OWNED(buf_done) struct buf key = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     uint32_t longest_ms = options->idle_timeout_ms;
-    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE |
-                     MHD_USE_ERROR_LOG;
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
     struct MHD_OptionItem tls[] = {
         {MHD_OPTION_HTTPS_MEM_CERT, 0, NULL},
         {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL},
@@ -475,6 +474,8 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
         tls[0].ptr_value = (void *)(uintptr_t)buf_text(&cert);
         tls[1].ptr_value = (void *)(uintptr_t)buf_text(&key);
         flags |= MHD_USE_TLS;
+    } else {
+        flags |= MHD_ALLOW_UPGRADE;
     }
     if (longest_ms < options->body_timeout_ms)
         longest_ms = options->body_timeout_ms;

@@ -47,6 +47,7 @@ struct http_upgraded *http_request_upgrade(struct http_request **request_p,
     struct http_upgraded *upgraded;
     struct MHD_Response *response;
 
+    assert(!request->server->is_tls);
     if (!request_is_open(request)) {
         request_end(request, 0, NULL);
         return NULL;

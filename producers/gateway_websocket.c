@@ -108,6 +108,12 @@ void websocket_begin(struct call *call)
     const char *text;
     int status = websocket_ask_check(&ask, &text);
 
+    if (status == 0 && call->gateway->settings.tls_cert[0] != '\0') {
+        status = 501;
+        text =
+            "websockets are not served over the gateway's own TLS: a proxy in front of it can end "
+            "TLS for them";
+    }
     if (status == 0 && strcmp(http_request_method(call->request), "GET") != 0) {
         status = 400;
         text = "a websocket's handshake is a GET";
@@ -393,7 +399,7 @@ static void on_open(void *opaque, int fd, const void *bytes, size_t size)
     int on = 1;
     struct err err;
 
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)); /* none under TLS */
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     websocket->state = OPEN;
     websocket->opened_ms = loop_now_ms(websocket->gateway->loop);
     count_open(websocket, 1);

@@ -4,6 +4,7 @@
 Method: certificates made here; a second gateway beside a stack's own; Python's ssl as the client.
 """
 
+import http.client
 import signal
 import socket
 import ssl
@@ -58,6 +59,17 @@ def test_client_that_verifies_gets_its_job_done(world, certificates):
         assert stack.wait_final(answer["request_id"])["status"] == "SUCCEEDED"
     assert client.connection.sock.version() in ("TLSv1.2", "TLSv1.3")
     client.close()
+
+
+def test_a_websocket_is_refused_by_name(world, certificates):
+    stack, gateway, _ = world
+    link = http.client.HTTPSConnection("localhost", gateway.port, context=context(certificates), timeout=30)
+    link.request("GET", "/model/sim/production/websocket", headers={
+        "Authorization": f"Bearer {stack.key}", "Connection": "Upgrade", "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    reply = link.getresponse()
+    assert reply.status == 501 and b"proxy" in reply.read()
+    link.close()
 
 
 def test_who_cannot_verify_it_does_not_talk_to_it(world, certificates):
