@@ -65,7 +65,7 @@ CREATE INDEX job_deadline ON job (shard, least(start_deadline_at, total_deadline
 -- What a takeover must know at once: running, or waiting with attempts behind it.
 CREATE INDEX job_live ON job (shard) WHERE state = 2 OR (state = 1 AND attempt_count > 0);
 -- The newest dead jobs of a model.
-CREATE INDEX job_failed ON job (model, id) WHERE state = 4;
+CREATE INDEX job_dead ON job (model, id) WHERE state IN (4, 5);
 
 -- Inputs up to the inline limit, while the job is not final, and of jobs that failed or expired (replay).
 CREATE TABLE job_input (
