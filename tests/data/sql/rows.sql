@@ -145,6 +145,13 @@ SELECT id, kind = 'cancel', 1, 1, CASE kind WHEN 'cancel' THEN '' ELSE 'the job 
 INSERT INTO switch (tenant, kind, value, reason, created_by) VALUES ('acme', 'tag', 'exp-7', 'it fills the disk', 'ops');
 INSERT INTO secret (tenant, name, id, sealed, updated_at) VALUES
     ('acme', 'hf_token', 's1', '\x00', now() - interval '10 minutes'), ('globex', 'db', 's2', '\x00', now());
+INSERT INTO schedule (tenant, name, model_id, environment, body, cron, zone, next_at, created_by) VALUES
+    ('acme', 'report', 'm-sum', 'production', '{"model_input":{}}', '0 7 * * mon-fri', 'Europe/Berlin',
+     now() + interval '1 day', 'hr_acme1');
+INSERT INTO schedule_tick (schedule_id, tick_at, due_at, state, done_at, reason)
+SELECT id, now() - n * interval '1 day', now() - n * interval '1 day', CASE n WHEN 1 THEN 'REFUSED' ELSE 'SUBMITTED' END,
+       now() - n * interval '1 day', CASE n WHEN 1 THEN 'model ''m-sum'' is switched off' ELSE '' END
+  FROM schedule, generate_series(1, 2) n;
 INSERT INTO audit (tenant, actor, action, target) VALUES
     ('acme', 'hr_acme1', 'MODEL_DEPLOYED', 'd-sum2'), ('globex', 'hr_glob1', 'MODEL_DEPLOYED', 'd-emb'),
     ('acme', 'ops', 'JOB_PRIORITY_ASKED', 'x');
