@@ -78,7 +78,7 @@ struct target {
 struct run {
     UT_hash_handle hh; /* by id */
     struct coordinator *coordinator;
-    uint64_t id, limit_ms;
+    uint64_t id, limit_ms, number;
     struct wire_id job;
     char job_text[JOB_ID_TEXT_SIZE], tenant[CHAIN_NAME_SIZE], trace[64];
     json_t *input;

@@ -4,9 +4,11 @@
 //   node bullmq.mjs worker  redis://HOST:PORT CONCURRENCY
 //   node bullmq.mjs peak    redis://HOST:PORT JOBS IN_FLIGHT
 //   node bullmq.mjs latency redis://HOST:PORT RATE SECONDS
-import { Queue, QueueEvents, Worker } from 'bullmq';
+//   node bullmq.mjs chain   redis://HOST:PORT STEPS RUNS     a flow: each job is the parent of the one before it
+//   node bullmq.mjs fan     redis://HOST:PORT WIDTH RUNS     a parent of so many children
+import { FlowProducer, Queue, QueueEvents, Worker } from 'bullmq';
 import Redis from 'ioredis';
-import { input, latency, main, peak } from './common.mjs';
+import { input, latency, main, peak, turns } from './common.mjs';
 
 const name = 'bench';
 const connect = (url) => ({ host: new URL(url).hostname, port: Number(new URL(url).port), maxRetriesPerRequest: null });
@@ -32,4 +34,25 @@ function runLatency(url, rate, seconds) {
     });
 }
 
-await main(worker, runPeak, runLatency);
+const one = () => ({ name: 'n', queueName: name, data: { input } });
+
+function steps(length) {
+    let flow = one();
+    for (let i = 1; i < length; i++) flow = { ...one(), children: [flow] };
+    return flow;
+}
+
+const children = (width) => ({ ...one(), children: Array.from({ length: width }, one) });
+
+const runFlow = (make) => (url, size, runs) => {
+    const connection = connect(url);
+    return turns(runs, async (done) => {
+        const flows = new FlowProducer({ connection });
+        const events = new QueueEvents(name, { connection });
+        await events.waitUntilReady();
+        events.on('completed', ({ jobId }) => done(jobId));
+        return (jobId) => flows.add({ ...make(size), opts: { jobId } });
+    });
+};
+
+await main(worker, { peak: runPeak, latency: runLatency, chain: runFlow(steps), fan: runFlow(children) });

@@ -3,6 +3,8 @@
 
     python celery_tasks.py peak    redis://HOST:PORT JOBS PRODUCERS
     python celery_tasks.py latency redis://HOST:PORT RATE SECONDS
+    python celery_tasks.py chain   redis://HOST:PORT STEPS RUNS
+    python celery_tasks.py fan     redis://HOST:PORT WIDTH RUNS     a chord
 
 Its worker is `celery -A celery_tasks worker`, with the broker's address in CELERY_PEER_URL.
 """
@@ -14,7 +16,7 @@ import sys
 import threading
 import time
 
-from celery import Celery
+from celery import Celery, chain, chord
 
 URL = sys.argv[2] if __name__ == "__main__" else os.environ["CELERY_PEER_URL"]
 INPUT = "x" * 256
@@ -26,6 +28,26 @@ app.conf.update(worker_prefetch_multiplier=64, broker_pool_limit=10, worker_send
 @app.task(name="bench")
 def bench(text):
     return {"output": text}
+
+
+def turns(runs, make):
+    """One after the other, with a pause between: how long each took."""
+    found = []
+    for _ in range(runs):
+        time.sleep(0.02)
+        began = time.monotonic()
+        make().get(timeout=60)
+        found.append((time.monotonic() - began) * 1e3)
+    return {"ms": found}
+
+
+def run_chain(length, runs):
+    signatures = [bench.s(INPUT)] + [bench.s() for _ in range(length - 1)]
+    return turns(runs, chain(*signatures))
+
+
+def run_fan(width, runs):
+    return turns(runs, lambda: chord([bench.s(INPUT) for _ in range(width)])(bench.s()))
 
 
 def produce(count):
@@ -78,5 +100,5 @@ def latency(rate, seconds):
 
 
 if __name__ == "__main__":
-    run = {"peak": peak, "latency": latency}[sys.argv[1]]
+    run = {"peak": peak, "latency": latency, "chain": run_chain, "fan": run_fan}[sys.argv[1]]
     print(json.dumps(run(int(sys.argv[3]), int(sys.argv[4]))))

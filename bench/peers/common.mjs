@@ -48,11 +48,26 @@ export async function latency(rate, seconds, open) {
     return { sent: all.length, delivered: results.length, ...percentiles(submits, 'submit'), ...percentiles(results, 'result') };
 }
 
-// node DRIVER worker|peak|latency URL NUMBER NUMBER; a load prints one JSON object.
-export async function main(worker, runPeak, runLatency) {
+// One after the other, with a pause between: how long each took. add(id) and done(id) as above.
+export async function turns(runs, open) {
+    const waiting = new Map(), ms = [];
+    const add = await open((id) => waiting.get(String(id))?.());
+    for (let i = 0; i < runs; i++) {
+        await sleep(20);
+        const id = `${process.pid}-${i}`, began = now();
+        const done = new Promise((resolve) => waiting.set(id, resolve));
+        await add(id);
+        await done;
+        ms.push(now() - began);
+        waiting.delete(id);
+    }
+    return { ms };
+}
+
+// node DRIVER worker|LOAD URL NUMBER NUMBER, where loads are peak, latency and more; each prints one JSON object.
+export async function main(worker, loads) {
     const [mode, url, first, second] = process.argv.slice(2);
     if (mode === 'worker') return worker(url, Number(first), second);
-    const run = mode === 'peak' ? runPeak : runLatency;
-    console.log(JSON.stringify(await run(url, Number(first), Number(second))));
+    console.log(JSON.stringify(await loads[mode](url, Number(first), Number(second))));
     process.exit(0);
 }

@@ -49,4 +49,4 @@ async function runLatency(url, rate, seconds) {
     });
 }
 
-await main(worker, runPeak, runLatency);
+await main(worker, { peak: runPeak, latency: runLatency });

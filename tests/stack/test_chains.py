@@ -360,7 +360,7 @@ def test_random_kills(stack):
 
 
 def test_a_run_that_nothing_moves_is_stuck(stack):
-    """Its coordinator is held, so that it finds losses of it as it begins: five, of eleven minutes."""
+    """Its coordinator is held and killed, and the next one finds more losses: of eleven minutes."""
     host = coordinator_of(stack, "slowly")
     os.kill(host, signal.SIGSTOP)
     try:
@@ -369,7 +369,7 @@ def test_a_run_that_nothing_moves_is_stuck(stack):
         stack.sql("INSERT INTO headrace.attempt (job_id, token, boot, ended_at, round, number, error_class, worker) "
                   "SELECT :'a1', n, 1, now() + n * interval '165 seconds', 1, n, 16, 'w' FROM generate_series(0, 4) n", run)
     finally:
-        os.kill(host, signal.SIGCONT)
+        os.kill(host, signal.SIGKILL)
     assert "it has lost five coordinators in ten minutes" in error_of(stack, run, ["run_stuck", "poison"])
     assert steps_of(stack, run) == []
 

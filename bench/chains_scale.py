@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bench/run chains-scale`: large maps, long runs and many at once, and the memory of the coordinator.
+
+A map of 100,000 items; a run of 10,000 jobs, 50 steps of 200 items one after the other; 1,000 runs of three steps that
+are all under way at once. Memory is the most that the coordinator's process has had (VmHWM). It ends with an error
+when a run does not succeed or a step has not exactly one result.
+"""
+
+import time
+
+from chain_kills import hosts_of, workers_of
+
+TEXT = "x" * 16
+WIDE, LONG_STEPS, LONG_ITEMS, MANY, SLEEP_MS = 100000, 50, 200, 1000, 20000
+
+
+def chains():
+    wide = {"steps": {"each": {"model": "step", "map": "{{input.items}}", "max_parallel": 512, "input": "{{item}}"},
+                      "join": {"model": "step", "input": "{{steps.each.output.99999.output}}"}},
+            "output": "{{steps.join.output.output}}"}
+    steps = {}
+    for n in range(LONG_STEPS):
+        steps[f"s{n}"] = {"model": "step", "map": "{{input.items}}", "max_parallel": LONG_ITEMS,
+                          "input": "{{item}}", "needs": [f"s{n - 1}"] if n > 0 else []}
+    long = {"steps": steps, "output": "done"}
+    many = {"steps": {"a": {"model": "step", "input": 1}, "b": {"model": "slow", "input": "{{steps.a.output.output}}"},
+                      "c": {"model": "step", "input": "{{steps.b.output.output}}"}},
+            "output": "{{steps.c.output.output}}"}
+    return {"wide": wide, "long": long, "many": many}
+
+
+def memory_mb(stack, chain):
+    (pid,) = hosts_of(workers_of(stack, chain), "host-chain")
+    with open(f"/proc/{pid}/status", encoding="ascii") as lines:
+        found = {line.split()[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith("Vm")}
+    return found["VmHWM:"], found["VmRSS:"]
+
+
+def cpu_s(bench, stack, chain):
+    (pid,) = hosts_of(workers_of(stack, chain), "host-chain")
+    return bench.cpu_us(pid) / 1e6
+
+
+def begin(stack, chain, given):
+    reply = stack.http("POST", f"/chain/{chain}/production/async_run_remote", {"model_input": given})
+    assert reply.status == 201, reply
+    return reply.json["request_id"]
+
+
+def check(stack, ids, steps):
+    ((jobs, results),) = stack.sql(
+        "SELECT count(*), count(r.job_id) FROM headrace.chain_step s JOIN headrace.job j ON j.id = s.job_id AND j.state = 3 "
+        "LEFT JOIN headrace.job_result r ON r.job_id = s.job_id WHERE s.run_id = ANY (string_to_array(:'a1', ',')::uuid[])",
+        ",".join(ids))
+    assert int(jobs) == int(results) == steps, (jobs, results, steps)
+
+
+def wait(stack, run, seconds):
+    ended = stack.wait_final(run, seconds)
+    assert ended["status"] == "SUCCEEDED", (ended, stack.sql(
+        "SELECT error_message FROM headrace.job WHERE id = :'a1'", run))
+
+
+def tell(bench, stack, chain, what, jobs, began):
+    seconds = time.monotonic() - began
+    most, now = memory_mb(stack, chain)
+    print(f"| {what} | {seconds:.1f} | {jobs / seconds:,.0f} | {most:.0f} | {now:.0f} | "
+          f"{1e6 * cpu_s(bench, stack, chain) / jobs:.0f} |", flush=True)
+
+
+def run_one(bench, stack, chain, what, items, jobs):
+    began = time.monotonic()
+    run = begin(stack, chain, {"items": items})
+    wait(stack, run, 560)
+    tell(bench, stack, chain, what, jobs, began)
+    check(stack, [run], jobs)
+
+
+def run_many(bench, stack):
+    began = time.monotonic()
+    ids = [begin(stack, "many", {}) for _ in range(MANY)]
+    most = 0
+    while time.monotonic() - began < 300:
+        ((live, slow),) = stack.sql(
+            "SELECT count(*) FILTER (WHERE m.name = 'many'), count(*) FILTER (WHERE m.name = 'slow') FROM headrace.job j "
+            "JOIN headrace.model m ON m.id = j.model WHERE j.state IN (1, 2)")
+        most = max(most, min(int(live), int(slow)))
+        if live == "0":
+            break
+        time.sleep(0.5)
+    tell(bench, stack, "many", f"{MANY:,} runs of 3, {most} of them in their second step at once", 3 * MANY, began)
+    for one in ids:
+        wait(stack, one, 60)
+    check(stack, ids, 3 * MANY)
+
+
+def run(options, bench):
+    from stack import Stack
+
+    with Stack() as stack:
+        stack.push_sim("step", slots=256, test_mode=False)
+        stack.push_sim("slow", slots=1024, test_mode=False, service_ms=SLEEP_MS)
+        for name, chain in chains().items():
+            reply = stack.http("POST", f"/v1/models/{name}/deployments", {"engine": "chain", "settings": chain})
+            assert reply.status == 201, reply
+            stack.wait_active(reply.json["id"])
+        print(f"at the beginning: {memory_mb(stack, 'wide')[1]:.0f} MB\n")
+        print("| what | seconds | jobs/s | most memory of the coordinator, MB | after, MB | its core-µs a job |\n"
+              "| --- | ---: | ---: | ---: | ---: | ---: |")
+        parts = options.parts.split(",") if options.parts else ["many", "long", "wide"]
+        if "many" in parts:
+            run_many(bench, stack)
+        if "long" in parts:
+            run_one(bench, stack, "long", f"{LONG_STEPS} steps of {LONG_ITEMS} items", [TEXT] * LONG_ITEMS,
+                    LONG_STEPS * LONG_ITEMS)
+        if "wide" in parts:
+            run_one(bench, stack, "wide", f"a map of {WIDE:,} and a join", [TEXT] * WIDE, WIDE + 1)
