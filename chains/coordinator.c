@@ -11,6 +11,7 @@
 #include "schema/topics.h"
 
 #define SWEEP_MS 5000
+#define END_FIRST_MS 5000 /* a run ends by its own limit, and not by those of its jobs */
 #define SWEEP_SOON_MS 50
 #define SWEEP_LATER_MS 500
 #define CLOSED_MAX 1000
@@ -31,6 +32,11 @@ PG_STATEMENT(begin_losses,
              "$1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE WHEN j.state IN "
              "(1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM chain_step s JOIN job "
              "j ON j.id = s.job_id WHERE s.run_id = $1)");
+/* How long this round has been under way as an attempt begins: since its first one. */
+PG_STATEMENT(
+    begin_age,
+    "SELECT coalesce(extract(epoch FROM now() - min(a.started_at)) * 1000, 0)::bigint FROM "
+    "attempt a JOIN job r ON r.id = a.job_id AND r.round = a.round WHERE a.job_id = $1");
 
 /* ---- runs ---- */
 
@@ -43,6 +49,7 @@ static void run_free(struct run **run_p)
     HASH_DEL(run->coordinator->runs, run);
     while ((item = LIST_FIRST(&run->items)) != NULL)
         item_free(&item);
+    wait_forget(run);
     HASH_ITER(hh, run->known, known, next_known)
     {
         HASH_DEL(run->known, known);
@@ -142,7 +149,9 @@ static void run_evaluate(const struct run *run, struct plan_todo *todo)
 
 void run_pump(struct run *run)
 {
+    struct coordinator *coordinator = run->coordinator;
     struct plan_todo todo;
+    bool waits = false;
 
     while (plan_next(run->plan, &todo)) {
         switch (todo.type) {
@@ -156,11 +165,17 @@ void run_pump(struct run *run)
         case PLAN_EVALUATE:
             run_evaluate(run, &todo);
             break;
+        case PLAN_WAIT:
+            wait_begin(run, &todo);
+            waits = true;
+            break;
         case PLAN_FINISH:
             run_finish(run, &todo);
             return;
         }
     }
+    if (waits)
+        wait_tick(coordinator);
 }
 
 /* ---- begin ---- */
@@ -211,6 +226,20 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
     }
 }
 
+/* Its jobs have little longer than the run has. */
+static void run_set_end(struct run *run, const struct pg_answer *answer)
+{
+    uint64_t limit_ms = run->coordinator->chain->run_limit_ms;
+    uint64_t age_ms = limit_ms == 0 ? 0 : pg_u64(answer, run->number > 1 ? 3 : 2, 0, 0);
+    uint64_t left_ms = age_ms < limit_ms ? limit_ms - age_ms : 1;
+
+    if (limit_ms == 0)
+        return;
+    run->end_ms = loop_now_ms(run->coordinator->loop) + left_ms;
+    if (left_ms + END_FIRST_MS < run->limit_ms)
+        run->limit_ms = left_ms + END_FIRST_MS;
+}
+
 static void on_begun(void *opaque, const struct pg_answer *answer)
 {
     OWNED(mem_free) struct beginning *beginning = opaque;
@@ -242,6 +271,7 @@ static void on_begun(void *opaque, const struct pg_answer *answer)
     run->round = (uint32_t)pg_u64(answer, 0, 0, 2);
     run->again = run->again || pg_bool(answer, 0, 0, 4);
     run_read_known(run, answer);
+    run_set_end(run, answer);
     run->plan = plan_new(run->coordinator->chain, TAKE(run->input), run->job_text);
     run_pump(run);
     look_run(beginning->coordinator);
@@ -264,6 +294,10 @@ static int run_ask(struct run *run, struct err *err)
     pg_bind_id(batch, &run->job);
     if (run->number > 1) {
         pg_add(batch, &begin_losses);
+        pg_bind_id(batch, &run->job);
+    }
+    if (coordinator->chain->run_limit_ms != 0) {
+        pg_add(batch, &begin_age);
         pg_bind_id(batch, &run->job);
     }
     r = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_begun, beginning, err);
@@ -321,6 +355,29 @@ bool coordinator_cancel(struct coordinator *coordinator, uint64_t id)
 
 /* ---- life ---- */
 
+/* Those whose chain's limit is over: what still runs of them is canceled. */
+static void runs_end_late(struct coordinator *coordinator)
+{
+    uint64_t now_ms = loop_now_ms(coordinator->loop);
+    struct run *run, *next;
+    struct plan_todo todo;
+    char why[100];
+
+    if (coordinator->chain->run_limit_ms == 0)
+        return;
+    (void)snprintf(why, sizeof(why), "the run was not over after %llu s (timeout_seconds)",
+                   (unsigned long long)coordinator->chain->run_limit_ms / 1000);
+    HASH_ITER(hh, coordinator->runs, run, next)
+    {
+        if (run->plan == NULL || run->end_ms > now_ms)
+            continue;
+        plan_cancel(run->plan);
+        while (plan_next(run->plan, &todo))
+            item_cancel(run, todo.step, todo.item);
+        run_fail(&run, ERROR_CLASS_STEP_FAILED, why);
+    }
+}
+
 static void on_tick(void *opaque)
 {
     struct coordinator *coordinator = opaque;
@@ -331,6 +388,8 @@ static void on_tick(void *opaque)
         if (item->stage == ITEM_TO_SEND)
             item_send(item);
     }
+    runs_end_late(coordinator);
+    wait_tick(coordinator);
     look_run(coordinator);
     look_close(coordinator);
 }

@@ -3,7 +3,8 @@
 
 /*
  * Inside of the coordinator: coordinator.c (life, runs), coordinator_item.c (a job of a step: its
- * Submit, its outcome), coordinator_look.c (questions to the ledger).
+ * Submit, its outcome), coordinator_wait.c (steps that are no jobs), coordinator_look.c (questions
+ * to the ledger).
  */
 
 #include <sys/queue.h>
@@ -66,6 +67,7 @@ struct item {
     uint64_t look_ms, gap_ms;
 };
 LIST_HEAD(items, item);
+LIST_HEAD(waits, wait);
 
 struct target {
     char model[CHAIN_NAME_SIZE], deployment[CHAIN_NAME_SIZE], environment[CHAIN_NAME_SIZE];
@@ -87,7 +89,8 @@ struct run {
     struct known *known;
     struct items items;
     uint32_t round;
-    bool again; /* somebody was here before */
+    uint64_t end_ms; /* when its chain's limit is over; 0: it has none */
+    bool again;      /* somebody was here before */
 };
 
 /* What waits for chain_begin(): the run may be forgotten by then. */
@@ -117,6 +120,9 @@ struct coordinator {
     struct item *items;
     struct items forgotten;
     LIST_HEAD(, beginning) beginnings;
+    struct waits waits;  /* steps that wait for a time or a person */
+    uint64_t decided_ms; /* to look at what was decided */
+    bool deciding;
     bool looking, fetching, sweeping, sweep_again;
     struct wire_id *closed; /* runs that succeeded, to be closed in SQL */
     size_t closed_count;
@@ -142,6 +148,11 @@ struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t
                            uint32_t round, uint32_t shard);
 int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const char *tenant,
                struct err *err);
+
+/* coordinator_wait.c */
+void wait_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
+void wait_forget(const struct run *run);
+void wait_tick(struct coordinator *coordinator);
 
 /* coordinator_look.c */
 void look_run(struct coordinator *coordinator);   /* at what is due */

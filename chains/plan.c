@@ -2,6 +2,7 @@
 
 #include "chains/plan.h"
 
+#include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +27,9 @@ struct ask {
 
 struct step_run {
     enum plan_state state;
-    bool falling;        /* it has failed, and its fallback is being made */
+    bool falling;   /* it has failed, and its fallback is being made */
+    bool judging;   /* of a loop: an iteration is over, and it is to be seen if another follows */
+    json_t *before; /* of a loop: what each iteration has before it; all but the last are null */
     enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */
     struct ask ask;
     json_t *items;  /* what a map goes over; NULL: no map */
@@ -72,6 +75,7 @@ void plan_free(struct plan **plan_p)
     for (size_t i = 0; i < plan->chain->step_count; i++) {
         json_decref(plan->steps[i].items);
         json_decref(plan->steps[i].output);
+        json_decref(plan->steps[i].before);
         json_decref(plan->steps[i].ask.values);
         free(plan->steps[i].item_state);
     }
@@ -135,8 +139,9 @@ static void step_end(struct plan *plan, size_t at, enum plan_state state)
                   "state", plan_state_name(state), "error", error != NULL ? error : json_null()));
     json_decref(step->items);
     json_decref(step->output);
+    json_decref(step->before);
     json_decref(step->ask.values);
-    step->items = step->output = step->ask.values = NULL;
+    step->items = step->output = step->before = step->ask.values = NULL;
 }
 
 /* It has failed and may, and none of its jobs is left. */
@@ -195,7 +200,7 @@ static void step_check_end(struct plan *plan, size_t at)
     if (step_has_failed(step)) {
         if (step->live_count == 0)
             step_give_up(plan, at);
-    } else if (step->over_count == step->item_count) {
+    } else if (step->over_count == step->item_count && !step->judging) {
         step_end(plan, at, PLAN_SUCCEEDED);
     }
 }
@@ -386,6 +391,7 @@ static int step_open_map(struct step_run *step, struct err *err)
 
 static int step_enter(struct plan *plan, size_t at, struct err *err)
 {
+    const struct chain_step *declared = &plan->chain->steps[at];
     struct step_run *step = &plan->steps[at];
     int r = 0;
 
@@ -395,7 +401,9 @@ static int step_enter(struct plan *plan, size_t at, struct err *err)
         r = step_open_map(step, err);
     if (r < 0)
         return r;
-    step->item_state = xcalloc((size_t)step->item_count + 1, 1);
+    if (declared->until != NULL)
+        step->before = json_pack("[n]");
+    step->item_state = xcalloc((size_t)step->item_count + declared->max_iterations + 1, 1);
     step_check_end(plan, at); /* of nothing */
     return 0;
 }
@@ -433,20 +441,21 @@ static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
 
 /* ---- to-dos ---- */
 
-/* What the model is given, or what a transform comes to. */
+/* What the model is given, or what the template of a built-in comes to. */
 static int item_make(struct plan *plan, size_t at, uint32_t item, json_t **ret_value,
                      struct plan_todo *todo, struct err *err)
 {
     const struct chain_step *declared = &plan->chain->steps[at];
-    bool transforms = declared->transform != NULL;
+    bool has_model = declared->kind == CHAIN_MODEL;
     const struct making making = {.step = at,
                                   .part = declared->jq[CHAIN_KEY_INPUT],
-                                  .template = transforms ? declared->transform : declared->input,
-                                  .items = plan->steps[at].items,
+                                  .template = has_model ? declared->input : declared->builtin,
+                                  .items = declared->until != NULL ? plan->steps[at].before
+                                                                   : plan->steps[at].items,
                                   .item = item};
     int r = make(plan, &making, ret_value, todo, err);
 
-    return r < 0 ? err_wrap(err, transforms ? "transform" : "input") : r;
+    return r < 0 ? err_wrap(err, "%s", has_model ? "input" : chain_kind_name(declared->kind)) : r;
 }
 
 /* 0: it is in the to-do; MADE_…, or an error. */
@@ -534,6 +543,77 @@ static bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo)
     return r == MADE_ASKED;
 }
 
+/* "2026-11-26T12:00:00Z", also with parts of a second, or with +01:00 for Z. Whether there is such
+ * a day is for the ledger to say. */
+static bool is_time(const char *text)
+{
+    static const char form[] = "dddd-dd-ddTdd:dd:dd";
+    size_t i = 0;
+
+    for (; form[i] != '\0'; i++) {
+        if (form[i] == 'd' ? !isdigit((unsigned char)text[i]) : text[i] != form[i])
+            return false;
+    }
+    if (text[i] == '.') {
+        for (i++; isdigit((unsigned char)text[i]) && i < 30; i++)
+            ;
+    }
+    if (text[i] == 'Z')
+        return text[i + 1] == '\0';
+    return (text[i] == '+' || text[i] == '-') && isdigit((unsigned char)text[i + 1]) &&
+           isdigit((unsigned char)text[i + 2]) && text[i + 3] == ':' &&
+           isdigit((unsigned char)text[i + 4]) && isdigit((unsigned char)text[i + 5]) &&
+           text[i + 6] == '\0';
+}
+
+static int wait_make(const json_t *value, struct plan_todo *todo, struct err *err)
+{
+    const char *text = json_string_value(value);
+
+    if (text != NULL && is_time(text)) {
+        todo->text = xstrdup(text);
+        todo->text_size = strlen(text);
+        return 0;
+    }
+    if (text != NULL || !json_is_number(value))
+        return err_set(err, ERR_MISMATCH,
+                       "wait came to %.60s%s, it must be a number of seconds or a time such as "
+                       "2026-11-26T12:00:00Z",
+                       text == NULL ? "something else" : "the text ", text == NULL ? "" : text);
+    todo->wait_seconds = json_number_value(value);
+    if (!(todo->wait_seconds >= 0 && todo->wait_seconds <= PLAN_WAIT_SECONDS_MAX))
+        return err_set(err, ERR_RANGE, "wait is %g, it must be 0 to %d seconds", todo->wait_seconds,
+                       PLAN_WAIT_SECONDS_MAX);
+    return 0;
+}
+
+/* A step that is nobody's job: once, then plan_on_waited() says how it ended. */
+static bool wait_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    struct step_run *step = &plan->steps[at];
+    json_t *value;
+    struct err err;
+    int r;
+
+    if (step->next_item > 0)
+        return false;
+    r = item_make(plan, at, 0, &value, todo, &err);
+    if (r == 0) {
+        *todo = (struct plan_todo){.type = PLAN_WAIT, .step = (uint32_t)at};
+        r = plan->chain->steps[at].kind == CHAIN_WAIT
+                ? wait_make(value, todo, &err)
+                : dump(value, JOB_INPUT_INLINE_MAX, "approval", todo, &err);
+        json_decref(value);
+    }
+    if (r < 0)
+        step_fail_template(plan, at, err.text);
+    if (r != 0)
+        return r == MADE_ASKED;
+    step->item_state[step->next_item++] = ITEM_LIVE;
+    step->live_count++;
+    return true;
+}
+
 static bool submit_next(struct plan *plan, size_t at, struct plan_todo *todo)
 {
     struct step_run *step = &plan->steps[at];
@@ -553,6 +633,43 @@ static bool submit_next(struct plan *plan, size_t at, struct plan_todo *todo)
     return true;
 }
 
+/* Whether another iteration follows. True: there is a to-do. */
+static bool judge_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+    const struct making making = {.step = at,
+                                  .part = declared->jq[CHAIN_KEY_UNTIL],
+                                  .template = declared->until,
+                                  .items = step->before,
+                                  .item = step->next_item};
+    json_t *value;
+    struct err err;
+    int r = make(plan, &making, &value, todo, &err);
+    bool holds;
+
+    if (r < 0) {
+        (void)err_wrap(&err, "loop.until");
+        step_fail_template(plan, at, err.text);
+    }
+    if (r != 0)
+        return r == MADE_ASKED;
+    holds = chain_template_is_true(value);
+    json_decref(value);
+    step->judging = false;
+    if (holds) {
+        step_end(plan, at, PLAN_SUCCEEDED);
+    } else if (step->item_count == declared->max_iterations) {
+        (void)err_set(&err, ERR_RANGE, "loop.until did not hold after %u iterations",
+                      declared->max_iterations);
+        step_fail(plan, at, "loop_too_long", err.text);
+    } else {
+        step->item_count++;
+        return submit_next(plan, at, todo);
+    }
+    return false;
+}
+
 static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
 {
     const struct chain_step *declared = &plan->chain->steps[at];
@@ -567,8 +684,20 @@ static bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
         return fallback_next(plan, at, todo);
     if (step_has_failed(step))
         return false;
-    return declared->transform != NULL ? transform_next(plan, at, todo)
-                                       : submit_next(plan, at, todo);
+    if (step->judging)
+        return judge_next(plan, at, todo);
+    switch (declared->kind) {
+    case CHAIN_MODEL:
+        return submit_next(plan, at, todo);
+    case CHAIN_TRANSFORM:
+        return transform_next(plan, at, todo);
+    case CHAIN_WAIT:
+    case CHAIN_APPROVAL:
+        return wait_next(plan, at, todo);
+    case CHAIN_KINDS:
+        break;
+    }
+    NEVER("a step is of a kind");
 }
 
 /* The next job that is still out there. */
@@ -578,6 +707,8 @@ static bool cancel_next(struct plan *plan, struct plan_todo *todo)
          plan->cancel_step++, plan->cancel_item = 0) {
         const struct step_run *step = &plan->steps[plan->cancel_step];
 
+        if (plan->chain->steps[plan->cancel_step].kind != CHAIN_MODEL)
+            continue; /* there is no job */
         while (step->live_count > 0 && plan->cancel_item < step->next_item) {
             uint32_t item = plan->cancel_item++;
 
@@ -667,6 +798,7 @@ void plan_cancel(struct plan *plan)
 
 static void keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
+    struct step_run *step = &plan->steps[at];
     json_error_t where;
     json_t *output = json_null();
     struct err err;
@@ -682,6 +814,11 @@ static void keep_output(struct plan *plan, size_t at, uint32_t item, const struc
         step_fail(plan, at, "bad_output", "its output is called JSON and is none");
     else if (output_set(plan, at, item, output, final->output.size, &err) < 0)
         step_fail(plan, at, "too_big", err.text);
+    else if (step->before != NULL) {
+        (void)json_array_set_new(step->before, item, json_null());
+        (void)json_array_append(step->before, step->output);
+        step->judging = true;
+    }
 }
 
 static void item_failed(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
@@ -699,8 +836,9 @@ static void item_failed(struct plan *plan, size_t at, uint32_t item, const struc
         size--; /* not inside of a character */
     if (declared->map != NULL && ++step->failure_count <= declared->max_failures)
         return;
-    if (declared->map != NULL)
-        (void)snprintf(place, sizeof(place), "item %u: ", item);
+    if (declared->map != NULL || declared->until != NULL)
+        (void)snprintf(place, sizeof(place),
+                       "%s %u: ", declared->map != NULL ? "item" : "iteration", item);
     if (final->error_class == ERROR_CLASS_STEP_FAILED) /* of a chain: it names its own step */
         (void)snprintf(why, sizeof(why), "%s%.*s", place, (int)size, final->error_message.text);
     else
@@ -710,22 +848,47 @@ static void item_failed(struct plan *plan, size_t at, uint32_t item, const struc
     step_fail(plan, at, class, why);
 }
 
-void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct plan_final *final)
+/* False: it was not out there, or is over. */
+static bool item_take(struct plan *plan, uint32_t at, uint32_t item)
 {
     struct step_run *step = at < plan->chain->step_count ? &plan->steps[at] : NULL;
 
-    assert(job_state_final(final->state));
     if (step == NULL || item >= step->item_count || step->item_state == NULL ||
         step->item_state[item] != ITEM_LIVE)
-        return;
+        return false;
     step->item_state[item] = ITEM_OVER;
     step->live_count--;
     step->over_count++;
-    if (plan->failed || plan->canceled || step_has_failed(step))
+    return true;
+}
+
+void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct plan_final *final)
+{
+    assert(job_state_final(final->state));
+    if (!item_take(plan, at, item))
+        return;
+    if (plan->failed || plan->canceled || step_has_failed(&plan->steps[at]))
         ;
     else if (final->state != JOB_SUCCEEDED)
         item_failed(plan, at, item, final);
     else if (plan_reads(plan, at))
         keep_output(plan, at, item, final);
+    step_check_end(plan, at);
+}
+
+void plan_on_waited(struct plan *plan, uint32_t at, json_t *output, const char *class,
+                    const char *why)
+{
+    struct err err;
+
+    if (!item_take(plan, at, 0) || plan->failed || plan->canceled) {
+        json_decref(output);
+        return;
+    }
+    if (output == NULL)
+        step_fail(plan, at, class, why);
+    else if (output_set(plan, at, 0, output,
+                        json_dumpb(output, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err) < 0)
+        step_fail(plan, at, "too_big", err.text);
     step_check_end(plan, at);
 }

@@ -5,10 +5,10 @@
  * The planner: what a run of a chain has to do next, from what its steps came to.
  *
  *     plan_new(chain, input, run)
- *     while (plan_next(plan, &todo))        SUBMIT a job, CANCEL one, EVALUATE expressions,
- *                                           or the run is over: FINISH
- *     plan_on_final(plan, step, item, …)    a job that was submitted is final
- *     plan_on_values(plan, step, …)         what expressions came to
+ *     while (plan_next(plan, &todo))        SUBMIT a job, CANCEL one, EVALUATE expressions, WAIT
+ * for a time or a person, or the run is over: FINISH plan_on_final(plan, step, item, …)    a job
+ * that was submitted is final plan_on_values(plan, step, …)         what expressions came to
+ *     plan_on_waited(plan, step, …)         the time has come, or somebody has decided
  *
  *     step:  WAITING ─▶ RUNNING ─▶ SUCCEEDED | FAILED        FAILED goes on only where it may
  *               └────▶ SKIPPED
@@ -35,16 +35,19 @@
 #define PLAN_SIZE_MAX (64u << 20)       /* outputs that are kept, as they came */
 #define PLAN_STEP_INPUT_MAX (16u << 20) /* one step's input, as JSON */
 #define PLAN_OUTPUT_MAX (64u << 20)     /* of the run */
+#define PLAN_WAIT_SECONDS_MAX 604800
 #define PLAN_ERROR_SIZE 512
 
 enum plan_state { PLAN_WAITING, PLAN_RUNNING, PLAN_SUCCEEDED, PLAN_SKIPPED, PLAN_FAILED };
 
-enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_EVALUATE, PLAN_FINISH };
+enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_EVALUATE, PLAN_WAIT, PLAN_FINISH };
 
 struct plan_todo {
     enum plan_todo_type type;
     uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map; EVALUATE: whose it is */
-    /* SUBMIT: the input; EVALUATE: the request (schema/chain_jq.h); FINISH: the output, NULL: it
+    double wait_seconds; /* WAIT for a time, from when it was first asked for */
+    /* SUBMIT: the input; WAIT: the time until which, NULL: wait_seconds, or of an approval what is
+     * shown; EVALUATE: the request (schema/chain_jq.h); FINISH: the output, NULL: it
      * failed. The caller's. */
     char *text;
     size_t text_size;
@@ -77,6 +80,10 @@ void plan_on_final(struct plan *plan, uint32_t step, uint32_t item, const struct
  * room for a list of what each expression came to. NULL: an expression failed, and error says why.
  * A step has one EVALUATE out at a time; an answer that nobody waits for is ignored. */
 void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char *error);
+
+/* Answers a WAIT. Takes the output; NULL: the step fails, for such a reason. */
+void plan_on_waited(struct plan *plan, uint32_t step, json_t *output, const char *class,
+                    const char *why);
 
 /* The run is over for another reason: CANCELs for what runs, then no FINISH. */
 void plan_cancel(struct plan *plan);

@@ -259,6 +259,71 @@ static bool is_offline(const char *action)
            strcmp(action, "graph") == 0;
 }
 
+/* ---- approve, reject ---- */
+
+#define DECIDE_SETTINGS                                                                            \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(input, "",                                                                      \
+                   "of approve: the step's output: JSON, @FILE, or - for standard input")          \
+    SETTING_STRING(reason, "", "of reject: why not")
+
+struct decide_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    DECIDE_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting decide_rows[] = {
+#define SETTINGS_ROWS struct decide_settings
+#include "base/settings_rows.def"
+    DECIDE_SETTINGS
+#include "base/settings_end.def"
+};
+
+static int chains_decide(const struct client *client, const struct decide_settings *settings,
+                         const char *path, const char *verb)
+{
+    OWNED(client_json_free) json_t *body = NULL;
+    OWNED(client_json_free) json_t *answer = NULL;
+    const bool has_input = settings->input[0] != '\0', has_reason = settings->reason[0] != '\0';
+    struct client_call call = {.method = "POST", .path = path};
+    struct err err;
+    int status;
+
+    if (has_input && chains_input(settings->input, &body, &err) < 0)
+        return client_complain(verb, &err);
+    if (!has_input && has_reason)
+        body = json_pack("{s:s}", "reason", settings->reason);
+    call.body = body;
+    if (client_exchange(client, &call, &status, &answer, &err) < 0)
+        return client_complain(verb, &err);
+    table_print_object(stdout, answer);
+    return CLI_EXIT_OK;
+}
+
+static int chains_approve(const struct client *client, const void *values, char **operands,
+                          int operand_count)
+{
+    OWNED(mem_free) char *path = NULL;
+
+    if (!verb_operands("a run and a step", operand_count, 2, 2))
+        return CLI_EXIT_USAGE;
+    path = path_make("/v1/chain_runs/%/steps/%/approve", operands[0], operands[1]);
+    return chains_decide(client, values, path, "chains approve");
+}
+
+static int chains_reject(const struct client *client, const void *values, char **operands,
+                         int operand_count)
+{
+    OWNED(mem_free) char *path = NULL;
+
+    if (!verb_operands("a run and a step", operand_count, 2, 2))
+        return CLI_EXIT_USAGE;
+    path = path_make("/v1/chain_runs/%/steps/%/reject", operands[0], operands[1]);
+    return chains_decide(client, values, path, "chains reject");
+}
+
 int chains_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
@@ -278,6 +343,10 @@ int chains_main(int argc, char **argv)
          chains_cancel},
         {"retry", "RUN", "Goes on with a run that has failed: what succeeded is not run again.",
          retry_rows, COUNT_OF(retry_rows), sizeof(struct chains_retry_settings), chains_retry},
+        {"approve", "RUN STEP", "Says yes to a step that asks for an approval.", decide_rows,
+         COUNT_OF(decide_rows), sizeof(struct decide_settings), chains_approve},
+        {"reject", "RUN STEP", "Says no to it: the step fails.", decide_rows, COUNT_OF(decide_rows),
+         sizeof(struct decide_settings), chains_reject},
     };
     static const struct verb verb = {"chains", "Models that feed models, durably.", actions,
                                      COUNT_OF(actions)};

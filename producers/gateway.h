@@ -353,6 +353,7 @@ void gateway_tunnels_address(const struct tunnels *tunnels, char to[WEBSOCKET_AD
 void chain_runs_begin(struct call *call);
 void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
+void chain_decide_begin(struct call *call); /* approve, reject */
 
 /* The run of a chain that a call of a chainlet belongs to; false: it belongs to none. */
 bool chain_caller(const struct call *call, struct wire_id *ret_run);

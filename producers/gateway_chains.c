@@ -6,11 +6,15 @@
  */
 
 #include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
 
 #include "brokers/pg.h"
 #include "producers/gateway.h"
 #include "schema/chain.h"
+#include "schema/job_id.h"
 
+#define DECISION_SIZE_MAX (64u << 10)
 #define PAGE_DEFAULT 100
 #define PAGE_MAX 1000
 
@@ -24,6 +28,10 @@ PG_STATEMENT(
     "chain_step s JOIN job x ON x.id = s.job_id WHERE s.run_id = r.run_id) n WHERE "
     "j.tenant = $1 AND ($2 IN (j.model, m.name)) IS NOT FALSE ORDER BY r.run_id DESC "
     "LIMIT $3");
+
+PG_STATEMENT(
+    chain_decide,
+    "SELECT taken, approved, due_at > now() FROM chain_wait_decide($1, $2, $3, $4, $5, $6)");
 
 /* A run is of a chain, or of a model whose calls of other models were told to be its own: a chain
  * in Python. */
@@ -55,8 +63,10 @@ PG_STATEMENT(
     "WHEN bool_and(x.state NOT IN (1, 2)) THEN max(x.state_at) END, (array_agg(x.error_message) "
     "FILTER (WHERE x.state IN (4, 5, 6)))[1], CASE WHEN count(x.job_id) = 1 THEN "
     "min(x.job_id::text) END, CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN extract(epoch FROM "
-    "max(x.state_at) - min(x.accepted_at))::float8 END FROM names k LEFT JOIN newest x ON x.step = "
-    "k.step GROUP BY k.step, k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
+    "max(x.state_at) - min(x.accepted_at))::float8 END, bool_or(w.approval), bool_or(w.approved), "
+    "bool_or(w.due_at > now()), min(w.asked), min(w.due_at) FROM names k LEFT JOIN newest x ON "
+    "x.step = k.step LEFT JOIN chain_wait w ON w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
+    "k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
 
 static json_t *run_json(const struct pg_answer *answer, size_t row)
 {
@@ -102,14 +112,28 @@ void chain_runs_begin(struct call *call)
     call_query(call, &batch, on_runs);
 }
 
+/* Of a step without a job; of a transform nothing is written down. */
+static const char *wait_status(const struct pg_answer *answer, size_t row, bool run_is_over)
+{
+    if (pg_is_null(answer, 1, row, 12))
+        return "NO_JOB";
+    if (!pg_is_null(answer, 1, row, 13))
+        return pg_bool(answer, 1, row, 13) ? "APPROVED" : "REJECTED";
+    if (!pg_bool(answer, 1, row, 14))
+        return pg_bool(answer, 1, row, 12) ? "EXPIRED" : "SUCCEEDED";
+    if (run_is_over)
+        return "CANCELED";
+    return pg_bool(answer, 1, row, 12) ? "WAITING_FOR_APPROVAL" : "IN_PROGRESS";
+}
+
 /* Told from its jobs. What has none waits, or was skipped; the run's own end says which. */
 static const char *step_status(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
     int64_t jobs = pg_i64(answer, 1, row, 2);
     bool over = !pg_is_null(answer, 1, row, 8);
 
-    if (pg_is_null(answer, 1, row, 1)) /* a transform */
-        return "NO_JOB";
+    if (pg_is_null(answer, 1, row, 1)) /* a built-in */
+        return wait_status(answer, row, run_is_over);
     if (jobs == 0)
         return run_is_over ? "NOT_RUN" : "WAITING";
     if (!over)
@@ -122,7 +146,8 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
     json_t *seconds = pg_is_null(answer, 1, row, 11) ? json_null()
                                                      : json_real(pg_double(answer, 1, row, 11));
 
-    return json_pack(
+    const char *asked = pg_c(answer, 1, row, 15);
+    json_t *step = json_pack(
         "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "name",
         pg_c(answer, 1, row, 0), "model", json_of_text(answer, 1, row, 1), "status",
         step_status(answer, row, run_is_over), "jobs", (json_int_t)pg_i64(answer, 1, row, 2),
@@ -132,6 +157,13 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
         json_of_time(answer, 1, row, 7), "ended_at", json_of_time(answer, 1, row, 8),
         "error_message", json_of_text(answer, 1, row, 9), "request_id",
         json_of_text(answer, 1, row, 10), "seconds", seconds);
+
+    if (pg_is_null(answer, 1, row, 12))
+        return step;
+    (void)json_object_set_new(step, "due_at", json_of_time(answer, 1, row, 16));
+    if (pg_bool(answer, 1, row, 12))
+        (void)json_object_set_new(step, "asked", json_loads(asked, JSON_DECODE_ANY, NULL));
+    return step;
 }
 
 /* What its file says of each step: which it needs, and whether it is one job or many. */
@@ -322,4 +354,93 @@ void chain_forget_begin(struct call *call)
     pg_bind_id(batch, &id);
     pg_bind_c(batch, call->tenant);
     call_query(call, &batch, on_forget_run);
+}
+
+/* ---- approvals ---- */
+
+static bool decides_yes(const struct call *call)
+{
+    return call->match.route == ROUTE_CHAIN_APPROVE;
+}
+
+static void on_decided(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+    char text[200];
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "client_error", "no step of that name of such a run is asked for");
+        return;
+    }
+    if (!pg_bool(answer, 0, 0, 0)) {
+        (void)snprintf(text, sizeof(text), "step '%.64s' %s", call->match.param,
+                       pg_is_null(answer, 0, 0, 1) ? "is not asked for any more"
+                       : pg_bool(answer, 0, 0, 1)  ? "was approved before"
+                                                   : "was rejected before");
+        call_fail_as(&call, 409, "client_error", text);
+        return;
+    }
+    body = json_pack("{s:s, s:s, s:b}", "run_id", call->job, "step", call->match.param, "approved",
+                     decides_yes(call));
+    call_answer_json(&call, 200, &body);
+}
+
+static int read_decision(struct call *call, json_t **ret_json, struct err *err)
+{
+    struct buf *body = http_request_body(call->request);
+    json_error_t where;
+
+    if (body == NULL || body->size == 0) {
+        *ret_json = json_null();
+        return 0;
+    }
+    *ret_json = json_loadb((const char *)body->bytes, body->size, JSON_DECODE_ANY, &where);
+    if (*ret_json == NULL)
+        return err_set(err, ERR_MALFORMED, "the body is no JSON: line %d: %s", where.line,
+                       where.text);
+    if (decides_yes(call) || json_is_null(*ret_json) ||
+        (json_is_object(*ret_json) && (json_object_size(*ret_json) == 0 ||
+                                       json_is_string(json_object_get(*ret_json, "reason")))))
+        return 0;
+    json_decref(*ret_json);
+    return err_set(err, ERR_MALFORMED, "the body must be {\"reason\": a text}, or nothing");
+}
+
+static void on_decision_body(struct call *call)
+{
+    struct pg_batch *batch;
+    json_t *payload = NULL;
+    struct wire_id id;
+    struct err err;
+    char *text;
+
+    if (job_id_parse(call->match.model, &id, &err) < 0) {
+        call_fail_as(&call, 400, "client_error", "the run's id must be a UUID");
+        return;
+    }
+    job_id_format(&id, call->job);
+    if (read_decision(call, &payload, &err) < 0) {
+        call_fail(&call, &err);
+        return;
+    }
+    text = json_dumps(payload, JSON_COMPACT | JSON_ENCODE_ANY);
+    json_decref(payload);
+    batch = pg_batch_new();
+    pg_add(batch, &chain_decide);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &id);
+    pg_bind_c(batch, call->match.param);
+    pg_bind_bool(batch, decides_yes(call));
+    pg_bind_c(batch, call->key_prefix);
+    pg_bind_c(batch, text);
+    free(text);
+    call_query(call, &batch, on_decided);
+}
+
+void chain_decide_begin(struct call *call)
+{
+    call_collect_body(call, DECISION_SIZE_MAX, on_decision_body);
 }

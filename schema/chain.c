@@ -47,6 +47,13 @@ int chain_find(const struct chain *chain, const char *name)
     return -1;
 }
 
+const char *chain_kind_name(enum chain_kind kind)
+{
+    static const char *const names[CHAIN_KINDS] = {"model", "transform", "wait", "approval"};
+
+    return names[kind];
+}
+
 /* ---- keys ---- */
 
 static int read_name(struct chain_step *step, const char *key, const json_t *value, char *to,
@@ -160,11 +167,34 @@ KEY_READER(deployment)
     return read_name(step, "deployment", value, step->deployment, err);
 }
 
+static int read_builtin(struct chain_step *step, enum chain_kind kind, const json_t *value,
+                        struct err *err)
+{
+    if (step->builtin != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both %s and %s are set", step->name,
+                       chain_kind_name(step->kind), chain_kind_name(kind));
+    step->kind = kind;
+    step->builtin = value;
+    return 0;
+}
+
 KEY_READER(transform)
 {
-    (void)err;
-    step->transform = value;
-    return 0;
+    return read_builtin(step, CHAIN_TRANSFORM, value, err);
+}
+
+KEY_READER(wait)
+{
+    if (!json_is_string(value) && !json_is_number(value))
+        return err_set(err, ERR_MALFORMED,
+                       "step %s: wait must be seconds, a time, or a template of either",
+                       step->name);
+    return read_builtin(step, CHAIN_WAIT, value, err);
+}
+
+KEY_READER(approval)
+{
+    return read_builtin(step, CHAIN_APPROVAL, value, err);
 }
 
 KEY_READER(input)
@@ -188,6 +218,34 @@ KEY_READER(map)
                ? 0
                : err_set(err, ERR_MALFORMED, "step %s: map must be a template or a list",
                          step->name);
+}
+
+KEY_READER(loop)
+{
+    const char *key;
+    json_t *member;
+    int r = 0;
+
+    if (!json_is_object(value))
+        return err_set(err, ERR_MALFORMED, "step %s: loop must be an object", step->name);
+    step->max_iterations = CHAIN_ITERATIONS_DEFAULT;
+    json_object_foreach((json_t *)value, key, member)
+    {
+        if (strcmp(key, "until") == 0)
+            r = read_condition(step, "loop.until", member, &step->until, err);
+        else if (strcmp(key, "max_iterations") == 0)
+            r = read_u32(step, "loop.max_iterations", member, 1, CHAIN_ITERATIONS_MAX,
+                         &step->max_iterations, err);
+        else
+            r = err_set(err, ERR_UNSUPPORTED,
+                        "step %s: loop has no key '%.60s'; there are until and max_iterations",
+                        step->name, key);
+        if (r < 0)
+            return r;
+    }
+    return step->until != NULL
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: loop.until is missing", step->name);
 }
 
 KEY_READER(max_parallel)
@@ -260,18 +318,28 @@ static int read_key(struct chain_step *step, const char *key, const json_t *valu
     return err_set(err, ERR_UNSUPPORTED, "step %s: there is no key '%.60s'", step->name, key);
 }
 
-/* A transform is no job: what is said of jobs has no meaning for it. */
-static int check_transform(const struct chain_step *step, const json_t *json, struct err *err)
+/* Those are no jobs: what is said of jobs has no meaning for them. */
+static int check_builtin(const struct chain_step *step, const json_t *json, struct err *err)
 {
-    static const char *const of_jobs[] = {
-        "input",        "environment", "deployment",      "max_parallel",
-        "max_failures", "retry",       "timeout_seconds", "max_time_in_queue_seconds",
-        "priority"};
+    static const char *const of_jobs[] = {"input",
+                                          "environment",
+                                          "deployment",
+                                          "max_parallel",
+                                          "max_failures",
+                                          "retry",
+                                          "max_time_in_queue_seconds",
+                                          "priority",
+                                          "timeout_seconds",
+                                          "map",
+                                          "loop"};
 
     for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
-        if (json_object_get(json, of_jobs[i]) != NULL)
-            return err_set(err, ERR_MISMATCH, "step %s: %s has no meaning for a transform",
-                           step->name, of_jobs[i]);
+        if (json_object_get(json, of_jobs[i]) == NULL ||
+            (step->kind == CHAIN_TRANSFORM && strcmp(of_jobs[i], "map") == 0) ||
+            (step->kind == CHAIN_APPROVAL && strcmp(of_jobs[i], "timeout_seconds") == 0))
+            continue;
+        return err_set(err, ERR_MISMATCH, "step %s: %s has no meaning with %s", step->name,
+                       of_jobs[i], chain_kind_name(step->kind));
     }
     return 0;
 }
@@ -280,12 +348,15 @@ static int check_kind(const struct chain_step *step, const json_t *json, struct 
 {
     bool has_model = step->model[0] != '\0';
 
-    if (has_model && step->transform != NULL)
-        return err_set(err, ERR_MISMATCH, "step %s: both model and transform are set", step->name);
-    if (step->transform != NULL)
-        return check_transform(step, json, err);
+    if (has_model && step->builtin != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both model and %s are set", step->name,
+                       chain_kind_name(step->kind));
+    if (step->builtin != NULL)
+        return check_builtin(step, json, err);
     if (!has_model)
-        return err_set(err, ERR_MALFORMED, "step %s: model or transform is missing", step->name);
+        return err_set(err, ERR_MALFORMED,
+                       "step %s: one of model, transform, wait and approval is missing",
+                       step->name);
     if (step->input == NULL)
         return err_set(err, ERR_MALFORMED, "step %s: input is missing", step->name);
     return 0;
@@ -300,6 +371,8 @@ static int check_step(const struct chain_step *step, const json_t *json, struct 
     if (step->deployment[0] != '\0' && json_object_get(json, "environment") != NULL)
         return err_set(err, ERR_MISMATCH, "step %s: both environment and deployment are set",
                        step->name);
+    if (step->map != NULL && step->until != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both map and loop are set", step->name);
     if (step->map == NULL && (json_object_get(json, "max_parallel") != NULL ||
                               json_object_get(json, "max_failures") != NULL))
         return err_set(err, ERR_MISMATCH,
@@ -321,6 +394,7 @@ static int read_step(struct chain_step *step, const char *name, const json_t *js
                        "steps: '%.80s' is no name of a step: 1 to %d of a-z A-Z 0-9 _ -", name,
                        CHAIN_NAME_SIZE - 1);
     *step = (struct chain_step){.environment = "production",
+                                .priority = step->priority,
                                 .max_parallel = CHAIN_PARALLEL_DEFAULT,
                                 .max_attempts = JOB_ATTEMPTS_DEFAULT,
                                 .initial_delay_ms = JOB_INITIAL_DELAY_MS_DEFAULT,
@@ -402,20 +476,25 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
                      struct err *err)
 {
     struct reading reading = {.chain = chain, .step = step};
+    bool item = step->map != NULL || step->until != NULL;
     uint32_t none;
     int r;
 
     mem_copy_text(reading.where, "step ");
     mem_copy_text_at(reading.where + 5, sizeof(reading.where) - 7, step->name);
     mem_copy_text_at(reading.where + strlen(reading.where), 3, ": ");
-    r = read_template(&reading, "input", step->input, step->map != NULL, &step->jq[CHAIN_KEY_INPUT],
-                      err);
+    r = read_template(&reading, "input", step->input, item, &step->jq[CHAIN_KEY_INPUT], err);
     if (r == 0)
-        r = read_template(&reading, "transform", step->transform, step->map != NULL,
-                          step->transform == NULL ? &none : &step->jq[CHAIN_KEY_INPUT], err);
+        r = read_template(&reading, chain_kind_name(step->kind), step->builtin, item,
+                          step->builtin == NULL ? &none : &step->jq[CHAIN_KEY_INPUT], err);
     if (r == 0)
         r = read_template(&reading, "fallback", step->fallback, false,
                           &step->jq[CHAIN_KEY_FALLBACK], err);
+    if (r == 0)
+        r = read_template(&reading, "loop.until", step->until, true, &step->jq[CHAIN_KEY_UNTIL],
+                          err);
+    if (step->until != NULL)
+        chain->used |= UINT64_C(1) << (step - chain->steps);
     if (r == 0)
         r = read_template(&reading, "map", step->map, false, &step->jq[CHAIN_KEY_MAP], err);
     if (r == 0)
@@ -499,27 +578,69 @@ static int check_size(const json_t *json, struct err *err)
     return 0;
 }
 
-static int check_keys(const json_t *json, struct err *err)
+static const char *const chain_keys[] = {"description", "timeout_seconds", "priority", "steps",
+                                         "output"};
+
+const char *chain_key(size_t at)
+{
+    return at < COUNT_OF(chain_keys) ? chain_keys[at] : NULL;
+}
+
+static int check_key(const char *key, struct err *err)
+{
+    for (size_t i = 0; i < COUNT_OF(chain_keys); i++) {
+        if (strcmp(key, chain_keys[i]) == 0)
+            return 0;
+    }
+    return err_set(err, ERR_UNSUPPORTED,
+                   "a chain has no key '%.60s'; there are description, timeout_seconds, priority, "
+                   "steps and output",
+                   key);
+}
+
+static int read_limit(const json_t *json, const char *key, json_int_t lowest, json_int_t highest,
+                      uint64_t *ret_number, struct err *err)
+{
+    const json_t *value = json_object_get(json, key);
+    json_int_t number = json_integer_value(value);
+
+    *ret_number = 0;
+    if (value == NULL)
+        return 0;
+    if (!json_is_integer(value))
+        return err_set(err, ERR_MALFORMED, "%s must be a whole number", key);
+    if (number < lowest || number > highest)
+        return err_set(err, ERR_RANGE, "%s is %lld, it must be %lld to %lld", key,
+                       (long long)number, (long long)lowest, (long long)highest);
+    *ret_number = (uint64_t)number;
+    return 0;
+}
+
+static int read_keys(struct chain *chain, const json_t *json, struct err *err)
 {
     const json_t *description = json_object_get(json, "description");
+    uint64_t seconds, priority = 0;
     const char *key;
     json_t *value;
+    int r;
 
     if (!json_is_object(json))
         return err_set(err, ERR_MALFORMED, "a chain must be an object");
     json_object_foreach((json_t *)json, key, value)
     {
-        if (strcmp(key, "description") != 0 && strcmp(key, "steps") != 0 &&
-            strcmp(key, "output") != 0)
-            return err_set(err, ERR_UNSUPPORTED,
-                           "a chain has no key '%.60s'; there are description, steps and output",
-                           key);
+        if (check_key(key, err) < 0)
+            return ERR_UNSUPPORTED;
     }
     if (description != NULL && !json_is_string(description))
         return err_set(err, ERR_MALFORMED, "description must be a text");
     if (!json_is_object(json_object_get(json, "steps")))
         return err_set(err, ERR_MALFORMED, "steps must be an object: a member for each step");
-    return 0;
+    r = read_limit(json, "timeout_seconds", 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000, &seconds, err);
+    if (r == 0)
+        r = read_limit(json, "priority", 0, JOB_PRIORITY_MAX, &priority, err);
+    chain->run_limit_ms = seconds * 1000;
+    chain->priority = (uint32_t)priority;
+    return r;
 }
 
 static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
@@ -534,6 +655,7 @@ static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
     chain->steps = xcalloc(json_object_size(steps), sizeof(*chain->steps));
     json_object_foreach((json_t *)steps, name, json)
     {
+        chain->steps[chain->step_count].priority = chain->priority;
         r = read_step(&chain->steps[chain->step_count], name, json, err);
         if (r < 0)
             return r;
@@ -548,7 +670,7 @@ int chain_parse(json_t *json, struct chain **ret_chain, struct err *err)
 {
     OWNED(chain_free) struct chain *chain = xcalloc(1, sizeof(*chain));
     struct reading reading = {.chain = chain};
-    int r = check_keys(json, err);
+    int r = read_keys(chain, json, err);
 
     if (r == 0)
         r = check_size(json, err);

@@ -35,16 +35,28 @@
 #define CHAIN_NAME_SIZE 65         /* 64 bytes and a terminator */
 #define CHAIN_SIZE_MAX (56u << 10) /* of its JSON: it travels as an engine's settings */
 #define CHAIN_ITEMS_MAX 100000u    /* of one map */
+#define CHAIN_ITERATIONS_MAX 1000u
+#define CHAIN_ITERATIONS_DEFAULT 10u
 #define CHAIN_PARALLEL_MAX 4096u
 #define CHAIN_PARALLEL_DEFAULT 16u
+
+/* What a step is. All but the first have no job. */
+enum chain_kind {
+    CHAIN_MODEL,
+    CHAIN_TRANSFORM, /* its template is the output */
+    CHAIN_WAIT,      /* …is how many seconds, or until when */
+    CHAIN_APPROVAL,  /* …is shown to who decides */
+    CHAIN_KINDS,
+};
 
 /* Where templates stand. */
 enum chain_key {
     CHAIN_KEY_WHEN,
     CHAIN_KEY_UNLESS,
     CHAIN_KEY_MAP,
-    CHAIN_KEY_INPUT, /* or transform */
+    CHAIN_KEY_INPUT, /* or the built-in's own */
     CHAIN_KEY_FALLBACK,
+    CHAIN_KEY_UNTIL,
     CHAIN_KEYS,
 };
 
@@ -56,14 +68,17 @@ struct chain_step {
     char environment[CHAIN_NAME_SIZE];
     char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
     const json_t *input;              /* a template; borrowed from the chain, as the next five */
-    const json_t *transform;          /* instead of a model: what this comes to is the output */
-    const json_t *fallback;           /* the output if it fails; NULL: null */
-    const json_t *map;                /* of a list; NULL: one job */
-    const json_t *when, *unless;      /* NULL: always, never */
-    uint64_t needs;                   /* bits of steps that come before it */
-    uint32_t max_parallel;            /* jobs of a map at a time */
-    uint32_t max_failures;            /* items that may fail; their outputs are null */
-    bool may_fail, falls_back;        /* on_error: skip or fallback; fallback */
+    enum chain_kind kind;
+    const json_t *builtin;       /* its template, when it is no model */
+    const json_t *fallback;      /* the output if it fails; NULL: null */
+    const json_t *map;           /* of a list; NULL: one job */
+    const json_t *until;         /* of a loop; NULL: none */
+    uint32_t max_iterations;     /* of it */
+    const json_t *when, *unless; /* NULL: always, never */
+    uint64_t needs;              /* bits of steps that come before it */
+    uint32_t max_parallel;       /* jobs of a map at a time */
+    uint32_t max_failures;       /* items that may fail; their outputs are null */
+    bool may_fail, falls_back;   /* on_error: skip or fallback; fallback */
     uint32_t max_attempts;
     uint64_t initial_delay_ms, max_delay_ms;
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
@@ -76,11 +91,13 @@ struct chain {
     json_t *json; /* all of it, as it was given */
     struct chain_step *steps;
     size_t step_count;
-    const json_t *output; /* a template; NULL: the output of the last step… */
-    size_t last;          /* …which is the only one that no other waits for */
-    uint64_t used;        /* bits of steps whose output somebody reads */
-    struct chain_jq jq;   /* all expressions */
-    uint32_t output_jq;   /* the part of those in `output`; CHAIN_NO_JQ */
+    uint64_t run_limit_ms; /* of a run, from its first attempt on; 0: that of its deployment */
+    uint32_t priority;     /* of steps that do not say */
+    const json_t *output;  /* a template; NULL: the output of the last step… */
+    size_t last;           /* …which is the only one that no other waits for */
+    uint64_t used;         /* bits of steps whose output somebody reads */
+    struct chain_jq jq;    /* all expressions */
+    uint32_t output_jq;    /* the part of those in `output`; CHAIN_NO_JQ */
 };
 
 /* Takes a reference of the object, which must not be changed any more. What is wrong inside of an
@@ -88,8 +105,11 @@ struct chain {
 int chain_parse(json_t *json, struct chain **ret_chain, struct err *err) MUST_CHECK;
 void chain_free(struct chain **chain_p);
 
+const char *chain_kind_name(enum chain_kind kind); /* "model"; its key; static storage */
+
 /* The keys that a step may have; NULL behind the last. Static storage. */
 const char *chain_step_key(size_t at);
+const char *chain_key(size_t at); /* of the chain itself, the same way */
 
 /* Names of the steps that this one needs, an array of its own. */
 json_t *chain_needs_json(const struct chain *chain, size_t step);

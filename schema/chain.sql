@@ -26,3 +26,20 @@ CREATE TABLE chain_step (
 ) PARTITION BY RANGE (run_id);
 CREATE TABLE chain_step_default PARTITION OF chain_step DEFAULT;
 CREATE INDEX chain_step_job ON chain_step (job_id);
+
+-- What a run waits for that is no job: a time, or somebody's word.
+CREATE TABLE chain_wait (
+    run_id uuid NOT NULL,
+    step text NOT NULL,
+    round smallint NOT NULL, -- of the run that opened it
+    approval boolean NOT NULL, -- false: until due_at
+    asked text,                -- JSON that the chain shows to who decides
+    opened_at timestamptz NOT NULL DEFAULT now(),
+    due_at timestamptz NOT NULL, -- of an approval: when it is too late
+    approved boolean,            -- null: nobody has decided
+    decided_at timestamptz,
+    decided_by text, -- prefix of the API key
+    payload text,    -- JSON: the step's output, or why not
+    PRIMARY KEY (run_id, step)
+);
+CREATE INDEX chain_wait_opened ON chain_wait (opened_at);

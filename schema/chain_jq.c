@@ -134,7 +134,8 @@ static int read_variable(const char **at, bool item, chain_jq_use_fn *use, void 
     if (strcmp(name, "ENV") == 0)
         return err_set(err, ERR_MALFORMED, "$ENV is not there in a chain");
     if (!item && (strcmp(name, "item") == 0 || strcmp(name, "index") == 0))
-        return err_set(err, ERR_MALFORMED, "$%s has a meaning only in a step with map", name);
+        return err_set(err, ERR_MALFORMED, "$%s has a meaning only in a step with map or loop",
+                       name);
     return strcmp(name, "steps") == 0 ? read_step(at, use, opaque, err) : 0;
 }
 

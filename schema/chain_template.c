@@ -110,7 +110,7 @@ static int check_path(const char *path, const struct chain_template_use *use, st
     if ((size == 4 && memcmp(path, "item", 4) == 0) || strcmp(path, "index") == 0)
         return use->item ? 0
                          : err_set(err, ERR_MALFORMED,
-                                   "'%.80s' has a meaning only in a step with map", path);
+                                   "'%.80s' has a meaning only in a step with map or loop", path);
     return err_set(err, ERR_MALFORMED,
                    "'%.80s' is not known: there are input, steps, item, index and run.id", path);
 }

@@ -34,6 +34,8 @@ static void run(const struct chain *chain)
         if (todo.type == PLAN_EVALUATE)
             plan_on_values(plan, todo.step, i % 5 == 4 ? NULL : json_loads(values[i % 3], 0, NULL),
                            NULL);
+        if (todo.type == PLAN_WAIT)
+            plan_on_waited(plan, todo.step, i % 3 == 0 ? NULL : json_true(), "rejected", "no");
         if (todo.type == PLAN_SUBMIT)
             plan_on_final(plan, todo.step, todo.item, &final);
         assert(todo.type != PLAN_FINISH || !plan_next(plan, &todo));

@@ -38,17 +38,26 @@ OUTER = {"steps": {"inner": {"model": "linear", "input": {"text": "{{input.text}
          "output": "{{steps.inner.output.0}}"}
 SELF = {"steps": {"again": {"model": "self", "input": {}}}}
 PADDED = {"steps": {"a": {"model": "echo", "input": {"sim": {"output_bytes": "{{input.bytes}}"}}}}}
-JQ = {"steps": {
+LANGUAGE = {"steps": {
     "each": {"model": "echo", "map": "${ [$input.n[] | select(. > 2)] }", "input": {"n": "${ $item * 10 }", "i": "{{index}}"}},
     "after": {"model": "echo", "when": "${ $steps.each.output | length > 1 }",
-              "input": {"sum": "${ [$steps.each.output[].output.n] | add }", "run": "{{run.id}}"}}},
-    "output": "${ if .loop then last(range(1e18)) else {state: $steps.after.state, sum: $steps.after.output.output.sum} end }"}
-KINDS = {"steps": {
-    "kind": {"transform": {"big": "${ $input.n > 10 }", "n": "{{input.n}}"}},
+              "input": {"sum": "${ [$steps.each.output[].output.n] | add }", "run": "{{run.id}}"}},
+    "kind": {"transform": {"big": "${ $input.n[0] > 10 }", "n": "{{input.n}}"}},
     "large": {"model": "echo", "when": "{{steps.kind.output.big}}", "input": {"was": "large"}},
     "small": {"model": "echo", "unless": "{{steps.kind.output.big}}", "input": {"sim": {"fail": "bad_input"}},
               "on_error": "fallback", "fallback": {"output": {"was": "small"}}},
-    "one": {"transform": "${ $steps.large.output // $steps.small.output | .output.was }"}}}
+    "one": {"transform": "${ $steps.large.output // $steps.small.output | .output.was }"},
+    "count": {"model": "echo", "when": "{{input.from?}}", "input": {"n": "${ ($item.output.n // $input.from) * 2 }"},
+              "loop": {"until": "${ $item.output.n > 100 }", "max_iterations": 6}}},
+    "output": "${ if .loop then last(range(1e18)) else {state: $steps.after.state, sum: $steps.after.output.output.sum,"
+              " one: $steps.one.output, count: $steps.count.output.output.n} end }"}
+ASKS = {"steps": {
+    "wait": {"wait": "{{input.seconds}}"},
+    "hurry": {"approval": 1, "timeout_seconds": 1, "when": "{{input.hurry?}}", "needs": ["wait"]},
+    "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
+    "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
+    "output": "{{steps.send.output.output.as}}"}
+HASTY = {"timeout_seconds": 1, "steps": {"slow": {"model": "echo", "map": [1, 2], "input": {"sim": {"sleep_ms": 60000}}}}}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
@@ -65,9 +74,9 @@ def stack(request):
         push(stack, "kills", chain_kills.chain("counted", 15))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("jq", JQ), ("kinds", KINDS)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("asks", ASKS), ("hasty", HASTY)):
             push(stack, name, chain)
-        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "jq", "kinds"):
+        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "asks", "hasty"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -196,30 +205,73 @@ def test_a_chain_in_a_chain(stack):
     assert "over 8 deep" in error_of(stack, begin(stack, "self", {}))
 
 
-def test_expressions(stack):
-    """Also one that does not end: it ends its run, and others go on meanwhile."""
-    loop = begin(stack, "jq", {"n": [3], "loop": True})
-    run = begin(stack, "jq", {"n": [1, 2, 3, 4, 5]})
+def test_the_language(stack):
+    """Expressions, transforms, fallbacks and loops; also an expression that does not end: it ends its run alone."""
+    loop = begin(stack, "language", {"n": [3], "loop": True})
+    run = begin(stack, "language", {"n": [1, 2, 3, 4, 5], "from": 20})
     assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
-    assert stack.result(run).json == {"state": "succeeded", "sum": 120}
-    check_each_once(stack, run, 4)
-    run = begin(stack, "jq", {"n": [1, 3]})
+    assert stack.result(run).json == {"state": "succeeded", "sum": 120, "one": "small", "count": 160}
+    assert sorted(row[:3] for row in steps_of(stack, run)) == sorted(
+        [["each", str(i), "SUCCEEDED"] for i in range(3)] + [["count", str(i), "SUCCEEDED"] for i in range(3)]
+        + [["after", "0", "SUCCEEDED"], ["small", "0", "FAILED"]])
+    assert step_of(stack, run, "kind")["status"] == "NO_JOB" and step_of(stack, run, "large")["status"] == "NOT_RUN"
+    run = begin(stack, "language", {"n": [11, 1]})
     assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
-    assert stack.result(run).json == {"state": "skipped", "sum": None}
+    assert stack.result(run).json == {"state": "skipped", "sum": None, "one": "large", "count": None}
     assert error_of(stack, loop) == "output: jq: the expression took over 2 s of processor time"
-    assert error_of(stack, begin(stack, "jq", {"n": [3, {}]})).startswith("step each: input: jq: object ({}) and number (10)")
+    assert error_of(stack, begin(stack, "language", {"n": [3, {}]})).startswith("step each: input: jq: object ({}) and number")
+    assert error_of(stack, begin(stack, "language", {"n": [], "from": 1})) == (
+        "step count: loop.until did not hold after 6 iterations")
     reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
         "a": {"model": "m", "input": {"x": "${ foo(1) }"}}}}})
     assert reply.status == 400 and "step a: input.x: jq: line 1: foo/1 is not defined" in reply.body.decode(), reply
 
 
-def test_transforms_and_fallbacks(stack):
-    for number, answer, jobs in ((11, "large", [["large", "0", "SUCCEEDED", "1"]]), (3, "small", [["small", "0", "FAILED", "1"]])):
-        run = begin(stack, "kinds", {"n": number})
-        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
-        assert stack.result(run).json == answer and steps_of(stack, run) == jobs
-    shown = {step["name"]: step for step in stack.http("GET", f"/v1/chain_runs/{run}").json["steps"]}
-    assert shown["kind"]["status"] == "NO_JOB" and shown["kind"]["model"] is None and shown["large"]["status"] == "NOT_RUN", shown
+def test_a_limit_of_the_run(stack):
+    run = begin(stack, "hasty", {})
+    assert error_of(stack, run) == "the run was not over after 1 s (timeout_seconds)"
+    wait_until("its jobs to be over", lambda: {row[2] for row in steps_of(stack, run)} <= {"CANCELED", "EXPIRED"}, 20)
+
+
+def step_of(stack, run, name):
+    return next(step for step in stack.http("GET", f"/v1/chain_runs/{run}").json["steps"] if step["name"] == name)
+
+
+def test_approvals(stack):
+    """A run waits for a time and then for a person, whoever is killed meanwhile; what was decided counts once."""
+    def ask(draft, seconds=0):
+        run = begin(stack, "asks", {"draft": draft, "seconds": seconds})
+        wait_until("it to be asked for", lambda: steps_at(run) == "WAITING_FOR_APPROVAL", 30)
+        return run
+
+    def steps_at(run):
+        reply = stack.http("GET", f"/v1/chain_runs/{run}")
+        return reply.status == 200 and step_of(stack, run, "ask")["status"]
+
+    began = time.monotonic()
+    yes = ask("a", 1.5)
+    assert time.monotonic() - began >= 1.5 and step_of(stack, yes, "wait")["status"] == "SUCCEEDED"
+    assert step_of(stack, yes, "ask")["asked"] == {"draft": "a"}
+    no, late = ask("b"), begin(stack, "asks", {"draft": "c", "seconds": 0, "hurry": True})
+    assert stack.kill("host-chain")
+    where = f"/v1/chain_runs/{yes}/steps/ask/approve"
+    assert stack.http("POST", where, {"by": "me"}).json == {"run_id": yes, "step": "ask", "approved": True}
+    again = stack.http("POST", where, {"by": "another"})
+    assert again.status == 409 and "was approved before" in again.body.decode(), again
+    assert stack.wait_final(yes, 30)["status"] == "SUCCEEDED", (stack.job(yes), stack.tell())
+    assert stack.result(yes).json == {"by": "me"} and step_of(stack, yes, "ask")["status"] == "APPROVED"
+    assert "approved" in stack.cli("chains", "reject", no, "ask", "--reason", "too dear").stdout
+    assert error_of(stack, no) == "step ask: it was rejected: too dear"
+    for path in (f"/v1/chain_runs/{yes}/steps/send/approve", f"/v1/chain_runs/{late[:-1]}0/steps/ask/approve"):
+        assert stack.http("POST", path).status == 404
+    assert stack.http("POST", f"/v1/chain_runs/{yes}/steps/ask/reject", {"why": 1}).status == 400
+    assert error_of(stack, late) == "step hurry: nobody has approved it in time"
+    gone = stack.http("POST", f"/v1/chain_runs/{late}/steps/hurry/approve")
+    assert gone.status == 409 and "is not asked for any more" in gone.body.decode(), gone
+    wrong = begin(stack, "asks", {"draft": 1, "seconds": "2026-13-40T00:00:00Z"})
+    assert error_of(stack, wrong).startswith("step wait: "), stack.job(wrong)
+    assert stack.sql("SELECT step, approved FROM headrace_v1.chain_waits WHERE run_id = :'a1' ORDER BY step", no) == [
+        ["ask", "f"], ["wait", None]]
 
 
 def test_what_is_no_chain_is_refused(stack):

@@ -38,14 +38,21 @@ static inline json_t *chain_random_input(struct rng *rng, size_t at)
     return input;
 }
 
+/* Also what only the planner's own test answers: approvals, and loops over [step, iteration]. */
+static bool chain_random_all;
+
 static inline json_t *chain_random_step(struct rng *rng, size_t at)
 {
     json_t *step;
 
+    if (chain_random_all && chance(rng, 10))
+        return json_pack("{s:o}", "approval", chain_random_input(rng, at));
     if (chance(rng, 15)) /* what it reads is all that it can be told */
         return json_pack("{s:o}", "transform", chain_random_input(rng, at));
     step = json_pack("{s:s, s:o}", "model", "m", "input", chain_random_input(rng, at));
-    if (chance(rng, 40)) {
+    if (chain_random_all && chance(rng, 15)) {
+        (void)json_object_set_new(step, "loop", json_pack("{s:s}", "until", "{{item.1}}"));
+    } else if (chance(rng, 40)) {
         json_t *list = json_array();
 
         for (uint64_t n = rng_below(rng, CHAIN_RANDOM_ITEMS_MAX); n > 0; n--)

@@ -306,6 +306,156 @@ static void test_a_fallback_that_fails_ends_the_run(void **state)
     expect_failure(&world, "step a: fallback: input.x: there is no 'x'");
 }
 
+static void expect_wait(struct world *world, const char *step, double seconds, const char *text)
+{
+    struct plan_todo todo;
+
+    assert_true(plan_next(world->plan, &todo));
+    assert_int_equal(todo.type, PLAN_WAIT);
+    assert_string_equal(world->chain->steps[todo.step].name, step);
+    assert_float_equal(todo.wait_seconds, seconds, 0.0001);
+    assert_int_equal(todo.text == NULL, text == NULL);
+    if (text != NULL)
+        assert_memory_equal(todo.text, text, strlen(text));
+    free(todo.text);
+}
+
+static void test_waits_and_approvals(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(
+        &world,
+        "steps:\n"
+        "  w: {wait: '${ .n / 2 }'}\n"
+        "  u: {wait: '{{input.at}}'}\n"
+        "  a: {approval: {say: 'n is {{input.n}}'}, needs: [w]}\n"
+        "  no: {approval: 1, on_error: skip}\n"
+        "  end: {model: m, input: '{{steps.a.output.by}}', needs: [u]}\n"
+        "output: ['{{steps.end.output}}', '{{steps.w.output}}', '{{steps.no.error.message}}']\n",
+        "{\"n\":5,\"at\":\"2026-11-26T12:00:00.25+01:00\"}");
+    evaluate(&world, 1);
+    expect_wait(&world, "w", 2.5, NULL);
+    expect_wait(&world, "u", 0, "2026-11-26T12:00:00.25+01:00");
+    expect_wait(&world, "no", 0, "1");
+    expect_nothing(&world);
+    plan_on_waited(world.plan, 2, json_null(), NULL, NULL); /* it was not asked for yet */
+    plan_on_waited(world.plan, 99, json_null(), NULL, NULL);
+    plan_on_waited(world.plan, 0, json_null(), NULL, NULL);
+    expect_wait(&world, "a", 0, "{\"say\":\"n is 5\"}");
+    plan_on_waited(world.plan, 0, json_true(), NULL, NULL); /* a second time */
+    plan_on_waited(world.plan, 2, json_pack("{s:s}", "by", "me"), NULL, NULL);
+    plan_on_waited(world.plan, 3, NULL, "rejected", "it was rejected");
+    expect_nothing(&world);
+    plan_on_waited(world.plan, 1, json_null(), NULL, NULL);
+    expect_submit(&world, "end", 0, "\"me\"");
+    succeed(&world, "end", 0, "1");
+    expect_output(&world, "[1,null,\"it was rejected\"]");
+}
+
+static void test_waits_that_fail(void **state)
+{
+    static const struct {
+        const char *wait, *error;
+    } cases[] = {
+        {"-1", "step a: wait is -1, it must be 0 to 604800 seconds"},
+        {"1000000000", "it must be 0 to 604800 seconds"},
+        {"'tomorrow'", "wait came to the text tomorrow, it must be a number of seconds or a time"},
+        {"'2026-11-26 12:00:00Z'", "it must be a number of seconds or a time"},
+        {"'2026-11-26T12:00:00'", "it must be a number of seconds or a time"},
+        {"'2026-11-26T12:00:00Z; now'", "it must be a number of seconds or a time"},
+        {"'{{input}}'", "wait came to something else"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(world_done) struct world world = {0};
+        OWNED(mem_free) char *yaml = xasprintf("steps: {a: {wait: %s}}", cases[i].wait);
+
+        world_make(&world, yaml, "{}");
+        expect_failure(&world, cases[i].error);
+    }
+}
+
+/* There is no job to cancel, and a rejection that may not be ends the run. */
+static void test_a_rejection_ends_the_run(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world,
+               "steps: {w: {wait: 5}, a: {approval: 1}, m: {model: m, input: 1}}\noutput: 1", "{}");
+    expect_wait(&world, "w", 5, NULL);
+    expect_wait(&world, "a", 0, "1");
+    expect_submit(&world, "m", 0, "1");
+    plan_on_waited(world.plan, 1, NULL, "rejected", "it was rejected: no");
+    expect_cancel(&world, "m", 0);
+    expect_failure(&world, "step a: it was rejected: no");
+}
+
+static void test_a_loop(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(
+        &world,
+        "steps:\n"
+        "  a: {model: m, input: {last: '{{item}}', n: '{{index}}', of: '${ $item.n }'}, loop: "
+        "{until: '${ $item.n >= 2 and $index == 3 }', max_iterations: 3}}\n"
+        "  b: {model: m, input: '{{steps.a.output.n}}'}\n",
+        "7");
+    evaluate(&world, 1);
+    expect_submit(&world, "a", 0, "{\"last\":null,\"n\":0,\"of\":null}");
+    expect_nothing(&world);
+    succeed(&world, "a", 0, "{\"n\":0}");
+    evaluate(&world, 1); /* until */
+    evaluate(&world, 1);
+    expect_submit(&world, "a", 1, "{\"last\":{\"n\":0},\"n\":1,\"of\":0}");
+    succeed(&world, "a", 0, "{\"n\":9}"); /* a second time */
+    expect_nothing(&world);
+    succeed(&world, "a", 1, "{\"n\":1}");
+    evaluate(&world, 1);
+    evaluate(&world, 1);
+    expect_submit(&world, "a", 2, "{\"last\":{\"n\":1},\"n\":2,\"of\":1}");
+    succeed(&world, "a", 2, "{\"n\":2}");
+    evaluate(&world, 1);
+    expect_submit(&world, "b", 0, "2");
+    succeed(&world, "b", 0, "3");
+    expect_output(&world, "3");
+}
+
+static void test_a_loop_that_ends_badly(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+    OWNED(world_done) struct world other = {0};
+
+    (void)state;
+    world_make(&world, "steps: {a: {model: m, input: '{{index}}', loop: {until: '{{item}}'}}}",
+               "7");
+    for (uint32_t i = 0; i < CHAIN_ITERATIONS_DEFAULT; i++) {
+        char input[12];
+
+        (void)snprintf(input, sizeof(input), "%u", i);
+        expect_submit(&world, "a", i, input);
+        succeed(&world, "a", i, "false");
+    }
+    expect_failure(&world, "step a: loop.until did not hold after 10 iterations");
+    world_make(&other,
+               "steps: {a: {model: m, input: 1, loop: {until: '{{item.x}}'}, on_error: skip}, b: "
+               "{model: m, input: 1, loop: {until: false}}}\noutput: '{{steps.a.error.message}}'",
+               "7");
+    expect_submit(&other, "a", 0, "1");
+    expect_submit(&other, "b", 0, "1");
+    succeed(&other, "a", 0, "{}");
+    expect_nothing(&other);
+    succeed(&other, "b", 0, "{}");
+    expect_submit(&other, "b", 1, "1");
+    break_job(&other, "b", 1);
+    expect_failure(&other, "step b: iteration 1: FAILED (");
+}
+
 static void test_linear(void **state)
 {
     OWNED(world_done) struct world world = {0};
@@ -601,6 +751,11 @@ int main(void)
         cmocka_unit_test(test_a_transform_has_a_limit),
         cmocka_unit_test(test_fallbacks),
         cmocka_unit_test(test_a_fallback_that_fails_ends_the_run),
+        cmocka_unit_test(test_waits_and_approvals),
+        cmocka_unit_test(test_waits_that_fail),
+        cmocka_unit_test(test_a_rejection_ends_the_run),
+        cmocka_unit_test(test_a_loop),
+        cmocka_unit_test(test_a_loop_that_ends_badly),
         cmocka_unit_test(test_linear),
         cmocka_unit_test(test_join_waits_for_all),
         cmocka_unit_test(test_map_keeps_order_and_room),

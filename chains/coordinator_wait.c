@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Steps that wait for a time or for a person. What they wait for is a row, written once: whoever
+ * goes on with the run finds when it is due, and what was decided. The clock is the ledger's; ours
+ * says only when to ask it again.
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "chains/coordinator_int.h"
+
+#define LOOK_MS 1000 /* at what was decided */
+#define LOOKED_AT_MAX 1000
+
+PG_STATEMENT(wait_open,
+             "SELECT left_ms, approved, payload FROM chain_wait_open($1, $2, $3, $4, $5, $6, $7)");
+PG_STATEMENT(wait_decided,
+             "SELECT run_id, step FROM chain_wait WHERE run_id = ANY($1) AND approval "
+             "AND approved IS NOT NULL");
+
+struct wait {
+    LIST_ENTRY(wait) link;
+    struct run *run;
+    uint32_t step;
+    double seconds;
+    char *text;      /* until when, or what is shown */
+    uint64_t due_ms; /* to ask again; 0: at once */
+    bool asking;
+};
+
+void wait_begin(struct run *run, struct plan_todo *todo)
+{
+    struct wait *wait = xcalloc(1, sizeof(*wait));
+
+    wait->run = run;
+    wait->step = todo->step;
+    wait->seconds = todo->wait_seconds;
+    wait->text = TAKE(todo->text);
+    if (wait->text != NULL) {
+        wait->text = xrealloc(wait->text, todo->text_size + 1, 1);
+        wait->text[todo->text_size] = '\0';
+    }
+    LIST_INSERT_HEAD(&run->coordinator->waits, wait, link);
+}
+
+static void wait_free(struct wait *wait)
+{
+    LIST_REMOVE(wait, link);
+    free(wait->text);
+    free(wait);
+}
+
+void wait_forget(const struct run *run)
+{
+    struct wait *wait, *next;
+
+    for (wait = LIST_FIRST(&run->coordinator->waits); wait != NULL; wait = next) {
+        next = LIST_NEXT(wait, link);
+        if (wait->run == run)
+            wait_free(wait);
+    }
+}
+
+static struct wait *wait_find(struct coordinator *coordinator, const struct wire_id *job, int step)
+{
+    struct wait *wait;
+
+    LIST_FOREACH(wait, &coordinator->waits, link)
+    {
+        if ((int)wait->step == step && memcmp(&wait->run->job, job, sizeof(*job)) == 0)
+            return wait;
+    }
+    return NULL;
+}
+
+/* ---- how it ends ---- */
+
+static void wait_end(struct wait *wait, json_t *output, const char *class, const char *why)
+{
+    struct run *run = wait->run;
+    uint32_t step = wait->step;
+
+    wait_free(wait);
+    plan_on_waited(run->plan, step, output, class, why);
+    run_pump(run);
+}
+
+static void wait_rejected(struct wait *wait, const char *payload)
+{
+    json_t *json = json_loads(payload, JSON_DECODE_ANY, NULL);
+    const char *reason = json_string_value(json_object_get(json, "reason"));
+    char why[300];
+
+    (void)snprintf(why, sizeof(why), "it was rejected%s%.200s", reason == NULL ? "" : ": ",
+                   reason == NULL ? "" : reason);
+    wait_end(wait, NULL, "rejected", why);
+    json_decref(json);
+}
+
+static void wait_approved(struct wait *wait, const char *payload)
+{
+    json_t *output = json_loads(payload, JSON_DECODE_ANY, NULL);
+
+    wait_end(wait, output != NULL ? output : json_null(), NULL, NULL);
+}
+
+static void wait_take(struct wait *wait, const struct pg_answer *answer)
+{
+    struct coordinator *coordinator = wait->run->coordinator;
+    bool approval = coordinator->chain->steps[wait->step].kind == CHAIN_APPROVAL;
+    int64_t left_ms = pg_i64(answer, 0, 0, 0);
+    const char *payload = pg_c(answer, 0, 0, 2);
+
+    if (!pg_is_null(answer, 0, 0, 1) && pg_bool(answer, 0, 0, 1))
+        wait_approved(wait, payload);
+    else if (!pg_is_null(answer, 0, 0, 1))
+        wait_rejected(wait, payload);
+    else if (left_ms > 0)
+        wait->due_ms = loop_now_ms(coordinator->loop) + (uint64_t)left_ms;
+    else if (approval)
+        wait_end(wait, NULL, "expired", "nobody has approved it in time");
+    else
+        wait_end(wait, json_null(), NULL, NULL);
+}
+
+/* ---- questions ---- */
+
+/* The run, and so the wait, may be forgotten when the answer comes. */
+struct asked {
+    struct coordinator *coordinator;
+    struct wire_id job;
+    uint32_t step;
+};
+
+static void on_opened(void *opaque, const struct pg_answer *answer)
+{
+    OWNED(mem_free) struct asked *asked = opaque;
+    struct wait *wait = wait_find(asked->coordinator, &asked->job, (int)asked->step);
+
+    if (wait == NULL)
+        return;
+    wait->asking = false;
+    if (answer->err.code == ERR_OK && pg_row_count(answer, 0) == 1) {
+        wait_take(wait, answer);
+    } else if (answer->err.code != ERR_OK && err_class(answer->err.code) == ERR_CLASS_REJECT) {
+        wait_end(wait, NULL, "bad_input", answer->err.text); /* there is no such day */
+    } else {
+        log_warn("wait_not_opened", LOG_STR("run", wait->run->job_text), LOG_ERR(&answer->err));
+        wait->due_ms = loop_now_ms(asked->coordinator->loop) + LOOK_MS;
+    }
+}
+
+static void wait_ask(struct wait *wait)
+{
+    const struct run *run = wait->run;
+    const struct chain_step *step = &run->coordinator->chain->steps[wait->step];
+    bool approval = step->kind == CHAIN_APPROVAL;
+    uint64_t limit_ms = step->run_limit_ms != 0 ? step->run_limit_ms : run->limit_ms;
+    struct asked *asked = xcalloc(1, sizeof(*asked));
+    struct pg_batch *batch = pg_batch_new();
+    struct err err;
+
+    *asked = (struct asked){.coordinator = run->coordinator, .job = run->job, .step = wait->step};
+    pg_add(batch, &wait_open);
+    pg_bind_id(batch, &run->job);
+    pg_bind_c(batch, step->name);
+    pg_bind_i16(batch, run->round);
+    pg_bind_bool(batch, approval);
+    pg_bind_c(batch, approval ? wait->text : NULL);
+    pg_bind_double(batch, approval ? (double)limit_ms / 1000 : wait->seconds);
+    pg_bind_c(batch, approval || wait->text == NULL ? "" : wait->text);
+    wait->asking = pg_connected(run->coordinator->pg) &&
+                   pg_send(run->coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_opened, asked,
+                           &err) == 0;
+    pg_batch_free(&batch);
+    if (!wait->asking)
+        free(asked);
+}
+
+static void on_decided(void *opaque, const struct pg_answer *answer)
+{
+    struct coordinator *coordinator = opaque;
+
+    coordinator->deciding = false;
+    for (size_t i = 0; answer->err.code == ERR_OK && i < pg_row_count(answer, 0); i++) {
+        struct wire_id job = pg_id(answer, 0, i, 0);
+        struct wait *wait = wait_find(coordinator, &job,
+                                      chain_find(coordinator->chain, pg_c(answer, 0, i, 1)));
+
+        if (wait != NULL && !wait->asking)
+            wait_ask(wait);
+    }
+}
+
+static void look_decided(struct coordinator *coordinator)
+{
+    const struct wire_id *jobs[LOOKED_AT_MAX];
+    struct pg_batch *batch;
+    const struct wait *wait;
+    size_t count = 0;
+    struct err err;
+
+    LIST_FOREACH(wait, &coordinator->waits, link)
+    {
+        if (count < LOOKED_AT_MAX && coordinator->chain->steps[wait->step].kind == CHAIN_APPROVAL)
+            jobs[count++] = &wait->run->job;
+    }
+    coordinator->decided_ms = loop_now_ms(coordinator->loop) + LOOK_MS;
+    if (count == 0 || coordinator->deciding || !pg_connected(coordinator->pg))
+        return;
+    batch = pg_batch_new();
+    pg_add(batch, &wait_decided);
+    pg_bind_array(batch, PG_ID, count);
+    for (size_t i = 0; i < count; i++)
+        pg_bind_id(batch, jobs[i]);
+    coordinator->deciding = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_decided,
+                                    coordinator, &err) == 0;
+    pg_batch_free(&batch);
+}
+
+void wait_tick(struct coordinator *coordinator)
+{
+    uint64_t now_ms = loop_now_ms(coordinator->loop);
+    struct wait *wait;
+
+    LIST_FOREACH(wait, &coordinator->waits, link)
+    {
+        if (!wait->asking && wait->due_ms <= now_ms)
+            wait_ask(wait);
+    }
+    if (coordinator->decided_ms <= now_ms)
+        look_decided(coordinator);
+}
