@@ -145,7 +145,6 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
 {
     json_t *seconds = pg_is_null(answer, 1, row, 11) ? json_null()
                                                      : json_real(pg_double(answer, 1, row, 11));
-
     const char *asked = pg_c(answer, 1, row, 15);
     json_t *step = json_pack(
         "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "name",
@@ -419,6 +418,10 @@ static void on_decision_body(struct call *call)
 
     if (job_id_parse(call->match.model, &id, &err) < 0) {
         call_fail_as(&call, 400, "client_error", "the run's id must be a UUID");
+        return;
+    }
+    if (name_check("step", call->match.param, &err) < 0) {
+        call_fail_as(&call, 404, "client_error", "there is no step of such a name");
         return;
     }
     job_id_format(&id, call->job);
