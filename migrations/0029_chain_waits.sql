@@ -44,6 +44,7 @@ BEGIN
         DELETE FROM job_tag WHERE job_id = ANY (old);
         DELETE FROM chain_run WHERE run_id = ANY (old);
         DELETE FROM chain_step WHERE run_id = ANY (old);
+        DELETE FROM topic_record WHERE job_id = ANY (old);
         DELETE FROM job_result WHERE job_id = ANY (old);
         DELETE FROM attempt WHERE job_id = ANY (old);
         DELETE FROM delivery WHERE job_id = ANY (old);
@@ -55,6 +56,13 @@ BEGIN
     swept := swept + n;
     DELETE FROM idempotency WHERE (tenant, key) IN
         (SELECT tenant, key FROM idempotency WHERE expires_at < now() LIMIT 10000);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    swept := swept + n;
+    DELETE FROM topic_refusal WHERE (binding_id, number, record_offset) IN
+        (SELECT binding_id, number, record_offset FROM topic_refusal WHERE at < now() - keep LIMIT 10000);
+    GET DIAGNOSTICS n = ROW_COUNT;
+    swept := swept + n;
+    DELETE FROM topic_problem WHERE at < now() - keep;
     GET DIAGNOSTICS n = ROW_COUNT;
     swept := swept + n;
     WITH done AS (DELETE FROM command_done WHERE command_id IN
