@@ -185,12 +185,20 @@ static struct wishes wishes_of(enum engine_host_kind kind, const char *settings_
 }
 
 /* A server's host needs to connect to it, so only a network of its own takes that away. */
-static const char *network_of(const struct engine_host *host, enum confine_level level,
+static const char *network_of(enum engine_host_kind kind, enum confine_level level,
                               const struct wishes *wishes)
 {
-    if (host->kind == ENGINE_HOST_PY)
+    if (kind == ENGINE_HOST_PY)
         return strcmp(wishes->network, "out") == 0 ? "out" : "none";
     return level == CONFINE_STRICT && strcmp(wishes->network, "none") == 0 ? "none" : "host";
+}
+
+const char *engine_host_network(enum engine_host_kind kind, enum confine_level level,
+                                const char *settings_json)
+{
+    struct wishes wishes = wishes_of(kind, settings_json);
+
+    return network_of(kind, level, &wishes);
 }
 
 /* That of the URL's authority, or its scheme's own. */
@@ -218,7 +226,7 @@ static size_t confine_words(const struct engine_host *host, const struct engine_
 
     to[at++] = xstrdup("confine");
     to[at++] = xasprintf("--level=%s", confine_level_name(level));
-    to[at++] = xasprintf("--network=%s", network_of(host, level, wishes));
+    to[at++] = xasprintf("--network=%s", network_of(host->kind, level, wishes));
     if (wishes->chainlet && how->gateway[0] != '\0')
         to[at++] = xasprintf("--ports=80,443,%u", port_of_url(how->gateway));
     to[at++] = xasprintf("--app=%s", how->dir);

@@ -57,6 +57,10 @@ struct engine_confine {
 /* Puts a host of user code under `headrace confine`; a plugin's is left as it is. */
 void engine_host_confine(struct engine_host *host, const struct engine_confine *how);
 
+/* What the code may reach of the network: "none", "out" or "host", as of `headrace confine`. */
+const char *engine_host_network(enum engine_host_kind kind, enum confine_level level,
+                                const char *settings_json);
+
 /* The running binary, by its real name; after an upgrade in its place that is the new one. */
 int engine_host_binary(char *to, size_t to_size, struct err *err) MUST_CHECK;
 

@@ -220,16 +220,18 @@ static int worker_watch_agent(struct worker *worker, struct err *err)
 /* Where user code runs, what confines it on this machine. */
 static int worker_find_isolation(struct worker *worker, struct err *err)
 {
+    enum engine_host_kind kind = engine_host_kind(worker->settings.engine);
     char text[CONFINE_TEXT_SIZE];
     int r = confine_level_parse(worker->settings.isolation, &worker->isolation, err);
 
-    if (r < 0 || engine_host_kind(worker->settings.engine) == ENGINE_HOST_C ||
-        engine_host_kind(worker->settings.engine) == ENGINE_HOST_CHAIN)
+    if (r < 0 || kind == ENGINE_HOST_C || kind == ENGINE_HOST_CHAIN)
         return r;
     r = confine_level_find(worker->isolation, &worker->isolation, err);
     if (r < 0)
         return r;
-    confine_describe(worker->isolation, "none", text, sizeof(text));
+    confine_describe(worker->isolation,
+                     engine_host_network(kind, worker->isolation, worker->settings.engine_settings),
+                     text, sizeof(text));
     log_info("isolation", LOG_STR("in_force", text));
     return 0;
 }

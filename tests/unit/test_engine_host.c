@@ -63,6 +63,26 @@ static void test_no_python_is_said(void **state)
     assert_null(host.path);
 }
 
+static void test_the_network_is_as_the_settings_ask(void **state)
+{
+    static const struct {
+        enum engine_host_kind kind;
+        enum confine_level level;
+        const char *settings, *network;
+    } rows[] = {
+        {ENGINE_HOST_PY, CONFINE_STRICT, "{}", "out"},
+        {ENGINE_HOST_PY, CONFINE_BASIC, "{\"network\": \"none\"}", "none"},
+        {ENGINE_HOST_SERVER, CONFINE_STRICT, "{}", "none"},
+        {ENGINE_HOST_SERVER, CONFINE_STRICT, "{\"network\": \"out\"}", "host"},
+        {ENGINE_HOST_SERVER, CONFINE_BASIC, "{}", "host"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++)
+        assert_string_equal(engine_host_network(rows[i].kind, rows[i].level, rows[i].settings),
+                            rows[i].network);
+}
+
 /* An upgrade puts another file in the place of the binary while it runs. */
 static void test_a_binary_that_was_replaced_is_still_found(void **state)
 {
@@ -114,6 +134,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_engine_has_its_host),
         cmocka_unit_test(test_no_python_is_said),
+        cmocka_unit_test(test_the_network_is_as_the_settings_ask),
         cmocka_unit_test(test_a_binary_that_was_replaced_is_still_found),
     };
 
