@@ -249,6 +249,8 @@ static void on_claimed(void *opaque, const struct pg_answer *answer)
     if (answer_is_late(partition) || !claim_succeeded(partition, answer))
         return;
     partition->batch->claimed = true;
+    if (!partition->stream->result)
+        fault_point(FAULT_ingest_claimed);
     if (partition->stream->kind->on_claimed != NULL)
         partition->stream->kind->on_claimed(partition->batch, answer);
     batch_send(partition->batch);
@@ -402,6 +404,7 @@ static void batch_over(struct batch *batch)
         return;
     }
     partition->position = end;
+    fault_point(stream->result ? FAULT_ingest_results_sent : FAULT_ingest_sent);
     stream_count(stream, stream->result ? "sent" : "accepted", partition->accepted);
     stream_count(stream, "refused", partition->refused);
     stream_count(stream, "repeated", partition->repeated);

@@ -245,11 +245,11 @@ def test_tail_shows_jobs_as_they_end(platform):
 # --- two ingests, kills, rebalances --------------------------------------------------------------
 
 
-def start_ingest(stack, name):
+def start_ingest(stack, name, **extra):
     """Another ingest of the stack, with its own log, dead with the test run; and its name in the ledger."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
     env.update(HEADRACE_KAFKA=stack.url("kafka"), HEADRACE_POSTGRES=stack.url("postgres"),
-               HEADRACE_TOPICS_SESSION=SESSION, HEADRACE_BLOBS=str(stack.data_dir / "blobs"))
+               HEADRACE_TOPICS_SESSION=SESSION, HEADRACE_BLOBS=str(stack.data_dir / "blobs"), **extra)
     path = stack.data_dir / "logs" / f"{name}.log"
     with open(path, "ab") as log:
         process = subprocess.Popen([BINARY, "ingest"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -269,6 +269,32 @@ def owners(stack):
 
 def wait_owned(stack, name, owned):
     wait_until(f"{name} to have {'a share' if owned else 'nothing'}", lambda: (name in owners(stack)) == owned, 30, 0.05)
+
+
+def stopped(process):
+    return "T" == pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+@pytest.mark.parametrize("point", ["ingest_claimed", "ingest_sent", "ingest_results_sent"])
+def test_killed_between_its_steps(platform, tmp_path, point):
+    """An ingest of its own stops itself right behind the step, with records in its hands, and is killed there;
+    dev's makes the same jobs of them, and sends no result under another id."""
+    brokers, name = platform.url("kafka"), point.replace("_", "-")
+    kafka.make_topics(brokers, [name, f"{name}.out"])
+    (tmp_path / point).touch()
+    platform.stop_service("ingest")
+    second, _ = start_ingest(platform, name, HEADRACE_FAULT_DIR=str(tmp_path))
+    bind(platform, name, topic=name, result_topic=f"{name}.out", tags=name)
+    kafka.produce(brokers, name, [(f"{i}".encode(), b"{}") for i in range(40)])
+    wait_until(f"it to stop behind {point}", lambda: stopped(second), 30)
+    second.kill()
+    second.wait()
+    platform.start_service("ingest")
+    wait_until("40 results", lambda: len({r["key"] for r in kafka.consume(brokers, f"{name}.out")}) == 40, 30, 0.2)
+    wait_until("no lag", lambda: topic(platform, name)["lag"] == 0, 20)
+    results = {(r["key"], r["headers"]["headrace-request-id"]) for r in kafka.consume(brokers, f"{name}.out")}
+    assert len(tagged(platform, name)) == len(results) == 40
+    unbind(platform, name)
 
 
 def test_two_ingests_through_kills_and_rebalances(platform):
