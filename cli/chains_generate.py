@@ -78,6 +78,8 @@ def generate(file, entrypoint, chain, deployment, folder):
                 % (models[needed.display_name], deployment)
                 for needed in one.dependencies.values()
             }
+            if one.chainlet_cls == entry:
+                config.model_metadata["headrace_entrypoint"] = True
             config.write_to_yaml_file(place / "config.yaml", verbose=True)
             made.append({"name": one.display_name, "model": models[one.display_name], "folder": str(place),
                          "entrypoint": one.chainlet_cls == entry})  # fmt: skip

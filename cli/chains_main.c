@@ -204,6 +204,25 @@ static int chains_run(const struct client *client, const void *values, char **op
 
 /* ---- runs ---- */
 
+static int chains_ls(const struct client *client, const void *values, char **operands,
+                     int operand_count)
+{
+    static const struct table_column columns[] = {
+        {"ID", "id", false, false},
+        {"NAME", "name", false, false},
+        {"DEPLOYMENTS", "deployments_count", true, false},
+        {"CREATED", "created_at", false, true},
+    };
+    static const struct list_view view = {"chains ls", "/v1/chains", "chains",
+                                          "no chains", columns,      COUNT_OF(columns)};
+    const struct chains_plain_settings *settings = values;
+
+    (void)operands;
+    if (!verb_operands("nothing", operand_count, 0, 0))
+        return CLI_EXIT_USAGE;
+    return list_run(client, &view, settings->json);
+}
+
 static int chains_runs(const struct client *client, const void *values, char **operands,
                        int operand_count)
 {
@@ -327,6 +346,7 @@ static int chains_reject(const struct client *client, const void *values, char *
 int chains_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
+        {"ls", NULL, "Lists chains.", PLAIN_ACTION, chains_ls},
         {"init", "DIR", "Makes a folder with a chain to begin with.", PLAIN_ACTION, chains_init},
         {"check", "FILE", "Reads a chain.yaml and says what is wrong in it.", PLAIN_ACTION,
          chains_check},

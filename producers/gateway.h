@@ -351,6 +351,8 @@ void gateway_tunnels_address(const struct tunnels *tunnels, char to[WEBSOCKET_AD
 /* ---- gateway_chains.c: runs of chains ---- */
 
 void chain_runs_begin(struct call *call);
+void chains_begin(struct call *call);
+void chain_begin(struct call *call);
 void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
 void chain_decide_begin(struct call *call); /* approve, reject */

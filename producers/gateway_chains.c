@@ -68,6 +68,66 @@ PG_STATEMENT(
     "x.step = k.step LEFT JOIN chain_wait w ON w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
     "k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
 
+/* Models with a deployment that is a chain, or the entrypoint of one in Python. */
+PG_STATEMENT(
+    chains_list,
+    "SELECT m.id, m.name, m.created_at, count(*), m.tenant FROM model m JOIN deployment d ON "
+    "d.model_id = m.id AND d.deleted_at IS NULL AND (d.engine = 'chain' OR d.config -> 'truss' -> "
+    "'model_metadata' ? 'headrace_entrypoint') WHERE m.tenant = $1 AND ($2 IN (m.id, m.name)) IS "
+    "NOT FALSE AND m.deleted_at IS NULL GROUP BY m.id ORDER BY m.id = $2 DESC, m.name LIMIT 10000");
+
+/* ---- chains ---- */
+
+static json_t *chain_json(const struct pg_answer *answer, size_t row)
+{
+    return json_pack("{s:s, s:s, s:o, s:I, s:s}", "id", pg_c(answer, 0, row, 0), "name",
+                     pg_c(answer, 0, row, 1), "created_at", json_of_time(answer, 0, row, 2),
+                     "deployments_count", (json_int_t)pg_i64(answer, 0, row, 3), "team_name",
+                     pg_c(answer, 0, row, 4));
+}
+
+static void on_chains(void *opaque, const struct pg_answer *answer)
+{
+    call_answer_rows(opaque, answer, "chains", chain_json);
+}
+
+static void on_chain(void *opaque, const struct pg_answer *answer)
+{
+    struct call *call = opaque;
+    json_t *body;
+
+    if (!call_take_answer(&call, answer))
+        return;
+    if (pg_row_count(answer, 0) == 0) {
+        call_fail_as(&call, 404, "model_does_not_exist", "there is no such chain");
+        return;
+    }
+    body = chain_json(answer, 0);
+    call_answer_json(&call, 200, &body);
+}
+
+static void chains_query(struct call *call, const char *chain, pg_done_fn *done)
+{
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &chains_list);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_c(batch, chain);
+    call_query(call, &batch, done);
+}
+
+void chains_begin(struct call *call)
+{
+    chains_query(call, NULL, on_chains);
+}
+
+void chain_begin(struct call *call)
+{
+    chains_query(call, call->match.model, on_chain);
+}
+
+/* ---- runs ---- */
+
 static json_t *run_json(const struct pg_answer *answer, size_t row)
 {
     return json_pack("{s:s, s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "id", pg_c(answer, 0, row, 0),

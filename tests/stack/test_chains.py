@@ -290,6 +290,11 @@ def test_command_line(stack, tmp_path):
     assert stack.cli("chains", "run", "shell", "--input", '{"n": 5}').stdout == '{"n":5}\n'
     ((run,),) = stack.sql("SELECT run_id FROM headrace_v1.chain_runs WHERE chain = 'shell'")
     assert run in stack.cli("chains", "runs", "shell").stdout
+    listed = {chain["name"]: chain for chain in stack.http("GET", "/v1/chains").json["chains"]}
+    assert "echo" not in listed and listed["shell"]["deployments_count"] == 1, listed
+    assert stack.http("GET", "/v1/chains/shell").json == listed["shell"]
+    assert stack.http("GET", "/v1/chains/echo").status == 404
+    assert "shell" in stack.cli("chains", "ls").stdout
     shown = stack.http("GET", f"/v1/chain_runs/{run}").json
     assert shown["status"] == "SUCCEEDED" and shown["steps"][0]["status"] == "SUCCEEDED", shown
     assert shown["steps"][0]["request_id"] and "SUCCEEDED" in stack.cli("chains", "show", run).stdout
