@@ -8,5 +8,5 @@
 -- A million rows: the time to read the table once; only dead jobs are in it.
 -- Undo: DROP INDEX headrace.job_dead; CREATE INDEX job_failed as in 0001.
 
+DROP INDEX job_failed; -- first, so that the new one's parts get the names that a new schema gives them
 CREATE INDEX job_dead ON job (model, id) WHERE state IN (4, 5);
-DROP INDEX job_failed;

@@ -191,18 +191,18 @@ static int read_metadata(struct batch_ask *ask, struct err *err)
 static int read_expiry(struct batch_ask *ask, struct err *err)
 {
     const json_t *after = json_object_get(ask->body, "output_expires_after");
-    const json_t *seconds = json_object_get(after, "seconds");
+    double seconds = json_number_value(json_object_get(after, "seconds")); /* 3600.0 is 3600 */
     const char *anchor = json_string_value(json_object_get(after, "anchor"));
 
     if (after == NULL || json_is_null(after))
         return 0;
-    ask->expiry_s = json_integer_value(seconds);
-    if (anchor == NULL || strcmp(anchor, "created_at") != 0 || ask->expiry_s < FILE_EXPIRY_S_MIN ||
-        ask->expiry_s > FILE_EXPIRY_S_MAX)
+    if (anchor == NULL || strcmp(anchor, "created_at") != 0 || seconds < FILE_EXPIRY_S_MIN ||
+        seconds > FILE_EXPIRY_S_MAX || seconds != (double)(int64_t)seconds)
         return err_set(err, ERR_RANGE,
                        "output_expires_after must have the anchor created_at and seconds of %d to "
                        "%d",
                        FILE_EXPIRY_S_MIN, FILE_EXPIRY_S_MAX);
+    ask->expiry_s = (int64_t)seconds;
     return 0;
 }
 

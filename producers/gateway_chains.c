@@ -462,7 +462,8 @@ static int read_decision(struct call *call, json_t **ret_json, struct err *err)
                        where.text);
     if (decides_yes(call) || json_is_null(*ret_json) ||
         (json_is_object(*ret_json) && (json_object_size(*ret_json) == 0 ||
-                                       json_is_string(json_object_get(*ret_json, "reason")))))
+                                       (json_object_size(*ret_json) == 1 &&
+                                        json_is_string(json_object_get(*ret_json, "reason"))))))
         return 0;
     json_decref(*ret_json);
     return err_set(err, ERR_MALFORMED, "the body must be {\"reason\": a text}, or nothing");

@@ -174,8 +174,8 @@ def test_a_tick_has_one_job_whoever_dies(stack, tiny):
         WITH s AS (SELECT id FROM schedule WHERE name = 'nightly')
         INSERT INTO schedule_tick (schedule_id, tick_at, due_at, job_id, deployment_id, claimed_until)
         SELECT s.id, now(), now(), job_id_new(d.shard, now()), d.id, now() + interval '1 second'
-          FROM s, deployment d WHERE d.pool = d.id AND d.model_id = :'a1' RETURNING job_id"""
-    ((job,),) = stack.sql(claimed, tiny["model_id"])
+          FROM s, deployment d WHERE d.id = :'a1' RETURNING job_id"""
+    ((job,),) = stack.sql(claimed, production(stack))
     assert ticks(stack, "nightly", 1) == [["SUBMITTED", job, "f"]]
     assert stack.wait_final(job)["status"] == "SUCCEEDED"
     assert stack.sql("SELECT count(*) FROM headrace_v1.jobs WHERE idempotency_key LIKE 'schedule/nightly/%'") == [["1"]]

@@ -48,6 +48,8 @@ static const char days_of_work[] =
     "'{}' "
     "FROM work;"
     "INSERT INTO chain_step SELECT id, 's', 0, 1, id FROM work;"
+    "INSERT INTO chain_wait (run_id, step, round, approval, opened_at, due_at) SELECT id, 's', 1, "
+    "true, at, at FROM work;"
     "INSERT INTO topic_binding (id, tenant, name, topic, group_id, model, environment, format, "
     "max_attempts, queue_limit_ms, start_at, bad, created_by) VALUES ('b', 't', 'b', 'b', 'b', "
     "'m', "
