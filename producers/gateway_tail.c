@@ -67,7 +67,11 @@ struct tail_places {
 /* "shard:epoch:number,…"; what a cursor of an earlier answer says. */
 static int read_cursor(const char *text, struct tail_places *ret_places, struct err *err)
 {
+    const char *last = strrchr(text, ',');
+
     ret_places->count = 0;
+    if (strspn(text, "0123456789:,") != strlen(text) || (last != NULL && last[1] == '\0'))
+        return err_set(err, ERR_MALFORMED, "cursor is none of an earlier answer");
     while (*text != '\0') {
         long long shard, epoch, number;
         int size = 0;
