@@ -15,12 +15,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "cli/chain_graph.h"
 #include "cli/chains.h"
 #include "cli/list.h"
 #include "cli/watch.h"
+#include "schema/job_id.h"
 
 #define POLL_MS 300
+#define NEW_MS 10000
 #define PICTURE_SIZE_MAX (4u << 20)
 
 static int run_fetch(const struct client *client, const char *id, json_t **ret_run, struct err *err)
@@ -100,6 +103,16 @@ static int view_show(struct view *view, const json_t *run, struct err *err)
     return 0;
 }
 
+/* A run is seen when its coordinator has begun with it: not at once. */
+static bool run_is_new(const char *text)
+{
+    uint64_t now_ms = clock_wall_us() / 1000;
+    struct wire_id id;
+    struct err err;
+
+    return job_id_parse(text, &id, &err) == 0 && job_id_time_ms(&id) + NEW_MS > now_ms;
+}
+
 int chains_show(const struct client *client, const void *values, char **operands, int operand_count)
 {
     const struct chains_show_settings *settings = values;
@@ -116,6 +129,11 @@ int chains_show(const struct client *client, const void *values, char **operands
         OWNED(client_json_free) json_t *run = NULL;
 
         r = run_fetch(client, operands[0], &run, &err);
+        if (r == ERR_NOT_FOUND && run_is_new(operands[0])) {
+            (void)poll(NULL, 0, POLL_MS);
+            r = 0;
+            continue;
+        }
         over = !settings->watch || watch_is_final(text_of(run, "status"));
         if (r == 0 && !settings->json)
             r = view_show(&view, run, &err);
