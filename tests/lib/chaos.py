@@ -179,7 +179,8 @@ class World:
         log = self.directory / f"there-{len(self.extra)}-{words[0]}.log"
         machine = self.second_machine()
         process = machine.run([BINARY, *words], self.environment(
-            HEADRACE_FAULT_DIR=self.faults_there, HEADRACE_LISTEN=machine.ADDRESS, **env), log)
+            HEADRACE_FAULT_DIR=self.faults_there, HEADRACE_LISTEN=machine.ADDRESS,
+            HEADRACE_TUNNEL_LISTEN=machine.ADDRESS, **env), log)
         self.extra.append(process)
         return process, log
 

@@ -158,7 +158,7 @@ def test_programs_say_what_they_speak(world):
             if line.startswith("{") and '"wire":' in line:
                 line = json.loads(line)
                 said[line["program"]] = (line["version"], line["wire"])
-    assert said.keys() == {"gateway", "broker", "agent", "webhook", "worker"}
+    assert said.keys() == {"gateway", "broker", "agent", "webhook", "ingest", "worker"}
     ((version, wire),) = set(said.values())
     done = subprocess.run([BINARY, "gateway", "--version"], capture_output=True, text=True,
                           check=True, timeout=30)
@@ -167,7 +167,7 @@ def test_programs_say_what_they_speak(world):
 
 def pages(stack):
     """The text of /metrics by program; workers tell their port in their logs."""
-    urls = {name: stack.url(name) for name in ("gateway", "broker", "agent", "webhook")}
+    urls = {name: stack.url(name) for name in ("gateway", "broker", "agent", "webhook", "ingest")}
     for path in stack.data_dir.glob("agent/logs/*.log"):
         for line in path.read_text(errors="replace").splitlines():
             if '"worker_started"' in line:
@@ -206,7 +206,7 @@ def check_family(page, family):
 def test_every_page_is_read_by_prometheus(world):
     stack, _, _ = world
     found = pages(stack)
-    assert found.keys() == {"gateway", "broker", "agent", "webhook", "worker"}
+    assert found.keys() == {"gateway", "broker", "agent", "webhook", "ingest", "worker"}
     for name, page in found.items():
         families = list(text_string_to_metric_families(page))
         for family in families:
