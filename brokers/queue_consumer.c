@@ -180,7 +180,8 @@ size_t queue_record_headers(const struct queue_record *record, struct queue_head
     rd_kafka_headers_t *list;
     size_t count = 0;
 
-    if (rd_kafka_message_headers(record->origin, &list) != RD_KAFKA_RESP_ERR_NO_ERROR)
+    if (record->origin == NULL || /* made by a test: librdkafka looks behind what it has given */
+        rd_kafka_message_headers(record->origin, &list) != RD_KAFKA_RESP_ERR_NO_ERROR)
         return 0;
     while (count < room &&
            rd_kafka_header_get_all(list, count, &headers[count].name, &headers[count].value,

@@ -18,8 +18,6 @@
 
 #define BYTES(text) text, sizeof(text) - 1
 
-static const rd_kafka_message_t no_headers;
-
 static const struct {
     const char *format, *mapping, *value;
     size_t size;
@@ -74,8 +72,7 @@ static void test_records_are_what_their_mapping_says(void **state)
                                           .key = "key",
                                           .key_size = 3,
                                           .bytes = rows[i].value,
-                                          .size = rows[i].size,
-                                          .origin = &no_headers};
+                                          .size = rows[i].size};
         struct ingest_mapping *mapping = NULL;
         struct ingest_record made;
         struct err err;
