@@ -21,6 +21,7 @@
 #define CHUNK_LINES 1000 /* about */
 #define CHUNKS_LOADED_MAX 64
 #define COLLECTING_MAX 3
+#define INPUT_TRIES 5                            /* claims of a bulk job whose input is not there */
 #define CHUNKS_AHEAD_MAX (2 * CHUNKS_LOADED_MAX) /* what is beyond was never sent by anybody */
 
 PG_STATEMENT(bulk_claim,
@@ -281,8 +282,10 @@ static void on_step(void *opaque)
 {
     struct bulk *bulk = opaque;
 
-    if ((bulk->fd < 0 || bulk->unpacking) && !(bulk->cancelling && !bulk->validated))
-        return; /* it is being opened */
+    bool opening = bulk->unpacking || (bulk->fd < 0 && bulk->scan == NULL);
+
+    if (opening && !(bulk->cancelling && !bulk->validated))
+        return;
     if (!bulk->validated && !bulk->cancelling && bulk->scan != NULL)
         bulk_scan_step(bulk);
     else
@@ -386,9 +389,17 @@ static void bulk_unpack_begin(struct bulk *bulk)
     assert(r == 0);
 }
 
+/* A store that is away comes back, and one that lacks the blob may be the wrong one for a while. */
+static bool input_is_lost(const struct bulk *bulk, uint64_t size, const struct err *err)
+{
+    return bulk->epoch >= INPUT_TRIES && !bulk->validated &&
+           (err->code == ERR_NOT_FOUND || (err->code == ERR_OK && size != bulk->input_size));
+}
+
 static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
 {
     struct bulk *bulk = opaque;
+    bool lost = input_is_lost(bulk, size, err);
 
     if (!bulk_unpin(bulk)) {
         if (err->code == ERR_OK)
@@ -400,7 +411,10 @@ static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
                  LOG_ERR(err));
         if (err->code == ERR_OK)
             (void)close(fd);
-        bulk_drop(bulk); /* its lease lapses, and it is tried again */
+        if (lost)
+            bulk_scan_refuse(bulk, "input_lost", "the file is not in the blob store any more");
+        else
+            bulk_drop(bulk); /* its lease lapses, and it is tried again */
         return;
     }
     bulk->fd = fd;

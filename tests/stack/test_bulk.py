@@ -334,6 +334,21 @@ def test_what_has_not_run_in_time_expires(stack):
     assert len(output) == 1000 and "batch_expired" in {one["error"]["code"] for one in errors}
 
 
+def test_an_input_that_is_gone_fails_by_name(stack, sim):
+    stack.stop_service("ingest")
+    id = create(stack, [line(n) for n in range(3)])
+    ((blob,),) = stack.sql("SELECT input_blob FROM headrace.bulk WHERE status = 'validating'")
+    (stack.data_dir / "blobs" / blob).unlink()
+    stack.sql("UPDATE headrace.bulk SET epoch = 3 WHERE status = 'validating'")  # claimed three times, in vain
+    stack.start_service("ingest")
+    wait_until("a fourth claim, in vain as well", lambda: "bulk_input_not_read" in
+               (stack.data_dir / "logs/ingest.log").read_text())
+    assert batch_of(stack, id)["status"] == "validating"
+    stack.sql("UPDATE headrace.bulk SET leased_until = now() WHERE status = 'validating'")
+    batch = wait_over(stack, id)
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "input_lost", batch
+
+
 def test_an_ingest_that_is_killed(stack, sim):
     """Killed while it validates, sends and writes, again and again: each line once, and counts add up."""
     lines = [line(n, number=n) for n in range(6000)]
@@ -374,7 +389,8 @@ def test_files_go_when_nobody_needs_them(stack, sim):
 
     def gone():
         stack.sql("NOTIFY headrace_bulk")
-        left = [path for path in day.glob("**/*.output") if path.parent.name.replace("-", "") == mine]
+        left = [name for folder, _, names in os.walk(day) if os.path.basename(folder).replace("-", "") == mine
+                for name in names if name.endswith(".output")]  # folders go while they are walked
         return not left and stack.sql("SELECT count(*) FROM headrace.file WHERE deleted_at IS NOT NULL") == [["0"]]
 
     wait_until("the blobs and rows to go", gone)
