@@ -12,7 +12,7 @@ CREATE TABLE attempt (
     round smallint NOT NULL,
     number smallint NOT NULL,
     error_class smallint NOT NULL
-        CONSTRAINT attempt_error_class_check CHECK (error_class IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)),
+        CONSTRAINT attempt_error_class_check CHECK (error_class IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)),
     batch_count integer NOT NULL DEFAULT 0,
     worker text NOT NULL,
     device text,

@@ -111,6 +111,8 @@ const char *error_class_reason(enum error_class class)
         return "unstorable";
     case ERROR_CLASS_STEP_FAILED:
         return "step_failed";
+    case ERROR_CLASS_TRAINING_FAILED:
+        return "training_failed";
     case ERROR_CLASS_RUN_STUCK:
         return "poison";
     default: /* no class that fails a job */

@@ -27,7 +27,7 @@ CREATE TABLE job (
     round smallint NOT NULL DEFAULT 1,
     rank smallint NOT NULL CONSTRAINT job_rank_check CHECK (rank BETWEEN 0 AND 4),
     error_class smallint NOT NULL DEFAULT 0
-        CONSTRAINT job_error_class_check CHECK (error_class IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)),
+        CONSTRAINT job_error_class_check CHECK (error_class IN (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18)),
     attempt_count smallint NOT NULL DEFAULT 0,
     max_attempts smallint NOT NULL,
     user_failures smallint NOT NULL DEFAULT 0,

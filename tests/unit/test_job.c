@@ -54,6 +54,7 @@ static void test_error_classes(void **state)
         {ERROR_CLASS_STEP_FAILED, ERROR_BUDGET_NONE, true, 500},
         {ERROR_CLASS_LOST_COORDINATOR, ERROR_BUDGET_NONE, false, 500},
         {ERROR_CLASS_RUN_STUCK, ERROR_BUDGET_NONE, true, 500},
+        {ERROR_CLASS_TRAINING_FAILED, ERROR_BUDGET_NONE, true, 500},
     };
 
     (void)state;
