@@ -9,7 +9,8 @@
  * topic is not to be had from librdkafka 2.0.2: a topic that was made anew is found by its offsets
  * (floor_check in broker_shard.c).
  *
- * The care: days ahead are made, old ones dropped, what has no days is swept. Any number of brokers
+ * The care: days ahead are made, old ones dropped, what has no days is swept; changes of depths and
+ * what ended in each hour are added up. Any number of brokers
  * may do it at once. Failures are logged and counted; the next time tries again.
  */
 
@@ -85,6 +86,7 @@ PG_STATEMENT(days_sweep, "SELECT retention_sweep($1 * interval '1 second') + "
                          "$2 * interval '1 second')");
 PG_STATEMENT(days_drop_flush, "SELECT flush_drop()");
 PG_STATEMENT(depths_compact, "SELECT queue_compact()");
+PG_STATEMENT(hours_fill, "SELECT hours_fill()");
 
 static void care_done(struct broker *broker, const struct pg_answer *answer, const char *event)
 {
@@ -156,6 +158,7 @@ static void compact(void *opaque)
         return;
     batch = pg_batch_new();
     pg_add(batch, &depths_compact);
+    pg_add(batch, &hours_fill);
     care_send(broker, &batch, on_compacted, &broker->compact_due);
 }
 

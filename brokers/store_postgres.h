@@ -7,6 +7,7 @@
  *     store_postgres.c        sessions, takeover, loads: what is asked again after a lost
  * connection store_postgres_flush.c  one flush: verdicts, trials, unknown outcomes
  *     store_postgres_write.c  the statements of a flush and their arrays
+ *     store_postgres_ends.c   what a flush makes final, added up
  *     store_postgres_rows.c   rows of the ledger as structs
  *     store_postgres_command.c commands: reading them, and the notification about them
  *
@@ -99,6 +100,13 @@ void store_terminate_others(struct store *store, uint32_t shard, uint32_t epoch,
 void store_write_flush(struct store *store, const struct flush *flush,
                        const struct flush_range *range, struct pg_batch *batch,
                        struct flush_statements *ret_statements);
+
+/* Binds the text with '?' for every byte that Postgres would refuse. */
+void store_bind_storable(struct store *store, struct pg_batch *batch, struct wire_text text);
+
+/* Binds what a flush makes final, added up: its names, then its numbers. For one that makes some.
+ */
+void store_bind_ends(struct store *store, const struct flush *flush, struct pg_batch *batch);
 
 void store_flush_done(struct store *store);
 void store_on_flush_pause(void *opaque);

@@ -186,6 +186,10 @@ PG_STATEMENT(flush_row,
              "INSERT INTO flush (shard, epoch, number, intake_floor, outcome_floor, floor_at, "
              "published_epoch, published_number, final_ids, command_floor) "
              "VALUES ($1, $2, $3, $4, $5, coalesce($6, 'epoch'), $7, $8, $9, $10)");
+PG_STATEMENT(flush_row_ends,
+             "INSERT INTO flush (shard, epoch, number, intake_floor, outcome_floor, floor_at, "
+             "published_epoch, published_number, final_ids, command_floor, end_names, end_numbers) "
+             "VALUES ($1, $2, $3, $4, $5, coalesce($6, 'epoch'), $7, $8, $9, $10, $11, $12)");
 
 /* A range's jobs of one action. */
 struct selection {
@@ -240,8 +244,7 @@ static size_t utf8_size(const uint8_t *text, size_t left)
     return size;
 }
 
-/* Binds the text with '?' for every byte that Postgres would refuse. */
-static void bind_worker_text(struct store *store, struct pg_batch *batch, struct wire_text text)
+void store_bind_storable(struct store *store, struct pg_batch *batch, struct wire_text text)
 {
     const uint8_t *bytes = (const uint8_t *)text.text;
     size_t good = 0, size;
@@ -292,7 +295,7 @@ static void bind_spec_text(struct store *store, struct pg_batch *batch, const st
                            struct wire_text text)
 {
     if (unstorable(job))
-        bind_worker_text(store, batch, text);
+        store_bind_storable(store, batch, text);
     else
         pg_bind_text(batch, text);
 }
@@ -351,8 +354,8 @@ static void bind_state(struct store *store, struct pg_batch *batch,
     BIND_I16(job->user_failures);
     BIND_I16(job->oom_failures);
     BIND_I16(job->lost_failures);
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->worker));
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->error_message));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, job->worker));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, job->error_message));
 }
 
 /* A failure has one only when its model itself has answered. */
@@ -378,7 +381,7 @@ static void bind_results(struct store *store, struct pg_batch *batch, const stru
     BIND_I64(job->output_size);
     BIND_EACH(PG_BYTES, pg_bind_bytes(batch, job->output));
     BIND_TEXT(job->output_blob);
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->output_type));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, job->output_type));
     BIND_I16(job->http_status);
     selection_done(&results);
 }
@@ -416,7 +419,7 @@ static void write_tags(struct store *store, const struct selection *inserts, str
         return;
     pg_add(batch, &flush_tags);
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, submit->tags));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, submit->tags));
 }
 
 /* Which run and step of a chain the few jobs belong to that do. */
@@ -437,7 +440,7 @@ static void write_steps(struct store *store, const struct selection *inserts,
         return;
     pg_add(batch, &flush_steps);
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->parent));
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, submit->step));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, submit->step));
     BIND_EACH(PG_I32, pg_bind_i32(batch, cut(submit->step_item, INT32_MAX)));
     BIND_EACH(PG_I16, pg_bind_i16(batch, cut(submit->step_round, INT16_MAX)));
     BIND_EACH(PG_ID, pg_bind_id(batch, &submit->id));
@@ -482,7 +485,7 @@ static void write_replays(struct store *store, const struct selection *selection
     BIND_I16((uint64_t)job->state);
     BIND_TIME(job->state_us);
     BIND_I16((uint64_t)job->error_class);
-    BIND_EACH(PG_TEXT, bind_worker_text(store, batch, job->error_message));
+    BIND_EACH(PG_TEXT, store_bind_storable(store, batch, job->error_message));
     BIND_I64(job->fence);
 }
 
@@ -563,9 +566,9 @@ static void bind_attempts(struct store *store, struct pg_batch *batch,
     ATTEMPT_EACH(PG_I32, pg_bind_i32(batch, cut(attempt->batch_count, INT32_MAX)));
     ATTEMPT_EACH(PG_TEXT, attempt->worker.size == 0
                               ? pg_bind_c(batch, "")
-                              : bind_worker_text(store, batch, attempt->worker));
-    ATTEMPT_EACH(PG_TEXT, bind_worker_text(store, batch, attempt->device));
-    ATTEMPT_EACH(PG_TEXT, bind_worker_text(store, batch, attempt->error_message));
+                              : store_bind_storable(store, batch, attempt->worker));
+    ATTEMPT_EACH(PG_TEXT, store_bind_storable(store, batch, attempt->device));
+    ATTEMPT_EACH(PG_TEXT, store_bind_storable(store, batch, attempt->error_message));
 }
 
 /* A trial of a part writes the attempts of its jobs only. */
@@ -588,13 +591,13 @@ static void write_attempts(struct store *store, const struct flush *flush,
     mem_free(&attempts);
 }
 
-static void write_row(const struct flush *flush, struct pg_batch *batch)
+static void write_row(struct store *store, const struct flush *flush, struct pg_batch *batch)
 {
     size_t final_count = 0;
 
     for (size_t i = 0; i < flush->job_count; i++)
         final_count += job_state_final(flush->jobs[i].state);
-    pg_add(batch, &flush_row);
+    pg_add(batch, final_count > 0 ? &flush_row_ends : &flush_row);
     pg_bind_i16(batch, (int64_t)flush->shard);
     pg_bind_i64(batch, (int64_t)flush->epoch);
     pg_bind_i64(batch, cut(flush->number, INT64_MAX));
@@ -609,13 +612,15 @@ static void write_row(const struct flush *flush, struct pg_batch *batch)
             pg_bind_id(batch, &flush->jobs[i].spec->submit.id);
     }
     pg_bind_i64(batch, cut(flush->command_floor, INT64_MAX));
+    if (final_count > 0)
+        store_bind_ends(store, flush, batch);
 }
 
 /* What a trial leaves out. */
-static void write_end(const struct flush *flush, struct pg_batch *batch)
+static void write_end(struct store *store, const struct flush *flush, struct pg_batch *batch)
 {
     write_commands(flush, batch);
-    write_row(flush, batch);
+    write_row(store, flush, batch);
 }
 
 void store_write_flush(struct store *store, const struct flush *flush,
@@ -655,6 +660,6 @@ void store_write_flush(struct store *store, const struct flush *flush,
     if (range->trial)
         pg_add(batch, &flush_undo);
     else
-        write_end(flush, batch);
+        write_end(store, flush, batch);
     *ret_statements = statements;
 }

@@ -14,6 +14,8 @@ CREATE TABLE flush (
     published_number bigint NOT NULL,
     final_ids uuid[] NOT NULL DEFAULT '{}',
     command_floor bigint NOT NULL DEFAULT 0, -- all commands of the shard below are acknowledged
+    end_names text[],     -- tenant, model, deployment: what became final, added up; null: nothing
+    end_numbers bigint[], -- hour (s), state, error class, jobs, attempts, µs waited, µs ran, of each three names
     PRIMARY KEY (shard, epoch, number, at)
 ) PARTITION BY RANGE (at);
 CREATE TABLE flush_default PARTITION OF flush DEFAULT;

@@ -80,7 +80,8 @@ LOOKER int setup(void **state)
     struct err err = {0};
 
     world->session = looker_open();
-    script(world, "TRUNCATE shard, flush, job, job_input, job_result, attempt, queue_delta");
+    script(world, "TRUNCATE shard, flush, job, job_input, job_result, attempt, queue_delta, "
+                  "job_hour, hour_mark");
     assert_int_equal(loop_open(&world->loop, &err), 0);
     world->decoder = wire_decoder_new();
     world->store = open_store(world);

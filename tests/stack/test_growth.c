@@ -23,7 +23,7 @@ static const char settled[] =
     "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', "
     "'topic_position', 'training_project', 'training_job', 'training_node', 'training_trainer', "
     "'training_plan', 'training_event', 'training_checkpoint', 'training_file', 'training_log', "
-    "'training_metric'";
+    "'training_metric', 'hour_mark'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
@@ -74,6 +74,8 @@ static const char days_of_work[] =
     "INSERT INTO command (shard, kind, job_id, asked_at) SELECT 0, 'cancel', id, at FROM work;"
     "INSERT INTO command_done (command_id, applied, epoch, number, done_at) SELECT id, true, 1, 1, "
     "asked_at FROM command WHERE id % 2 = 0;"
+    "INSERT INTO job_hour SELECT at - interval '85 days', 't', 'm', n::text, 3, 0, 1, 1, 1, 1 FROM "
+    "work;"
     "INSERT INTO queue_delta SELECT 0, 1, 'd', 'p', 1, 0, at - interval '1 minute' FROM work;"
     "INSERT INTO idempotency (tenant, key, job_id, fingerprint, deployment_id, created_at, "
     "expires_at) SELECT 't', n::text, id, sha256(''), 'd', at, at + interval '1 day' FROM work;"
@@ -92,7 +94,8 @@ static const char care[] =
     "SELECT retention_drop('4 days');"
     "SELECT flush_drop();"
     "SELECT retention_sweep('4 days') + retention_sweep_control('4 days', '2 days');"
-    "SELECT queue_compact();";
+    "SELECT queue_compact();"
+    "SELECT hours_fill();";
 
 static void counts_keep(struct pg_session *session, const char *table)
 {

@@ -291,6 +291,54 @@ static void test_queue_deltas(void **state)
         job_spec_unref(&specs[i]);
 }
 
+#define HOUR_US 3600000000u
+#define HOURS                                                                                      \
+    "SELECT string_agg(concat_ws(',', to_char(hour, 'HH24'), tenant || '/' || model || '/' || "    \
+    "deployment, state, error_class, jobs, attempts, round(wait_seconds::numeric, 3), "            \
+    "round(run_seconds::numeric, 3)), ' ' ORDER BY hour, tenant COLLATE \"C\", state) FROM "       \
+    "job_hour"
+
+/* What becomes final is added up by hour and end, once, also of a broker that does not tell. */
+static void test_hours(void **state)
+{
+    struct world *world = *state;
+    struct job_spec *specs[6];
+    struct flush_job jobs[6];
+
+    take_over(world);
+    for (uint32_t i = 0; i < 6; i++) {
+        specs[i] = spec_of(world, i, i == 4 ? "b\xff" : "acme", false);
+        jobs[i] = job_of(specs[i], i == 5 ? JOB_QUEUED : JOB_SUCCEEDED);
+        jobs[i].attempt_count = i + 1;
+        jobs[i].started_us = ACCEPTED_US + i + 500000;
+        jobs[i].state_us = ACCEPTED_US + i + 2500000 + (i == 3 ? HOUR_US : 0);
+    }
+    jobs[2].state = JOB_FAILED;
+    jobs[2].error_class = jobs[4].error_class = ERROR_CLASS_UNSTORABLE;
+    jobs[4].state = JOB_FAILED;
+    flush_now(world, 1, jobs, 6);
+    assert_int_equal(world->verdict, FLUSH_COMMITTED);
+    expect(world, "SELECT hours_fill()", "1");
+    expect(world, HOURS,
+           "00,acme/minilm/d1,3,0,2,3,1.000,4.000 00,acme/minilm/d1,4,13,1,3,0.500,2.000 "
+           "00,b?/minilm/d1,4,13,1,5,0.500,2.000 01,acme/minilm/d1,3,0,1,4,0.500,3602.000");
+    expect(world, "SELECT hours_fill()", "0");
+    jobs[5].action = FLUSH_UPDATE;
+    jobs[5].state = JOB_CANCELED;
+    jobs[5].started_us = 0;
+    jobs[5].state_us = ACCEPTED_US + 5 + 1000000;
+    flush_now(world, 2, jobs + 5, 1);
+    script(world, "UPDATE job SET started_at = NULL WHERE state = 6; UPDATE flush SET end_names = "
+                  "NULL, end_numbers = NULL WHERE number = 2");
+    expect(world, "SELECT hours_fill(true)", "1");
+    expect(world,
+           "SELECT concat_ws(',', jobs, attempts, wait_seconds, run_seconds) FROM job_hour "
+           "WHERE state = 6",
+           "1,6,1,0");
+    for (size_t i = 0; i < 6; i++)
+        job_spec_unref(&specs[i]);
+}
+
 /* A job of any value at all is stored or refused, but never takes others with it. */
 static void test_halving_finds_the_row(void **state)
 {
@@ -652,6 +700,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_insert_of_a_known_job_is_not_applied, setup, teardown),
         cmocka_unit_test_setup_teardown(test_guards_of_updates, setup, teardown),
         cmocka_unit_test_setup_teardown(test_queue_deltas, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_hours, setup, teardown),
         cmocka_unit_test_setup_teardown(test_halving_finds_the_row, setup, teardown),
         cmocka_unit_test_setup_teardown(test_a_flush_follows_the_one_before_it, setup, teardown),
         cmocka_unit_test_setup_teardown(test_numbers_over_their_column, setup, teardown),

@@ -132,6 +132,12 @@ INSERT INTO chain_step (run_id, step, item, round, job_id)
 SELECT r.id, CASE s.seq WHEN 21 THEN 'split' ELSE 'each' END, 0, 1, s.id FROM job r, job s
  WHERE r.seq = 20 AND s.seq IN (21, 22);
 
+INSERT INTO job_hour SELECT date_trunc('hour', now() - interval '5 hours', 'UTC'), r.* FROM (VALUES
+    ('acme', 'm-sum', 'd-sum1', 3, 0, 6, 7, 12.0, 30.0), ('acme', 'm-sum', 'd-sum2', 3, 0, 2, 2, 4.0, 6.0),
+    ('acme', 'm-sum', 'd-sum2', 4, 2, 1, 3, 3.0, 4.0), ('acme', 'm-sum', 'd-sum2', 5, 10, 1, 0, 600.0, 0.0),
+    ('globex', 'm-emb', 'd-emb', 3, 0, 40, 40, 2.0, 400.0)) r;
+INSERT INTO job_hour VALUES (date_trunc('hour', now() - interval '30 hours', 'UTC'), 'acme', 'm-sum', 'd-sum2', 3, 0, 9, 9, 1, 1);
+
 INSERT INTO queue_delta (shard, rank, deployment, pool, waiting, running, at) VALUES
     (0, 2, 'd-sum2', 'p-sum2', 5, 0, now() - interval '1 minute'), (0, 2, 'd-sum2', 'p-sum2', -3, 1, now()),
     (0, 2, 'd-pipe', 'p-pipe', 0, 1, now()), (1, 2, 'd-emb', 'p-emb', 0, 1, now());
