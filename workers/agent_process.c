@@ -180,6 +180,7 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command,
                 xasprintf("--host-memory=%llu", (unsigned long long)settings->host_memory_size));
     command_add(command, xasprintf("--host-processes=%lld", (long long)settings->host_processes));
+    command_add(command, xasprintf("--host-nice=%lld", (long long)settings->host_nice));
     command_add(command, xasprintf("--log-level=%s", settings->log_level));
     command_add(command, xasprintf("--otlp-endpoint=%s", settings->otlp_endpoint));
     command_add(command, xasprintf("--metrics-prefix=%s", settings->metrics_prefix));

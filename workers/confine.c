@@ -218,8 +218,17 @@ static void set_limits(const struct confine_settings *settings, unsigned held, b
 
 /* ---- the program ---- */
 
-static int exec_program(char **argv, struct err *err)
+/* The keeper stays as it is: it has to be there in time. The kernel lets nobody who has no
+ * capability take it back. */
+static void set_nice(int64_t wanted)
 {
+    if (getpriority(PRIO_PROCESS, 0) < wanted)
+        (void)setpriority(PRIO_PROCESS, 0, (int)wanted);
+}
+
+static int exec_program(const struct confine_settings *settings, char **argv, struct err *err)
+{
+    set_nice(settings->nice);
     (void)execvp(argv[0], argv);
     return err_set_errno(err, ERR_NOT_FOUND, "start '%.100s'", argv[0]);
 }
@@ -242,7 +251,7 @@ static int run_rules(const struct confine_settings *settings, const char *scratc
         r = confine_network(settings, err);
     if (r == 0 && settings->filter)
         r = confine_calls(no_connect, settings->local && scratch == NULL, err);
-    return r < 0 ? r : exec_program(argv, err);
+    return r < 0 ? r : exec_program(settings, argv, err);
 }
 
 static int run_basic(const struct confine_settings *settings, char **argv, struct err *err)
@@ -271,13 +280,13 @@ static int run_inner(const struct confine_settings *settings, char **argv, struc
     return r < 0 ? r : run_rules(settings, NULL, argv, err);
 }
 
-static int run_off(char **argv, struct err *err)
+static int run_off(const struct confine_settings *settings, char **argv, struct err *err)
 {
     int r;
 
     limit(RLIMIT_CORE, 0);
     r = confine_keep(NULL, err);
-    return r < 0 ? r : exec_program(argv, err);
+    return r < 0 ? r : exec_program(settings, argv, err);
 }
 
 static int run_strict(const struct confine_settings *settings, char **argv, struct err *err)
@@ -333,7 +342,7 @@ static int run(const struct confine_settings *settings, char **argv, struct err 
     if (settings->inner)
         return run_inner(settings, argv, err);
     if (level == CONFINE_OFF)
-        return run_off(argv, err);
+        return run_off(settings, argv, err);
     return level == CONFINE_BASIC ? run_basic(settings, argv, err)
                                   : run_strict(settings, argv, err);
 }

@@ -234,6 +234,7 @@ static size_t confine_words(const struct engine_host *host, const struct engine_
     to[at++] = xasprintf("--group=%s", how->group);
     to[at++] = xasprintf("--memory=%llu", (unsigned long long)how->memory_size);
     to[at++] = xasprintf("--processes=%llu", (unsigned long long)how->process_count);
+    to[at++] = xasprintf("--nice=%u", how->nice);
     to[at++] = xstrdup(host->kind == ENGINE_HOST_PY ? "--filter" : "--filter=false");
     to[at++] = xstrdup("--");
     return at;

@@ -52,6 +52,7 @@ struct engine_confine {
     const char *settings_json;           /* of the engine: `network` and `image` in it are heeded */
     const char *gateway;                 /* URL whose port a chainlet may connect to; "": none */
     uint64_t memory_size, process_count; /* 0: no limit */
+    unsigned nice;
 };
 
 /* Puts a host of user code under `headrace confine`; a plugin's is left as it is. */

@@ -286,6 +286,7 @@ struct worker_host *worker_host_open(struct worker *worker)
         .isolation_read = worker->settings.isolation_read,
         .host_memory_size = worker->settings.host_memory_size,
         .host_process_count = (uint64_t)worker->settings.host_processes,
+        .host_nice = (unsigned)worker->settings.host_nice,
     };
 
     return worker_host_new(worker->loop, &options, &calls, worker);

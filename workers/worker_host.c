@@ -26,6 +26,7 @@ struct worker_host {
     char *group; /* cgroup of a host of user code */
     enum confine_level isolation;
     uint64_t memory_size, process_count;
+    unsigned nice;
     bool confined;
     char *cache_dir, *environment, *deployment, *gateway;
     struct wire_bytes secrets;
@@ -360,7 +361,8 @@ static int host_spawn(struct worker_host *host, struct err *err)
                                                            .settings_json = host->settings_json,
                                                            .gateway = host->gateway,
                                                            .memory_size = host->memory_size,
-                                                           .process_count = host->process_count});
+                                                           .process_count = host->process_count,
+                                                           .nice = host->nice});
     spawn.path = program.path;
     spawn.argv = program.argv;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) < 0)
@@ -414,6 +416,7 @@ struct worker_host *worker_host_new(struct loop *loop, const struct worker_host_
     host->isolation = options->isolation;
     host->memory_size = options->host_memory_size;
     host->process_count = options->host_process_count;
+    host->nice = options->host_nice;
     host->cache_dir = xstrdup(options->cache_dir);
     host->environment = xstrdup(options->environment);
     host->deployment = xstrdup(options->deployment);

@@ -29,6 +29,7 @@ struct worker_host_options { /* texts are copied */
     const char *isolation_read; /* what user code may read besides, with colons between */
     enum confine_level isolation;
     uint64_t host_memory_size, host_process_count; /* of user code; 0: no limit */
+    unsigned host_nice;                            /* of user code */
     const char *cache_dir, *environment, *deployment, *gateway;
     struct wire_bytes secrets; /* a JSON object; borrowed, for as long as the host lives */
     uint32_t thread_count, batch_token_max, slot_count;

@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -182,6 +183,33 @@ static void test_exit_codes_and_signals_pass(void **state)
         assert_int_equal(run(world, more, "echo said; exit 7"), 7);
         want_said(world, "said");
         assert_true(run(world, more, "kill -9 $$") != 0);
+    }
+}
+
+static void test_the_platform_comes_first(void **state)
+{
+    static const char *const levels[] = {"--level=off", "--level=basic", "--level=auto", "--inner"};
+    int mine = getpriority(PRIO_PROCESS, 0);
+    int wanted = mine < 19 ? mine + 1 : 19;
+    OWNED(mem_free) char *more_nice = xasprintf("--nice=%d", wanted);
+    OWNED(mem_free) char *lower = xasprintf("nice %d\n", wanted);
+    OWNED(mem_free) char *still = xasprintf("still %d\n", wanted);
+    OWNED(mem_free) char *same = xasprintf("nice %d\n", mine);
+
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        const char *const more[] = {levels[i], more_nice, NULL};
+        const char *const none[] = {levels[i], NULL};
+
+        /* What has no capability cannot take it back; at `off` it has ours. */
+        assert_int_equal(run(*state, more,
+                             i == 0 ? "echo nice $(nice); echo still $(nice)"
+                                    : "echo nice $(nice); nice -n -5 sh -c "
+                                      "'echo still $(nice)'"),
+                         0);
+        want_said(*state, lower);
+        want_said(*state, still);
+        assert_int_equal(run(*state, none, "echo nice $(nice)"), 0);
+        want_said(*state, same);
     }
 }
 
@@ -490,6 +518,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_exit_codes_and_signals_pass, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_the_platform_comes_first, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_files, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_network, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_attacks, world_open, world_close),
