@@ -194,6 +194,11 @@ static void host_on_req(struct host *host, const struct frame_req *req)
         return;
     }
     host->received++;
+    if (req->route.size > 0) {
+        on_error(host, req->id, ERROR_CLASS_BAD_INPUT,
+                 "a chain is run by run_remote; it has neither websockets nor other routes");
+        return;
+    }
     coordinator_run(host->coordinator, &run);
 }
 

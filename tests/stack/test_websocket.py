@@ -209,8 +209,14 @@ def test_a_refusal_of_the_server_is_the_answer(stack, server):
 
 def test_an_engine_without_websockets_says_so(stack):
     stack.push_sim("plain")
-    status, _, body = handshake(stack, "/model/plain/production/websocket")
-    assert status == 400 and b"websocket" in body.lower(), (status, body)
+    chain = {"engine": "chain", "settings": {"steps": {"only": {"model": "plain", "input": "{{input}}"}}}}
+    assert stack.http("POST", "/v1/models/chain/deployments", chain).status == 201
+    wait_until("the chain to run", lambda: stack.http("POST", "/chain/chain/production/run_remote", 1).status == 200)
+    for model in ("plain", "chain"):
+        status, _, body = handshake(stack, f"/model/{model}/production/websocket")
+        assert status == 400 and b"websocket" in body.lower(), (model, status, body)
+    reply = stack.http("GET", "/model/chain/production/sync/elsewhere")
+    assert reply.status == 400 and "run_remote" in reply.json["error"], reply
 
 
 def test_a_message_over_the_limit(stack, server):
