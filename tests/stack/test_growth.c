@@ -23,7 +23,7 @@ static const char settled[] =
     "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', "
     "'topic_position', 'training_project', 'training_job', 'training_node', 'training_trainer', "
     "'training_plan', 'training_event', 'training_checkpoint', 'training_file', 'training_log', "
-    "'training_metric', 'hour_mark'";
+    "'training_metric', 'training_archive', 'training_lineage', 'hour_mark'";
 
 static const char days_of_work[] =
     "SET search_path = headrace;"
