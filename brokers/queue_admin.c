@@ -31,7 +31,7 @@ struct queue_admin {
     struct loop *loop;
     rd_kafka_t *client;
     uint32_t ask_count;
-    bool closed;
+    bool explains, closed;
 };
 
 struct ask {
@@ -75,11 +75,43 @@ static void ask_free(struct ask *ask)
     free(ask);
 }
 
+/* "Broker transport failure" may be a wrong password: what was said of connections since the last
+ * question, the refusals first. */
+static void ask_explain(struct ask *ask)
+{
+    rd_kafka_queue_t *queue = rd_kafka_queue_get_main(ask->admin->client);
+    rd_kafka_resp_err_t why = RD_KAFKA_RESP_ERR_NO_ERROR;
+    char text[ERROR_SIZE] = "";
+    rd_kafka_event_t *event;
+
+    while ((event = rd_kafka_queue_poll(queue, 0)) != NULL) {
+        rd_kafka_resp_err_t code = rd_kafka_event_error(event);
+        bool refusal = code == RD_KAFKA_RESP_ERR__AUTHENTICATION || code == RD_KAFKA_RESP_ERR__SSL;
+
+        if (refusal ||
+            (why == RD_KAFKA_RESP_ERR_NO_ERROR && code != RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN)) {
+            why = refusal ? code : RD_KAFKA_RESP_ERR_NO_ERROR;
+            mem_copy_text(text, rd_kafka_event_error_string(event));
+        }
+        rd_kafka_event_destroy(event);
+    }
+    rd_kafka_queue_destroy(queue);
+    if (ask->result < 0 && text[0] != '\0') {
+        struct err err = ask->err;
+
+        ask->result = err_set(&ask->err,
+                              why != RD_KAFKA_RESP_ERR_NO_ERROR ? queue_code(why) : err.code,
+                              "%s: %s", err.text, text);
+    }
+}
+
 static void ask_run(uv_work_t *work)
 {
     struct ask *ask = (struct ask *)work;
 
     ask->run(ask);
+    if (ask->admin->explains)
+        ask_explain(ask);
 }
 
 static void ask_done(uv_work_t *work, int status)
@@ -428,12 +460,15 @@ int queue_admin_open(struct loop *loop, const struct queue_options *options,
 
     if (r < 0)
         return r;
+    if (options->explains)
+        rd_kafka_conf_set_events(conf, RD_KAFKA_EVENT_ERROR);
     r = queue_client_new(RD_KAFKA_CONSUMER, conf, &client, err);
     if (r < 0)
         return r;
     admin = xcalloc(1, sizeof(*admin));
     admin->loop = loop;
     admin->client = client;
+    admin->explains = options->explains;
     *ret_admin = admin;
     return 0;
 }

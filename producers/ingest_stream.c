@@ -754,9 +754,10 @@ static void on_about(void *opaque, const char *cluster_id, uint32_t partition_co
 /* Is the topic there, and may it be read? */
 static void stream_ask(struct stream *stream, uint64_t now_ms)
 {
-    const struct queue_options options = user_cluster(stream->binding);
+    struct queue_options options = user_cluster(stream->binding);
     struct err err;
 
+    options.explains = true;
     stream->asked_ms = now_ms;
     if (stream->admin == NULL &&
         queue_admin_open(stream->topics->loop, &options, &stream->admin, &err) < 0) {

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import chaos_hosts
 import chaos_load
+import chaos_topics
 import namespace
 from chaos_cells import HOST_STEPS
 from pg_pair import PostgresPair
@@ -34,7 +35,7 @@ SERVICE_MS = 500  # of two workers with six slots: slower than the burst
 AFTER = 15
 HOLD_SECONDS = 40
 LATE_SECONDS = 8  # the goal of a failover
-SERVICES = ("gateway", "broker", "agent", "webhook")
+SERVICES = ("gateway", "broker", "agent", "webhook", "ingest")
 DISKS_MB = {"kafka": 1024, "postgres": 1024, "redis": 64, "blobs": 2048}
 
 
@@ -50,7 +51,8 @@ class Scale(NamedTuple):
 FULL = Scale("full", 30, 15, {"HEADRACE_SCHEDULE_PERCENT": 5})
 QUICK = Scale("quick", 4, 2, {
     "HEADRACE_LEASE": "1s", "HEADRACE_HEARTBEAT": "100ms", "HEADRACE_SESSION": "2s",
-    "HEADRACE_CLAIM": "2s", "HEADRACE_SCHEDULE_PERCENT": 5, "HEADRACE_ACCEPT_WAIT": "1s"})
+    "HEADRACE_CLAIM": "2s", "HEADRACE_SCHEDULE_PERCENT": 5, "HEADRACE_ACCEPT_WAIT": "1s",
+    "HEADRACE_TOPICS_SESSION": "1s"})
 
 
 def now():
@@ -314,6 +316,8 @@ class Hurt:
             self.stack._order("stop broker")
         elif step == "agent_gone":
             os.kill(self.one("worker"), signal.SIGKILL)
+        elif step.startswith("ingest_"):
+            self.load.records()
 
     def one(self, program):
         """A worker, or its engine host. One that outlived its agent is nobody's child any more, but it
@@ -333,7 +337,7 @@ class Hurt:
 
     def hurt_held(self):
         program, fault = self.cell.program, self.cell.fault
-        second = self.standby_broker() if program == "broker" and fault == "stop" else None
+        second = STANDBYS[program](self) if program in STANDBYS and fault == "stop" else None
         self.lead_there()
         pid = self.world.held(self.cell.step)
         self.begin()
@@ -368,6 +372,12 @@ class Hurt:
         """Another broker, who has no shard yet."""
         process, log = self.world.run_here("broker", HEADRACE_INSTANCE="second", HEADRACE_PORT=0)
         wait_until("the second broker to be elected", lambda: '"elected"' in log.read_text(), 60)
+        return process
+
+    def standby_ingest(self):
+        """Another ingest: it gets the partitions of one that is silent."""
+        process, log = self.world.run_here("ingest", HEADRACE_PORT=0)
+        wait_until("the second ingest to start", lambda: '"started"' in log.read_text(), 60)
         return process
 
     def leave(self, process):
@@ -529,8 +539,20 @@ class Hurt:
         self.leave(process)
 
 
+    def cut_ingest(self):
+        process, log = self.world.run_there("ingest", HEADRACE_PORT=0)
+        wait_until("the second ingest to start", lambda: '"started"' in log.read_text(), 60)
+        self.stack.stop_service("ingest")
+        self.load_up()
+        self.world.arm(self.cell.step, there=True)
+        self.load.records()
+        self.cut_after(lambda: self.stack.start_service("ingest"))
+        self.leave(process)
+
+
+STANDBYS = {"broker": Hurt.standby_broker, "ingest": Hurt.standby_ingest}
 CUTS = {"gateway": Hurt.cut_gateway, "broker": Hurt.cut_broker, "worker": Hurt.cut_worker,
-        "agent": Hurt.cut_agent, "webhook": Hurt.cut_webhook}
+        "agent": Hurt.cut_agent, "webhook": Hurt.cut_webhook, "ingest": Hurt.cut_ingest}
 
 
 # --- a cell -----------------------------------------------------------------------------------------
@@ -548,7 +570,10 @@ def make_load(world, cell, url, seed):
         chaos_hosts.deploy(world, cell.program)
         more = {"model": cell.program, "orders": chaos_hosts.orders(cell.program, cell.step, SERVICE_MS),
                 "fields": {"stream": True} if cell.step == "streaming" else {}}
-    return chaos_load.Load([url], world.stack.key, world.receiver.url("/hook"), f"{seed}/{cell.name}", **more)
+    arguments = [url], world.stack.key, world.receiver.url("/hook"), f"{seed}/{cell.name}"
+    if cell.program == "ingest":
+        return chaos_topics.TopicLoad(world, f"chaos-{int(now() * 1000)}", *arguments)
+    return chaos_load.Load(*arguments, **more)
 
 
 def run_cell(world, cell, seed):
@@ -564,6 +589,8 @@ def run_cell(world, cell, seed):
         hurt.run()
         world.mend()
         load.burst(AFTER)
+        if cell.program == "ingest":
+            load.records()
     finally:
         load.stop()
     counts = chaos_load.judge(world.stack, load, offset, world.receiver.posts)

@@ -56,13 +56,9 @@ class Cell(NamedTuple):
         return self.fault == "failover"
 
 
-ELSEWHERE = {"ingest"}  # tests/stack/test_topics.py holds and kills it: its load is none of requests
-
-
 def points():
-    """(name, program, text) of each fault point that bench/chaos uses."""
-    found = POINT.findall((ROOT / "brokers/fault_points.def").read_text())
-    return [point for point in found if point[1] not in ELSEWHERE]
+    """(name, program, text) of each fault point."""
+    return POINT.findall((ROOT / "brokers/fault_points.def").read_text())
 
 
 def step_text(step):

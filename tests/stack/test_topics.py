@@ -16,12 +16,13 @@ import pytest
 
 import kafka
 from conftest import run_stack
+from ingests import bind, start_ingest, tagged, through_rebalances, topic, wait_custody
+from secure_kafka import SecureKafka
 from stack import BINARY, die_with_parent, wait_until
 
 LONG = bool(os.environ.get("HEADRACE_LONG"))
 PARTITIONS = 4
-ROUNDS = 10 if LONG else 1  # of the test of rebalances: two a round, besides that at its start
-ROUND_RECORDS = 5000 if LONG else 300
+ROUND_RECORDS = 300
 SESSION = "1s"
 
 
@@ -32,17 +33,6 @@ def platform(request):
         kafka.make_topics(stack.url("kafka"), ["one", "one.bad", "one.out", "keyed", "packed", "slow", "all.out"])
         kafka.make_topics(stack.url("kafka"), ["four", "four.out"], PARTITIONS)
         yield stack
-
-
-def bind(stack, name, **fields):
-    reply = stack.http("POST", "/v1/topics", {"name": name, "model": "sim", **fields})
-    assert reply.status == 201, reply
-
-
-def topic(stack, name):
-    reply = stack.http("GET", f"/v1/topics/{name}")
-    assert reply.status == 200, reply
-    return reply.json
 
 
 def unbind(stack, name):
@@ -116,11 +106,6 @@ def test_keys_and_msgpack(platform):
     unbind(platform, "packed")
 
 
-def tagged(stack, tag):
-    return [row[0] for row in stack.sql(
-        "SELECT t.job_id FROM headrace.job_tag t JOIN headrace.job j ON j.id = t.job_id WHERE t.tag = :'a1'", tag)]
-
-
 def test_what_cannot_be_read_is_named_and_the_rest_goes_on(platform):
     """A topic that is not there, one that may not be read, a cluster that is away, a bad record that stops
     its partition; beside them a binding that works, and one of results only."""
@@ -144,6 +129,36 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(platform):
     for name in ("denied", "away", "absent", "all", "stops"):
         unbind(platform, name)
     denying.close()
+
+
+def test_a_cluster_with_tls_and_passwords(platform, tmp_path):
+    """Records come and results go over SASL_SSL, by a user of SCRAM whose password is a secret; a wrong
+    password, a certificate that nobody vouches for, and topics and groups that are denied, are named."""
+    with SecureKafka(tmp_path) as theirs:
+        login = "sasl.mechanism=SCRAM-SHA-512;sasl.username=alice;sasl.password="
+        for name, password in (("login", "alice-password"), ("wrong", "alice-passwort")):
+            platform.cli("secrets", "set", name, input=f"{login}{password}\n")
+        known = {"security.protocol": "SASL_SSL", "ssl.ca.pem": theirs.pem("ca")}
+        more = {"brokers": theirs.bootstrap, "secret": "login", "properties": known}
+        bind(platform, "open", topic="open", result_topic="open.out", tags="open", **more)
+        bind(platform, "closed", topic="closed", **more)
+        bind(platform, "group", topic="open", group="somebody", **more)
+        bind(platform, "wrong", topic="open", **{**more, "secret": "wrong"})
+        bind(platform, "stranger", topic="open", **{**more, "properties": {**known, "ssl.ca.pem": theirs.pem("other")}})
+        bind(platform, "plain", topic="open", brokers=theirs.bootstrap)
+        kafka.produce(theirs.bootstrap, "open", [(b"%d" % n, b"{}") for n in range(20)], properties=theirs.admin())
+        wait_read(platform, "open", 20)
+        wait_until("20 results", lambda: len({r["key"] for r in kafka.consume(theirs.bootstrap, "open.out",
+                                                                              theirs.admin())}) == 20, 30, 0.2)
+        assert len(tagged(platform, "open")) == 20 and topic(platform, "open")["problem"] is None
+        for name, words in (("closed", "Topic authorization failed"), ("group", "Group authorization failed"),
+                            ("wrong", "SASL authentication error"), ("stranger", "certificate verify failed"),
+                            ("plain", "metadata of 'open'")):
+            wait_until(f"{name} to say '{words}'",
+                       lambda: words in (topic(platform, name)["problem"] or ""), 30, 0.1)  # noqa: B023
+        assert "alice-passwor" not in json.dumps([topic(platform, name) for name in ("open", "wrong")])
+        for name in ("open", "closed", "group", "wrong", "stranger", "plain"):
+            unbind(platform, name)
 
 
 def test_bindings_that_cannot_be_are_refused(platform):
@@ -245,32 +260,6 @@ def test_tail_shows_jobs_as_they_end(platform):
 # --- two ingests, kills, rebalances --------------------------------------------------------------
 
 
-def start_ingest(stack, name, **extra):
-    """Another ingest of the stack, with its own log, dead with the test run; and its name in the ledger."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    env.update(HEADRACE_KAFKA=stack.url("kafka"), HEADRACE_POSTGRES=stack.url("postgres"),
-               HEADRACE_TOPICS_SESSION=SESSION, HEADRACE_BLOBS=str(stack.data_dir / "blobs"), **extra)
-    path = stack.data_dir / "logs" / f"{name}.log"
-    with open(path, "ab") as log:
-        process = subprocess.Popen([BINARY, "ingest"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                   preexec_fn=die_with_parent)
-
-    def boot():
-        lines = [json.loads(line) for line in path.read_text().splitlines() if '"started"' in line]
-        return lines[0]["boot"] if lines else None
-
-    return process, wait_until(f"{name} to start", boot, 20)
-
-
-def owners(stack):
-    return {row[0] for row in stack.sql("""SELECT p.owner FROM headrace.topic_position p JOIN headrace.topic_binding b
-                                           ON b.id = p.binding_id WHERE b.name = 'four' AND NOT p.result""")}
-
-
-def wait_owned(stack, name, owned):
-    wait_until(f"{name} to have {'a share' if owned else 'nothing'}", lambda: (name in owners(stack)) == owned, 30, 0.05)
-
-
 def stopped(process):
     return "T" == pathlib.Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
@@ -283,7 +272,7 @@ def test_killed_between_its_steps(platform, tmp_path, point):
     kafka.make_topics(brokers, [name, f"{name}.out"])
     (tmp_path / point).touch()
     platform.stop_service("ingest")
-    second, _ = start_ingest(platform, name, HEADRACE_FAULT_DIR=str(tmp_path))
+    second, _ = start_ingest(platform, name, SESSION, HEADRACE_FAULT_DIR=str(tmp_path))
     bind(platform, name, topic=name, result_topic=f"{name}.out", tags=name)
     kafka.produce(brokers, name, [(f"{i}".encode(), b"{}") for i in range(40)])
     wait_until(f"it to stop behind {point}", lambda: stopped(second), 30)
@@ -298,46 +287,7 @@ def test_killed_between_its_steps(platform, tmp_path, point):
 
 
 def test_two_ingests_through_kills_and_rebalances(platform):
-    """Distinct ids = records. A newcomer takes its share while records come, and loses it by SIGKILL, or is
-    stopped beyond its session, goes on as if it had not slept, and is killed then; dev's own is killed too."""
-    brokers = platform.url("kafka")
-    sent = 0
-    bind(platform, "four", topic="four", result_topic="four.out", tags="four")
-
-    def send():
-        nonlocal sent
-        kafka.produce(brokers, "four", [(f"{sent + i}".encode(), b"{\"text\": \"x\"}") for i in range(ROUND_RECORDS)])
-        sent += ROUND_RECORDS
-
-    for number in range(ROUNDS):
-        send()
-        second, name = start_ingest(platform, f"second-{number}")
-        wait_owned(platform, name, True)
-        send()
-        if number % 2 == 0:
-            second.send_signal(signal.SIGSTOP)
-        else:
-            second.kill()
-        send()
-        wait_owned(platform, name, False)
-        second.send_signal(signal.SIGCONT)
-        send()
-        if number == ROUNDS - 1:
-            platform.restart_service("ingest", kill=True)
-        second.kill()
-        second.wait()
-    wait_until(f"{sent} jobs", lambda: len(tagged(platform, "four")) >= sent, 120, 0.2)
-    wait_until(f"{sent} results", lambda: len({r["key"] for r in kafka.consume(brokers, "four.out")}) >= sent, 120, 0.5)
-    wait_until("no lag", lambda: topic(platform, "four")["lag"] == 0, 20)
-    results = kafka.consume(brokers, "four.out")
-    ids = {}
-    for record in results:
-        place = record["headers"]["headrace-partition"], record["headers"]["headrace-offset"]
-        ids.setdefault(place, set()).add(record["headers"]["headrace-request-id"])
-    jobs = tagged(platform, "four")
-    ((takeovers,),) = platform.sql("SELECT max(epoch) FROM headrace.topic_position")
-    print(f"\nrecords {sent}, jobs {len(jobs)}, distinct ids {len(set(jobs))}, results {len(results)}, "
-          f"takeovers of a partition up to {takeovers}")
-    assert len(jobs) == len(set(jobs)) == len(ids) == sent
-    assert all(len(of_place) == 1 for of_place in ids.values())
+    """Distinct ids = records. The long form is bench/run ingest."""
+    sent = through_rebalances(platform, "four", 1, ROUND_RECORDS, SESSION)
+    print(f"\n{wait_custody(platform, 'four', sent)}")
     unbind(platform, "four")

@@ -26,7 +26,7 @@ class ChaosPage(unittest.TestCase):
         self.assertLessEqual(points, {cell.step for cell in table})
         self.assertEqual({cell.step for cell in table} - points, {"load", *chaos_cells.HOST_STEPS})
         self.assertEqual({cell.fault for cell in table}, set(chaos_cells.FAULTS))
-        for program in ("gateway", "broker", "worker", "agent", "webhook"):
+        for program in ("gateway", "broker", "worker", "agent", "webhook", "ingest"):
             faults = {cell.fault for cell in table if cell.program == program}
             self.assertEqual(faults, {"kill", "stop", "restart", "cut"}, program)
         hosts = {(cell.program, cell.step, cell.fault) for cell in table if cell.step in chaos_cells.HOST_STEPS}
