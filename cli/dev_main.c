@@ -157,14 +157,17 @@ static bool list_has(const char *list, const char *name)
     return false;
 }
 
-static void service_add(struct dev *dev, const struct dev_kind *kind, const char *only,
-                        const char *given)
+static void service_add(struct dev *dev, const struct dev_kind *kind,
+                        const struct dev_settings *settings, const char *given)
 {
+    const char *only = settings->only;
     struct dev_service *service = &dev->services[dev->service_count++];
 
     *service = (struct dev_service){.kind = kind, .process = DEV_PROCESS_NONE};
-    service->state = *only == '\0' || list_has(only, kind->name) ? DEV_STATE_DOWN
-                                                                 : DEV_STATE_ABSENT;
+    service->state = (*only == '\0' || list_has(only, kind->name)) &&
+                             !list_has(settings->without, kind->name)
+                         ? DEV_STATE_DOWN
+                         : DEV_STATE_ABSENT;
     service->given = *given != '\0' && service->state == DEV_STATE_DOWN;
     if (*given != '\0')
         service->url = xstrdup(given);
@@ -182,14 +185,14 @@ static int services_add(struct dev *dev, const struct dev_settings *settings, st
 
     dev->kafka_embedded = strcmp(settings->kafka, "embedded") == 0;
     if (dev->kafka_embedded)
-        service_add(dev, &dev_kafka_embedded, settings->only, "");
+        service_add(dev, &dev_kafka_embedded, settings, "");
     else
-        service_add(dev, &dev_kafka, settings->only, settings->kafka);
-    service_add(dev, &dev_redis, settings->only, settings->redis);
-    service_add(dev, &dev_postgres, settings->only, settings->postgres);
+        service_add(dev, &dev_kafka, settings, settings->kafka);
+    service_add(dev, &dev_redis, settings, settings->redis);
+    service_add(dev, &dev_postgres, settings, settings->postgres);
     role_count = dev_role_kinds(roles, COUNT_OF(roles));
     for (size_t i = 0; i < role_count; i++)
-        service_add(dev, roles[i], settings->only, "");
+        service_add(dev, roles[i], settings, "");
     while ((name = strsep(&rest, ",")) != NULL)
         if (*name != '\0' && dev_service_find(dev, name) == NULL)
             return err_set(err, ERR_USAGE, "--only: there is no service '%s'", name);

@@ -63,6 +63,8 @@ static void role_set_env(struct dev *dev, const struct dev_service *service,
     else
         dev_command_set_env(command, "HEADRACE_BLOBS", "%s/blobs", dev->data_dir);
     dev_command_set_env(command, "HEADRACE_AGENT_DIR", "%s/agent", dev->data_dir);
+    dev_command_set_env(command, "HEADRACE_TRAINER", "dev");
+    dev_command_set_env(command, "HEADRACE_TRAINER_DIR", "%s/trainer", dev->data_dir);
     gateway = dev_service_find(dev, "gateway");
     if (gateway != NULL)
         dev_command_set_env(command, "HEADRACE_GATEWAY", "http://127.0.0.1:%u", gateway->ports[0]);
@@ -139,7 +141,8 @@ static const struct dev_kind dev_migrate = {
 /* In order of start; they stop in the other order, so the gateway takes nothing while the rest
  * still works off what it took. */
 static const struct dev_kind roles[] = {
-    ROLE("broker"), ROLE("webhook"), ROLE("agent"), ROLE("ingest"), ROLE("gateway"),
+    ROLE("broker"),  ROLE("webhook"), ROLE("agent"),
+    ROLE("trainer"), ROLE("ingest"),  ROLE("gateway"),
 };
 
 static bool binary_has(const char *name)

@@ -27,6 +27,7 @@
 
 #include <signal.h>
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "base/err.h"
 
@@ -70,6 +71,13 @@ void confine_group_sweep(const char *prefix);
 /* Ends what is left in the cgroup of that name and removes it; nothing when there is none. True
  * when the kernel killed a process of it for its memory limit. */
 bool confine_group_end(const char *name);
+
+/* Whether a cgroup can hold the memory of a confined program here. */
+bool confine_group_has_memory(void);
+
+/* All processes below another one, in the order of their ids; the count in *ret_count. The caller
+ * frees. */
+pid_t *confine_below(pid_t root, size_t *ret_count);
 
 /* The program: `headrace confine`. */
 int confine_main(int argc, char **argv);

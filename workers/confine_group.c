@@ -120,6 +120,11 @@ unsigned confine_group_can(void)
     return held;
 }
 
+bool confine_group_has_memory(void)
+{
+    return (confine_group_can() & CONFINE_GROUP_MEMORY) != 0;
+}
+
 /* Kills what is in it; true when nothing is left. */
 static bool group_kill(const char *group)
 {

@@ -27,6 +27,7 @@
 #define KEEPER_LIMIT_MS 5000
 #define STAT_SIZE 512
 #define FTW_FDS 16
+#define PROCESSES_MAX 65536 /* looked at */
 
 /* The parent of a process; 0: there is none of that pid. */
 static pid_t parent_of(pid_t pid)
@@ -42,6 +43,70 @@ static pid_t parent_of(pid_t pid)
     text[size] = '\0';
     at = strrchr(text, ')'); /* the name may hold anything */
     return at == NULL || strlen(at) < 4 ? 0 : (pid_t)strtoull(at + 4, NULL, 10);
+}
+
+struct process {
+    pid_t pid, parent;
+    bool below;
+};
+
+/* The caller frees. */
+static struct process *processes_read(size_t *ret_count)
+{
+    struct process *processes = NULL;
+    size_t count = 0, room = 0;
+    struct dirent *entry;
+    DIR *proc = opendir("/proc");
+
+    while (proc != NULL && (entry = readdir(proc)) != NULL && count < PROCESSES_MAX) {
+        pid_t pid = (pid_t)strtoull(entry->d_name, NULL, 10);
+
+        if (pid <= 0)
+            continue;
+        if (count == room) {
+            room = room == 0 ? 256 : room * 2;
+            processes = xrealloc(processes, room, sizeof(*processes));
+        }
+        processes[count++] = (struct process){.pid = pid, .parent = parent_of(pid)};
+    }
+    if (proc != NULL)
+        (void)closedir(proc);
+    *ret_count = count;
+    return processes;
+}
+
+static bool is_below(const struct process *processes, size_t count, pid_t parent, pid_t root)
+{
+    if (parent == root)
+        return true;
+    for (size_t i = 0; i < count; i++) {
+        if (processes[i].pid == parent)
+            return processes[i].below;
+    }
+    return false;
+}
+
+pid_t *confine_below(pid_t root, size_t *ret_count)
+{
+    size_t count = 0, found = 0;
+    OWNED(mem_free) struct process *processes = processes_read(&count);
+    pid_t *pids = xcalloc(count + 1, sizeof(*pids));
+    bool more = true;
+
+    while (more) {
+        more = false;
+        for (size_t i = 0; i < count; i++) {
+            if (processes[i].below || !is_below(processes, count, processes[i].parent, root))
+                continue;
+            processes[i].below = more = true;
+        }
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (processes[i].below)
+            pids[found++] = processes[i].pid;
+    }
+    *ret_count = found;
+    return pids;
 }
 
 /* Kills our children; true while there were any. Their children become ours. */

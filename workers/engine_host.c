@@ -22,12 +22,14 @@ static const struct {
 #define HOST_PY ENGINE_HOST_PY
 #define HOST_SERVER ENGINE_HOST_SERVER
 #define HOST_CHAIN ENGINE_HOST_CHAIN
+#define HOST_TRAINING ENGINE_HOST_TRAINING
 #define ENGINE_HOST(engine, kind) {engine, kind},
 #include "workers/engine_hosts.def"
 #undef ENGINE_HOST
 #undef HOST_PY
 #undef HOST_SERVER
 #undef HOST_CHAIN
+#undef HOST_TRAINING
 };
 
 enum engine_host_kind engine_host_kind(const char *engine)
@@ -149,6 +151,9 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
         break;
     case ENGINE_HOST_CHAIN:
         find_ours(&host, "host-chain", NULL);
+        break;
+    case ENGINE_HOST_TRAINING:
+        find_ours(&host, "host-training", NULL);
         break;
     }
     if (r < 0) {

@@ -9,6 +9,7 @@
  *     python    python3 FOLDER/host_py headrace confine …     and it becomes
  *               headrace confine … -- ENVIRONMENT/bin/python FOLDER/host_py --loaded
  *     chain     headrace host-chain
+ *     training  headrace host-training
  *     server    headrace confine … -- headrace host-server LEVEL
  *
  * Only finds; it starts nothing. Each of them speaks frames on descriptor 3 (workers/frame.h).
@@ -27,6 +28,7 @@ enum engine_host_kind {
     ENGINE_HOST_PY,
     ENGINE_HOST_SERVER,
     ENGINE_HOST_CHAIN,
+    ENGINE_HOST_TRAINING, /* of a trainer */
 };
 
 struct engine_host {

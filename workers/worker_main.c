@@ -164,6 +164,14 @@ static int worker_check_settings(const struct worker_settings *settings, struct 
     return 0;
 }
 
+/* Hosts that are ours, hold jobs that others go on with, and talk to the stores themselves. */
+static bool is_ours(const struct worker *worker)
+{
+    enum engine_host_kind kind = engine_host_kind(worker->settings.engine);
+
+    return kind == ENGINE_HOST_CHAIN || kind == ENGINE_HOST_TRAINING;
+}
+
 static void worker_make_core(struct worker *worker)
 {
     struct worker_options options = worker_options_default;
@@ -185,20 +193,20 @@ static void worker_make_core(struct worker *worker)
     options.cancel_grace_us = worker->settings.cancel_grace_ms * 1000;
     options.drain_us = worker->settings.drain_timeout_ms * 1000;
     options.load_us = worker->settings.load_timeout_ms * 1000;
-    options.resumes = strcmp(worker->settings.engine, "chain") == 0;
+    options.resumes = is_ours(worker);
     worker->options = options;
     worker->core = worker_core_new(&worker->options, clock_mono_us());
 }
 
 /* Store and cache have their keys by now; they are no business of the engine, which may be a user's
- * code. A chain's host is ours, and talks to them itself. */
+ * code. */
 static void keys_forget(const struct worker *worker)
 {
     static const char *const names[] = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
                                         "AWS_SESSION_TOKEN", "HEADRACE_REDIS",
                                         "HEADRACE_KAFKA_PROPERTIES"};
 
-    if (engine_host_kind(worker->settings.engine) == ENGINE_HOST_CHAIN)
+    if (is_ours(worker))
         return;
     for (size_t i = 0; i < COUNT_OF(names); i++)
         (void)unsetenv(names[i]);
@@ -224,7 +232,7 @@ static int worker_find_isolation(struct worker *worker, struct err *err)
     char text[CONFINE_TEXT_SIZE];
     int r = confine_level_parse(worker->settings.isolation, &worker->isolation, err);
 
-    if (r < 0 || kind == ENGINE_HOST_C || kind == ENGINE_HOST_CHAIN)
+    if (r < 0 || kind == ENGINE_HOST_C || is_ours(worker))
         return r;
     r = confine_level_find(worker->isolation, &worker->isolation, err);
     if (r < 0)

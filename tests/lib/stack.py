@@ -77,8 +77,10 @@ class Record:
 
 
 class Stack:
-    def __init__(self, only="", on_death="keep", env=None, args=(), data_dir=None):
+    def __init__(self, only="", on_death="keep", env=None, args=(), data_dir=None, trainer=False):
         self.only, self.on_death, self.env, self.args = only, on_death, env or {}, list(args)
+        if not trainer:
+            self.args += ["--without", "trainer"]  # few tests train
         self.owns_dir = data_dir is None
         self.data_dir = pathlib.Path(data_dir or tempfile.mkdtemp(prefix="headrace-test-"))
         self.process = None

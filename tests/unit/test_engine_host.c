@@ -28,6 +28,7 @@ static void test_each_engine_has_its_host(void **state)
         {"sim", "host-c", "engines", ENGINE_HOST_C},
         {"server", "host-server", NULL, ENGINE_HOST_SERVER},
         {"chain", "host-chain", NULL, ENGINE_HOST_CHAIN},
+        {"training", "host-training", NULL, ENGINE_HOST_TRAINING},
         {"servers", "host-c", "engines", ENGINE_HOST_C},
         {"", "host-c", "engines", ENGINE_HOST_C},
     };

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training jobs: what they are given, how they end, what is saved of them, and who goes on.
+
+One stack with a trainer of four cores; jobs are a few lines of shell or Python. What the gateway does
+for a user is done here by rows and a submit, so that this is about ledger and trainer alone.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import tempfile
+import time
+
+import pytest
+from conftest import run_stack
+from stack import BINARY, die_with_parent, wait_until
+
+PROJECT = "digits"
+OPEN = ("PENDING", "CREATED", "DEPLOYING", "RUNNING")
+LONG = bool(os.environ.get("HEADRACE_LONG"))
+
+
+@pytest.fixture(scope="module")
+def stack(request):
+    env = {"HEADRACE_CPUS": "4", "HEADRACE_MEMORY": "8GiB", "HEADRACE_CHECKPOINT_SCAN": "100ms",
+           "HEADRACE_TRAINER_LEASE": "3s", "HEADRACE_NODE_LOG_RATE": "64KiB"}
+    for stack in run_stack(request, trainer=True, env=env):
+        project(stack, PROJECT)
+        yield stack
+
+
+def project(stack, name):
+    stack.sql("""
+        INSERT INTO headrace.model (id, tenant, name, deployment_count) VALUES (:'a1', 'default', :'a1', 1);
+        INSERT INTO headrace.deployment (id, model_id, name, number, pool, shard, engine, slot_count, run_limit_ms,
+                replicas_min, replicas_max, replicas_wanted, status)
+            VALUES (:'a1', :'a1', 'deployment-1', 1, 'training', 0, 'training', 1, 31622400000, 0, 0, 0, 'ACTIVE');
+        INSERT INTO headrace.environment (model_id, name) VALUES (:'a1', 'production');
+        INSERT INTO headrace.environment_target (model_id, environment, deployment_id)
+            VALUES (:'a1', 'production', :'a1');
+        INSERT INTO headrace.training_project (id, tenant, name) VALUES (:'a1', 'default', :'a1');
+        """, name)
+
+
+def push(stack, *commands, **spec):
+    spec = {"name": "test", "cpu_count": 1, "grace_seconds": 2,
+            "checkpointing": {"enabled": True, "quiet_ms": 300}, **spec, "start_commands": list(commands)}
+    return stack.submit(PROJECT, spec)
+
+
+COLUMNS = ("status", "cause", "exit_code", "signal", "error_message", "retry_count", "placement", "lost_count",
+           "preempted_count")
+
+
+def job(stack, id):
+    rows = stack.sql(f"SELECT {', '.join(COLUMNS)} FROM headrace.training_job WHERE job_id = :'a1'", id)
+    return dict(zip(COLUMNS, rows[0])) if rows else {"status": None}
+
+
+def wait_status(stack, id, *statuses, seconds=30):
+    return wait_until(f"{id} to be {statuses}", lambda: (j := job(stack, id))["status"] in statuses and j, seconds)
+
+
+def wait_end(stack, id, seconds=40):
+    return wait_until(f"{id} to end", lambda: (j := job(stack, id))["status"] not in (*OPEN, None) and j, seconds)
+
+
+def lines(stack, id, rank=0):
+    """Its log, after a check that no number is missing or there twice."""
+    rows = stack.sql("SELECT number, line_count, replace(text, E'\\n', E'\\x1d') FROM headrace.training_log WHERE job_id = :'a1' AND rank = :a2 "
+                     "ORDER BY number", id, rank)
+    said, number = [], 1
+    for first, count, text in rows:
+        text = text.split("\x1d")[:-1]
+        assert int(first) == number and len(text) == int(count), (first, count, number)
+        said += text
+        number += int(count)
+    return said
+
+
+def ledger(stack, id):
+    return stack.sql("SELECT headrace.state_name(state), headrace.error_class_name(error_class) FROM headrace.job "
+                     "WHERE id = :'a1'", id)[0]
+
+
+def test_ends(stack):
+    """Each way in which a job can end is told apart, in its row and in the ledger."""
+    fine = push(stack, "echo one; echo two >&2", "test $BT_RETRY_COUNT = 0 && test -d $BT_CHECKPOINT_DIR && pwd",
+                environment_variables={"MINE": "it's"}, name="fine")
+    told = push(stack, 'test "$MINE" = "it\'s" && env | grep BT_ | sort', environment_variables={"MINE": "it's"})
+    failed = push(stack, "echo almost; exit 3", "echo never")
+    crashed = push(stack, "kill -SEGV $$")
+    missing = push(stack, "no-such-command --now")
+    short = push(stack, "python3 -c \"x = bytearray(400 << 20); x[::4096] = b'1' * len(x[::4096]); import time; "
+                        "time.sleep(60)\"", memory_bytes=100 << 20)
+    late = push(stack, "trap '' TERM; sleep 60", time_limit_seconds=1, grace_seconds=1)
+    wants = {
+        fine: ("COMPLETED", "exit", "0", None), told: ("COMPLETED", "exit", "0", None),
+        failed: ("FAILED", "exit", "3", None), crashed: ("FAILED", "signal", None, "11"),
+        missing: ("FAILED", "command_not_found", "127", None), short: ("FAILED", "out_of_memory", None, "9"),
+        late: ("FAILED", "time_limit", None, "9"),
+    }
+    for id, want in wants.items():
+        ended = wait_end(stack, id)
+        assert (ended["status"], ended["cause"]) == want[:2], (want, ended)
+        if ended["cause"] not in ("out_of_memory", "time_limit"):
+            assert (ended["exit_code"], ended["signal"]) == want[2:], (want, ended)
+        state = "SUCCEEDED" if want[0] == "COMPLETED" else "FAILED"
+        wait_until("the ledger to say so", lambda id=id, state=state: ledger(stack, id)[0] == state)
+    assert lines(stack, fine)[:2] == ["one", "two"]
+    assert "almost" in lines(stack, failed) and "never" not in lines(stack, failed)
+    said = dict(line.split("=", 1) for line in lines(stack, told))
+    assert said["BT_TRAINING_JOB_ID"] == told and said["BT_TRAINING_PROJECT_NAME"] == PROJECT
+    assert said["BT_NUM_GPUS"] == "0" and said["BT_GROUP_SIZE"] == "1" and said["BT_NODE_RANK"] == "0"
+    assert job(stack, failed)["error_message"] == "almost"
+    assert ledger(stack, failed)[1] == "training_failed"
+
+
+def ask_stop(stack, id):
+    return stack.sql("SELECT headrace.training_stop(:'a1', 'default', 'somebody')", id)[0][0]
+
+
+def test_stop(stack):
+    """A stop reaches a job that waits at once, one that runs by SIGTERM, and kills what does not heed it."""
+    heeds = push(stack, """python3 -u -c '
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saving", flush=True), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(60)'""", "echo never")
+    deaf = push(stack, "trap '' TERM; (sleep 77 & sleep 77); sleep 77", grace_seconds=1)
+    waits = push(stack, "echo never", cpu_count=64)
+    wait_status(stack, heeds, "RUNNING")
+    wait_status(stack, deaf, "RUNNING")
+    wait_until("it to be ready", lambda: "ready" in lines(stack, heeds))
+    wait_status(stack, waits, "PENDING")
+    assert ask_stop(stack, heeds) == "RUNNING" and ask_stop(stack, deaf) == "RUNNING"
+    assert ask_stop(stack, waits) == "STOPPED"
+    for id in heeds, deaf, waits:
+        ended = wait_end(stack, id)
+        assert (ended["status"], ended["cause"]) == ("STOPPED", "stopped"), ended
+        wait_until("the ledger to say so", lambda id=id: ledger(stack, id)[0] == "CANCELED")
+    assert lines(stack, heeds) == ["ready", "saving"]
+    left = subprocess.run(["pgrep", "-f", "sleep 77"], capture_output=True, text=True).stdout
+    assert left == "", left
+    by_sql = push(stack, "sleep 60")
+    wait_status(stack, by_sql, "RUNNING")
+    stack.sql("SELECT headrace_v1.cancel(:'a1')", by_sql)
+    assert wait_end(stack, by_sql)["status"] == "STOPPED"
+
+
+# Counts to `steps`, and saves what it has come to every fifth step. The sum depends on every step.
+COUNT = """
+import glob, json, os, sys, time
+steps, pause, keep = int(sys.argv[1]), float(sys.argv[2]), os.environ["BT_CHECKPOINT_DIR"]
+at, value = 0, 1
+for path in glob.glob(os.environ["BT_LOAD_CHECKPOINT_DIR"] + "/rank-0/*/state.json"):
+    at, value = json.load(open(path))
+    print("resumed", at, os.environ["BT_RETRY_COUNT"], flush=True)
+while at < steps:
+    at, value = at + 1, (value * 48271 + at) % 2147483647
+    print("step", at, flush=True)
+    time.sleep(pause)
+    if at % 5 == 0:
+        new = f"{keep}/.new"
+        os.makedirs(new)
+        open(new + "/weights", "wb").write(b"w" * 300000)
+        json.dump([at, value], open(new + "/state.json", "w"))
+        os.rename(new, f"{keep}/step-{at:04}")
+print("value", value, flush=True)
+"""
+
+
+def count_to(steps):
+    value = 1
+    for at in range(1, steps + 1):
+        value = (value * 48271 + at - 1) % 2147483647
+    return value
+
+
+def counting(steps, pause):
+    return f"cat > count.py <<'EOF'\n{COUNT}\nEOF", f"python3 count.py {steps} {pause}"
+
+
+def checkpoints(stack, id):
+    return stack.sql("SELECT name, state, file_count, size_bytes, uploaded_bytes FROM headrace.training_checkpoint "
+                     "WHERE job_id = :'a1' ORDER BY name", id)
+
+
+def test_checkpoints(stack):
+    """What is saved is listed while the job runs, unchanged files are sent once, the policy lets old ones go."""
+    id = push(stack, *counting(30, 0.05), checkpointing={"enabled": True, "keep": 3})
+    wait_until("a checkpoint", lambda: any(c[1] == "COMPLETE" for c in checkpoints(stack, id)))
+    running = job(stack, id)["status"]
+    assert running == "RUNNING", running
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+    rows = checkpoints(stack, id)
+    assert [c[0] for c in rows if c[1] == "COMPLETE"] == ["step-0020", "step-0025", "step-0030"], rows
+    for name, _state, files, size, sent in rows[1:]:
+        assert int(files) == 2 and int(sent) < 0.01 * int(size), (name, size, sent)
+    # A folder that somebody writes into is not sent until it is quiet, nor a half one of who was killed.
+    half = push(stack, "mkdir $BT_CHECKPOINT_DIR/a && echo 1 > $BT_CHECKPOINT_DIR/a/x && sleep 1.5",
+                "mkdir $BT_CHECKPOINT_DIR/b && echo 1 > $BT_CHECKPOINT_DIR/b/x; kill -SEGV $$")
+    assert wait_end(stack, half)["cause"] == "signal"
+    assert [c[:2] for c in checkpoints(stack, half)] == [["a", "COMPLETE"]]
+    # The next job of the project goes on from the newest, if it asks for it.
+    after = push(stack, *counting(32, 0), load_checkpoint={"enabled": True, "checkpoints": [
+        {"typ": "baseten_latest_checkpoint", "job_id": id}]})
+    assert wait_end(stack, after)["status"] == "COMPLETED"
+    assert lines(stack, after) == ["resumed 30 0", "step 31", "step 32", f"value {count_to(32)}"]
+
+
+def tree(pid):
+    """All processes below one."""
+    children = {}
+    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(path.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        new = children.get(todo.pop(), [])
+        found += new
+        todo += new
+    return found
+
+
+def training_process(stack):
+    for pid in tree(stack.process.pid):
+        try:
+            words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"python3", b"count.py"]:
+            return pid
+    return None
+
+
+def steps_of(stack, id):
+    return [int(line.split()[1]) for line in lines(stack, id) if line.startswith("step ")]
+
+
+def test_resume(stack):
+    """kill -9 of the training process, of the trainer's host, the whole trainer and the broker: the end is the same."""
+    steps, every = 60, 5
+    id = push(stack, *counting(steps, 0.1))
+
+    def saved(count):
+        wait_until(f"{count} checkpoints",
+                   lambda: sum(c[1] == "COMPLETE" for c in checkpoints(stack, id)) >= count, 60)
+
+    saved(1)
+    os.kill(training_process(stack), signal.SIGKILL)
+    saved(3)
+    stack.kill("host-training")
+    saved(5)
+    stack.restart_service("broker", kill=True)
+    saved(7)
+    stack.restart_service("trainer", kill=True)
+    ended = wait_end(stack, id, 60)
+    assert ended["status"] == "COMPLETED" and ended["retry_count"] == "3", ended
+    said = lines(stack, id)
+    assert f"value {count_to(steps)}" in said
+    assert sum(line.startswith("resumed") for line in said) == 3
+    ran = steps_of(stack, id)
+    assert len(ran) <= steps + 3 * every + 3, len(ran)
+    assert ledger(stack, id)[0] == "SUCCEEDED"
+    manifests = stack.sql("SELECT name, state, files IS NOT NULL, file_count FROM headrace.training_checkpoint "
+                          "WHERE job_id = :'a1'", id)
+    assert all(m[1:] == ["COMPLETE", "t", "2"] for m in manifests), manifests
+
+
+def test_fence(stack):
+    """What is over may write nothing more, be it a manifest, a line or an end."""
+    id = push(stack, "sleep 60")
+    wait_status(stack, id, "RUNNING")
+    stack.sql("UPDATE headrace.training_node SET state = 'ENDED', cause = 'lost', ended_at = now() WHERE job_id = :'a1'", id)
+    stack.sql("SELECT headrace.training_close(:'a1', 1)", id)
+    with pytest.raises(AssertionError, match="placement 1 of training job .* is over"):
+        stack.sql("""SELECT headrace.training_checkpoint_commit(:'a1', 1, 0, (SELECT boot FROM headrace.training_node
+            WHERE job_id = :'a1' AND placement = 1), 'late', '[]', 0, 0, 'full', NULL, NULL, 0)""", id)
+    again = wait_until("its second placement", lambda: (j := job(stack, id))["placement"] == "2"
+                       and j["status"] == "RUNNING" and j)
+    assert again["lost_count"] == "1"
+    log = (stack.data_dir / "logs/trainer.log").read_text()
+    assert "node_fenced" in log
+    ask_stop(stack, id)
+    wait_end(stack, id)

@@ -1,0 +1,564 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What a node saves, on its way to the store while the node runs on:
+ *
+ *   look (a thread) ─▶ a checkpoint was renamed into place, or has not changed for quiet_ms, and is
+ *   complete ─▶ digests (a thread) ─▶ which of them does the store have? ─▶ the others are put
+ *   ─▶ has it changed meanwhile? (a thread) ─▶ the manifest, in one statement behind the fence
+ *
+ * One checkpoint at a time. Files are stored by their digest, once for all jobs of a project, so
+ * what did not change is read and not sent. A manifest is there with all of its files, or not at
+ * all: whatever fails before leaves files that nobody names, and the checkpoint is tried again with
+ * the next look. What a process has left that did not end by itself may be half written: of that
+ * only goes what was renamed, or was quiet before.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "workers/trainer_int.h"
+#include "workers/trainer_scan.h"
+
+#define EVENTS_SIZE 8192
+#define LAST_TRIES 5
+
+PG_STATEMENT(sync_begin, "SELECT training_checkpoint_begin($1, $2, $3, $4, $5)");
+PG_STATEMENT(sync_known, "UPDATE training_file SET used_at = now() WHERE project_id = $1 "
+                         "AND digest = ANY($2) RETURNING digest");
+PG_STATEMENT(sync_commit, "SELECT deleted FROM training_checkpoint_commit($1, $2, $3, $4, $5, $6, "
+                          "$7, $8, $9, $10, $11, $12)");
+
+struct known { /* a checkpoint that was seen */
+    char name[SCAN_NAME_SIZE];
+    uint64_t mark, since_us, sent_mark;
+    bool moved, complete, is_there;
+    UT_hash_handle hh;
+};
+
+struct node_sync {
+    struct node *node;
+    char *folder;
+    struct known *known;
+    struct loop_timer *timer;
+    struct loop_watch *watch;
+    int fd; /* of inotify */
+    bool looking, finishing;
+    bool fresh;            /* looked at since the process has ended */
+    bool failed;           /* nothing more is tried before the next look */
+    struct upload *upload; /* NULL: none */
+    uint32_t failures;     /* in a row */
+};
+
+struct look {
+    uv_work_t work; /* first, so that libuv's pointer is ours */
+    struct node *node;
+    char *folder;
+    bool final; /* begun after the process had ended */
+    struct scan scan;
+    int r;
+    struct err err;
+};
+
+struct upload {
+    uv_work_t work; /* first, so that libuv's pointer is ours */
+    struct node *node;
+    char *folder;
+    char name[SCAN_NAME_SIZE];
+    struct scan_files files;
+    bool *stored; /* of each file: need not be put */
+    size_t at;
+    uint64_t sent_size, began_us;
+    uint64_t mark; /* after the last file */
+    int r;
+    struct err err;
+};
+
+static void sync_next(struct node_sync *sync);
+
+/* ---- one checkpoint ---- */
+
+static void upload_free(struct upload **upload_p)
+{
+    struct upload *upload = TAKE(*upload_p);
+
+    trainer_scan_files_done(&upload->files);
+    free(upload->stored);
+    free(upload->folder);
+    free(upload);
+}
+
+/* True: the node or its sync is gone, and the upload with it. */
+static bool upload_over(struct upload *upload)
+{
+    struct node *node = upload->node;
+
+    if (!node_unbusy(node) && node->sync != NULL)
+        return false;
+    upload_free(&upload);
+    return true;
+}
+
+static void upload_end(struct upload *upload, bool sent)
+{
+    struct node_sync *sync = upload->node->sync;
+    struct known *known;
+
+    HASH_FIND_STR(sync->known, upload->name, known);
+    if (sent && known != NULL) {
+        known->sent_mark = upload->files.mark;
+        known->moved = false;
+        sync->failures = 0;
+    } else if (!sent) {
+        sync->failures++;
+        sync->failed = true;
+        log_warn("checkpoint_not_sent", LOG_STR("job", upload->node->job_text),
+                 LOG_STR("checkpoint", upload->name), LOG_ERR(&upload->err));
+    }
+    sync->upload = NULL;
+    upload_free(&upload);
+    sync_next(sync);
+}
+
+static void on_committed(void *opaque, const struct pg_answer *answer)
+{
+    struct upload *upload = opaque;
+    bool sent = answer->err.code == ERR_OK;
+
+    upload->err = answer->err;
+    if (upload_over(upload))
+        return;
+    if (sent)
+        log_info("checkpoint_sent", LOG_STR("job", upload->node->job_text),
+                 LOG_U64("rank", upload->node->rank), LOG_STR("checkpoint", upload->name),
+                 LOG_U64("files", upload->files.count), LOG_U64("bytes", upload->files.size),
+                 LOG_U64("sent_bytes", upload->sent_size),
+                 LOG_U64("us", clock_mono_us() - upload->began_us));
+    upload_end(upload, sent);
+}
+
+static void digest_format(const uint8_t digest[SCAN_DIGEST_SIZE], char to[TRAINER_DIGEST_TEXT_SIZE])
+{
+    for (size_t i = 0; i < SCAN_DIGEST_SIZE; i++)
+        (void)snprintf(to + 2 * i, 3, "%02x", digest[i]);
+}
+
+/* The caller frees. */
+static char *manifest_of(const struct upload *upload)
+{
+    json_t *files = json_array();
+    char *text;
+
+    for (size_t i = 0; i < upload->files.count; i++) {
+        const struct scan_file *file = &upload->files.files[i];
+        char digest[TRAINER_DIGEST_TEXT_SIZE];
+
+        digest_format(file->digest, digest);
+        (void)json_array_append_new(files, json_pack("{s:s, s:I, s:s, s:i}", "path", file->path,
+                                                     "size", (json_int_t)file->size, "digest",
+                                                     digest, "mode", (int)file->mode));
+    }
+    text = json_dumps(files, JSON_COMPACT);
+    json_decref(files);
+    return text;
+}
+
+static void upload_commit(struct upload *upload)
+{
+    struct node *node = upload->node;
+    OWNED(mem_free) char *manifest = manifest_of(upload);
+    const char *adapter = upload->files.adapter;
+    json_t *config = adapter == NULL ? NULL : json_loads(adapter, 0, NULL);
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &sync_commit);
+    node_bind(batch, node);
+    pg_bind_c(batch, upload->name);
+    pg_bind_json(batch, manifest);
+    pg_bind_i64(batch, (int64_t)upload->files.size);
+    pg_bind_i64(batch, (int64_t)upload->sent_size);
+    pg_bind_c(batch, adapter == NULL ? "full" : "lora");
+    pg_bind_c(batch, json_string_value(json_object_get(config, "base_model_name_or_path")));
+    pg_bind_json(batch, adapter);
+    pg_bind_i32(batch, node->checkpoint_keep);
+    json_decref(config);
+    node->busy++;
+    trainer_send(node->trainer, &batch, on_committed, upload);
+}
+
+/* thread: libuv's pool   locks: none; the upload is this thread's until its done call */
+static void check_work(uv_work_t *work)
+{
+    struct upload *upload = (struct upload *)work;
+
+    upload->mark = trainer_scan_mark(upload->folder, upload->name);
+}
+
+static void on_checked(uv_work_t *work, int status)
+{
+    struct upload *upload = (struct upload *)work;
+
+    (void)status;
+    if (upload_over(upload))
+        return;
+    if (upload->mark != upload->files.mark) {
+        (void)err_set(&upload->err, ERR_CONFLICT, "it has changed while it was sent");
+        upload_end(upload, false);
+    } else {
+        upload_commit(upload);
+    }
+}
+
+static void upload_put(struct upload *upload);
+
+static void on_put(void *opaque, const struct err *err)
+{
+    struct upload *upload = opaque;
+
+    upload->err = *err;
+    if (upload_over(upload))
+        return;
+    if (err->code != ERR_OK) {
+        upload_end(upload, false);
+        return;
+    }
+    upload->sent_size += upload->files.files[upload->at].size;
+    upload->stored[upload->at] = true;
+    for (size_t i = upload->at + 1; i < upload->files.count; i++) {
+        if (memcmp(upload->files.files[i].digest, upload->files.files[upload->at].digest,
+                   SCAN_DIGEST_SIZE) == 0)
+            upload->stored[i] = true;
+    }
+    upload_put(upload);
+}
+
+static int put_begin(struct upload *upload, struct err *err)
+{
+    const struct scan_file *file = &upload->files.files[upload->at];
+    OWNED(mem_free) char *key = NULL;
+    char digest[TRAINER_DIGEST_TEXT_SIZE];
+    OWNED(mem_free)
+    char *path = xasprintf("%s/%s/%s", upload->folder, upload->name, file->path);
+    OWNED(mem_free) char *single = xasprintf("%s/%s", upload->folder, upload->name);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW), r;
+
+    if (fd < 0 && errno == ENOTDIR)
+        fd = open(single, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return err_set_errno(err, ERR_NOT_FOUND, "open %s", path);
+    digest_format(file->digest, digest);
+    key = xasprintf("training/%s/%s", upload->node->project, digest);
+    r = blob_put_file(upload->node->trainer->blobs, key, fd, file->size, on_put, upload, err);
+    (void)close(fd);
+    return r;
+}
+
+static void upload_put(struct upload *upload)
+{
+    struct node *node = upload->node;
+
+    while (upload->at < upload->files.count && upload->stored[upload->at])
+        upload->at++;
+    node->busy++;
+    if (upload->at < upload->files.count) {
+        if (put_begin(upload, &upload->err) == 0)
+            return;
+    } else if (uv_queue_work(loop_uv(node->trainer->loop), &upload->work, check_work, on_checked) ==
+               0) {
+        return;
+    }
+    if (!upload_over(upload))
+        upload_end(upload, false);
+}
+
+static void on_known(void *opaque, const struct pg_answer *answer)
+{
+    struct upload *upload = opaque;
+
+    upload->err = answer->err;
+    if (upload_over(upload))
+        return;
+    if (answer->err.code != ERR_OK) {
+        upload_end(upload, false);
+        return;
+    }
+    upload->stored = xcalloc(upload->files.count + 1, sizeof(*upload->stored));
+    for (size_t row = 0; row < pg_row_count(answer, 1); row++) {
+        struct wire_bytes digest = pg_bytes(answer, 1, row, 0);
+
+        for (size_t i = 0; i < upload->files.count; i++) {
+            if (digest.size == SCAN_DIGEST_SIZE &&
+                memcmp(upload->files.files[i].digest, digest.bytes, SCAN_DIGEST_SIZE) == 0)
+                upload->stored[i] = true;
+        }
+    }
+    upload_put(upload);
+}
+
+static void upload_ask(struct upload *upload)
+{
+    struct node *node = upload->node;
+    struct pg_batch *batch = pg_batch_new();
+
+    pg_add(batch, &sync_begin);
+    node_bind(batch, node);
+    pg_bind_c(batch, upload->name);
+    pg_add(batch, &sync_known);
+    pg_bind_c(batch, node->project);
+    pg_bind_array(batch, PG_BYTES, upload->files.count);
+    for (size_t i = 0; i < upload->files.count; i++)
+        pg_bind_bytes(batch, (struct wire_bytes){upload->files.files[i].digest, SCAN_DIGEST_SIZE});
+    node->busy++;
+    trainer_send(node->trainer, &batch, on_known, upload);
+}
+
+/* thread: libuv's pool   locks: none; the upload is this thread's until its done call */
+static void read_work(uv_work_t *work)
+{
+    struct upload *upload = (struct upload *)work;
+
+    upload->r = trainer_scan_read(upload->folder, upload->name, &upload->files, &upload->err);
+}
+
+static void on_read(uv_work_t *work, int status)
+{
+    struct upload *upload = (struct upload *)work;
+
+    (void)status;
+    if (upload_over(upload))
+        return;
+    if (upload->r < 0)
+        upload_end(upload, false);
+    else
+        upload_ask(upload);
+}
+
+static void upload_begin(struct node_sync *sync, const char *name)
+{
+    struct upload *upload = xcalloc(1, sizeof(*upload));
+
+    upload->node = sync->node;
+    upload->folder = xstrdup(sync->folder);
+    upload->began_us = clock_mono_us();
+    mem_copy_text(upload->name, name);
+    sync->upload = upload;
+    sync->node->busy++;
+    if (uv_queue_work(loop_uv(sync->node->trainer->loop), &upload->work, read_work, on_read) == 0)
+        return;
+    if (!upload_over(upload))
+        upload_end(upload, false);
+}
+
+/* ---- looking ---- */
+
+/* Whether it is to be sent now. */
+static bool is_ready(const struct node_sync *sync, const struct known *known)
+{
+    const struct node *node = sync->node;
+    bool quiet = clock_mono_us() - known->since_us >= node->quiet_ms * 1000;
+
+    if (!known->is_there || !known->complete || known->mark == known->sent_mark)
+        return false;
+    return known->moved || quiet || (sync->finishing && !node->fast);
+}
+
+static void sync_end(struct node_sync *sync)
+{
+    if (sync->failures > 0)
+        log_warn("checkpoint_given_up", LOG_STR("job", sync->node->job_text));
+    loop_timer_stop(sync->timer);
+    node_saved(sync->node);
+}
+
+/* The next one that is ready; at the end, when there is none, the node is told. */
+static void sync_next(struct node_sync *sync)
+{
+    struct known *known, *next;
+
+    if (sync->upload != NULL || sync->looking)
+        return;
+    if (sync->finishing && sync->failures >= LAST_TRIES) {
+        sync_end(sync);
+        return;
+    }
+    if (sync->failed)
+        return;
+    HASH_ITER(hh, sync->known, known, next)
+    {
+        if (is_ready(sync, known)) {
+            upload_begin(sync, known->name);
+            return;
+        }
+    }
+    if (sync->finishing && sync->fresh)
+        sync_end(sync);
+    else if (sync->finishing)
+        node_sync_look(sync->node);
+}
+
+static void sync_note(struct node_sync *sync, const struct scan_entry *entry)
+{
+    struct known *known;
+
+    HASH_FIND_STR(sync->known, entry->name, known);
+    if (known == NULL) {
+        known = xcalloc(1, sizeof(*known));
+        mem_copy_text(known->name, entry->name);
+        HASH_ADD_STR(sync->known, name, known);
+    }
+    if (known->mark != entry->mark) {
+        known->mark = entry->mark;
+        known->since_us = clock_mono_us();
+    }
+    known->complete = entry->complete;
+    known->is_there = true;
+}
+
+/* thread: libuv's pool   locks: none; the look is this thread's until its done call */
+static void look_work(uv_work_t *work)
+{
+    struct look *look = (struct look *)work;
+
+    look->r = trainer_scan_folder(look->folder, &look->scan, &look->err);
+}
+
+static void on_looked(uv_work_t *work, int status)
+{
+    struct look *look = (struct look *)work;
+    struct node *node = look->node;
+    struct known *known, *next;
+
+    (void)status;
+    if (!node_unbusy(node) && node->sync != NULL) {
+        struct node_sync *sync = node->sync;
+
+        sync->looking = false;
+        if (look->r < 0)
+            log_warn("checkpoints_not_seen", LOG_STR("job", node->job_text), LOG_ERR(&look->err));
+        HASH_ITER(hh, sync->known, known, next)
+        known->is_there = false;
+        for (size_t i = 0; i < look->scan.count; i++)
+            sync_note(sync, &look->scan.entries[i]);
+        sync->fresh = look->final && look->r == 0;
+        sync->failed = look->r < 0;
+        sync_next(sync);
+    }
+    trainer_scan_done(&look->scan);
+    free(look->folder);
+    free(look);
+}
+
+void node_sync_look(struct node *node)
+{
+    struct node_sync *sync = node->sync;
+    struct look *look;
+
+    if (sync == NULL || sync->looking || sync->upload != NULL)
+        return;
+    look = xcalloc(1, sizeof(*look));
+    look->node = node;
+    look->folder = xstrdup(sync->folder);
+    look->final = sync->finishing;
+    sync->looking = true;
+    node->busy++;
+    if (uv_queue_work(loop_uv(node->trainer->loop), &look->work, look_work, on_looked) == 0)
+        return;
+    sync->looking = false;
+    free(look->folder);
+    free(look);
+    (void)node_unbusy(node);
+}
+
+static void sync_on_timer(void *opaque)
+{
+    struct node_sync *sync = opaque;
+
+    node_sync_look(sync->node);
+}
+
+/* Names that were renamed into place. */
+static void sync_on_moved(void *opaque, unsigned events)
+{
+    struct node_sync *sync = opaque;
+    char block[EVENTS_SIZE] __attribute__((aligned(8)));
+    ssize_t size = read(sync->fd, block, sizeof(block));
+
+    (void)events;
+    for (ssize_t at = 0; at + (ssize_t)sizeof(struct inotify_event) <= size;) {
+        const struct inotify_event *event = (const struct inotify_event *)(block + at); /* NOLINT */
+        struct known *known = NULL;
+
+        at += (ssize_t)(sizeof(*event) + event->len);
+        if (event->len == 0 || strlen(event->name) >= SCAN_NAME_SIZE)
+            continue;
+        HASH_FIND_STR(sync->known, event->name, known);
+        if (known == NULL) {
+            known = xcalloc(1, sizeof(*known));
+            mem_copy_text(known->name, event->name);
+            HASH_ADD_STR(sync->known, name, known);
+        }
+        known->moved = true;
+    }
+    node_sync_look(sync->node);
+}
+
+/* ---- life ---- */
+
+int node_sync_open(struct node *node, struct err *err)
+{
+    struct node_sync *sync = xcalloc(1, sizeof(*sync));
+    uint64_t scan_ms = node->trainer->settings->checkpoint_scan_ms;
+    int r;
+
+    sync->node = node;
+    sync->folder = xasprintf("%s/checkpoints", node->dir);
+    sync->timer = loop_timer_new(node->trainer->loop, sync_on_timer, sync);
+    node->sync = sync;
+    sync->fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (sync->fd < 0 || inotify_add_watch(sync->fd, sync->folder, IN_MOVED_TO) < 0)
+        return err_set_errno(err, ERR_IO, "watch folder %s", sync->folder);
+    r = loop_watch_new(node->trainer->loop, sync->fd, sync_on_moved, sync, &sync->watch, err);
+    if (r < 0)
+        return r;
+    loop_watch_set(sync->watch, LOOP_READABLE);
+    loop_timer_start(sync->timer, scan_ms, scan_ms);
+    return 0;
+}
+
+void node_sync_finish(struct node *node)
+{
+    struct node_sync *sync = node->sync;
+
+    if (sync == NULL) {
+        node_saved(node);
+        return;
+    }
+    sync->finishing = true;
+    sync->failures = 0;
+    node_sync_look(node); /* at once, or after what is under way, by the timer */
+}
+
+void node_sync_close(struct node *node)
+{
+    struct node_sync *sync = TAKE(node->sync);
+    struct known *known, *next;
+
+    if (sync == NULL)
+        return;
+    HASH_ITER(hh, sync->known, known, next)
+    {
+        HASH_DEL(sync->known, known);
+        free(known);
+    }
+    loop_watch_free(&sync->watch);
+    loop_timer_free(&sync->timer);
+    if (sync->fd >= 0)
+        (void)close(sync->fd);
+    free(sync->folder);
+    free(sync);
+}
