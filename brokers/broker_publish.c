@@ -127,7 +127,7 @@ static void final_tell(struct shard *shard, const struct ledger_final *final,
     const uint32_t ttl_s = (uint32_t)(broker->settings.final_ttl_ms / 1000);
     struct err err;
 
-    if (ttl_s > 0)
+    if (ttl_s > 0 && !final->bulk)
         (void)cache_set_final(broker->cache, &final->completed.id, bytes->bytes, bytes->size, ttl_s,
                               NULL, NULL);
     if (final->gateway.size == 0)

@@ -284,6 +284,8 @@ static struct owner_options owner_options_of(const struct broker *broker)
     struct owner_options options = owner_options_default;
 
     options.row_delay_us = broker->settings.row_delay_ms * 1000;
+    if (options.row_delay_bulk_us < options.row_delay_us)
+        options.row_delay_bulk_us = options.row_delay_us;
     options.lease_us = broker->settings.lease_ms * 1000;
     options.window_jobs = (uint32_t)broker->settings.window;
     options.ageing_percent = broker->settings.strict ? 0

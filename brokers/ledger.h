@@ -183,6 +183,7 @@ struct ledger_final {
     struct message_completed completed;
     struct wire_text gateway; /* boot to wake; may be empty */
     bool sync;                /* a caller waits */
+    bool bulk;                /* a line of a bulk job: nobody asks Redis for it */
 };
 
 /* What the newest owner finds. Arrays belong to the store until the next call. */

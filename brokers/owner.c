@@ -17,6 +17,7 @@
 
 const struct owner_options owner_options_default = {
     .row_delay_us = 100000,
+    .row_delay_bulk_us = 400000,
     .run_ahead_us = 1000000,
     .run_ahead_bytes = 64u << 20,
     .lease_us = 4000000,
@@ -78,6 +79,7 @@ struct owner *owner_new(const struct owner_options *options, struct ledger_takeo
     TAILQ_INIT(&owner->spilled);
     TAILQ_INIT(&owner->barring);
     TAILQ_INIT(&owner->lazy);
+    TAILQ_INIT(&owner->lazy_bulk);
     TAILQ_INIT(&owner->urgent);
     TAILQ_INIT(&owner->parked);
     TAILQ_INIT(&owner->unpublished);

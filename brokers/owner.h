@@ -31,10 +31,11 @@
 struct owner;
 
 struct owner_options {
-    uint64_t row_delay_us;    /* an unfinished change waits this long for company; 100 ms */
-    uint64_t run_ahead_us;    /* no dispatch while the oldest unflushed change is older; 1 s */
-    uint64_t run_ahead_bytes; /* … or unflushed changes hold more; 64 MiB */
-    uint64_t lease_us;        /* 4 s, on the monotonic clock */
+    uint64_t row_delay_us;      /* an unfinished change waits this long for company; 100 ms */
+    uint64_t row_delay_bulk_us; /* … one of a bulk job's line; below run_ahead_us; 400 ms */
+    uint64_t run_ahead_us;      /* no dispatch while the oldest unflushed change is older; 1 s */
+    uint64_t run_ahead_bytes;   /* … or unflushed changes hold more; 64 MiB */
+    uint64_t lease_us;          /* 4 s, on the monotonic clock */
     uint64_t caught_up_us;    /* leases age only if outcome was at its end this recently; 500 ms */
     uint64_t publish_idle_us; /* a flush row that only says "published" after this; 1 s */
     uint32_t window_jobs;     /* waiting jobs in memory; the rest is in the ledger; 20,000 */

@@ -4,10 +4,11 @@
  * Flushes: one ledger transaction at a time.
  *
  * A change is staged lazily (a new job, a new token: it waits row_delay for the job to end, so that
- * a short job costs one write) or urgently (final, an attempt ended, an insert that must be
- * answered before a dispatch). A flush goes out as soon as something is urgent or old and the
- * previous one is answered; it takes what is urgent and what is old, up to its caps. A flush costs
- * Postgres as much as dozens of rows do, so at a high rate it keeps a gap to the one before.
+ * a short job costs one write; a line of a bulk job, for which nobody waits, row_delay_bulk) or
+ * urgently (final, an attempt ended, an insert that must be answered before a dispatch). A flush
+ * goes out as soon as something is urgent or old and the previous one is answered; it takes what is
+ * urgent and what is old, up to its caps. A flush costs Postgres as much as dozens of rows do, so
+ * at a high rate it keeps a gap to the one before.
  *
  * Once composed, a flush commits or this owner ends: FLUSH_RETRY sends the same one again, and a
  * refused row is replaced by its failure under the same number. So what went into it (pins,
@@ -26,17 +27,25 @@ static size_t job_change_size(const struct job *job)
     return job_spec_size(job->spec) + (job->finish != NULL ? job->finish->size : 0);
 }
 
+/* Jobs of a stage, oldest change first. */
+static struct job_list *stage_list(struct owner *owner, enum stage stage, size_t **ret_count)
+{
+    *ret_count = stage == STAGE_URGENT ? &owner->urgent_count : &owner->lazy_count;
+    return stage == STAGE_URGENT ? &owner->urgent
+           : stage == STAGE_LAZY ? &owner->lazy
+                                 : &owner->lazy_bulk;
+}
+
 void flush_unstage(struct owner *owner, struct job *job)
 {
-    if (job->stage == STAGE_LAZY) {
-        TAILQ_REMOVE(&owner->lazy, job, stage_link);
-        owner->lazy_count--;
-    } else if (job->stage == STAGE_URGENT) {
-        TAILQ_REMOVE(&owner->urgent, job, stage_link);
-        owner->urgent_count--;
-    } else {
+    struct job_list *list;
+    size_t *count;
+
+    if (job->stage == STAGE_NONE)
         return;
-    }
+    list = stage_list(owner, job->stage, &count);
+    TAILQ_REMOVE(list, job, stage_link);
+    (*count)--;
     owner->unflushed_bytes -= job->stage_size;
     job->stage = STAGE_NONE;
 }
@@ -44,36 +53,57 @@ void flush_unstage(struct owner *owner, struct job *job)
 void job_changed(struct owner *owner, struct job *job, enum stage stage)
 {
     enum stage before = job->stage;
+    struct job_list *list;
+    size_t *count;
 
+    if (stage == STAGE_LAZY && job->spec->rank == JOB_RANK_BULK)
+        stage = STAGE_LAZY_BULK;
     if (before == STAGE_NONE)
         job->changed_us = owner->now_us;
     if (before >= stage) {
         stage = before;
     }
-    if (before == stage && stage == STAGE_LAZY)
+    if (before == stage && stage != STAGE_URGENT)
         return;
     flush_unstage(owner, job);
     job->stage = stage;
     job->stage_size = job_change_size(job);
     owner->unflushed_bytes += job->stage_size;
-    if (stage == STAGE_LAZY) {
-        TAILQ_INSERT_TAIL(&owner->lazy, job, stage_link);
-        owner->lazy_count++;
-    } else {
-        TAILQ_INSERT_TAIL(&owner->urgent, job, stage_link);
-        owner->urgent_count++;
-    }
+    list = stage_list(owner, stage, &count);
+    TAILQ_INSERT_TAIL(list, job, stage_link);
+    (*count)++;
+}
+
+static uint64_t oldest_of(const struct job_list *list)
+{
+    const struct job *job = TAILQ_FIRST(list);
+
+    return job == NULL ? UINT64_MAX : job->changed_us;
+}
+
+/* When the oldest change that is lazy is to be written; UINT64_MAX: there is none. */
+static uint64_t lazy_due_us(const struct owner *owner)
+{
+    uint64_t due = oldest_of(&owner->lazy), due_bulk = oldest_of(&owner->lazy_bulk);
+
+    if (owner->draining)
+        return owner->lazy_count > 0 ? owner->now_us : UINT64_MAX;
+    if (due != UINT64_MAX)
+        due += owner->options.row_delay_us;
+    if (due_bulk != UINT64_MAX)
+        due_bulk += owner->options.row_delay_bulk_us;
+    return due < due_bulk ? due : due_bulk;
 }
 
 uint64_t flush_oldest_us(const struct owner *owner)
 {
-    const struct job *urgent = TAILQ_FIRST(&owner->urgent), *lazy = TAILQ_FIRST(&owner->lazy);
+    const struct job_list *const lists[] = {&owner->urgent, &owner->lazy, &owner->lazy_bulk};
     uint64_t oldest = owner->batch != NULL ? owner->batch->oldest_us : UINT64_MAX;
 
-    if (urgent != NULL && urgent->changed_us < oldest)
-        oldest = urgent->changed_us;
-    if (lazy != NULL && lazy->changed_us < oldest)
-        oldest = lazy->changed_us;
+    for (size_t i = 0; i < COUNT_OF(lists); i++) {
+        if (oldest_of(lists[i]) < oldest)
+            oldest = oldest_of(lists[i]);
+    }
     return oldest;
 }
 
@@ -101,15 +131,13 @@ static uint64_t urgent_due_us(const struct owner *owner)
 
 uint64_t flush_due_us(const struct owner *owner)
 {
-    const struct job *lazy = TAILQ_FIRST(&owner->lazy);
-    uint64_t due = UINT64_MAX;
+    uint64_t due;
 
     if (owner->batch != NULL)
         return UINT64_MAX;
     if (owner->urgent_count > 0 || owner->acks != NULL)
         return urgent_due_us(owner);
-    if (lazy != NULL)
-        due = owner->draining ? owner->now_us : lazy->changed_us + owner->options.row_delay_us;
+    due = lazy_due_us(owner);
     if (flush_has_news(owner) && owner->flushed_us + owner->options.publish_idle_us < due)
         due = owner->flushed_us + owner->options.publish_idle_us;
     return due;
@@ -222,18 +250,25 @@ static bool compose_has_room(const struct flush_batch *batch, const struct job *
            (batch->flush.job_count == 0 || batch->size + job->stage_size <= FLUSH_BYTES_MAX);
 }
 
-static void compose_jobs(struct owner *owner, struct flush_batch *batch, size_t limit)
+/* Those of the list whose change waits for longer than that. */
+static void compose_list(struct owner *owner, struct flush_batch *batch, size_t limit,
+                         struct job_list *list, uint64_t delay_us)
 {
-    uint64_t old_us = owner->draining ? owner->now_us : owner->now_us - owner->options.row_delay_us;
+    uint64_t old_us = owner->draining ? owner->now_us : owner->now_us - delay_us;
     struct job *job;
 
-    while ((job = TAILQ_FIRST(&owner->urgent)) != NULL && compose_has_room(batch, job, limit))
-        compose_job(owner, batch, job);
-    if (owner->urgent_count > 0)
-        return;
-    while ((job = TAILQ_FIRST(&owner->lazy)) != NULL && job->changed_us <= old_us &&
+    while ((job = TAILQ_FIRST(list)) != NULL && job->changed_us <= old_us &&
            compose_has_room(batch, job, limit))
         compose_job(owner, batch, job);
+}
+
+static void compose_jobs(struct owner *owner, struct flush_batch *batch, size_t limit)
+{
+    compose_list(owner, batch, limit, &owner->urgent, 0);
+    if (owner->urgent_count > 0)
+        return;
+    compose_list(owner, batch, limit, &owner->lazy, owner->options.row_delay_us);
+    compose_list(owner, batch, limit, &owner->lazy_bulk, owner->options.row_delay_bulk_us);
 }
 
 static void flush_send(struct owner *owner)

@@ -229,7 +229,7 @@ struct ended {
     enum error_class class;
 };
 
-enum stage { STAGE_NONE, STAGE_LAZY, STAGE_URGENT };
+enum stage { STAGE_NONE, STAGE_LAZY_BULK, STAGE_LAZY, STAGE_URGENT };
 
 struct job {
     UT_hash_handle hh;
@@ -365,10 +365,10 @@ struct owner {
     } gone[OWNER_GONE_MAX];
     size_t gone_next;
 
-    struct job_list lazy, urgent, parked;
+    struct job_list lazy, lazy_bulk, urgent, parked;
     struct switch_on *switches;
-    size_t lazy_count, urgent_count;
-    uint64_t unflushed_bytes; /* staged and in flight */
+    size_t lazy_count, urgent_count; /* lazy_count: of both lists */
+    uint64_t unflushed_bytes;        /* staged and in flight */
     struct flush_batch *batch;
     uint64_t flush_count, flushed_us;
     uint32_t flushed_jobs; /* rows of the newest flush */

@@ -41,6 +41,7 @@ static struct ledger_final final_of(const struct flush_job *row)
             },
         .gateway = submit->gateway,
         .sync = submit->sync,
+        .bulk = row->spec->rank == JOB_RANK_BULK,
     };
 }
 
@@ -134,6 +135,7 @@ static void takeover_copy(struct owner *owner, struct flush_batch *batch,
     item->gateway = text_dup(from->gateway);
     to->gateway = item->gateway;
     to->sync = from->sync;
+    to->bulk = from->bulk;
     batch->size += owner->scratch.size;
     batch->final_count++;
 }

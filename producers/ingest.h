@@ -9,7 +9,7 @@
  *   ingest_scan.c     input -> chunks, or errors    ingest_target.c   whom a line goes to
  *   ingest_send.c     chunk -> jobs                 ingest_collect.c  jobs -> output, in order
  *   ingest_sweep.c    files that are to go
- *   pure: bulk_line, bulk_seen
+ *   pure: bulk_line, bulk_seen, bulk_pace (how many lines may be jobs at a time)
  *
  *     claimed -> scan: every line is looked at, once, and chunks are rows
  *             -> for each chunk, several at a time:  send -> watch -> collect -> blobs -> done
@@ -35,6 +35,7 @@
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "producers/bulk_line.h"
+#include "producers/bulk_pace.h"
 #include "producers/bulk_seen.h"
 #include "schema/job_id.h"
 
@@ -130,7 +131,7 @@ struct chunk {
     uint32_t only_count, only_at;
     struct wire_id *jobs; /* of its requests, in order */
     uint32_t job_count, job_room, unreported;
-    uint64_t look_ms, gap_ms;
+    uint64_t look_ms, gap_ms, sent_ms;
     bool looking, last_is_final;
     /* collecting */
     struct pg_answer rows;
@@ -165,6 +166,7 @@ struct bulk {
     struct scan *scan;          /* while it is validated */
     struct chunks chunks;
     uint32_t chunk_count, collecting;
+    struct bulk_pace pace;
     int64_t newest;          /* chunk that was loaded; -1: none */
     uint32_t loaded;         /* chunks, since it is ours */
     uint64_t step_ms;        /* when it is due */

@@ -31,6 +31,10 @@ PG_STATEMENT(bulk_claim,
 PG_STATEMENT(bulk_renew,
              "UPDATE bulk SET leased_until = now() + $2 * interval '1 ms' WHERE owner = $1 AND id "
              "= ANY($3) AND leased_until < 'infinity' RETURNING id, epoch, status");
+/* Pools where online work waits for longer than its row is delayed. */
+PG_STATEMENT(bulk_busy_pools,
+             "SELECT pool FROM queue_delta WHERE rank < $1 GROUP BY pool HAVING sum(waiting - "
+             "delayed) > 0 LIMIT 10000");
 PG_STATEMENT(bulk_release, "UPDATE bulk SET leased_until = '-infinity' WHERE owner = $1 AND "
                            "leased_until < 'infinity'");
 PG_STATEMENT(bulk_load, "SELECT c.number, c.start, c.size, c.first_line, "
@@ -232,7 +236,8 @@ static void chunk_give_up(struct chunk *chunk)
 /* Jobs of it that are out there; what would make them more waits. */
 static void bulk_pump_chunks(struct bulk *bulk)
 {
-    uint64_t window = (uint64_t)bulk->ingest->settings.bulk_window, live = 0;
+    uint64_t window = bulk_pace_window(&bulk->pace, (uint64_t)bulk->ingest->settings.bulk_window);
+    uint64_t live = 0;
     bool late = clock_wall_us() >= bulk->expires_us, sending = false, first = true;
     struct chunk *chunk, *next;
 
@@ -449,6 +454,7 @@ static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size
     bulk->validated = pg_bool(answer, 0, row, 9);
     bulk->again = bulk->epoch > 1;
     TAILQ_INIT(&bulk->chunks);
+    bulk_pace_init(&bulk->pace);
     bulk->step = loop_timer_new(ingest->loop, on_step, bulk);
     LIST_INSERT_HEAD(&ingest->bulks, bulk, link);
     metric_set(metrics_of(ingest->metrics, INGEST_METRIC_ingest_bulk_jobs), ++ingest->bulk_count);
@@ -528,6 +534,22 @@ static void bulk_on_cancel(struct bulk *bulk)
     bulk_go_on(bulk, 0);
 }
 
+/* Whether online work waits where its lines go. */
+static void bulk_measure(struct bulk *bulk, const struct pg_answer *answer)
+{
+    bool waits = false;
+
+    for (size_t i = 0; i < bulk->target_count && !waits; i++) {
+        const struct target *target = &bulk->targets[i];
+
+        for (size_t row = 0; target->used && row < pg_row_count(answer, 1) && !waits; row++)
+            waits = wire_text_equal(pg_text(answer, 1, row, 0), target->pool);
+    }
+    if (waits != bulk->pace.yields)
+        log_info(waits ? "bulk_yields" : "bulk_goes_on", LOG_STR("bulk", bulk->text));
+    bulk_pace_measured(&bulk->pace, waits);
+}
+
 static void on_renewed(void *opaque, const struct pg_answer *answer)
 {
     struct ingest *ingest = opaque;
@@ -544,6 +566,7 @@ static void on_renewed(void *opaque, const struct pg_answer *answer)
         if (!bulk->renew_asked || bulk->dead)
             continue;
         bulk->renew_asked = false;
+        bulk_measure(bulk, answer);
         for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
             struct wire_id id = pg_id(answer, 0, i, 0);
 
@@ -575,6 +598,8 @@ static void ingest_renew(struct ingest *ingest)
         pg_bind_id(batch, &bulk->id);
         bulk->renew_asked = true;
     }
+    pg_add(batch, &bulk_busy_pools);
+    pg_bind_i16(batch, JOB_RANK_BULK);
     ingest->renewing = pg_send(ingest->pg, &batch, INGEST_QUERY_MS, on_renewed, ingest, &err) == 0;
     pg_batch_free(&batch);
 }

@@ -27,7 +27,9 @@
 #define OUTPUT_SIZE_MAX (64u << 20)
 #define TEXT_SIZE_MAX (512u << 20)
 
-PG_STATEMENT(chunk_look, "SELECT count(*) FROM job WHERE id = ANY($1) AND state NOT IN (1, 2)");
+/* Joined, for then each id is looked for in the partition of its day alone. */
+PG_STATEMENT(chunk_look, "SELECT count(*) FROM unnest($1::uuid[]) AS u (id) JOIN job j ON j.id = "
+                         "u.id WHERE j.state NOT IN (1, 2)");
 PG_STATEMENT(chunk_rows,
              "SELECT j.state, j.error_class, j.attempt_count, coalesce(j.error_message, ''), "
              "r.output, coalesce(r.output_type, ''), coalesce(r.output_blob, ''), "
@@ -96,6 +98,10 @@ static void on_look(void *opaque, const struct pg_answer *answer)
             chunk->look_ms = chunk->gap_ms = 0; /* as a rule, they all are */
     } else if (answer->err.code == ERR_OK && pg_u64(answer, 0, 0, 0) == chunk->job_count) {
         chunk->stage = CHUNK_COLLECT;
+        if (!chunk->repeat) /* of a repeat we did not see the beginning */
+            bulk_pace_ended(&bulk->pace, chunk->job_count,
+                            1000 * (loop_now_ms(bulk->ingest->loop) - chunk->sent_ms),
+                            (uint64_t)bulk->ingest->settings.bulk_window);
     }
     bulk_go_on(bulk, 0);
 }

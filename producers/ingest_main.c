@@ -140,9 +140,13 @@ static int open_pages(struct ingest *ingest, struct err *err)
 
 static int open_servers(struct ingest *ingest, struct err *err)
 {
-    const struct pg_options pg = {.url = ingest->settings.postgres,
-                                  .application = "headrace ingest",
-                                  .settings = "-c jit=off"}; /* of use to long queries */
+    /* As the broker's session (store_postgres.c): a plan that is right for ten rows of a day that
+     * has just begun reads the whole of it for each chunk an hour later. */
+    const struct pg_options pg = {
+        .url = ingest->settings.postgres,
+        .application = "headrace ingest",
+        .settings = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off "
+                    "-c jit=off -c plan_cache_mode=force_generic_plan"};
     const struct queue_producer_options producer = {
         .queue = {.bootstrap = ingest->settings.kafka,
                   .client_id = ingest->boot,

@@ -102,6 +102,7 @@ static void chunk_reported(struct chunk *chunk)
         return;
     }
     chunk->stage = CHUNK_WATCH;
+    chunk->sent_ms = loop_now_ms(bulk->ingest->loop);
     if (bulk->cancelling)
         chunk_cancel(chunk);
     bulk_go_on(bulk, 0);

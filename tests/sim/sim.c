@@ -170,6 +170,7 @@ static void sim_choose_owner_options(struct sim *sim)
     options->command_poll_us = 500 * MS;
     options->commands = (uint32_t)sim_between(sim, 1, 8);
     options->row_delay_us = sim_percent(sim, 50) ? 100 * MS : 5 * MS;
+    options->row_delay_bulk_us = 4 * options->row_delay_us;
     if (sim_percent(sim, 30))
         options->flush_jobs = (uint32_t)sim_between(sim, 1, 3);
     options->flush_busy_jobs = 1 + (uint32_t)(options->seed %

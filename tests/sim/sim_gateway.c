@@ -347,6 +347,8 @@ static void make_job(struct sim *sim, int index)
         .bad_output = sim->faults.bad_rows && sim_percent(sim, 4),
         .bad_submit = sim->faults.bad_rows && sim_percent(sim, 2),
     };
+    if (index % 5 == 4) /* a line of a bulk job; no draw, so that seeds mean what they meant */
+        job->priority = JOB_PRIORITY_BULK;
     if (sim_percent(sim, 1))
         job->service_us = 60 * SEC; /* it hangs: the run limit ends it */
     job->shard = job->pool % sim->shard_count;

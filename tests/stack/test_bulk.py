@@ -379,6 +379,25 @@ def test_kills_under_a_bulk_job(stack, tmp_path):
                      id.removeprefix("batch_"), count) == [[str(count), str(count)]], told
 
 
+def test_online_work_is_yielded_to(stack):
+    """While a job of a higher class waits in its pool, no more of a bulk job enters; it goes on when that is over."""
+    stack.push_sim("shared", slots=4, service_ms=10)
+    id = create(stack, [line(n, model="shared") for n in range(5000)])
+    lines = "SELECT count(*) FROM headrace.job WHERE model = 'shared' AND rank = 4"
+    wait_until("lines to be jobs", lambda: stack.sql(lines) != [["0"]])
+    urgent = [stack.submit("shared", {"sim": {"sleep_ms": 100_000}}) for _ in range(8)]  # four of them wait
+    log = stack.data_dir / "logs/ingest.log"
+    wait_until("the bulk job to yield", lambda: "bulk_yields" in log.read_text())
+    ((live,),) = stack.sql(lines + " AND state IN (1, 2)")
+    assert int(live) <= 2000  # what was in stays in
+    for job in urgent:
+        stack.cancel(job)
+    wait_until("the bulk job to go on", lambda: "bulk_goes_on" in log.read_text())
+    assert stack.http("POST", f"/v1/batches/{id}/cancel").status == 200
+    counts = wait_over(stack, id)["request_counts"]
+    assert counts["completed"] + counts["failed"] == 5000
+
+
 def test_files_go_when_nobody_needs_them(stack, sim):
     id = create(stack, [line(1), line(2)])
     batch = wait_over(stack, id)

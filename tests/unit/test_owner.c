@@ -586,11 +586,42 @@ static void test_drain_writes_and_tells_all_that_is_known(void **state)
     talk_end(&talk);
 }
 
+/* Nobody waits for a line of a bulk job: its row has four times as long to become needless. */
+static void test_a_line_of_a_bulk_job_gets_its_row_later(void **state)
+{
+    struct message_submit submit = submit_of(1);
+    struct flush_job row;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    submit.priority = JOB_PRIORITY_BULK;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 4, 0, 0, NULL, 0);
+    say_intake(&talk, MESSAGE_SUBMIT, &submit);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    token = talk.todo.attempt.message.token;
+    owner_on_attempt_reported(talk.owner, token, 1);
+    pass_ms(&talk, 390);
+    want_nothing(&talk);
+    pass_ms(&talk, 20);
+    row = commit_one(&talk);
+    assert_int_equal(row.action, FLUSH_INSERT);
+    assert_int_equal(row.state, JOB_IN_PROGRESS);
+    say_finished(&talk, 1, token, ERROR_CLASS_NONE);
+    row = commit_one(&talk);
+    assert_int_equal(row.action, FLUSH_UPDATE);
+    want(&talk, OWNER_TODO_PUBLISH);
+    assert_true(talk.todo.publish.finals[0].bulk);
+    talk_end(&talk);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_job_is_dispatched_ahead_and_written_once),
         cmocka_unit_test(test_a_long_job_gets_its_row_after_the_row_delay),
+        cmocka_unit_test(test_a_line_of_a_bulk_job_gets_its_row_later),
         cmocka_unit_test(test_a_retry_waits_for_the_flush_and_its_delay),
         cmocka_unit_test(test_a_sync_call_gets_what_its_model_says),
         cmocka_unit_test(test_retry_after_is_honoured_and_bounded),
