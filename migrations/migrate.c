@@ -21,7 +21,8 @@
 #define APPLIED_MAX 10000
 
 /* Any number, as long as it is always the same. */
-#define LOCK_SQL "SELECT pg_advisory_lock(4851712031982)"
+#define LOCK_SQL                                                                                   \
+    "SET lock_timeout = '10min'; SELECT pg_advisory_lock(4851712031982); SET lock_timeout = 0"
 
 PG_STATEMENT(migration_list, "SELECT number, name, digest, applied_at, took_ms FROM migration "
                              "ORDER BY number");
@@ -182,8 +183,15 @@ static int migrate_prepare(struct migrate *migrate, struct err *err)
 {
     int r = pg_session_script(migrate->session, "SET statement_timeout = 0", err);
 
-    if (r == 0 && migrate->mode != MIGRATE_STATUS)
-        r = pg_session_script(migrate->session, LOCK_SQL, err);
+    if (r == 0 && migrate->mode != MIGRATE_STATUS &&
+        (r = pg_session_script(migrate->session, LOCK_SQL, err)) < 0) {
+        struct err why = *err;
+
+        return err_set(err, why.code,
+                       "who may migrate is told by the advisory lock 4851712031982; pg_locks says "
+                       "which session has it: %s",
+                       why.text);
+    }
     if (r == 0 && migrate->mode == MIGRATE_DRY_RUN)
         r = pg_session_script(migrate->session, "BEGIN", err);
     if (r == 0 && migrate->mode != MIGRATE_STATUS)

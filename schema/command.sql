@@ -28,3 +28,8 @@ CREATE TABLE command_done (
     done_at timestamptz NOT NULL DEFAULT now(),
     reason text NOT NULL DEFAULT '' -- why not
 );
+
+-- Rows that those lock who take care of the ledger one at a time: no login of SQL can.
+CREATE TABLE care_lock (
+    what text PRIMARY KEY
+);

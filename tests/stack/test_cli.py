@@ -6,9 +6,11 @@ Method: the verbs of the binary against the whole platform, with a tiny encoder 
 
 import json
 import math
+import signal
 import subprocess
 
 import pytest
+from fleet import Fleet
 from stack import BINARY, ROOT, wait_until
 
 TINY = ROOT / "tests/data/encoder/tiny"
@@ -179,6 +181,32 @@ def test_a_tick_has_one_job_whoever_dies(stack, tiny):
     assert ticks(stack, "nightly", 1) == [["SUBMITTED", job, "f"]]
     assert stack.wait_final(job)["status"] == "SUCCEEDED"
     assert stack.sql("SELECT count(*) FROM headrace_v1.jobs WHERE idempotency_key LIKE 'schedule/nightly/%'") == [["1"]]
+
+
+def test_two_gateways_and_kills_make_one_job_a_tick(stack, tiny, tmp_path):
+    """600 ticks are due at once, two gateways make jobs of them, and each is killed amid that. While the
+    schedule is paused nothing is due."""
+    count = "SELECT count(*), count(*) FILTER (WHERE status = 'SUBMITTED') FROM headrace_v1.schedule_ticks WHERE schedule = 'often'"
+    create(stack, "often", "--cron", "* * * * *", "--catch-up", "all")
+    stack.cli("schedules", "pause", "often")
+    stack.sql("UPDATE headrace.schedule SET next_at = date_trunc('minute', now()) - interval '10 hours' WHERE name = 'often'")
+    with Fleet(stack, tmp_path) as fleet:
+        second = fleet.start("gateway", "second")
+        second.wait_log("started")
+        stack.cli("schedules", "run", "often")  # it is looked at, and what is due is not
+        assert len(ticks(stack, "often", 1)) == 1
+        stack.sql("UPDATE headrace.schedule SET paused_at = NULL WHERE name = 'often'")
+        wait_until("some ticks", lambda: int(stack.sql(count)[0][1]) >= 20, 30, 0.01)
+        stack.kill_service("gateway")
+        wait_until("more ticks", lambda: int(stack.sql(count)[0][0]) >= 300, 60, 0.01)
+        second.stop(signal.SIGKILL)
+    stack.start_service("gateway")
+    stack.sql("UPDATE headrace.schedule_tick SET claimed_until = now() WHERE claimed_until > now()")  # 30 s pass
+    wait_until("every tick to be over", lambda: int(stack.sql(count)[0][0]) > 600 and len(set(stack.sql(count)[0])) == 1, 60)
+    stack.cli("schedules", "rm", "often")
+    ((keys, jobs),) = stack.sql("SELECT count(DISTINCT idempotency_key), count(*) FROM headrace_v1.jobs "
+                                "WHERE idempotency_key LIKE 'schedule/often/%'")
+    assert keys == jobs and int(jobs) > 600
 
 
 def test_schedules_by_hand(stack, tiny):

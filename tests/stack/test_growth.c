@@ -21,7 +21,8 @@ static const char settled[] =
     "'tenant', 'api_key', 'model', 'archive', 'deployment', "
     "'environment', 'environment_target', 'shard', 'switch', 'migration', 'pool_pace', 'secret', "
     "'sql_login', 'file', 'bulk', 'bulk_chunk', 'schedule', 'schedule_tick', 'topic_binding', "
-    "'topic_position', 'training_project', 'training_job', 'training_node', 'training_trainer', "
+    "'topic_position', 'care_lock', 'training_project', 'training_job', 'training_node', "
+    "'training_trainer', "
     "'training_plan', 'training_event', 'training_checkpoint', 'training_file', 'training_log', "
     "'training_metric', 'training_archive', 'training_lineage', 'hour_mark'";
 

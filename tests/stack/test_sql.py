@@ -262,6 +262,75 @@ def test_a_tenant_is_kept_in(world, statement, why):
     assert "tenant globex" not in told
 
 
+def tell_views(url, schema):
+    """By view of that schema: all rows that this login sees, as texts."""
+    views = psql(url, f"SELECT relname FROM pg_class WHERE relnamespace = '{schema}'::regnamespace AND relkind = 'v' "
+                      "ORDER BY relname", check=True).split()
+    told = psql(url, "\n".join(f"\\echo '## {v}'\nSELECT v::text FROM {schema}.{v} v;" for v in views), check=True)
+    return {one.split("\n", 1)[0]: one.split("\n", 1)[1].splitlines() for one in told.split("## ")[1:]}
+
+
+# Of these rows.sql has none of anybody; another one that is empty is a view that this test does not see.
+EMPTY = {"bulk_jobs", "chain_critical_path", "chain_waits", "files", "job_hours", "topic_partitions", "topic_refusals",
+         "topics"}
+
+
+def test_no_view_shows_another_tenant(world):
+    """Every view there is, row by row: nobody's row is seen by two, and none has the other one's words."""
+    everything = tell_views(world, "headrace_v1")
+    acme, globex = (tell_views(login_of(world, t), "headrace_tenant_v1") for t in ("acme", "globex"))
+    assert set(acme) == set(globex) == set(everything) - {"shards", "training_trainers"}
+    words = {"acme": ("acme", "m-sum", "d-sum", "hr_acme1", "p-sum2"), "globex": ("globex", "m-emb", "d-emb", "hr_glob1")}
+    for view in acme:
+        for mine, other in ((acme[view], "globex"), (globex[view], "acme")):
+            assert [row for row in mine if any(word in row for word in words[other])] == [], view
+        assert not set(acme[view]) & set(globex[view]), view
+        if not view.startswith("training"):
+            assert acme[view] or globex[view] or view in EMPTY, f"{view}: no row to tell tenants apart by"
+
+
+OPEN_FUNCTIONS = """
+SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace::regnamespace::text ~ '^headrace'
+   AND p.prosecdef AND p.prosqlbody IS NULL AND NOT coalesce(p.proconfig::text ~ 'search_path=[^"]*pg_temp"', false);
+SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace::regnamespace::text ~ '^headrace_'
+   AND p.proname <> 'id_at' AND has_function_privilege('loose', p.oid, 'EXECUTE');
+SELECT c.oid::regclass FROM pg_class c WHERE c.relnamespace::regnamespace::text ~ '^headrace'
+   AND c.relkind IN ('r', 'p', 'v', 'S') AND has_table_privilege('loose', c.oid, 'SELECT, INSERT, UPDATE, DELETE');
+SELECT nspname FROM pg_namespace WHERE nspname ~ '^headrace'
+   AND (has_schema_privilege('loose', oid, 'CREATE, USAGE')
+        OR nspname = 'headrace' AND has_schema_privilege('acme_login', oid, 'CREATE, USAGE')
+        OR has_schema_privilege('acme_login', oid, 'CREATE'));
+"""
+
+
+def test_nothing_is_open_to_everybody(world):
+    """Functions that run as their owner look nothing up in pg_temp first; whoever was granted nothing has nothing."""
+    psql(world, "CREATE ROLE loose LOGIN PASSWORD 'x'", check=True)
+    assert psql(world, OPEN_FUNCTIONS, check=True) == ""
+
+
+def test_a_login_holds_nothing_up(world):
+    """A tenant takes what locks a login can, and keeps them: the care of the ledger and commands go on."""
+    holder = subprocess.Popen(["psql", "-XqAt", login_of(world, "globex")], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    holder.stdin.write("SELECT count(pg_advisory_lock(4851712031900 + n)) FROM generate_series(1, 150) n;"
+                       "SELECT * FROM headrace.care_lock FOR UPDATE;\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "150\n"
+    assert "permission denied for schema headrace" in holder.stdout.readline()
+    job = psql(world, "SELECT id FROM headrace_v1.jobs WHERE model_name = 'summarize' AND status = 'QUEUED' LIMIT 1").strip()
+    told = psql(
+        world,
+        "BEGIN; INSERT INTO headrace.queue_delta SELECT 0, 2, 'd-x', 'p-x', 0, 0, now() - interval '1 minute';"
+        "SELECT headrace.queue_compact() > 0; SELECT headrace.hours_fill() > 0; ROLLBACK;"
+        f"SET ROLE headrace_operator; BEGIN; SELECT headrace_v1.set_priority('{job}', 1) > 0; ROLLBACK;",
+        check=True,
+    )
+    holder.kill()
+    holder.wait()
+    assert told.split() == ["t", "t", "t"]
+
+
 def test_a_tenant_writes_its_own(world):
     waiting = psql(world, "SELECT id FROM headrace_v1.jobs WHERE model_name = 'summarize' AND status = 'QUEUED' LIMIT 1")
     dead = psql(world, "SELECT id FROM headrace_v1.dead_jobs WHERE reason = 'expired'").strip()
