@@ -218,6 +218,65 @@ def test_embeddings_by_openais_client(stack, minilm):
     assert stack.job(job)["status"] == "SUCCEEDED"
 
 
+IN_NODE = """
+const OpenAI = require("openai"), assert = require("assert");
+const [url, key, count] = process.argv.slice(1);
+const client = new OpenAI({baseURL: url + "/v1", apiKey: key, maxRetries: 0, timeout: 60000});
+const text = n => "a line of text number " + n;
+async function main() {
+  const lines = [...Array(+count).keys()].map(n => JSON.stringify({custom_id: "js-" + n, method: "POST", url: "/v1/embeddings",
+    body: {model: "minilm", input: text(n)}})).join("\\n");
+  const file = await client.files.create({file: await OpenAI.toFile(Buffer.from(lines), "lines.jsonl"), purpose: "batch"});
+  assert.equal(file.bytes, Buffer.byteLength(lines));
+  assert.deepEqual(await client.files.retrieve(file.id), file);
+  assert.equal(await (await client.files.content(file.id)).text(), lines);
+  let batch = await client.batches.create({input_file_id: file.id, endpoint: "/v1/embeddings", completion_window: "24h",
+    metadata: {team: "js"}});
+  assert.equal(batch.status, "validating");
+  while (!["completed", "failed", "expired", "cancelled"].includes(batch.status)) {
+    await new Promise(go => setTimeout(go, 50));
+    batch = await client.batches.retrieve(batch.id);
+  }
+  assert.equal(batch.status, "completed");
+  const output = (await (await client.files.content(batch.output_file_id)).text()).trim().split("\\n").map(JSON.parse);
+  const listed = [];
+  for await (const one of client.batches.list({limit: 1})) { listed.push(one.id); if (listed.length === 2) break; }
+  const named = [];
+  for await (const one of client.files.list({purpose: "batch", limit: 1})) { named.push(one.id); if (named.length === 2) break; }
+  const conflict = await client.batches.cancel(batch.id).catch(error => error);
+  assert(conflict instanceof OpenAI.ConflictError, conflict);
+  const unknown = await client.files.retrieve("file-" + "0".repeat(32)).catch(error => error);
+  assert(unknown instanceof OpenAI.NotFoundError, unknown);
+  const wrong = await client.files.create({file: await OpenAI.toFile(Buffer.from("x"), "x"), purpose: "nonsense"}).catch(error => error);
+  assert(wrong instanceof OpenAI.BadRequestError && wrong.message.includes("purpose is 'nonsense'"), wrong);
+  const direct = new OpenAI({baseURL: url + "/model/minilm/production/sync/v1", apiKey: key, maxRetries: 0});
+  const asked = await direct.embeddings.create({model: "minilm", input: [text(0), text(1)]});
+  const gone = await client.files.delete(file.id);
+  console.log(JSON.stringify({batch, output, listed, named, file: file.id, message: conflict.message, gone: gone.deleted,
+    asked: asked.data.map(one => one.embedding)}));
+}
+main().catch(error => { console.error(error); process.exit(1); });
+"""
+
+
+def test_embeddings_by_openais_client_in_node(stack, minilm):
+    """OpenAI's client for JavaScript, unmodified: files, bulk jobs and embeddings."""
+    node, count = DEPS / "node/node", 50
+    assert node.exists(), f"{node} is not there: scripts/node/fetch"
+    done = subprocess.run([node, "-e", IN_NODE, stack.url("gateway"), stack.key, str(count)], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "NODE_PATH": DEPS / "node/node_modules"})
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    batch = said["batch"]
+    assert batch["request_counts"] == {"total": count, "completed": count, "failed": 0} and batch["metadata"] == {"team": "js"}
+    assert [one["custom_id"] for one in said["output"]] == [f"js-{n}" for n in range(count)]
+    assert said["listed"][0] == batch["id"] and said["named"][0] == said["file"] and said["gone"] is True
+    assert "is completed cannot be cancelled" in said["message"]
+    for one, asked in zip(said["output"], said["asked"]):
+        found = one["response"]["body"]["data"][0]["embedding"]
+        assert len(found) == len(asked) == 384 and all(abs(a - b) < 1e-4 for a, b in zip(found, asked))
+
+
 def line(n, model="sim", endpoint="/v1/embeddings", **body):
     return {"custom_id": f"line-{n}", "method": "POST", "url": endpoint, "body": {"model": model, **body}}
 
