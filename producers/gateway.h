@@ -21,9 +21,9 @@
  *   gateway_files.c    files                         gateway_batches.c bulk jobs
  *   gateway_content.c  their output
  *   gateway_schedules.c schedules                    gateway_ticks.c   what they are due for
- *   gateway_topics.c   bindings of topics
+ *   gateway_topics.c   bindings of topics             gateway_peers.c   gateways that are lost
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
- *         gateway_delivery_id, gateway_file
+ *         gateway_delivery_id, gateway_file, gateway_lease
  *
  * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
  * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
@@ -74,6 +74,7 @@ struct seal_key;
 struct submits;
 struct syncs;
 struct ticks;
+struct peers;
 struct tunnels;
 struct watch;
 struct websockets;
@@ -120,6 +121,7 @@ struct gateway {
     struct watch *watch;
     struct submits *submits;
     struct ticks *ticks;
+    struct peers *peers;
     struct caps *caps;
     struct rates *rates;
     struct cancels *cancels;
@@ -316,6 +318,11 @@ void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, 
 int gateway_ticks_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_ticks_close(struct ticks **ticks_p);
 void gateway_ticks_look(struct ticks *ticks); /* each second */
+
+/* ---- gateway_peers.c: what the callers of a lost gateway had waited for is canceled ---- */
+
+int gateway_peers_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_peers_close(struct peers **peers_p);
 
 /* ---- gateway_follow.c: jobs that somebody waits for ---- */
 

@@ -64,6 +64,8 @@ CREATE INDEX job_deadline ON job (shard, least(start_deadline_at, total_deadline
     WHERE state = 1 AND attempt_count = 0;
 -- What a takeover must know at once: running, or waiting with attempts behind it.
 CREATE INDEX job_live ON job (shard) WHERE state = 2 OR (state = 1 AND attempt_count > 0);
+-- What callers wait for: to be canceled when their gateway is lost.
+CREATE INDEX job_caller ON job (gateway) WHERE sync AND state IN (1, 2) AND idempotency_key IS NULL;
 -- The newest dead jobs of a model.
 CREATE INDEX job_dead ON job (model, id) WHERE state IN (4, 5);
 

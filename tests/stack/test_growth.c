@@ -45,6 +45,7 @@ static const char days_of_work[] =
     "WHEN "
     "10002 THEN 2 WHEN 10003 THEN 3 ELSE 3 + n % 4 END, 1, 3, 't', 'm', 'd', 'p', sha256(''), 'x' "
     "FROM work;"
+    "INSERT INTO gateway SELECT 'gw-' || n, 1, at FROM work;"
     "INSERT INTO job_input SELECT id, 'x' FROM work;"
     "INSERT INTO job_tag SELECT id, 'x' FROM work;"
     "INSERT INTO chain_run (run_id, deployment_id, token, depth, targets) SELECT id, 'd', 1, 0, "
@@ -88,7 +89,8 @@ static const char days_of_work[] =
     "INSERT INTO webhook_endpoint (tenant, url, updated_at) SELECT 't', 'http://' || n, at FROM "
     "work;";
 
-/* What broker_ledger.c sends, with its defaults, but for audit: two days instead of 400. */
+/* What broker_ledger.c sends, with its defaults, but for audit: two days instead of 400. Gateways
+ * that are no more are for the others to remove. */
 static const char care[] =
     "SET search_path = headrace;"
     "SELECT partitions_make(now());"
@@ -96,7 +98,8 @@ static const char care[] =
     "SELECT flush_drop();"
     "SELECT retention_sweep('4 days') + retention_sweep_control('4 days', '2 days');"
     "SELECT queue_compact();"
-    "SELECT hours_fill();";
+    "SELECT hours_fill();"
+    "SELECT sum(gateway_lost(boot, beat)) FROM gateway;";
 
 static void counts_keep(struct pg_session *session, const char *table)
 {

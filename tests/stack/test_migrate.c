@@ -187,7 +187,7 @@ static void test_default_partition_is_emptied(void **state)
     expect_once("SELECT count(*)::text FROM headrace.job_20260102", "1");
     expect_once("SELECT count(*)::text FROM pg_index WHERE indrelid = "
                 "'headrace.job_20260102'::regclass",
-                "5");
+                "6");
 }
 
 static void test_a_day_is_dropped_without_its_live_rows(void **state)

@@ -24,7 +24,7 @@ BYTES = "application/octet-stream"
 @pytest.fixture(scope="module")
 def stack(request):
     asan = os.environ.get("ASAN_OPTIONS", "")  # memory is looked at: what was freed is to be gone
-    for stack in run_stack(request, env={"HEADRACE_SYNC_TIMEOUT": "20s",
+    for stack in run_stack(request, env={"HEADRACE_SYNC_TIMEOUT": "20s", "HEADRACE_GATEWAY_LEASE": "4s",
                                          "ASAN_OPTIONS": f"{asan}:quarantine_size_mb=1".lstrip(":")}):
         stack.push_sim(MODEL, slots=64)
         yield stack
@@ -444,6 +444,44 @@ def test_a_stream_survives_its_gateway(stack, tmp_path):
         rest = Events(stack, job, last=middle.last_id())
         assert rest.wait_final()["status"] == "SUCCEEDED"
         assert events.text() + middle.text() + rest.text() == pieces_of(100)
+
+
+def begin_call(stack, port=None, **headers):
+    """A call of a minute, sent; its connection."""
+    host = stack.url("gateway").removeprefix("http://") if port is None else f"127.0.0.1:{port}"
+    connection = http.client.HTTPConnection(host, timeout=30)
+    headers["Authorization"] = f"Bearer {stack.key}"
+    connection.request("POST", f"/model/{MODEL}/production/predict", b'{"sim": {"sleep_ms": 60000}}', headers)
+    return connection
+
+
+def test_what_callers_of_a_lost_gateway_wait_for_is_canceled(stack, tmp_path):
+    """kill -9 of a gateway with callers: what has no key is canceled down to the engine by the other gateway, whose
+    own callers notice nothing."""
+    ask = ("SELECT state, id FROM headrace.job WHERE sync AND state IN (2, 6) AND accepted_at > :'a1'::timestamptz AND "
+           "(gateway IN (SELECT boot FROM headrace.gateway), idempotency_key IS NOT NULL) = (:'a2'::boolean, :'a3'::boolean)")
+    begun = stack.sql("SELECT now()")[0][0]
+    with Fleet(stack, tmp_path) as fleet:
+        gone = fleet.start("gateway", "gone", lame_duck="0ms", gateway_lease="4s")
+        gone.wait_ready()
+        at_gone = [begin_call(stack, gone.port), begin_call(stack, gone.port, **{"Idempotency-Key": "comes-again"})]
+        stays = begin_call(stack)
+        wait_until("all three to run", lambda: len(stack.sql(ask, begun, "t", "f") + stack.sql(ask, begun, "t", "t")) == 3)
+        gone.send(signal.SIGKILL)
+        gone.wait()
+    ((state, job),) = wait_until("the lost one's to be canceled",
+                                 lambda: [row for row in stack.sql(ask, begun, "f", "f") if row[0] == "6"])
+    assert stack.sql("SELECT asked_by ~ '^gateway gw-[0-9a-f]{16} is lost$' FROM headrace.command WHERE job_id = :'a1'",
+                     job) == [["t"]]
+    ((state, kept),) = stack.sql(ask, begun, "f", "t")
+    assert state == "2", "what has a key goes on"
+    ((state, job),) = stack.sql(ask, begun, "t", "f")
+    assert state == "2", "so does what waits at another gateway"
+    stack.sql("SELECT headrace_v1.cancel(:'a1')", kept)
+    stack.wait_final(kept)
+    for connection in [*at_gone, stays]:
+        connection.close()
+    assert stack.wait_final(job)["status"] == "CANCELED"
 
 
 def test_a_lost_worker_is_said_in_the_stream(stack):
