@@ -177,6 +177,9 @@ int node_log_open(struct node *node, int fd, struct err *err) MUST_CHECK;
 void node_log_close(struct node *node);
 void node_log_finish(struct node *node); /* after the end: what is in the pipe, and sends all */
 bool node_log_is_empty(const struct node *node);
+
+/* Sends all lines that are there. False: some have to wait for those under way. */
+bool node_log_push(struct node *node);
 void node_log_say(struct node *node, const char *line); /* a line of ours */
 void node_log_last(const struct node *node, char *to, size_t to_size);
 

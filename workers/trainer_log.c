@@ -298,19 +298,37 @@ static void lines_on_readable(void *opaque, unsigned events)
     loop_timer_start(log->pause_timer, READ_MS, 0);
 }
 
-void node_log_finish(struct node *node)
+/* What is in the pipe now. */
+static void lines_drain(struct node_log *log)
 {
-    struct node_log *log = node->log;
     char block[32u << 10];
     int waiting = 0;
 
-    if (log == NULL || log->over)
-        return;
-    log->over = true;
     if (log->fd >= 0)
         (void)ioctl(log->fd, FIONREAD, &waiting);
     for (; waiting > 0 && lines_read(log, block, sizeof(block)); waiting -= (int)sizeof(block))
         ;
+}
+
+bool node_log_push(struct node *node)
+{
+    struct node_log *log = node->log;
+
+    if (log == NULL)
+        return true;
+    lines_drain(log);
+    lines_flush(log);
+    return log->lines.size == 0;
+}
+
+void node_log_finish(struct node *node)
+{
+    struct node_log *log = node->log;
+
+    if (log == NULL || log->over)
+        return;
+    log->over = true;
+    lines_drain(log);
     if (log->part.size > 0)
         lines_line(log);
     lines_tell_left_out(log);

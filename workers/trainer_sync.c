@@ -27,6 +27,7 @@
 
 #define EVENTS_SIZE 8192
 #define LAST_TRIES 5
+#define COMMIT_WAIT_MS 20
 
 PG_STATEMENT(sync_begin, "SELECT training_checkpoint_begin($1, $2, $3, $4, $5)");
 PG_STATEMENT(sync_known, "UPDATE training_file SET used_at = now() WHERE project_id = $1 "
@@ -45,7 +46,7 @@ struct node_sync {
     struct node *node;
     char *folder;
     struct known *known;
-    struct loop_timer *timer;
+    struct loop_timer *timer, *commit_timer;
     struct loop_watch *watch;
     int fd; /* of inotify */
     bool looking, finishing;
@@ -168,7 +169,7 @@ static char *manifest_of(const struct upload *upload)
     return text;
 }
 
-static void upload_commit(struct upload *upload)
+static void upload_write(struct upload *upload)
 {
     struct node *node = upload->node;
     OWNED(mem_free) char *manifest = manifest_of(upload);
@@ -189,6 +190,25 @@ static void upload_commit(struct upload *upload)
     json_decref(config);
     node->busy++;
     trainer_send(node->trainer, &batch, on_committed, upload);
+}
+
+/* Lines that were printed before it was saved are written before it: who goes on from it prints
+ * what comes after them, and the log has no gap. */
+static void upload_commit(struct upload *upload)
+{
+    struct node *node = upload->node;
+
+    if (node_log_push(node))
+        upload_write(upload);
+    else
+        loop_timer_start(node->sync->commit_timer, COMMIT_WAIT_MS, 0);
+}
+
+static void sync_on_commit(void *opaque)
+{
+    struct node_sync *sync = opaque;
+
+    upload_commit(sync->upload);
 }
 
 /* thread: libuv's pool   locks: none; the upload is this thread's until its done call */
@@ -518,6 +538,7 @@ int node_sync_open(struct node *node, struct err *err)
     sync->node = node;
     sync->folder = xasprintf("%s/checkpoints", node->dir);
     sync->timer = loop_timer_new(node->trainer->loop, sync_on_timer, sync);
+    sync->commit_timer = loop_timer_new(node->trainer->loop, sync_on_commit, sync);
     node->sync = sync;
     sync->fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (sync->fd < 0 || inotify_add_watch(sync->fd, sync->folder, IN_MOVED_TO) < 0)
@@ -555,8 +576,11 @@ void node_sync_close(struct node *node)
         HASH_DEL(sync->known, known);
         free(known);
     }
+    if (loop_timer_is_running(sync->commit_timer)) /* else its own call comes back to it */
+        upload_free(&sync->upload);
     loop_watch_free(&sync->watch);
     loop_timer_free(&sync->timer);
+    loop_timer_free(&sync->commit_timer);
     if (sync->fd >= 0)
         (void)close(sync->fd);
     free(sync->folder);
