@@ -32,6 +32,8 @@ int bulk_main(int argc, char **argv);
     SETTING_STRING(endpoint, "",                                                                   \
                    "submit: with --file-id, lines as OpenAI's clients write them, for this route") \
     SETTING_STRING(window, "24h", "submit: when what has not run is given up; 1h to 72h")          \
+    SETTING_STRING(on_bad_line, "stop",                                                            \
+                   "submit: stop, so that no line is run; or skip, so that it fails alone")        \
     SETTING_BOOL(wait, false, "submit: watch it until it is over")                                 \
     SETTING_BOOL(errors, false, "output: the failed lines instead of the answers")                 \
     SETTING_INT(limit, 20, 1, 100, "ls: so many")
@@ -212,11 +214,13 @@ static int submit_native(const struct client *client, const struct bulk_settings
 {
     OWNED(mem_free)
     char *path = file == NULL
-                     ? path_make("/model/%/environments/%/bulk?completion_window=%&input_file_id=%",
+                     ? path_make("/model/%/environments/%/bulk?completion_window=%&on_bad_line=%"
+                                 "&input_file_id=%",
                                  settings->model, settings->environment, settings->window,
-                                 settings->file_id)
-                     : path_make("/model/%/environments/%/bulk?completion_window=%",
-                                 settings->model, settings->environment, settings->window);
+                                 settings->on_bad_line, settings->file_id)
+                     : path_make("/model/%/environments/%/bulk?completion_window=%&on_bad_line=%",
+                                 settings->model, settings->environment, settings->window,
+                                 settings->on_bad_line);
     struct client_call call = {.method = "POST", .path = path};
     uint64_t size = 0;
     int status, fd = -1, r;
@@ -238,8 +242,9 @@ static int submit_openai(const struct client *client, const struct bulk_settings
                          json_t **ret_batch, struct err *err)
 {
     OWNED(client_json_free)
-    json_t *body = json_pack("{s:s, s:s, s:s}", "input_file_id", settings->file_id, "endpoint",
-                             settings->endpoint, "completion_window", settings->window);
+    json_t *body = json_pack("{s:s, s:s, s:s, s:s}", "input_file_id", settings->file_id, "endpoint",
+                             settings->endpoint, "completion_window", settings->window,
+                             "on_bad_line", settings->on_bad_line);
     const struct client_call call = {.method = "POST", .path = "/v1/batches", .body = body};
     int status;
 

@@ -41,9 +41,11 @@ PG_STATEMENT(batch_input,
 PG_STATEMENT(
     batch_create,
     "INSERT INTO bulk AS b (id, tenant, key_prefix, endpoint, input_file_id, input_blob, "
-    "input_size, completion_window, expires_at, metadata, output_expiry_s, targets) SELECT "
+    "input_size, completion_window, expires_at, metadata, output_expiry_s, targets, skip_bad) "
+    "SELECT "
     "$3, $1, $4, $5, f.id, f.blob, f.size, $6, now() + $7 * interval '1 hour', $8, "
-    "nullif($9::bigint, 0), $11 FROM file f WHERE f.tenant = $1 AND f.id = $2 AND f.deleted_at "
+    "nullif($9::bigint, 0), $11, $12 FROM file f WHERE f.tenant = $1 AND f.id = $2 AND "
+    "f.deleted_at "
     "IS NULL AND (f.expires_at > now()) IS NOT FALSE AND f.purpose = 'batch' AND f.blob "
     "IS NOT NULL AND (SELECT count(*) FROM bulk o WHERE o.tenant = $1 AND o.status IN " OPEN_STATES
     ") < $10 RETURNING " BATCH_COLUMNS);
@@ -111,6 +113,7 @@ struct batch_ask {
     struct wire_id input;
     const char *endpoint, *window; /* borrowed */
     int64_t hours, expiry_s;
+    bool skip_bad;
     json_t *body, *metadata;
     const char *targets; /* as JSON */
 };
@@ -206,6 +209,26 @@ static int read_expiry(struct batch_ask *ask, struct err *err)
     return 0;
 }
 
+/* What bad lines do; NULL: they stop it, as OpenAI has it. */
+static int check_on_bad_line(struct batch_ask *ask, const char *text, struct err *err)
+{
+    ask->skip_bad = text != NULL && strcmp(text, "skip") == 0;
+    if (text == NULL || ask->skip_bad || strcmp(text, "stop") == 0)
+        return 0;
+    return err_set(err, ERR_RANGE, "on_bad_line is '%.20s'; it must be stop or skip", text);
+}
+
+static int read_on_bad_line(struct batch_ask *ask, struct err *err)
+{
+    const json_t *value = json_object_get(ask->body, "on_bad_line");
+
+    if (value == NULL || json_is_null(value))
+        return 0;
+    if (!json_is_string(value))
+        return err_set(err, ERR_MALFORMED, "on_bad_line must be a string");
+    return check_on_bad_line(ask, json_string_value(value), err);
+}
+
 static int read_ask(struct call *call, struct batch_ask *ask, struct err *err)
 {
     const char *input;
@@ -221,6 +244,8 @@ static int read_ask(struct call *call, struct batch_ask *ask, struct err *err)
         r = read_window(ask, err);
     if (r == 0)
         r = read_metadata(ask, err);
+    if (r == 0)
+        r = read_on_bad_line(ask, err);
     return r < 0 ? r : read_expiry(ask, err);
 }
 
@@ -272,6 +297,7 @@ static void ask_add(struct pg_batch *batch, const struct call *call, const struc
     pg_bind_i64(batch, ask->expiry_s);
     pg_bind_i64(batch, call->gateway->settings.batches_open_max);
     pg_bind_json(batch, ask->targets);
+    pg_bind_bool(batch, ask->skip_bad);
     pg_add(batch, &batch_notify);
     free(metadata);
 }
@@ -469,6 +495,8 @@ static int native_ask(const struct call *call, struct batch_ask *ask, struct err
     ask->window = http_target_query(&call->target, "completion_window");
     if (ask->window == NULL)
         ask->window = "24h";
+    if (check_on_bad_line(ask, http_target_query(&call->target, "on_bad_line"), err) < 0)
+        return err->code;
     return check_window(ask, err);
 }
 
@@ -480,7 +508,7 @@ void batch_native_add(struct pg_batch *batch, const struct call *call, const str
     struct err err;
 
     if (native_ask(call, &ask, &err) < 0)
-        NEVER("the window was looked at before the body");
+        NEVER("the query was looked at before the body");
     ask_add(batch, call, &ask);
 }
 

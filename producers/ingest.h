@@ -129,6 +129,8 @@ struct chunk {
     uint64_t line;                 /* its number */
     uint64_t *only;                /* of a retry: these lines, in order; NULL: all */
     uint32_t only_count, only_at;
+    struct json_t *bad;   /* lines that are not run, as bulk_chunk.bad has them; NULL: none */
+    size_t bad_at;        /* the next of them */
     struct wire_id *jobs; /* of its requests, in order */
     uint32_t job_count, job_room, unreported;
     uint64_t look_ms, gap_ms, sent_ms;
@@ -159,6 +161,7 @@ struct bulk {
     bool dead;                                  /* not ours any more: freed with the last answer */
     bool validated, cancelling, expired, again; /* again: somebody else may have sent of it */
     bool native;                                /* of one model, by its predict */
+    bool skip_bad;                              /* bad lines fail alone */
     bool loading, all_loaded, ending, renew_asked, unpacking;
     struct target *targets;
     size_t target_count;
@@ -217,6 +220,8 @@ void bulk_scan_end(struct scan **scan_p);
 int chunk_read(struct chunk *chunk, struct err *err) MUST_CHECK; /* its bytes */
 /* The next line that is no blank one; false: no more. */
 bool chunk_next(struct chunk *chunk, const char **ret_line, size_t *ret_size);
+/* Of the line that chunk_next() gave: what is wrong with it; NULL: nothing is. Borrowed. */
+const struct json_t *chunk_bad(struct chunk *chunk);
 void chunk_send(struct chunk *chunk);
 void chunk_cancel(struct chunk *chunk);
 

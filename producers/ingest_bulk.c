@@ -8,6 +8,7 @@
  * and each line has but one id. Drained, we give the lease back, and others need not wait for it.
  */
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -26,8 +27,8 @@
 
 PG_STATEMENT(bulk_claim,
              "SELECT id, epoch, tenant, key_prefix, endpoint, input_blob, input_size, expires_at, "
-             "status, in_progress_at IS NOT NULL, targets::text FROM bulk_claim($1, $2 * interval "
-             "'1 ms', $3)");
+             "status, in_progress_at IS NOT NULL, targets::text, skip_bad FROM bulk_claim($1, $2 * "
+             "interval '1 ms', $3)");
 PG_STATEMENT(bulk_renew,
              "UPDATE bulk SET leased_until = now() + $2 * interval '1 ms' WHERE owner = $1 AND id "
              "= ANY($3) AND leased_until < 'infinity' RETURNING id, epoch, status");
@@ -37,9 +38,10 @@ PG_STATEMENT(bulk_busy_pools,
              "delayed) > 0 LIMIT 10000");
 PG_STATEMENT(bulk_release, "UPDATE bulk SET leased_until = '-infinity' WHERE owner = $1 AND "
                            "leased_until < 'infinity'");
-PG_STATEMENT(bulk_load, "SELECT c.number, c.start, c.size, c.first_line, "
-                        "array_to_string(c.only_lines, ',') FROM bulk_chunk c WHERE c.bulk_id = "
-                        "$1 AND NOT c.done AND c.number > $2 ORDER BY c.number LIMIT $3");
+PG_STATEMENT(bulk_load,
+             "SELECT c.number, c.start, c.size, c.first_line, "
+             "array_to_string(c.only_lines, ','), c.bad::text FROM bulk_chunk c WHERE c.bulk_id = "
+             "$1 AND NOT c.done AND c.number > $2 ORDER BY c.number LIMIT $3");
 PG_STATEMENT(bulk_forget_chunks,
              "DELETE FROM bulk_chunk c USING bulk b WHERE c.bulk_id = b.id AND b.id = $1 AND "
              "b.epoch = $2 AND b.in_progress_at IS NULL");
@@ -165,6 +167,8 @@ static void on_chunks(void *opaque, const struct pg_answer *answer)
         chunk->repeat = bulk->again && bulk->loaded++ < CHUNKS_AHEAD_MAX;
         if (!pg_is_null(answer, 0, i, 4))
             chunk_read_only(chunk, pg_c(answer, 0, i, 4));
+        if (!pg_is_null(answer, 0, i, 5))
+            chunk->bad = json_loads(pg_c(answer, 0, i, 5), 0, NULL);
         bulk->newest = chunk->number;
         TAILQ_INSERT_TAIL(&bulk->chunks, chunk, link);
         bulk->chunk_count++;
@@ -452,6 +456,7 @@ static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size
     bulk->expires_us = pg_time_us(answer, 0, row, 7);
     bulk->cancelling = strcmp(status, "cancelling") == 0;
     bulk->validated = pg_bool(answer, 0, row, 9);
+    bulk->skip_bad = pg_bool(answer, 0, row, 11);
     bulk->again = bulk->epoch > 1;
     TAILQ_INIT(&bulk->chunks);
     bulk_pace_init(&bulk->pace);

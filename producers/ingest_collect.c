@@ -12,6 +12,7 @@
  * rows.
  */
 
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,6 +63,7 @@ void chunk_free(struct chunk **chunk_p)
     collect_forget(chunk);
     TAILQ_REMOVE(&chunk->bulk->chunks, chunk, link);
     chunk->bulk->chunk_count--;
+    json_decref(chunk->bad);
     free(chunk->jobs);
     free(chunk->only);
     free(chunk);
@@ -170,7 +172,23 @@ static void collect_append(struct chunk *chunk, const struct bulk_outcome *outco
     chunk->failed_lines[chunk->failed++] = outcome->line;
 }
 
-/* The custom_id of the next request, and its line. False: the input has no more. */
+/* A line that was never run, since validation found it wrong; custom_id: null where it has none. */
+static void collect_bad(struct chunk *chunk, const json_t *bad, struct wire_text custom_id)
+{
+    const char *message = json_string_value(json_object_get(bad, "message"));
+    const char *code = json_string_value(json_object_get(bad, "code"));
+    const struct bulk_outcome outcome = {
+        .line = (uint64_t)json_integer_value(json_object_get(bad, "line")),
+        .custom_id = custom_id.size > 0 ? custom_id : WIRE_TEXT_OF("null"),
+        .never_run = code == NULL ? "" : code,
+        .error_message = WIRE_TEXT_OF(message == NULL ? "" : message),
+    };
+
+    collect_append(chunk, &outcome);
+}
+
+/* The custom_id of the next request that was run, and its line; those before it that are bad are
+ * appended. False: the input has no more. */
 static bool collect_line(struct chunk *chunk, struct bulk_outcome *outcome)
 {
     char code[BULK_CODE_SIZE];
@@ -179,14 +197,32 @@ static bool collect_line(struct chunk *chunk, struct bulk_outcome *outcome)
     size_t size;
     struct err err;
 
-    if (!chunk_next(chunk, &text, &size))
-        return false;
-    if (bulk_line_read(chunk->bulk->ingest->reader, text, size, chunk->line - 1,
-                       chunk->bulk->endpoint, &line, code, &err) < 0)
-        line.custom_id = WIRE_TEXT_OF("null"); /* it was good when it was sent */
-    outcome->custom_id = line.custom_id;
-    outcome->line = chunk->line - 1;
-    return true;
+    while (chunk_next(chunk, &text, &size)) {
+        const json_t *bad = chunk_bad(chunk);
+        int r = bulk_line_read(chunk->bulk->ingest->reader, text, size, chunk->line - 1,
+                               chunk->bulk->endpoint, &line, code, &err);
+
+        if (bad == NULL) { /* r < 0: it was good when it was sent */
+            outcome->custom_id = r < 0 ? WIRE_TEXT_OF("null") : line.custom_id;
+            outcome->line = chunk->line - 1;
+            return true;
+        }
+        collect_bad(chunk, bad, line.custom_id);
+        chunk->bad_at++;
+    }
+    return false;
+}
+
+/* Bad lines behind the last that was run, and those whose text is not there to be read. */
+static void collect_rest(struct chunk *chunk)
+{
+    struct bulk_outcome outcome;
+
+    while (collect_line(chunk, &outcome))
+        log_warn("line_not_sent", LOG_STR("bulk", chunk->bulk->text),
+                 LOG_U64("line", outcome.line));
+    while (chunk->bad_at < json_array_size(chunk->bad))
+        collect_bad(chunk, json_array_get(chunk->bad, chunk->bad_at++), (struct wire_text){0});
 }
 
 static bool is_json(struct wire_text type)
@@ -394,6 +430,8 @@ static void collect_go_on(struct chunk *chunk)
     }
     all = chunk->given_up ||
           (chunk->row == chunk->row_count && chunk->collected == chunk->job_count);
+    if (all)
+        collect_rest(chunk);
     for (int i = 0; i < PART_COUNT; i++) {
         if (chunk->parts[i].text.size >= PIECE_SIZE || (all && chunk->parts[i].text.size > 0)) {
             part_write(chunk, &chunk->parts[i]);

@@ -10,6 +10,7 @@
  * ids are the same.
  */
 
+#include <jansson.h>
 #include <sodium.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,6 +54,7 @@ int chunk_read(struct chunk *chunk, struct err *err)
     chunk->at = 0;
     chunk->line = chunk->first_line;
     chunk->only_at = 0;
+    chunk->bad_at = 0;
     return 0;
 }
 
@@ -84,6 +86,18 @@ bool chunk_next(struct chunk *chunk, const char **ret_line, size_t *ret_size)
         return true;
     }
     return false;
+}
+
+const json_t *chunk_bad(struct chunk *chunk)
+{
+    for (; chunk->bad_at < json_array_size(chunk->bad); chunk->bad_at++) {
+        const json_t *bad = json_array_get(chunk->bad, chunk->bad_at);
+        uint64_t line = (uint64_t)json_integer_value(json_object_get(bad, "line"));
+
+        if (line + 1 >= chunk->line)
+            return line + 1 == chunk->line ? bad : NULL;
+    }
+    return NULL;
 }
 
 /* ---- reports ---- */
@@ -303,6 +317,8 @@ void chunk_send(struct chunk *chunk)
 
         if (!chunk_next(chunk, &text, &size))
             break;
+        if (chunk_bad(chunk) != NULL)
+            continue;
         r = line_send(chunk, text, size, &err);
         if (r < 0) {
             chunk->at = at;

@@ -34,7 +34,8 @@ CREATE TABLE bulk (
     epoch bigint NOT NULL DEFAULT 0, -- of the ingest that works on it: one more with each that takes it
     owner text,
     leased_until timestamptz NOT NULL DEFAULT '-infinity',
-    retry_of uuid -- whose failed lines it has; null: of none
+    retry_of uuid, -- whose failed lines it has; null: of none
+    skip_bad boolean NOT NULL DEFAULT false -- bad lines fail alone, and not all of it
 );
 CREATE INDEX bulk_tenant ON bulk (tenant, id);
 CREATE INDEX bulk_open ON bulk (id) WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');
@@ -53,6 +54,7 @@ CREATE TABLE bulk_chunk (
     error_size bigint NOT NULL DEFAULT 0,
     failed_lines bigint[] NOT NULL DEFAULT '{}',
     only_lines bigint[], -- of a retry; null: all
+    bad jsonb, -- lines that are not run: [{"line", "code", "message"}, …], in order; null: none
     PRIMARY KEY (bulk_id, number)
 );
 CREATE INDEX bulk_chunk_open ON bulk_chunk (bulk_id, number) WHERE NOT done;

@@ -510,6 +510,45 @@ def test_lines_of_one_model(stack, sim):
         assert reply.status == status and text in reply.body.decode(), reply
 
 
+def test_bad_lines_are_skipped(stack, sim):
+    """As the caller wants it, bad lines fail alone: in their place in the error file, with what is wrong; counts add up."""
+    lines = [line(n, text="x") for n in range(2500)]
+    lines[3] = '{"custom_id": '
+    lines[10] = dict(lines[10], method="GET")
+    lines[1500] = line(1499)  # twice
+    lines[1501] = line(1501, text="y" * (1 << 20))
+    lines[1502] = ""
+    lines[2499] = dict(lines[2499], url="/v1/" + "\u20ac" * 60)  # its message is cut inside of a character
+    file = upload(stack, jsonl(lines)).json["id"]
+    reply = stack.http("POST", "/v1/batches", {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h",
+                                               "on_bad_line": "skip"})
+    assert reply.status == 200, reply
+    batch = wait_over(stack, reply.json["id"])
+    assert batch["status"] == "completed" and batch["request_counts"] == {"total": 2499, "completed": 2494, "failed": 5}, batch
+    bad = [(4, None, "invalid_json_line"), (11, "line-10", "invalid_method"), (1501, "line-1499", "duplicate_custom_id"),
+           (1502, None, "line_too_long"), (2500, "line-2499", "mismatched_endpoint")]
+    assert [(one["line"], one["code"]) for one in batch["errors"]["data"]] == [(number, code) for number, _, code in bad]
+    output, errors = content_of(stack, batch["output_file_id"]), content_of(stack, batch["error_file_id"])
+    assert [one["custom_id"] for one in output] == [f"line-{n}" for n in range(2499) if n not in (3, 10, 1500, 1501, 1502)]
+    assert [(one["error"]["line"], one["custom_id"], one["error"]["code"]) for one in errors] == bad
+    assert all(one["response"] is None and one["error"]["attempts"] == 0 and one["error"]["message"] for one in errors)
+    again = wait_over(stack, stack.http("POST", f"/v1/batches/{batch['id']}/retry").json["id"])  # as bad as before
+    assert again["request_counts"] == {"total": 5, "completed": 0, "failed": 5}
+    assert [one["error"] for one in content_of(stack, again["error_file_id"])] == [one["error"] for one in errors]
+    # Of one model, and where nothing is good; what is wrong with all of a file fails it.
+    native = wait_over(stack, submit_lines(stack, b"x\n" + jsonl([{"model_input": 1}]), query="?on_bad_line=skip").json["id"])
+    assert native["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    nothing = wait_over(stack, submit_lines(stack, b"x\ny\n", query="?on_bad_line=skip").json["id"])
+    assert nothing["status"] == "completed" and nothing["request_counts"] == {"total": 2, "completed": 0, "failed": 2}
+    empty = wait_over(stack, submit_lines(stack, b"\n", query="?on_bad_line=skip").json["id"])
+    assert empty["status"] == "failed" and empty["errors"]["data"][0]["code"] == "empty_file"
+    wrong = submit_lines(stack, b"x", query="?on_bad_line=go")
+    assert wrong.status == 400 and "on_bad_line is 'go'; it must be stop or skip" in wrong.body.decode()
+    wrong = stack.http("POST", "/v1/batches", {"input_file_id": file, "endpoint": "/v1/embeddings", "completion_window": "24h",
+                                               "on_bad_line": 1})
+    assert wrong.status == 400 and "on_bad_line must be a string" in wrong.json["error"]["message"]
+
+
 def test_what_failed_can_be_tried_again(stack, sim):
     lines = [line(n, sim={"fail": "model_error"} if n % 700 == 5 else {}) for n in range(2100)]
     first = wait_over(stack, create(stack, lines))
