@@ -45,6 +45,14 @@ PG_STATEMENT(bulk_load,
 PG_STATEMENT(bulk_forget_chunks,
              "DELETE FROM bulk_chunk c USING bulk b WHERE c.bulk_id = b.id AND b.id = $1 AND "
              "b.epoch = $2 AND b.in_progress_at IS NULL");
+/* What is written stays; what is not cannot be told apart any more, and has failed. */
+PG_STATEMENT(bulk_lost,
+             "UPDATE bulk SET status = 'failed', failed_at = now(), failed = total - completed, "
+             "errors = jsonb_build_object('object', 'list', 'data', jsonb_build_array("
+             "jsonb_build_object('code', 'input_lost', 'line', NULL, 'param', NULL, 'message', "
+             "'the file is not in the blob store any more: lines that were not written have "
+             "failed'))), leased_until = 'infinity' WHERE id = $1 AND epoch = $2 AND status IN "
+             "('in_progress', 'finalizing', 'cancelling')");
 PG_STATEMENT(bulk_over, "SELECT bulk_finish($1, $2, $3, $4, $5)");
 
 /* ---- life ---- */
@@ -401,8 +409,37 @@ static void bulk_unpack_begin(struct bulk *bulk)
 /* A store that is away comes back, and one that lacks the blob may be the wrong one for a while. */
 static bool input_is_lost(const struct bulk *bulk, uint64_t size, const struct err *err)
 {
-    return bulk->epoch >= INPUT_TRIES && !bulk->validated &&
+    return bulk->epoch >= INPUT_TRIES &&
            (err->code == ERR_NOT_FOUND || (err->code == ERR_OK && size != bulk->input_size));
+}
+
+/* Whether it is over now or not: who claims it next goes on. */
+static void on_lost(void *opaque, const struct pg_answer *answer)
+{
+    struct bulk *bulk = opaque;
+
+    if (!bulk_unpin(bulk))
+        return;
+    if (answer->err.code == ERR_OK && pg_changed_count(answer, 0) > 0)
+        log_info("bulk_over", LOG_STR("bulk", bulk->text), LOG_STR("tenant", bulk->tenant),
+                 LOG_BOOL("input_lost", true));
+    bulk_drop(bulk);
+}
+
+static void bulk_lose_input(struct bulk *bulk)
+{
+    struct pg_batch *batch;
+
+    if (!bulk->validated) {
+        bulk_scan_refuse(bulk, "input_lost", "the file is not in the blob store any more");
+        return;
+    }
+    batch = pg_batch_new();
+    pg_add(batch, &bulk_lost);
+    pg_bind_id(batch, &bulk->id);
+    pg_bind_i64(batch, bulk->epoch);
+    if (!bulk_query(bulk, &batch, on_lost, bulk))
+        bulk_drop(bulk);
 }
 
 static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
@@ -421,7 +458,7 @@ static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
         if (err->code == ERR_OK)
             (void)close(fd);
         if (lost)
-            bulk_scan_refuse(bulk, "input_lost", "the file is not in the blob store any more");
+            bulk_lose_input(bulk);
         else
             bulk_drop(bulk); /* its lease lapses, and it is tried again */
         return;

@@ -419,6 +419,19 @@ def test_an_input_that_is_gone_fails_by_name(stack, sim):
     stack.sql("UPDATE headrace.bulk SET leased_until = now() WHERE status = 'validating'")
     batch = wait_over(stack, id)
     assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "input_lost", batch
+    # Lost when it has been validated: what is written stays, and counts add up.
+    stack.push_sim("lost", slots=16)
+    id = create(stack, [line(n, model="lost", sim={"sleep_ms": 0 if n < 1000 else 100_000}) for n in range(3000)])
+    wait_until("the first lines to be written", lambda: batch_of(stack, id)["request_counts"]["completed"] == 1000)
+    stack.stop_service("ingest")
+    ((blob,),) = stack.sql("SELECT input_blob FROM headrace.bulk WHERE status = 'in_progress'")
+    (stack.data_dir / "blobs" / blob).unlink()
+    stack.sql("UPDATE headrace.bulk SET epoch = 4 WHERE status = 'in_progress'")
+    stack.start_service("ingest")
+    batch = wait_over(stack, id)
+    assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == "input_lost", batch
+    assert batch["request_counts"] == {"total": 3000, "completed": 1000, "failed": 2000}
+    assert len(stack.http("GET", f"/v1/batches/{id}/output").body.splitlines()) == 1000
 
 
 def test_kills_under_a_bulk_job(stack, tmp_path):
