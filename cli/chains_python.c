@@ -12,9 +12,7 @@
  * A failure leaves what runs alone: nobody is pointed at the new ones.
  */
 
-#include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
 #include <spawn.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,33 +31,6 @@
 extern char **environ;
 
 /* ---- the generator ---- */
-
-static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *walk)
-{
-    (void)status;
-    (void)kind;
-    (void)walk;
-    return remove(path);
-}
-
-static void folder_remove(char **folder_p)
-{
-    if (*folder_p != NULL)
-        (void)nftw(*folder_p, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    mem_free(folder_p);
-}
-
-static int folder_make(char **ret_folder, struct err *err)
-{
-    const char *above = getenv("TMPDIR");
-    OWNED(mem_free)
-    char *folder = xasprintf("%s/headrace-chain.XXXXXX", above != NULL ? above : "/tmp");
-
-    if (mkdtemp(folder) == NULL)
-        return err_set_errno(err, ERR_IO, "make a folder %s", folder);
-    *ret_folder = TAKE(folder);
-    return 0;
-}
 
 static int generator_outcome(const char *python, int status, struct err *err)
 {
@@ -261,7 +232,7 @@ static void deployed_show(const json_t *made, bool json)
 int chains_push_python(const struct client *client, const struct chains_push_settings *settings,
                        const char *file)
 {
-    OWNED(folder_remove) char *folder = NULL;
+    OWNED(push_folder_remove) char *folder = NULL;
     OWNED(client_json_free) json_t *made = NULL;
     char deployment[24];
     uint32_t number;
@@ -270,7 +241,7 @@ int chains_push_python(const struct client *client, const struct chains_push_set
 
     rng_secret_bytes(&number, sizeof(number));
     (void)snprintf(deployment, sizeof(deployment), "push-%08x", (unsigned)number);
-    r = folder_make(&folder, &err);
+    r = push_folder_make("headrace-chain", &folder, &err);
     if (r == 0)
         r = generator_run(settings, file, deployment, folder, &err);
     if (r == 0)

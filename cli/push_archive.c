@@ -24,6 +24,7 @@ struct packer {
     struct archive *archive;   /* NULL: nothing is written, only looked at */
     struct model_facts *facts; /* NULL: nobody wants them */
     const char *folder;
+    const struct push_sources *sources; /* NULL: the folder, and all of it */
     struct ignore *ignore;
     uint64_t file_count, content_size, left_out_count;
     int depth;
@@ -65,6 +66,10 @@ static int pack_content(struct packer *packer, int fd, const char *path, uint64_
     if (done != size)
         return err_set(err, ERR_CONFLICT, "'%s' changed while it was packed", path);
     packer->content_size += done;
+    if (packer->sources != NULL && packer->sources->content_size_max > 0 &&
+        packer->content_size > packer->sources->content_size_max)
+        return err_set(err, ERR_TOO_BIG, "'%s' has more than %llu bytes; at '%s' it was enough",
+                       packer->folder, (unsigned long long)packer->sources->content_size_max, path);
     return 0;
 }
 
@@ -152,6 +157,15 @@ static int packer_read_ignore(struct packer *packer, struct err *err)
     return ignore_new(IGNORE_FILE, text, &packer->ignore, err);
 }
 
+static bool is_excluded(const struct packer *packer, const char *path)
+{
+    for (size_t i = 0; packer->sources != NULL && i < packer->sources->exclude_count; i++) {
+        if (strcmp(packer->sources->excludes[i], path) == 0)
+            return true;
+    }
+    return false;
+}
+
 static int visible(const struct dirent *entry)
 {
     return entry->d_name[0] != '.'; /* .git and .cache are nobody's model */
@@ -174,7 +188,8 @@ static int pack_folder(struct packer *packer, const char *path, struct err *err)
             OWNED(mem_free)
             char *inner = xasprintf("%s%s%s", path, *path ? "/" : "", entries[i]->d_name);
 
-            if (ignore_match(packer->ignore, inner, entries[i]->d_type == DT_DIR))
+            if (is_excluded(packer, inner) ||
+                ignore_match(packer->ignore, inner, entries[i]->d_type == DT_DIR))
                 packer->left_out_count++;
             else
                 r = pack_entry(packer, inner, err);
@@ -183,6 +198,39 @@ static int pack_folder(struct packer *packer, const char *path, struct err *err)
     }
     free(entries);
     packer->depth--;
+    return r;
+}
+
+/* Folders from elsewhere, each as if it stood at the top. */
+static int pack_externals(struct packer *packer, struct err *err)
+{
+    const struct push_sources *sources = packer->sources;
+    const char *folder = packer->folder;
+    int r = 0;
+
+    for (size_t i = 0; sources != NULL && i < sources->external_count && r == 0; i++) {
+        OWNED(mem_free) char *above = xstrdup(sources->externals[i]);
+        char *name = strrchr(above, '/');
+        OWNED(mem_free) char *inside = NULL;
+
+        *name++ = '\0';
+        inside = xasprintf("%s/%s", folder, name);
+        for (size_t k = 0; k < i && r == 0; k++) {
+            if (strcmp(strrchr(sources->externals[k], '/') + 1, name) == 0)
+                r = err_set(err, ERR_USAGE, "two external folders have the name '%s'", name);
+        }
+        if (r == 0 && access(inside, F_OK) == 0 && !is_excluded(packer, name))
+            r = err_set(err, ERR_USAGE,
+                        "'%s' has something named '%s', as the external folder '%s'", folder, name,
+                        sources->externals[i]);
+        packer->folder = above;
+        packer->sources = &(const struct push_sources){
+            .content_size_max = sources->content_size_max};
+        if (r == 0)
+            r = pack_entry(packer, name, err);
+        packer->folder = folder;
+        packer->sources = sources;
+    }
     return r;
 }
 
@@ -220,6 +268,8 @@ static int packer_run(struct packer *packer, int fd, struct err *err)
     r = packer_read_ignore(packer, err);
     if (r == 0)
         r = pack_folder(packer, "", err);
+    if (r == 0)
+        r = pack_externals(packer, err);
     if (r < 0)
         return r;
     if (packer->file_count == 0)
@@ -231,10 +281,16 @@ static int packer_run(struct packer *packer, int fd, struct err *err)
 
 int push_archive_make(const char *folder, struct push_archive *ret_archive, struct err *err)
 {
+    return push_archive_make_of(folder, NULL, ret_archive, err);
+}
+
+int push_archive_make_of(const char *folder, const struct push_sources *sources,
+                         struct push_archive *ret_archive, struct err *err)
+{
     const char *temporary = getenv("TMPDIR") != NULL ? getenv("TMPDIR") : "/tmp";
     OWNED(close_fd) int fd = open(temporary, O_RDWR | O_TMPFILE | O_CLOEXEC, 0600);
     OWNED(packer_archive_free) struct archive *archive = archive_write_new();
-    struct packer packer = {.archive = archive, .folder = folder};
+    struct packer packer = {.archive = archive, .folder = folder, .sources = sources};
     struct push_archive made = {0};
     int r;
 

@@ -21,6 +21,7 @@
 
 #define PUSH_FILES_MAX 10000
 #define PUSH_DEPTH_MAX 16
+#define PUSH_SOURCES_MAX 64
 
 struct push_archive {
     int fd; /* at its start; the caller closes it */
@@ -32,6 +33,18 @@ struct push_archive {
 
 int push_archive_make(const char *folder, struct push_archive *ret_archive,
                       struct err *err) MUST_CHECK;
+
+/* What is packed besides the folder, and what of it is not: workspaces of training jobs. */
+struct push_sources {
+    char *excludes[PUSH_SOURCES_MAX];  /* names at the top of the folder */
+    char *externals[PUSH_SOURCES_MAX]; /* folders elsewhere: each stands at the top by its name */
+    size_t exclude_count, external_count;
+    uint64_t content_size_max; /* 0: none */
+};
+
+/* ERR_TOO_BIG: over content_size_max; ERR_USAGE: two things would have one name. */
+int push_archive_make_of(const char *folder, const struct push_sources *sources,
+                         struct push_archive *ret_archive, struct err *err) MUST_CHECK;
 
 /* What push_archive_make() would pack, for model_plan_make(); writes nothing. */
 int push_archive_look(const char *folder, struct model_facts *ret_facts,

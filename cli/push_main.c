@@ -96,7 +96,8 @@ static int push_run(const struct client *client, const void *values, char **oper
                     int operand_count)
 {
     const struct push_settings *settings = values;
-    struct push_model push = {operands[0], NULL, settings->deployment_name, settings->environment};
+    struct push_model push = {operands[0], NULL, settings->deployment_name, settings->environment,
+                              NULL};
     OWNED(client_json_free) json_t *state = NULL;
     OWNED(mem_free) char *name = NULL;
     OWNED(mem_free) char *id = NULL;

@@ -2,17 +2,21 @@
 
 #include "cli/push_model.h"
 
+#include <ftw.h>
 #include <poll.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/assert.h"
 #include "base/clock.h"
 #include "cli/list.h"
 #include "cli/push_archive.h"
 
 #define UPLOAD_TIMEOUT_MS (3600u * 1000)
 #define READY_POLL_MS 250
+#define HEADERS_MAX 4
 
 struct upload {
     uint64_t size;
@@ -32,19 +36,15 @@ static void on_progress(uint64_t sent_size, void *opaque)
                   (double)upload->size / 1e6, percent == 100 ? "\n" : "");
 }
 
-static int upload_archive(const struct client *client, const struct push_model *push,
-                          const struct push_archive *archive, json_t **ret_answer, struct err *err)
+int push_archive_send(const struct client *client, const char *path,
+                      const struct http_header *headers, size_t header_count,
+                      const struct push_archive *archive, json_t **ret_answer, struct err *err)
 {
-    OWNED(mem_free)
-    char *path = *push->environment != '\0' ? path_make("/v1/models/%/deployments?environment=%",
-                                                        push->name, push->environment)
-                                            : path_make("/v1/models/%/deployments", push->name);
     OWNED(mem_free) char *digest = xasprintf("sha-256=%s", archive->digest);
     struct upload upload = {archive->size, isatty(STDERR_FILENO) == 1, 101};
-    const struct http_header headers[] = {
+    struct http_header all[HEADERS_MAX] = {
         {.name = "Content-Type", .value = "application/zstd"},
         {.name = "X-Headrace-Digest", .value = digest},
-        {.name = "X-Headrace-Deployment-Name", .value = push->deployment_name},
     };
     const struct client_call call = {
         .method = "POST",
@@ -53,8 +53,8 @@ static int upload_archive(const struct client *client, const struct push_model *
             {
                 .body_fd = archive->fd,
                 .body_size = archive->size,
-                .headers = headers,
-                .header_count = *push->deployment_name != '\0' ? 3 : 2,
+                .headers = all,
+                .header_count = 2 + header_count,
                 .on_progress = on_progress,
                 .opaque = &upload,
                 .timeout_ms = UPLOAD_TIMEOUT_MS,
@@ -62,7 +62,28 @@ static int upload_archive(const struct client *client, const struct push_model *
     };
     int status;
 
+    assert(header_count + 2 <= HEADERS_MAX);
+    for (size_t i = 0; i < header_count; i++)
+        all[2 + i] = headers[i];
     return client_exchange(client, &call, &status, ret_answer, err);
+}
+
+static int upload_archive(const struct client *client, const struct push_model *push,
+                          const struct push_archive *archive, json_t **ret_answer, struct err *err)
+{
+    OWNED(mem_free)
+    char *path = *push->environment != '\0' ? path_make("/v1/models/%/deployments?environment=%",
+                                                        push->name, push->environment)
+                                            : path_make("/v1/models/%/deployments", push->name);
+    struct http_header headers[2];
+    size_t count = 0;
+
+    if (*push->deployment_name != '\0')
+        headers[count++] = (struct http_header){"X-Headrace-Deployment-Name",
+                                                push->deployment_name};
+    if (push->trained != NULL)
+        headers[count++] = (struct http_header){"X-Headrace-Training-Checkpoint", push->trained};
+    return push_archive_send(client, path, headers, count, archive, ret_answer, err);
 }
 
 int push_model_send(const struct client *client, const struct push_model *push, char **ret_id,
@@ -175,4 +196,33 @@ int push_model_report(const char *verb, const char *model, const json_t *state, 
     (void)fprintf(stderr, "headrace %s: %s%s%s\n", verb, status, why != NULL ? ": " : "",
                   why != NULL ? why : "");
     return CLI_EXIT_FAILED;
+}
+
+/* ---- temporary folders ---- */
+
+static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *walk)
+{
+    (void)status;
+    (void)kind;
+    (void)walk;
+    return remove(path);
+}
+
+void push_folder_remove(char **folder_p)
+{
+    if (*folder_p != NULL)
+        (void)nftw(*folder_p, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+    mem_free(folder_p);
+}
+
+int push_folder_make(const char *name, char **ret_folder, struct err *err)
+{
+    const char *above = getenv("TMPDIR");
+    OWNED(mem_free)
+    char *folder = xasprintf("%s/%s.XXXXXX", above != NULL ? above : "/tmp", name);
+
+    if (mkdtemp(folder) == NULL)
+        return err_set_errno(err, ERR_IO, "make a folder %s", folder);
+    *ret_folder = TAKE(folder);
+    return 0;
 }

@@ -22,6 +22,7 @@
  *   gateway_content.c  their output
  *   gateway_schedules.c schedules                    gateway_ticks.c   what they are due for
  *   gateway_topics.c   bindings of topics             gateway_peers.c   gateways that are lost
+ *   gateway_training*.c training jobs
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id, gateway_file, gateway_lease
  *
@@ -75,6 +76,7 @@ struct submits;
 struct syncs;
 struct ticks;
 struct peers;
+struct trainings;
 struct tunnels;
 struct watch;
 struct websockets;
@@ -122,6 +124,7 @@ struct gateway {
     struct submits *submits;
     struct ticks *ticks;
     struct peers *peers;
+    struct trainings *trainings;
     struct caps *caps;
     struct rates *rates;
     struct cancels *cancels;
@@ -366,6 +369,31 @@ void chain_decide_begin(struct call *call); /* approve, reject */
 
 /* The run of a chain that a call of a chainlet belongs to; false: it belongs to none. */
 bool chain_caller(const struct call *call, struct wire_id *ret_run);
+
+/* ---- gateway_training*.c: training jobs ---- */
+
+int gateway_trainings_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_trainings_close(struct trainings **trainings_p);
+void training_projects_begin(struct call *call);
+void training_project_put_begin(struct call *call);
+void training_project_begin(struct call *call);
+void training_project_delete_begin(struct call *call);
+void training_jobs_begin(struct call *call);
+void training_job_create_begin(struct call *call);
+void training_job_begin(struct call *call);
+void training_job_set_begin(struct call *call);
+void training_job_delete_begin(struct call *call);
+void training_job_stop_begin(struct call *call);
+void training_job_recreate_begin(struct call *call);
+void training_job_download_begin(struct call *call);
+void training_read_begin(struct call *call); /* lines and figures */
+void training_checkpoints_begin(struct call *call);
+void training_files_begin(struct call *call);
+void training_file_begin(struct call *call);
+void training_search_begin(struct call *call);
+void training_capacity_begin(struct call *call);
+void training_queue_begin(struct call *call);
+void training_archive_begin(struct call *call); /* sent by push_begin() */
 
 /* ---- gateway_public.c: metrics under the names that users know ---- */
 

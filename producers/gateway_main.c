@@ -348,6 +348,7 @@ static int gateway_open(struct gateway *gateway, struct err *err)
         gateway_submits_open,
         gateway_ticks_open,
         gateway_peers_open,
+        gateway_trainings_open,
         gateway_cancels_open,
         gateway_caps_open,
         gateway_rates_open,
@@ -409,6 +410,7 @@ static void gateway_close(struct gateway *gateway)
     gateway_cancels_close(&gateway->cancels);
     gateway_ticks_close(&gateway->ticks);
     gateway_peers_close(&gateway->peers);
+    gateway_trainings_close(&gateway->trainings);
     if (gateway->submits != NULL)
         gateway_submits_close(&gateway->submits);
     gateway_rates_close(&gateway->rates);

@@ -29,7 +29,8 @@ PG_STATEMENT(
     "(SELECT d.id FROM deployment d WHERE d.model_id = m.id AND d.deleted_at IS NULL "
     " ORDER BY d.number DESC LIMIT 1), m.tenant "
     "FROM model m WHERE m.tenant = $1 AND ($2::text IS NULL OR m.id = $2) "
-    "AND m.deleted_at IS NULL ORDER BY m.name LIMIT 10000");
+    "AND m.deleted_at IS NULL AND NOT EXISTS (SELECT FROM training_project p WHERE p.id = m.id) "
+    "ORDER BY m.name LIMIT 10000");
 PG_STATEMENT(deployments_list,
              "SELECT d.id, d.name, d.created_at, d.status, d.status_reason, d.engine, d.device, "
              "d.slot_count, d.replicas_min, d.replicas_max, "

@@ -10,6 +10,10 @@
  * With Content-Type: application/json there is no archive: the body is a headrace.json, for engines
  * that need no files. Expressions of a chain are compiled, on a thread as well.
  *
+ * A workspace of training jobs (/v1/training_archives) goes the same way, without a plan: its rows
+ * are those of the archive. A deployment that was made of checkpoints says so in a header, and is
+ * then in training_lineage in the same transaction.
+ *
  * Failures: nothing is accepted before everything was checked; an upload that is dropped leaves
  * nothing behind. A crash after the blob leaves a blob that the next push of the same files takes.
  */
@@ -38,6 +42,22 @@
 PG_STATEMENT(push_create, "SELECT model, deployment FROM deployment_create($1, $2, $3, $4, $5, $6, "
                           "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)");
 
+PG_STATEMENT(push_archive,
+             "WITH kept AS (INSERT INTO archive (digest, blob, size, file_count) VALUES ($2, $3, "
+             "$4, $5) ON CONFLICT DO NOTHING) SELECT 1");
+PG_STATEMENT(push_archive_of, "INSERT INTO training_archive (tenant, digest) VALUES ($1, $2) ON "
+                              "CONFLICT (tenant, digest) DO UPDATE SET created_at = now()");
+PG_STATEMENT(push_lineage, "SELECT training_lineage_put($1, $2, $3, $4)");
+
+#define ORIGINS_MAX 8
+#define ORIGIN_NAME_SIZE 256
+
+/* A checkpoint that a deployment was made of. */
+struct push_origin {
+    struct wire_id job;
+    char checkpoint[ORIGIN_NAME_SIZE];
+};
+
 struct push {
     uv_work_t work;
     struct call *call; /* NULL: the client left while it sent */
@@ -49,6 +69,9 @@ struct push {
     uint8_t announced[BLOB_DIGEST_SIZE], digest[BLOB_DIGEST_SIZE];
     char blob[BLOB_KEY_SIZE];
     char name[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
+    struct push_origin origins[ORIGINS_MAX];
+    size_t origin_count;
+    bool is_workspace; /* of training jobs: no model */
     struct model_facts facts;
     struct model_plan plan;
     struct err err; /* of the work on the thread */
@@ -124,6 +147,48 @@ static void bind_create(struct pg_batch *batch, const struct push *push)
     pg_bind_i32(batch, push->plan.replica_count);
     pg_bind_c(batch, push->environment);
     pg_bind_c(batch, call->key_prefix);
+    for (size_t i = 0; i < push->origin_count; i++) {
+        pg_add(batch, &push_lineage);
+        pg_bind_c(batch, call->tenant);
+        pg_bind_c(batch, id);
+        pg_bind_id(batch, &push->origins[i].job);
+        pg_bind_c(batch, push->origins[i].checkpoint);
+    }
+}
+
+/* ---- rows of a workspace ---- */
+
+static void on_archived(void *opaque, const struct pg_answer *answer)
+{
+    struct push *push = opaque;
+    struct call *call = TAKE(push->call);
+    char hex[2 * BLOB_DIGEST_SIZE + 1];
+    json_t *body;
+
+    (void)sodium_bin2hex(hex, sizeof(hex), push->digest, sizeof(push->digest));
+    body = json_pack("{s:s, s:I, s:I}", "digest", hex, "size_bytes",
+                     (json_int_t)blob_upload_size(push->upload), "file_count",
+                     (json_int_t)push->facts.file_count);
+    push_free(&push);
+    if (call_take_answer(&call, answer))
+        call_answer_json(&call, 200, &body);
+    else
+        json_decref(body);
+}
+
+static void bind_archive(struct pg_batch *batch, const struct push *push)
+{
+    const struct wire_bytes digest = {push->digest, BLOB_DIGEST_SIZE};
+
+    pg_add(batch, &push_archive);
+    pg_bind_c(batch, push->call->tenant);
+    pg_bind_bytes(batch, digest);
+    pg_bind_c(batch, push->blob);
+    pg_bind_i64(batch, (int64_t)blob_upload_size(push->upload));
+    pg_bind_i32(batch, push->facts.file_count);
+    pg_add(batch, &push_archive_of);
+    pg_bind_c(batch, push->call->tenant);
+    pg_bind_bytes(batch, digest);
 }
 
 static void push_create_rows(struct push *push)
@@ -132,14 +197,18 @@ static void push_create_rows(struct push *push)
     struct err err;
     int r;
 
-    if (gateway_watch_shard_count(push->gateway->watch) == 0) {
+    if (!push->is_workspace && gateway_watch_shard_count(push->gateway->watch) == 0) {
         (void)err_set(&err, ERR_UNAVAILABLE, "Kafka was not reached yet: no home for a deployment");
         push_fail(push, &err);
         return;
     }
     batch = pg_batch_new();
-    bind_create(batch, push);
-    r = pg_pool_send(push->gateway->pg, &batch, ROWS_TIMEOUT_MS, on_created, push, &err);
+    if (push->is_workspace)
+        bind_archive(batch, push);
+    else
+        bind_create(batch, push);
+    r = pg_pool_send(push->gateway->pg, &batch, ROWS_TIMEOUT_MS,
+                     push->is_workspace ? on_archived : on_created, push, &err);
     pg_batch_free(&batch);
     if (r < 0)
         push_fail(push, &err);
@@ -172,9 +241,9 @@ static void look(uv_work_t *work)
     int r = gateway_archive_look(blob_upload_path(push->upload), size_max, &push->facts,
                                  &push->err);
 
-    if (r == 0)
+    if (r == 0 && !push->is_workspace)
         r = model_plan_make(&push->facts, &push->plan, &push->err);
-    if (r == 0)
+    if (r == 0 && !push->is_workspace)
         r = check_expressions(push);
     push->err.code = r;
 }
@@ -218,6 +287,18 @@ static void push_check(struct push *push)
 
 static void push_write(struct push *push);
 
+static uint64_t archive_size_max(const struct push *push)
+{
+    const struct gateway_settings *settings = &push->gateway->settings;
+
+    return push->is_workspace ? settings->training_archive_max_size : settings->archive_max_size;
+}
+
+static const char *archive_limit(const struct push *push)
+{
+    return push->is_workspace ? "training-archive-max" : "archive-max";
+}
+
 static void on_written(void *opaque, const struct err *err)
 {
     struct push *push = opaque;
@@ -248,7 +329,7 @@ static void push_write(struct push *push)
 static void on_chunk(struct http_request *request, const void *bytes, size_t size, void *opaque)
 {
     struct push *push = opaque;
-    uint64_t limit = push->gateway->settings.archive_max_size;
+    uint64_t limit = archive_size_max(push);
     struct err err;
 
     (void)request;
@@ -258,8 +339,8 @@ static void on_chunk(struct http_request *request, const void *bytes, size_t siz
     } else {
         buf_append(&push->part, bytes, size);
         if (blob_upload_size(push->upload) + push->part.size > limit) {
-            (void)err_set(&err, ERR_TOO_BIG, "the archive has more than %llu bytes (archive-max)",
-                          (unsigned long long)limit);
+            (void)err_set(&err, ERR_TOO_BIG, "the archive has more than %llu bytes (%s)",
+                          (unsigned long long)limit, archive_limit(push));
             push_fail(push, &err);
             return;
         }
@@ -353,6 +434,34 @@ static int read_names(struct push *push, struct err *err)
     return r;
 }
 
+/* "JOB/CHECKPOINT", or several with commas between. */
+static int read_origins(struct push *push, struct err *err)
+{
+    const char *at = http_request_header(push->call->request, "X-Headrace-Training-Checkpoint");
+
+    while (at != NULL && *at != '\0') {
+        size_t size = strcspn(at, ","), id_size = strcspn(at, "/");
+        struct push_origin *origin = &push->origins[push->origin_count];
+        char id[JOB_ID_TEXT_SIZE];
+
+        if (push->origin_count == ORIGINS_MAX || id_size >= size || id_size >= sizeof(id) ||
+            size - id_size - 1 >= sizeof(origin->checkpoint) || size == id_size + 1)
+            return err_set(err, ERR_MALFORMED,
+                           "X-Headrace-Training-Checkpoint must be JOB/CHECKPOINT, at most %d of "
+                           "them with commas between",
+                           ORIGINS_MAX);
+        (void)snprintf(id, sizeof(id), "%.*s", (int)id_size, at);
+        (void)snprintf(origin->checkpoint, sizeof(origin->checkpoint), "%.*s",
+                       (int)(size - id_size - 1), at + id_size + 1);
+        if (job_id_parse(id, &origin->job, err) < 0)
+            return err_wrap(err, "X-Headrace-Training-Checkpoint");
+        push->origin_count++;
+        at += size;
+        at += strspn(at, ", ");
+    }
+    return 0;
+}
+
 /* thread: libuv's pool   The push belongs to this thread until on_compiled(). */
 static void compile(uv_work_t *work)
 {
@@ -399,13 +508,13 @@ static int push_begin_upload(struct push *push, struct err *err)
 {
     struct call *call = push->call;
     uint64_t announced = http_request_announced_size(call->request);
-    uint64_t limit = push->gateway->settings.archive_max_size;
+    uint64_t limit = archive_size_max(push);
     int r;
 
     if (announced != UINT64_MAX && announced > limit)
-        return err_set(err, ERR_TOO_BIG,
-                       "the archive has %llu bytes; at most %llu are allowed (archive-max)",
-                       (unsigned long long)announced, (unsigned long long)limit);
+        return err_set(
+            err, ERR_TOO_BIG, "the archive has %llu bytes; at most %llu are allowed (%s)",
+            (unsigned long long)announced, (unsigned long long)limit, archive_limit(push));
     r = blob_upload_new(push->gateway->blobs, &push->upload, err);
     if (r < 0)
         return r;
@@ -426,10 +535,14 @@ void push_begin(struct call *call)
     push->part = BUF_WITH_LIMIT((size_t)PART_SIZE * 64);
     call->state = push;
     call->on_dropped = push_dropped;
+    push->is_workspace = call->match.route == ROUTE_TRAINING_ARCHIVE_SEND;
     r = read_digest(push, &err);
-    if (r == 0)
+    if (r == 0 && !push->is_workspace)
         r = read_names(push, &err);
-    if (r == 0 && type != NULL && strncasecmp(type, "application/json", 16) == 0)
+    if (r == 0)
+        r = read_origins(push, &err);
+    if (r == 0 && !push->is_workspace && type != NULL &&
+        strncasecmp(type, "application/json", 16) == 0)
         call_collect_body(call, JSON_BODY_MAX, on_json);
     else if (r == 0)
         r = push_begin_upload(push, &err);

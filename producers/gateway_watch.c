@@ -27,12 +27,14 @@
 #define SHARDS_GAP_MS 30000
 #define WAITING_MAX 20000
 
-PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model WHERE deleted_at IS NULL");
-PG_STATEMENT(
-    watch_deployments,
-    "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
-    "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
-    "'model_metadata' ? 'headrace_chainlets', false) FROM deployment WHERE deleted_at IS NULL");
+/* A training project is a model that nobody calls. */
+PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model m WHERE deleted_at IS NULL AND NOT "
+                           "EXISTS (SELECT FROM training_project p WHERE p.id = m.id)");
+PG_STATEMENT(watch_deployments,
+             "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
+             "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
+             "'model_metadata' ? 'headrace_chainlets', false) FROM deployment WHERE deleted_at IS "
+             "NULL AND engine <> 'training'");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
              "FROM environment e LEFT JOIN environment_target t "

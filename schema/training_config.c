@@ -244,23 +244,12 @@ static int check_load(const json_t *config, struct err *err)
     return 0;
 }
 
-/* Folders that are packed or left out, as they are named in the file. */
+/* Folders are for whoever packs them. */
 static int check_workspace(struct training_config *config, struct err *err)
 {
     const json_t *workspace = json_object_get(config->config, "workspace");
     const char *archive = json_string_value(json_object_get(workspace, "archive"));
-    size_t i;
-    const json_t *folder;
 
-    json_array_foreach(json_object_get(workspace, "exclude_dirs"), i, folder)
-    {
-        if (strchr(json_string_value(folder), '/') != NULL)
-            return err_set(
-                err, ERR_RANGE,
-                "workspace.exclude_dirs[%zu] is '%.80s'; it must be the name of a folder "
-                "of the top level",
-                i, json_string_value(folder));
-    }
     if (archive == NULL)
         return 0;
     if (strlen(archive) != TRAINING_DIGEST_SIZE - 1 ||

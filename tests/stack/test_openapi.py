@@ -4,7 +4,8 @@
 Method: schemathesis makes requests from the document, good and bad ones, and checks each answer's
 status, type and shape against it. Not pushes and bindings: each would start workers
 (tests/stack/test_api.py) or clients of clusters that are none (tests/stack/test_topics.py); nor websockets,
-whose handshake is no header that a document can ask for (tests/stack/test_websocket.py); of
+whose handshake is no header that a document can ask for (tests/stack/test_websocket.py); nor training
+jobs, their workspaces and the twins of their GET routes (tests/stack/test_training_api.py); of
 sync calls one target and three methods, since a name that is not known takes 0.1 s to be looked up.
 """
 
@@ -30,7 +31,7 @@ def test_document_and_gateway_agree(stack):
          stack.url("gateway"), "-H", f"Authorization: Bearer {stack.key}", "--seed", "1", "--workers", "1",
          "--max-examples", EXAMPLES, "--phases", "examples,coverage,fuzzing", "--no-color",
          "--generation-database", "none", "--request-timeout", "20", "--exclude-operation-id-regex",
-         "^(push|bindTopic|websocket|(predict|wake)(Development|Environment|Deployment)|passthrough(Head|Put|Patch|Delete))$"],
+         "^(push|bindTopic|websocket|sendTrainingArchive|createTrainingJob|postTraining(Logs|Metrics)|(predict|wake)(Development|Environment|Deployment)|passthrough(Head|Put|Patch|Delete))$"],
         cwd=stack.data_dir, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert stack.services()["gateway"]["pid"] == pid  # none of it took the gateway down
