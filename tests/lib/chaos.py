@@ -337,11 +337,13 @@ class Hurt:
 
     def hurt_held(self):
         program, fault = self.cell.program, self.cell.fault
-        second = STANDBYS[program](self) if program in STANDBYS and fault == "stop" else None
+        second = self.standby_broker() if program == "broker" and fault == "stop" else None
         self.lead_there()
         pid = self.world.held(self.cell.step)
         self.begin()
         if fault == "stop":
+            if program == "ingest":
+                second = self.standby_ingest()
             pause(self.scale.stop_s)
             os.kill(pid, signal.SIGCONT)
         elif fault == "kill":
@@ -375,7 +377,8 @@ class Hurt:
         return process
 
     def standby_ingest(self):
-        """Another ingest: it gets the partitions of one that is silent."""
+        """Another ingest: it gets the partitions of one that is silent. One that came before would have its share,
+        perhaps that which the other one is to be held at."""
         process, log = self.world.run_here("ingest", HEADRACE_PORT=0)
         wait_until("the second ingest to start", lambda: '"started"' in log.read_text(), 60)
         return process
@@ -550,7 +553,6 @@ class Hurt:
         self.leave(process)
 
 
-STANDBYS = {"broker": Hurt.standby_broker, "ingest": Hurt.standby_ingest}
 CUTS = {"gateway": Hurt.cut_gateway, "broker": Hurt.cut_broker, "worker": Hurt.cut_worker,
         "agent": Hurt.cut_agent, "webhook": Hurt.cut_webhook, "ingest": Hurt.cut_ingest}
 
