@@ -115,8 +115,11 @@ static void batch_free(struct batch **batch_p)
     free(batch);
 }
 
+/* They are read again by whoever goes on: a batch that is under way ends before them. */
 static void gathered_drop(struct partition *partition)
 {
+    if (partition->gathered_count > 0)
+        partition->next_offset = partition->gathered[0].offset;
     items_free(partition->topics, TAKE(partition->gathered), partition->gathered_count);
     partition->gathered_count = 0;
 }
