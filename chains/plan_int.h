@@ -24,6 +24,7 @@ struct step_run {
     bool falling;   /* it has failed, and its fallback is being made */
     bool judging;   /* of a loop: an iteration is over, and it is to be seen if another follows */
     json_t *before; /* of a loop: what each iteration has before it; all but the last are null */
+    uint64_t taken; /* of a switch: bits of steps that it has chosen */
     enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */
     struct ask ask;
     json_t *items;  /* what a map goes over; NULL: no map */
@@ -76,6 +77,7 @@ void step_check_end(struct plan *plan, size_t at);
 /* plan_todo.c; true: there is a to-do */
 bool submit_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool transform_next(struct plan *plan, size_t at, struct plan_todo *todo);
+bool switch_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool wait_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool judge_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo);

@@ -153,6 +153,19 @@ static int step_enter(struct plan *plan, size_t at, struct err *err)
     return 0;
 }
 
+/* Whether all switches that name it have chosen it; one that was skipped, or failed, chooses none.
+ */
+static bool step_is_chosen(const struct plan *plan, size_t at)
+{
+    const struct chain *chain = plan->chain;
+
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if ((chain->steps[at].switches >> i & 1) != 0 && (plan->steps[i].taken >> at & 1) == 0)
+            return false;
+    }
+    return true;
+}
+
 /* One key after the other, each as often as it takes to know it. True: there is a to-do. */
 static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
 {
@@ -160,6 +173,8 @@ static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
     struct err err;
     int r = 0;
 
+    if (!step_is_chosen(plan, at))
+        step_end(plan, at, PLAN_SKIPPED);
     while (r == 0 && step->next < CHAIN_KEY_INPUT && step->state == PLAN_WAITING) {
         enum chain_key key = step->next;
         json_t *value;
@@ -205,6 +220,8 @@ bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
         return submit_next(plan, at, todo);
     case CHAIN_TRANSFORM:
         return transform_next(plan, at, todo);
+    case CHAIN_SWITCH:
+        return switch_next(plan, at, todo);
     case CHAIN_WAIT:
     case CHAIN_APPROVAL:
         return wait_next(plan, at, todo);

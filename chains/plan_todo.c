@@ -69,6 +69,28 @@ bool transform_next(struct plan *plan, size_t at, struct plan_todo *todo)
     return r == MADE_ASKED;
 }
 
+/* Its output is what it came to; which steps begin now follows from that. */
+bool switch_next(struct plan *plan, size_t at, struct plan_todo *todo)
+{
+    struct step_run *step = &plan->steps[at];
+    json_t *value;
+    struct err err;
+    int r = item_make(plan, at, 0, &value, todo, &err);
+
+    if (r == 0) {
+        r = chain_switch_take(&plan->chain->steps[at], value, &step->taken, &err);
+        if (r == 0)
+            r = plan_keep(plan, at, 0, json_incref(value),
+                          json_dumpb(value, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err);
+        json_decref(value);
+    }
+    if (r < 0)
+        step_fail_template(plan, at, err.text);
+    else if (r == 0)
+        step_end(plan, at, PLAN_SUCCEEDED);
+    return r == MADE_ASKED;
+}
+
 /* True: there is a to-do. */
 bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo)
 {

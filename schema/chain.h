@@ -35,6 +35,7 @@
 #define CHAIN_NAME_SIZE 65         /* 64 bytes and a terminator */
 #define CHAIN_SIZE_MAX (56u << 10) /* of its JSON: it travels as an engine's settings */
 #define CHAIN_ITEMS_MAX 100000u    /* of one map */
+#define CHAIN_CASES_MAX 64         /* of one switch */
 #define CHAIN_ITERATIONS_MAX 1000u
 #define CHAIN_ITERATIONS_DEFAULT 10u
 #define CHAIN_PARALLEL_MAX 4096u
@@ -46,6 +47,7 @@ enum chain_kind {
     CHAIN_TRANSFORM, /* its template is the output */
     CHAIN_WAIT,      /* …is how many seconds, or until when */
     CHAIN_APPROVAL,  /* …is shown to who decides */
+    CHAIN_SWITCH,    /* …says which of its cases is taken: those steps, and no others of it */
     CHAIN_KINDS,
 };
 
@@ -62,18 +64,29 @@ enum chain_key {
 
 #define CHAIN_NO_JQ UINT32_MAX
 
+/* What a switch may come to, and the steps that begin then. */
+struct chain_case {
+    const char *value; /* as text; borrowed from the chain */
+    uint64_t steps;    /* bits */
+};
+
 struct chain_step {
     char name[CHAIN_NAME_SIZE];
     char model[CHAIN_NAME_SIZE]; /* id or name; of a chain as well: it is a model */
     char environment[CHAIN_NAME_SIZE];
     char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
-    const json_t *input;              /* a template; borrowed from the chain, as the next five */
+    const json_t *input;              /* a template; borrowed from the chain, as all JSON here */
     enum chain_kind kind;
-    const json_t *builtin;       /* its template, when it is no model */
-    const json_t *fallback;      /* the output if it fails; NULL: null */
-    const json_t *map;           /* of a list; NULL: one job */
-    const json_t *until;         /* of a loop; NULL: none */
-    uint32_t max_iterations;     /* of it */
+    const json_t *builtin;    /* its template, when it is no model */
+    const json_t *fallback;   /* the output if it fails; NULL: null */
+    const json_t *map;        /* of a list; NULL: one job */
+    const json_t *until;      /* of a loop; NULL: none */
+    uint32_t max_iterations;  /* of it */
+    struct chain_case *cases; /* of a switch */
+    size_t case_count;
+    const json_t *cases_json, *otherwise_json; /* as they were declared; the second NULL: none */
+    uint64_t otherwise;                        /* bits of steps that begin when no case is taken */
+    uint64_t switches;           /* bits of switches that choose whether this step begins */
     const json_t *when, *unless; /* NULL: always, never */
     uint64_t needs;              /* bits of steps that come before it */
     uint32_t max_parallel;       /* jobs of a map at a time */
@@ -113,6 +126,11 @@ const char *chain_key(size_t at); /* of the chain itself, the same way */
 
 /* Names of the steps that this one needs, an array of its own. */
 json_t *chain_needs_json(const struct chain *chain, size_t step);
+
+/* The steps of a switch that begin when it comes to that value. ERR_NOT_FOUND: no case names it,
+ * and there is no default; ERR_MISMATCH: it is no text, number or truth value. */
+int chain_switch_take(const struct chain_step *step, const json_t *value, uint64_t *ret_steps,
+                      struct err *err) MUST_CHECK;
 
 /* The place of the step; -1: there is none of that name. */
 int chain_find(const struct chain *chain, const char *name);

@@ -52,6 +52,10 @@ LANGUAGE = {"steps": {
               "loop": {"until": "${ $item.output.n > 100 }", "max_iterations": 6}}},
     "output": "${ if .loop then last(range(1e18)) else {state: $steps.after.state, sum: $steps.after.output.output.sum,"
               " one: $steps.one.output, count: $steps.count.output.output.n} end }"}
+ROUTED = {"steps": {
+    "route": {"switch": "{{input.to}}", "cases": {"a": "left", "7": ["right"], "null": []}},
+    "left": {"model": "echo", "input": "L"}, "right": {"model": "echo", "input": "R"}},
+    "output": ["{{steps.left.state}}", "{{steps.right.state}}", "{{steps.route.output}}"]}
 ASKS = {"steps": {
     "wait": {"wait": "{{input.seconds}}"},
     "hurry": {"approval": 1, "timeout_seconds": 1, "when": "{{input.hurry?}}", "needs": ["wait"]},
@@ -75,9 +79,9 @@ def stack(request):
         push(stack, "kills", chain_kills.chain("counted", 15))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("asks", ASKS), ("hasty", HASTY)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("asks", ASKS), ("hasty", HASTY)):
             push(stack, name, chain)
-        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "asks", "hasty"):
+        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "asks", "hasty"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -226,6 +230,17 @@ def test_the_language(stack):
     reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
         "a": {"model": "m", "input": {"x": "${ foo(1) }"}}}}})
     assert reply.status == 400 and "step a: input.x: jq: line 1: foo/1 is not defined" in reply.body.decode(), reply
+
+
+def test_a_switch(stack):
+    runs = {json.dumps(to): begin(stack, "routed", {"to": to}) for to in ("a", 7, None, "b")}
+    for to, output in (('"a"', ["succeeded", "skipped", "a"]), ("7", ["skipped", "succeeded", 7]), ("null", ["skipped", "skipped", None])):
+        assert stack.wait_final(runs[to])["status"] == "SUCCEEDED", (stack.job(runs[to]), stack.tell())
+        assert stack.result(runs[to]).json == output
+    assert error_of(stack, runs['"b"']) == "step route: switch came to 'b', no case is that, and there is no default"
+    reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
+        "a": {"switch": 1, "cases": {"x": "b"}}}}})
+    assert reply.status == 400 and "step a: cases.x: there is no step 'b'" in reply.body.decode(), reply
 
 
 def test_a_limit_of_the_run(stack):

@@ -73,6 +73,27 @@ static inline json_t *chain_random_step(struct rng *rng, size_t at)
     return step;
 }
 
+/* Some of the steps behind it, by name. */
+static inline json_t *chain_random_branch(struct rng *rng, size_t at, size_t count)
+{
+    json_t *names = json_array();
+
+    for (size_t i = at + 1; i < count; i++) {
+        OWNED(mem_free) char *name = xasprintf("s%zu", i);
+
+        if (chance(rng, 40))
+            (void)json_array_append_new(names, json_string(name));
+    }
+    return names;
+}
+
+static inline json_t *chain_random_switch(struct rng *rng, size_t at, size_t count)
+{
+    return json_pack("{s:i, s:{s:o, s:o}, s:o}", "switch", (int)rng_below(rng, 3), "cases", "0",
+                     chain_random_branch(rng, at, count), "1", chain_random_branch(rng, at, count),
+                     "default", chain_random_branch(rng, at, count));
+}
+
 static inline struct chain *chain_random(struct rng *rng)
 {
     json_t *steps = json_object(), *json;
@@ -83,7 +104,9 @@ static inline struct chain *chain_random(struct rng *rng)
     for (size_t i = 0; i < count; i++) {
         OWNED(mem_free) char *name = xasprintf("s%zu", i);
 
-        (void)json_object_set_new(steps, name, chain_random_step(rng, i));
+        (void)json_object_set_new(steps, name,
+                                  chance(rng, 10) ? chain_random_switch(rng, i, count)
+                                                  : chain_random_step(rng, i));
     }
     json = json_pack("{s:o, s:o}", "steps", steps, "output", chain_random_input(rng, count));
     if (chain_parse(json, &chain, &err) < 0)

@@ -109,8 +109,8 @@ static void expect_wrong(const struct wrong *cases, size_t count)
 static void test_what_is_wrong_in_expressions(void **state)
 {
     static const struct wrong cases[] = {
-        {TWO("'${ $steps.c.output }'", "1"), ERR_NOT_FOUND, "step a: input: there is no step 'c'"},
-        {TWO("'${ \"\\($steps.c)\" }'", "1"), ERR_NOT_FOUND, "there is no step 'c'"},
+        {TWO("'${ $steps.c.output }'", "1"), ERR_RANGE, "step a: input: there is no step 'c'"},
+        {TWO("'${ \"\\($steps.c)\" }'", "1"), ERR_RANGE, "there is no step 'c'"},
         {TWO("'${ $steps.b.outputs }'", "1"), ERR_MALFORMED, "there are output, state and error"},
         {TWO("'${ $steps | keys }'", "1"), ERR_MALFORMED, "must stand the name of a step"},
         {TWO("'${ $steps[$input.x] }'", "1"), ERR_MALFORMED, "must stand the name of a step"},
@@ -119,6 +119,30 @@ static void test_what_is_wrong_in_expressions(void **state)
         {TWO("'${ 1) | (2 }'", "1"), ERR_MALFORMED, "a ')' in it closes nothing"},
         {TWO("'${ $steps.b.output }'", "'${ $steps[\"a\"].output }'"), ERR_MISMATCH,
          "steps wait for each other: "},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
+static void test_what_is_wrong_in_a_switch(void **state)
+{
+    static const struct wrong cases[] = {
+        {"steps: {a: {switch: 1}}", ERR_MALFORMED, "step a: cases is missing"},
+        {"steps: {a: {switch: 1, cases: {}}}", ERR_RANGE, "cases must be an object of 1 to 64"},
+        {"steps: {a: {switch: 1, cases: {x: 1}}}", ERR_MALFORMED,
+         "step a: cases.x must be a step or a list of steps"},
+        {"steps: {a: {switch: 1, cases: {x: [b]}}}", ERR_RANGE,
+         "step a: cases.x: there is no step 'b'"},
+        {"steps: {a: {switch: 1, cases: {x: []}, default: c}}", ERR_RANGE,
+         "step a: default: there is no step 'c'"},
+        {"steps: {a: {switch: 1, cases: {x: a}}}", ERR_MISMATCH, "wait for each other: a -> a"},
+        {"steps: {a: {switch: 1, cases: {x: []}, map: []}}", ERR_MISMATCH,
+         "map has no meaning with switch"},
+        {"steps: {a: {switch: 1, cases: {x: []}, on_error: fallback, fallback: 1}}", ERR_MISMATCH,
+         "fallback has no meaning with switch: there is default"},
+        {STEP(", cases: {x: a}"), ERR_MISMATCH, "only with switch"},
+        {STEP(", default: a"), ERR_MISMATCH, "only with switch"},
     };
 
     (void)state;
@@ -138,7 +162,7 @@ static void test_what_is_wrong_is_named(void **state)
         {"priority: low\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "must be a whole"},
         {"steps: {'a b': {model: m, input: 1}}", ERR_RANGE, "'a b' is no name"},
         {"steps: {a: {input: 1}}", ERR_MALFORMED,
-         "one of model, transform, wait and approval is missing"},
+         "one of model, transform, wait, approval and switch is missing"},
         {"steps: {a: {model: m}}", ERR_MALFORMED, "step a: input is missing"},
         {"steps: {a: {model: 5, input: 1}}", ERR_RANGE, "step a: model must be a text"},
         {STEP(", modle: x"), ERR_UNSUPPORTED, "step a: there is no key 'modle'"},
@@ -174,8 +198,8 @@ static void test_what_is_wrong_is_named(void **state)
         {STEP(", max_time_in_queue_seconds: 9"), ERR_RANGE, "must be 10 to 259200"},
         {STEP(", priority: 3"), ERR_RANGE, "priority is 3, it must be 0 to 2"},
         {STEP(", needs: b"), ERR_MALFORMED, "step a: needs must be a list"},
-        {STEP(", needs: [b]"), ERR_NOT_FOUND, "step a: needs.0: there is no step 'b'"},
-        {TWO("'{{steps.c.output}}'", "1"), ERR_NOT_FOUND, "step a: input: there is no step 'c'"},
+        {STEP(", needs: [b]"), ERR_RANGE, "step a: needs.0: there is no step 'b'"},
+        {TWO("'{{steps.c.output}}'", "1"), ERR_RANGE, "step a: input: there is no step 'c'"},
         {TWO("{x: [1, '{{nothing}}']}", "1"), ERR_MALFORMED,
          "step a: input.x.1: 'nothing' is not known"},
         {TWO("'{{item}}'", "1"), ERR_MALFORMED, "only in a step with map"},
@@ -188,7 +212,7 @@ static void test_what_is_wrong_is_named(void **state)
          "steps wait for each other: "},
         {TWO("'{{steps.a.output}}'", "1"), ERR_MISMATCH, "a -> a"},
         {TWO("1", "2"), ERR_MALFORMED, "output is missing, and 2 steps are last: a and b are"},
-        {STEP("") "\noutput: '{{steps.b.output}}'", ERR_NOT_FOUND, "output: there is no step 'b'"},
+        {STEP("") "\noutput: '{{steps.b.output}}'", ERR_RANGE, "output: there is no step 'b'"},
     };
 
     (void)state;
@@ -404,6 +428,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_what_is_wrong_is_named),
+        cmocka_unit_test(test_what_is_wrong_in_a_switch),
         cmocka_unit_test(test_what_is_wrong_in_expressions),
         cmocka_unit_test(test_what_expressions_read),
         cmocka_unit_test(test_the_schema_has_the_parsers_keys),

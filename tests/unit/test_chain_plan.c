@@ -741,6 +741,70 @@ static void test_outputs_have_a_limit(void **state)
     free(large);
 }
 
+/* A case is a text, or the JSON of a value; steps that are not chosen are skipped, and so is what a
+ * switch chooses that was skipped itself. */
+static void test_a_switch_chooses_steps(void **state)
+{
+    static const char yaml[] = "steps:\n"
+                               "  route: {switch: '{{input.lang}}', unless: '{{input.none?}}', "
+                               "cases: {de: [german, both], '7': [both], 'true': both}, "
+                               "default: [other]}\n"
+                               "  german: {model: m, input: de}\n"
+                               "  other: {model: m, input: other}\n"
+                               "  both: {model: m, input: both}\n"
+                               "output: ['{{steps.route.output}}', '{{steps.german.state}}', "
+                               "'{{steps.other.state}}', '{{steps.both.state}}']\n";
+    static const struct {
+        const char *input, *runs[2], *output;
+    } cases[] = {
+        {"{\"lang\":\"de\"}",
+         {"german", "both"},
+         "[\"de\",\"succeeded\",\"skipped\",\"succeeded\"]"},
+        {"{\"lang\":7}", {"both", NULL}, "[7,\"skipped\",\"skipped\",\"succeeded\"]"},
+        {"{\"lang\":true}", {"both", NULL}, "[true,\"skipped\",\"skipped\",\"succeeded\"]"},
+        {"{\"lang\":null}", {"other", NULL}, "[null,\"skipped\",\"succeeded\",\"skipped\"]"},
+        {"{\"lang\":\"de\",\"none\":1}",
+         {NULL, NULL},
+         "[null,\"skipped\",\"skipped\",\"skipped\"]"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(world_done) struct world world = {0};
+
+        world_make(&world, yaml, cases[i].input);
+        for (size_t n = 0; n < 2 && cases[i].runs[n] != NULL; n++)
+            expect_submit(&world, cases[i].runs[n], 0,
+                          strcmp(cases[i].runs[n], "german") == 0  ? "\"de\""
+                          : strcmp(cases[i].runs[n], "other") == 0 ? "\"other\""
+                                                                   : "\"both\"");
+        for (size_t n = 0; n < 2 && cases[i].runs[n] != NULL; n++)
+            succeed(&world, cases[i].runs[n], 0, "1");
+        expect_output(&world, cases[i].output);
+    }
+}
+
+static void test_a_switch_without_its_case(void **state)
+{
+    static const struct {
+        const char *input, *error;
+    } cases[] = {
+        {"\"fr\"", "step a: switch came to 'fr', no case is that, and there is no default"},
+        {"[]", "step a: switch came to a list, it must be a text, a number"},
+        {"{}", "step a: switch came to an object"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(world_done) struct world world = {0};
+
+        world_make(&world,
+                   "steps: {a: {switch: '{{input}}', cases: {de: b}}, b: {model: m, input: 1}}",
+                   cases[i].input);
+        expect_failure(&world, cases[i].error);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -769,6 +833,8 @@ int main(void)
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_a_large_map_in_little_memory),
         cmocka_unit_test(test_outputs_have_a_limit),
+        cmocka_unit_test(test_a_switch_chooses_steps),
+        cmocka_unit_test(test_a_switch_without_its_case),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
