@@ -22,7 +22,8 @@ PG_STATEMENT(begin_run, "SELECT tenant, targets, round, depth, again FROM chain_
 PG_STATEMENT(begin_known,
              "SELECT DISTINCT ON (s.step, s.item) s.step, s.item, s.round, s.job_id, "
              "coalesce(j.state, 0) FROM chain_step s LEFT JOIN job j ON j.id = s.job_id WHERE "
-             "s.run_id = $1 AND s.round > 0 ORDER BY s.step, s.item, (j.state = 3) IS TRUE DESC, "
+             "s.run_id = $1 AND s.round > 0 ORDER BY s.step, s.item, (j.state = 3 AND NOT $2) IS "
+             "TRUE DESC, "
              "s.round DESC");
 /* Whether this round ends its coordinators: five of them in more than ten minutes, in which none of
  * its steps has ended and none is under way. Sooner, whoever kills them may be somebody else. */
@@ -98,6 +99,10 @@ static bool run_submit(struct run *run, struct plan_todo *todo)
     const struct chain_step *step = &run->coordinator->chain->steps[todo->step];
     char why[256];
 
+    if (todo->settle) {
+        item_settle(run, todo);
+        return true;
+    }
     if (run->targets[todo->step].deployment[0] != '\0') {
         item_begin(run, todo);
         return true;
@@ -160,7 +165,7 @@ void run_pump(struct run *run)
                 return;
             break;
         case PLAN_CANCEL:
-            item_cancel(run, todo.step, todo.item);
+            item_cancel(run, &todo);
             break;
         case PLAN_EVALUATE:
             run_evaluate(run, &todo);
@@ -223,6 +228,9 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
         known->job = pg_id(answer, 1, i, 3);
         known->state = (enum job_state)pg_i64(answer, 1, i, 4);
         HASH_ADD(hh, run->known, key, sizeof(known->key), known);
+        if ((run->coordinator->chain->undos >> step & 1) != 0 && known->round < run->round &&
+            known->round > run->undone_round)
+            run->undone_round = known->round;
     }
 }
 
@@ -292,6 +300,7 @@ static int run_ask(struct run *run, struct err *err)
     pg_bind_c(batch, coordinator->deployment);
     pg_add(batch, &begin_known);
     pg_bind_id(batch, &run->job);
+    pg_bind_bool(batch, coordinator->chain->undos != 0); /* a success may have been undone */
     if (run->number > 1) {
         pg_add(batch, &begin_losses);
         pg_bind_id(batch, &run->job);
@@ -319,7 +328,7 @@ void coordinator_run(struct coordinator *coordinator, const struct coordinator_r
     run->coordinator = coordinator;
     run->id = asked->id;
     run->job = asked->job;
-    run->limit_ms = asked->limit_ms;
+    run->limit_ms = run->whole_limit_ms = asked->limit_ms;
     run->number = asked->number;
     run->again = asked->number > 1;
     job_id_format(&run->job, run->job_text);
@@ -371,9 +380,15 @@ static void runs_end_late(struct coordinator *coordinator)
     {
         if (run->plan == NULL || run->end_ms > now_ms)
             continue;
+        if (coordinator->chain->undos != 0) {
+            run->end_ms = UINT64_MAX;
+            plan_stop(run->plan, why);
+            run_pump(run);
+            continue;
+        }
         plan_cancel(run->plan);
         while (plan_next(run->plan, &todo))
-            item_cancel(run, todo.step, todo.item);
+            item_cancel(run, &todo);
         run_fail(&run, ERROR_CLASS_STEP_FAILED, why);
     }
 }

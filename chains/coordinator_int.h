@@ -88,9 +88,10 @@ struct run {
     struct target *targets; /* by step; deployment "": there is none */
     struct known *known;
     struct items items;
-    uint32_t round;
-    uint64_t end_ms; /* when its chain's limit is over; 0: it has none */
-    bool again;      /* somebody was here before */
+    uint32_t round, undone_round; /* the last one before whose steps were undone; 0: none */
+    uint64_t whole_limit_ms;      /* for what undoes */
+    uint64_t end_ms;              /* when its chain's limit is over; 0: it has none */
+    bool again;                   /* somebody was here before */
 };
 
 /* What waits for chain_begin(): the run may be forgotten by then. */
@@ -136,7 +137,9 @@ void run_fail(struct run **run_p, enum error_class class, const char *text);
 void item_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
 void item_send(struct item *item);
 void item_free(struct item **item_p); /* or forgets it, when an answer is out */
-void item_cancel(struct run *run, uint32_t step, uint32_t item);
+/* A job that was submitted before is canceled, and its end told; else it is told to be none. */
+void item_settle(struct run *run, struct plan_todo *todo); /* takes the todo's text */
+void item_cancel(struct run *run, const struct plan_todo *todo);
 void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t size);
 /* The job is final; the output is what the ledger has of it. May free item and run. */
 void item_over(struct item *item, enum job_state state, enum error_class class,

@@ -80,7 +80,9 @@ static struct message_submit item_message(const struct item *item)
         .max_delay_ms = step->max_delay_ms,
         .queue_limit_ms = step->queue_limit_ms,
         .run_limit_ms = step->run_limit_ms != 0 ? step->run_limit_ms : target->run_limit_ms,
-        .total_limit_ms = run->limit_ms,
+        .total_limit_ms = (item->coordinator->chain->undos >> item->step & 1) != 0
+                              ? run->whole_limit_ms
+                              : run->limit_ms,
         .repeat = item->repeat,
         .gateway = WIRE_TEXT_OF(item->coordinator->boot),
         .trace = WIRE_TEXT_OF(run->trace),
@@ -188,10 +190,12 @@ static const struct known *known_find(const struct run *run, uint32_t step, uint
     return known;
 }
 
-/* What an earlier round came to counts if it was a success; else this round has its own job. */
+/* What an earlier round came to counts if it was a success that was not undone; else this round has
+ * its own job. */
 static bool known_counts(const struct run *run, const struct known *known)
 {
-    return known != NULL && (known->round == run->round || known->state == JOB_SUCCEEDED);
+    return known != NULL && (known->round == run->round ||
+                             (known->state == JOB_SUCCEEDED && known->round > run->undone_round));
 }
 
 void item_begin(struct run *run, struct plan_todo *todo)
@@ -242,18 +246,41 @@ int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const
     return r == 0 ? queue_produce(coordinator->producer, &message, err) : r;
 }
 
-void item_cancel(struct run *run, uint32_t step, uint32_t at)
+void item_settle(struct run *run, struct plan_todo *todo)
+{
+    const struct plan_final never = {.state = JOB_CANCELED, .never = true};
+    const struct known *known = known_find(run, todo->step, todo->item);
+    const struct target *target = &run->targets[todo->step];
+    const char *name = run->coordinator->chain->steps[todo->step].name;
+    struct wire_id job = step_job_id(&run->job, name, todo->item, run->round, target->shard);
+    struct err err;
+
+    if (known_counts(run, known))
+        job = known->job;
+    if ((!known_counts(run, known) || !job_state_final(known->state)) &&
+        cancel_job(run->coordinator, &job, run->tenant, &err) < 0)
+        log_warn("step_not_canceled", LOG_STR("run", run->job_text), LOG_ERR(&err));
+    if (known_counts(run, known)) {
+        item_begin(run, todo);
+        return;
+    }
+    mem_free(&todo->text); /* one that was sent in the last moment is canceled behind it */
+    plan_on_final(run->plan, todo->step, todo->item, &never);
+}
+
+void item_cancel(struct run *run, const struct plan_todo *todo)
 {
     struct item *item;
     struct err err;
 
     LIST_FOREACH(item, &run->items, link)
     {
-        if (item->step != step || item->item != at)
+        if (item->step != todo->step || item->item != todo->item)
             continue;
         if (cancel_job(run->coordinator, &item->job, run->tenant, &err) < 0)
             log_warn("step_not_canceled", LOG_STR("run", run->job_text), LOG_ERR(&err));
-        item_free(&item);
+        if (!todo->settle)
+            item_free(&item);
         return;
     }
 }

@@ -26,6 +26,7 @@ struct wait {
     struct run *run;
     uint32_t step;
     double seconds;
+    bool settle;     /* nobody is asked any more: it is over by now, or it is canceled */
     char *text;      /* until when, or what is shown */
     uint64_t due_ms; /* to ask again; 0: at once */
     bool asking;
@@ -37,6 +38,7 @@ void wait_begin(struct run *run, struct plan_todo *todo)
 
     wait->run = run;
     wait->step = todo->step;
+    wait->settle = todo->settle;
     wait->seconds = todo->wait_seconds;
     wait->text = TAKE(todo->text);
     if (wait->text != NULL) {
@@ -118,6 +120,8 @@ static void wait_take(struct wait *wait, const struct pg_answer *answer)
         wait_approved(wait, payload);
     else if (!pg_is_null(answer, 0, 0, 1))
         wait_rejected(wait, payload);
+    else if (left_ms > 0 && wait->settle)
+        wait_end(wait, NULL, "canceled", "the run has failed");
     else if (left_ms > 0)
         wait->due_ms = loop_now_ms(coordinator->loop) + (uint64_t)left_ms;
     else if (approval)

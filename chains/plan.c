@@ -31,6 +31,7 @@ void plan_free(struct plan **plan_p)
         json_decref(plan->steps[i].items);
         json_decref(plan->steps[i].output);
         json_decref(plan->steps[i].before);
+        json_decref(plan->steps[i].partial);
         json_decref(plan->steps[i].ask.values);
         free(plan->steps[i].item_state);
     }
@@ -128,46 +129,160 @@ static bool finish_make(struct plan *plan, struct plan_todo *todo, bool *ret_ask
     return true;
 }
 
-static bool all_over(const struct plan *plan)
+/* ---- a run that has failed, of a chain whose steps can be undone ---- */
+
+bool plan_settling(const struct plan *plan)
+{
+    return plan->failed && plan->chain->undos != 0 && !plan->settled;
+}
+
+bool plan_stopped(const struct plan *plan)
+{
+    return plan->failed && plan->chain->undos == 0;
+}
+
+static uint64_t forward_steps(const struct plan *plan)
 {
     size_t count = plan->chain->step_count;
 
-    return plan->over == (count == 64 ? UINT64_MAX : (UINT64_C(1) << count) - 1);
+    return (count == 64 ? UINT64_MAX : (UINT64_C(1) << count) - 1) & ~plan->chain->undos;
+}
+
+static bool all_over(const struct plan *plan)
+{
+    return (forward_steps(plan) & ~plan->over) == 0;
+}
+
+static bool steps_next(struct plan *plan, uint64_t which, struct plan_todo *todo)
+{
+    do { /* a step that is skipped lets others begin */
+        plan->moved = false;
+        for (size_t i = 0; i < plan->chain->step_count; i++) {
+            if ((which >> i & 1) != 0 && !plan_stopped(plan) && !plan->canceled &&
+                step_next(plan, i, todo))
+                return true;
+        }
+    } while (plan->moved);
+    return false;
+}
+
+/* What nobody can be asked for any more. */
+static void waits_end(struct plan *plan)
+{
+    for (uint32_t i = 0; i < plan->chain->step_count; i++) {
+        enum chain_kind kind = plan->chain->steps[i].kind;
+
+        if ((kind != CHAIN_WAIT && kind != CHAIN_APPROVAL) || !item_take(plan, i, 0))
+            continue;
+        step_fail(plan, i, "canceled", "the run has failed");
+        step_check_end(plan, i);
+    }
+}
+
+/* What was submitted is canceled, and how it ended is waited for. The steps are planned as before:
+ * what an earlier coordinator had submitted is found in no other way. */
+static bool settle_next(struct plan *plan, struct plan_todo *todo)
+{
+    if (cancel_next(plan, todo)) {
+        todo->settle = true;
+        return true;
+    }
+    waits_end(plan);
+    if (steps_next(plan, forward_steps(plan), todo)) {
+        todo->settle = true;
+        return true;
+    }
+    plan->settled = all_over(plan);
+    plan->undo_left = plan->settled ? plan->chain->step_count : 0;
+    return false;
+}
+
+static void undo_note_failure(struct plan *plan, const struct chain_step *step)
+{
+    const struct step_run *undo = &plan->steps[step->undo];
+    size_t size = strlen(plan->error);
+
+    if (undo->state == PLAN_FAILED)
+        (void)snprintf(plan->error + size, sizeof(plan->error) - size,
+                       "; step %s is not undone: step %s: %.200s", step->name,
+                       plan->chain->steps[step->undo].name, undo->error);
+}
+
+/* One after the other, those first that needed others. True: there is a to-do. */
+static bool undo_next(struct plan *plan, struct plan_todo *todo)
+{
+    for (; plan->undo_left > 0; plan->undo_left--) {
+        size_t at = plan->chain->order[plan->undo_left - 1];
+        const struct chain_step *step = &plan->chain->steps[at];
+        struct step_run *run = &plan->steps[at];
+
+        if (step->undo < 0 || (run->success_count == 0 && !(step->undo_always && run->tried)))
+            continue;
+        if (run->partial != NULL)
+            (void)json_object_set(json_object_get(plan->scope, step->name), "output", run->partial);
+        if (steps_next(plan, UINT64_C(1) << step->undo, todo))
+            return true;
+        if ((plan->over >> step->undo & 1) == 0)
+            return false;
+        undo_note_failure(plan, step);
+    }
+    plan->undone = true;
+    return false;
+}
+
+/* ---- the next to-do ---- */
+
+static bool finish_next(struct plan *plan, struct plan_todo *todo)
+{
+    bool ends_well = !plan->failed && !plan->canceled, asked;
+
+    *todo = (struct plan_todo){.type = PLAN_FINISH};
+    if (ends_well && !finish_make(plan, todo, &asked))
+        return asked;
+    if (ends_well && plan->failed && plan->chain->undos != 0)
+        return plan_next(plan, todo); /* for want of an output */
+    plan->finished = true;
+    if (plan->canceled)
+        return false;
+    todo->error = plan->failed ? plan->error : NULL;
+    todo->error_class = plan->failed ? plan->error_class : ERROR_CLASS_NONE;
+    return true;
 }
 
 bool plan_next(struct plan *plan, struct plan_todo *ret_todo)
 {
-    bool asked;
-
     if (plan->finished)
         return false;
-    do { /* a step that is skipped lets others begin */
-        plan->moved = false;
-        for (size_t i = 0; i < plan->chain->step_count && !plan->failed && !plan->canceled; i++) {
-            if (step_next(plan, i, ret_todo))
-                return true;
-        }
-    } while (plan->moved);
-    if (plan->failed || plan->canceled) {
+    if (!plan->failed && steps_next(plan, forward_steps(plan), ret_todo))
+        return true;
+    if (plan->canceled || plan_stopped(plan)) {
         if (cancel_next(plan, ret_todo))
             return true;
+    } else if (plan->failed) {
+        if (plan_settling(plan) && settle_next(plan, ret_todo))
+            return true;
+        if (plan->settled && !plan->undone && undo_next(plan, ret_todo))
+            return true;
+        if (!plan->undone)
+            return false;
     } else if (!all_over(plan)) {
         return false;
     }
-    *ret_todo = (struct plan_todo){.type = PLAN_FINISH};
-    if (!plan->failed && !plan->canceled && !finish_make(plan, ret_todo, &asked))
-        return asked;
-    plan->finished = true;
-    if (plan->canceled)
-        return false;
-    ret_todo->error = plan->failed ? plan->error : NULL;
-    ret_todo->error_class = plan->failed ? plan->error_class : ERROR_CLASS_NONE;
-    return true;
+    return finish_next(plan, ret_todo);
+}
+
+void plan_stop(struct plan *plan, const char *why)
+{
+    if (plan->failed)
+        return;
+    plan_fail(plan, "", why);
+    plan->error_class = ERROR_CLASS_STEP_FAILED;
 }
 
 void plan_cancel(struct plan *plan)
 {
     plan->canceled = true;
+    plan->cancel_step = plan->cancel_item = 0; /* what undoes is canceled, too */
 }
 
 /* ---- events ---- */
@@ -225,7 +340,7 @@ static void item_failed(struct plan *plan, size_t at, uint32_t item, const struc
 }
 
 /* False: it was not out there, or is over. */
-static bool item_take(struct plan *plan, uint32_t at, uint32_t item)
+bool item_take(struct plan *plan, uint32_t at, uint32_t item)
 {
     struct step_run *step = at < plan->chain->step_count ? &plan->steps[at] : NULL;
 
@@ -243,7 +358,11 @@ void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct p
     assert(job_state_final(final->state));
     if (!item_take(plan, at, item))
         return;
-    if (plan->failed || plan->canceled || step_has_failed(&plan->steps[at]))
+    plan->steps[at].tried = plan->steps[at].tried || !final->never;
+    plan->steps[at].success_count += final->state == JOB_SUCCEEDED;
+    if (plan_stopped(plan) || plan->canceled ||
+        (step_has_failed(&plan->steps[at]) &&
+         (final->state != JOB_SUCCEEDED || plan->chain->undos == 0)))
         ;
     else if (final->state != JOB_SUCCEEDED)
         item_failed(plan, at, item, final);
@@ -257,7 +376,7 @@ void plan_on_waited(struct plan *plan, uint32_t at, json_t *output, const char *
 {
     struct err err;
 
-    if (!item_take(plan, at, 0) || plan->failed || plan->canceled) {
+    if (!item_take(plan, at, 0) || plan_stopped(plan) || plan->canceled) {
         json_decref(output);
         return;
     }

@@ -45,6 +45,9 @@ enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_EVALUATE, PLAN_WAIT, PLAN_F
 struct plan_todo {
     enum plan_todo_type type;
     uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map; EVALUATE: whose it is */
+    bool settle; /* the run has failed, and steps will be undone. SUBMIT: only if the job was
+                  * submitted before, and it is canceled; else it is told as `never`. CANCEL: its
+                  * end is told all the same. WAIT: only if it is over */
     double wait_seconds; /* WAIT for a time, from when it was first asked for */
     /* SUBMIT: the input; WAIT: the time until which, NULL: wait_seconds, or of an approval what is
      * shown; EVALUATE: the request (schema/chain_jq.h); FINISH: the output, NULL: it
@@ -62,6 +65,7 @@ struct plan_final {
     struct wire_text error_message; /* borrowed for the call */
     struct wire_bytes output;       /* SUCCEEDED: JSON, or nothing; borrowed for the call */
     bool output_is_json;
+    bool never; /* it was not submitted */
 };
 
 struct plan;
@@ -84,6 +88,9 @@ void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char
 /* Answers a WAIT. Takes the output; NULL: the step fails, for such a reason. */
 void plan_on_waited(struct plan *plan, uint32_t step, json_t *output, const char *class,
                     const char *why);
+
+/* The run fails, for a reason that is no step's; what succeeded is undone. */
+void plan_stop(struct plan *plan, const char *why);
 
 /* The run is over for another reason: CANCELs for what runs, then no FINISH. */
 void plan_cancel(struct plan *plan);

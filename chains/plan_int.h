@@ -24,7 +24,10 @@ struct step_run {
     bool falling;   /* it has failed, and its fallback is being made */
     bool judging;   /* of a loop: an iteration is over, and it is to be seen if another follows */
     json_t *before; /* of a loop: what each iteration has before it; all but the last are null */
-    uint64_t taken; /* of a switch: bits of steps that it has chosen */
+    uint32_t success_count; /* jobs */
+    bool tried;             /* one of its jobs was submitted */
+    json_t *partial;     /* what a step that failed has come to all the same: for who undoes it */
+    uint64_t taken;      /* of a switch: bits of steps that it has chosen */
     enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */
     struct ask ask;
     json_t *items;  /* what a map goes over; NULL: no map */
@@ -43,7 +46,10 @@ struct plan {
     uint64_t over;  /* bits of steps that are final */
     size_t kept_size;
     bool failed, canceled, finished;
-    bool moved; /* a step is over, or falls back: others may have something to do */
+    bool moved;       /* a step is over, or falls back: others may have something to do */
+    bool settled;     /* it has failed, and everything that was under way is told */
+    bool undone;      /* …and what had succeeded is undone */
+    size_t undo_left; /* places of the chain's order that may have to be */
     uint32_t cancel_step, cancel_item; /* how far the CANCELs are */
     enum error_class error_class;
     char error[PLAN_ERROR_SIZE];
@@ -61,6 +67,9 @@ struct making {
 enum made { MADE_ASKED = 1, MADE_WAITS }; /* beside 0 and errors */
 
 /* plan.c */
+bool plan_stopped(const struct plan *plan);  /* no step goes on */
+bool plan_settling(const struct plan *plan); /* it has failed, and what runs is to be known */
+bool item_take(struct plan *plan, uint32_t at, uint32_t item); /* false: it is not out there */
 /* The run fails, for the first reason that there is. */
 void plan_fail(struct plan *plan, const char *step, const char *why);
 

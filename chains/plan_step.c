@@ -26,6 +26,8 @@ void step_end(struct plan *plan, size_t at, enum plan_state state)
         plan->scope, plan->chain->steps[at].name,
         json_pack("{s:o, s:s, s:o}", "output", has_output ? json_incref(step->output) : json_null(),
                   "state", plan_state_name(state), "error", error != NULL ? error : json_null()));
+    if (!has_output && plan->chain->steps[at].undo >= 0 && step->success_count > 0)
+        step->partial = json_incref(step->output);
     json_decref(step->items);
     json_decref(step->output);
     json_decref(step->before);
@@ -57,9 +59,15 @@ void step_fail(struct plan *plan, size_t at, const char *class, const char *why)
 
     mem_copy_text(step->error_class, class);
     mem_copy_text(step->error, why);
-    if (!declared->may_fail || step->falling) {
+    if ((!declared->may_fail || step->falling) && plan->chain->undos == 0) {
         step->state = PLAN_FAILED;
         plan_fail(plan, declared->name, why);
+    } else if (step->falling) {
+        plan_fail(plan, declared->name, why);
+        step_end(plan, at, PLAN_FAILED);
+    } else if (!declared->may_fail) {
+        plan_fail(plan, declared->name, why);
+        step_check_end(plan, at);
     } else if (step->live_count == 0) {
         step_give_up(plan, at);
     } /* else: when the last of its jobs is over */
@@ -80,14 +88,24 @@ bool step_has_failed(const struct step_run *step)
     return step->error_class[0] != '\0';
 }
 
+/* Items behind the one that failed may have been submitted before. */
+static bool step_looks_on(const struct plan *plan, size_t at)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    const struct step_run *step = &plan->steps[at];
+
+    return plan_settling(plan) && declared->kind == CHAIN_MODEL && declared->until == NULL &&
+           step->next_item < step->item_count;
+}
+
 void step_check_end(struct plan *plan, size_t at)
 {
     struct step_run *step = &plan->steps[at];
 
-    if (step->state != PLAN_RUNNING || plan->failed || step->falling)
+    if (step->state != PLAN_RUNNING || plan_stopped(plan) || step->falling)
         return;
     if (step_has_failed(step)) {
-        if (step->live_count == 0)
+        if (step->live_count == 0 && !step_looks_on(plan, at))
             step_give_up(plan, at);
     } else if (step->over_count == step->item_count && !step->judging) {
         step_end(plan, at, PLAN_SUCCEEDED);
@@ -207,12 +225,12 @@ bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
     if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0 &&
         step_begin(plan, at, todo))
         return true;
-    if (step->state != PLAN_RUNNING || plan->failed)
+    if (step->state != PLAN_RUNNING || plan_stopped(plan))
         return false;
     if (step->falling)
         return fallback_next(plan, at, todo);
     if (step_has_failed(step))
-        return false;
+        return step_looks_on(plan, at) && submit_next(plan, at, todo);
     if (step->judging)
         return judge_next(plan, at, todo);
     switch (declared->kind) {

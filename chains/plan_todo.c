@@ -194,8 +194,10 @@ bool submit_next(struct plan *plan, size_t at, struct plan_todo *todo)
         step->live_count >= plan->chain->steps[at].max_parallel)
         return false;
     r = submit_make(plan, at, step->next_item, todo, &err);
-    if (r < 0)
+    if (r < 0) {
+        step->item_count = step->next_item; /* no other can be asked for */
         step_fail_template(plan, at, err.text);
+    }
     if (r != 0)
         return r == MADE_ASKED;
     step->item_state[step->next_item++] = ITEM_LIVE;

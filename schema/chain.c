@@ -214,6 +214,52 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
     return r == 0 ? link_needs(chain, step, json_object_get(json, "needs"), err) : r;
 }
 
+/* The step that undoes this one begins when the run has failed, and nobody else may wait for it. */
+static int link_undo(struct chain *chain, struct chain_step *step, struct err *err)
+{
+    struct chain_step *undo;
+
+    step->undo = chain_find(chain, step->compensate);
+    if (step->undo < 0)
+        return err_set(err, ERR_RANGE, "step %s: compensate: there is no step '%.64s'", step->name,
+                       step->compensate);
+    undo = &chain->steps[step->undo];
+    if (undo->kind != CHAIN_MODEL || undo->compensate != NULL || undo->switches != 0)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: compensate: step %s must have a model, no compensate, and no "
+                       "switch that chooses it",
+                       step->name, undo->name);
+    if ((chain->undos >> step->undo & 1) != 0)
+        return err_set(err, ERR_MISMATCH, "step %s: compensate: step %s undoes another step, too",
+                       step->name, undo->name);
+    chain->undos |= UINT64_C(1) << step->undo;
+    undo->needs |= UINT64_C(1) << (step - chain->steps);
+    return 0;
+}
+
+static int check_undo_is_free(const struct chain *chain, const char *where, uint64_t reads,
+                              struct err *err)
+{
+    if ((reads & chain->undos) == 0)
+        return 0;
+    return err_set(err, ERR_MISMATCH, "%s%s: it waits for step %s, which only undoes another",
+                   where[0] == '\0' ? "" : "step ", where[0] == '\0' ? "output" : where,
+                   chain->steps[__builtin_ctzll(reads & chain->undos)].name);
+}
+
+static int link_undos(struct chain *chain, struct err *err)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < chain->step_count && r == 0; i++) {
+        if (chain->steps[i].compensate != NULL)
+            r = link_undo(chain, &chain->steps[i], err);
+    }
+    for (size_t i = 0; i < chain->step_count && r == 0; i++)
+        r = check_undo_is_free(chain, chain->steps[i].name, chain->steps[i].needs, err);
+    return r;
+}
+
 /* Walks from a step that can never begin to one that it waits for, until it meets one again. */
 static int tell_cycle(const struct chain *chain, uint64_t stuck, struct err *err)
 {
@@ -231,17 +277,20 @@ static int tell_cycle(const struct chain *chain, uint64_t stuck, struct err *err
                    text.failed ? "a cycle of many" : buf_text(&text));
 }
 
-static int check_order(const struct chain *chain, struct err *err)
+static int check_order(struct chain *chain, struct err *err)
 {
     uint64_t done = 0, before = UINT64_MAX, all = 0;
+    size_t count = 0;
 
     for (size_t i = 0; i < chain->step_count; i++)
         all |= UINT64_C(1) << i;
     while (done != before) {
         before = done;
         for (size_t i = 0; i < chain->step_count; i++) {
-            if ((chain->steps[i].needs & ~done) == 0)
-                done |= UINT64_C(1) << i;
+            if ((done >> i & 1) != 0 || (chain->steps[i].needs & ~done) != 0)
+                continue;
+            done |= UINT64_C(1) << i;
+            chain->order[count++] = (uint8_t)i;
         }
     }
     return done == all ? 0 : tell_cycle(chain, all & ~done, err);
@@ -253,8 +302,9 @@ static int find_last(struct chain *chain, struct err *err)
     uint64_t needed = 0;
     size_t count = 0, last = 0, first = 0;
 
+    needed = chain->undos;
     for (size_t i = 0; i < chain->step_count; i++)
-        needed |= chain->steps[i].needs;
+        needed |= (chain->undos >> i & 1) != 0 ? 0 : chain->steps[i].needs;
     for (size_t i = 0; i < chain->step_count; i++) {
         if ((needed >> i & 1) != 0)
             continue;
@@ -367,6 +417,8 @@ static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
     }
     for (size_t i = 0; i < chain->step_count && r == 0; i++)
         r = link_step(chain, &chain->steps[i], json_object_get(steps, chain->steps[i].name), err);
+    if (r == 0)
+        r = link_undos(chain, err);
     return r == 0 ? check_order(chain, err) : r;
 }
 
@@ -386,6 +438,8 @@ int chain_parse(json_t *json, struct chain **ret_chain, struct err *err)
         return r;
     chain->output = json_object_get(json, "output");
     r = read_template(&reading, "output", chain->output, false, &chain->output_jq, err);
+    if (r == 0)
+        r = check_undo_is_free(chain, "", reading.reads, err);
     if (r < 0)
         return r;
     if (chain->output == NULL)

@@ -92,6 +92,9 @@ struct chain_step {
     uint32_t max_parallel;       /* jobs of a map at a time */
     uint32_t max_failures;       /* items that may fail; their outputs are null */
     bool may_fail, falls_back;   /* on_error: skip or fallback; fallback */
+    const char *compensate;      /* name of the step that undoes it; NULL: none */
+    int undo;                    /* …its place; -1 */
+    bool undo_always;            /* on_error: compensate: also when it has failed itself */
     uint32_t max_attempts;
     uint64_t initial_delay_ms, max_delay_ms;
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
@@ -109,8 +112,10 @@ struct chain {
     const json_t *output;  /* a template; NULL: the output of the last step… */
     size_t last;           /* …which is the only one that no other waits for */
     uint64_t used;         /* bits of steps whose output somebody reads */
-    struct chain_jq jq;    /* all expressions */
-    uint32_t output_jq;    /* the part of those in `output`; CHAIN_NO_JQ */
+    uint64_t undos;        /* bits of steps that only undo others */
+    uint8_t order[CHAIN_STEPS_MAX]; /* each step behind all that it needs */
+    struct chain_jq jq;             /* all expressions */
+    uint32_t output_jq;             /* the part of those in `output`; CHAIN_NO_JQ */
 };
 
 /* Takes a reference of the object, which must not be changed any more. What is wrong inside of an

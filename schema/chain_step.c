@@ -95,11 +95,12 @@ static int read_on_error(struct chain_step *step, const json_t *value, struct er
 
     step->falls_back = strcmp(text, "fallback") == 0;
     step->may_fail = step->falls_back || strcmp(text, "skip") == 0;
-    if (step->may_fail || strcmp(text, "fail") == 0)
+    step->undo_always = strcmp(text, "compensate") == 0;
+    if (step->may_fail || step->undo_always || strcmp(text, "fail") == 0)
         return 0;
     return err_set(err, ERR_RANGE,
-                   "step %s: on_error is '%.60s', it must be fail, skip or fallback", step->name,
-                   text);
+                   "step %s: on_error is '%.60s', it must be fail, skip, fallback or compensate",
+                   step->name, text);
 }
 
 static int read_condition(const struct chain_step *step, const char *key, const json_t *value,
@@ -213,6 +214,15 @@ KEY_READER(fallback)
     (void)err;
     step->fallback = value;
     return 0;
+}
+
+KEY_READER(compensate)
+{
+    step->compensate = json_string_value(value);
+    return step->compensate != NULL
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: compensate must be the name of a step",
+                         step->name);
 }
 
 KEY_READER(map)
@@ -335,7 +345,8 @@ static int check_builtin(const struct chain_step *step, const json_t *json, stru
                                           "priority",
                                           "timeout_seconds",
                                           "map",
-                                          "loop"};
+                                          "loop",
+                                          "compensate"};
 
     for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
         if (json_object_get(json, of_jobs[i]) == NULL ||
@@ -394,6 +405,13 @@ static int check_step(const struct chain_step *step, const json_t *json, struct 
     if (step->falls_back != (step->fallback != NULL))
         return err_set(err, ERR_MISMATCH,
                        "step %s: on_error: fallback and fallback need each other", step->name);
+    if (step->undo_always && step->compensate == NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: on_error: compensate needs compensate",
+                       step->name);
+    if (step->compensate != NULL && step->map != NULL && step->may_fail)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: with compensate and map, on_error must be fail or compensate",
+                       step->name);
     return 0;
 }
 
@@ -408,6 +426,7 @@ int chain_step_read(struct chain_step *step, const char *name, const json_t *jso
                        CHAIN_NAME_SIZE - 1);
     *step = (struct chain_step){.environment = "production",
                                 .priority = step->priority,
+                                .undo = -1,
                                 .max_parallel = CHAIN_PARALLEL_DEFAULT,
                                 .max_attempts = JOB_ATTEMPTS_DEFAULT,
                                 .initial_delay_ms = JOB_INITIAL_DELAY_MS_DEFAULT,

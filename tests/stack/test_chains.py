@@ -56,6 +56,12 @@ ROUTED = {"steps": {
     "route": {"switch": "{{input.to}}", "cases": {"a": "left", "7": ["right"], "null": []}},
     "left": {"model": "echo", "input": "L"}, "right": {"model": "echo", "input": "R"}},
     "output": ["{{steps.left.state}}", "{{steps.right.state}}", "{{steps.route.output}}"]}
+UNDONE = {"steps": {
+    "book": {"model": "echo", "input": {"id": "{{input.id}}"}, "compensate": "unbook"},
+    "beside": {"model": "echo", "input": {"sim": {"sleep_ms": 60000}}, "compensate": "not-beside"},
+    "pay": {"model": "echo", "input": {"sim": {"fail": "bad_input"}}, "needs": ["book"]},
+    "unbook": {"model": "echo", "input": {"undo": "{{steps.book.output.output.id}}"}},
+    "not-beside": {"model": "echo", "input": 1}}, "output": 1}
 ASKS = {"steps": {
     "wait": {"wait": "{{input.seconds}}"},
     "hurry": {"approval": 1, "timeout_seconds": 1, "when": "{{input.hurry?}}", "needs": ["wait"]},
@@ -79,9 +85,9 @@ def stack(request):
         push(stack, "kills", chain_kills.chain("counted", 15))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("asks", ASKS), ("hasty", HASTY)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY)):
             push(stack, name, chain)
-        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "asks", "hasty"):
+        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -241,6 +247,17 @@ def test_a_switch(stack):
     reply = stack.http("POST", "/v1/models/worse/deployments", {"engine": "chain", "settings": {"steps": {
         "a": {"switch": 1, "cases": {"x": "b"}}}}})
     assert reply.status == 400 and "step a: cases.x: there is no step 'b'" in reply.body.decode(), reply
+
+
+def test_compensation(stack):
+    """What succeeded is undone before the run is over; a retry of it begins anew, with the same end."""
+    run = begin(stack, "undone", {"id": 7})
+    assert error_of(stack, run, ["step_failed", "step_failed"]).startswith("step pay: FAILED (BAD_INPUT)")
+    once = [["beside", "CANCELED"], ["book", "SUCCEEDED"], ["pay", "FAILED"], ["unbook", "SUCCEEDED"]]
+    assert sorted(row[0::2] for row in steps_of(stack, run)) == once
+    stack.cli("chains", "retry", run)
+    wait_until("all of it to run again", lambda: sorted(row[0::2] for row in steps_of(stack, run)) == sorted(2 * once)
+               and stack.job(run)["status"] == "FAILED", 30)
 
 
 def test_a_limit_of_the_run(stack):

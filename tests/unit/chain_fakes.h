@@ -222,7 +222,6 @@ void pg_bind_bool(struct pg_batch *batch, bool value)
 {
     (void)batch;
     (void)value;
-    NEVER("a wait");
 }
 
 void pg_bind_double(struct pg_batch *batch, double value)

@@ -94,6 +94,24 @@ static inline json_t *chain_random_switch(struct rng *rng, size_t at, size_t cou
                      "default", chain_random_branch(rng, at, count));
 }
 
+/* Some steps with a model get one that undoes them. */
+static inline void chain_random_undo(struct rng *rng, json_t *steps, size_t at)
+{
+    OWNED(mem_free) char *name = xasprintf("s%zu", at);
+    OWNED(mem_free) char *undo = xasprintf("u%zu", at);
+    OWNED(mem_free) char *text = xasprintf("{{steps.s%zu.output}}", at);
+    json_t *step = json_object_get(steps, name);
+    bool says = json_object_get(step, "on_error") != NULL;
+
+    if (json_object_get(step, "model") == NULL || !chance(rng, 50) ||
+        (says && json_object_get(step, "map") != NULL))
+        return;
+    (void)json_object_set_new(step, "compensate", json_string(undo));
+    if (!says && chance(rng, 30))
+        (void)json_object_set_new(step, "on_error", json_string("compensate"));
+    (void)json_object_set_new(steps, undo, json_pack("{s:s, s:s}", "model", "m", "input", text));
+}
+
 static inline struct chain *chain_random(struct rng *rng)
 {
     json_t *steps = json_object(), *json;
@@ -108,6 +126,8 @@ static inline struct chain *chain_random(struct rng *rng)
                                   chance(rng, 10) ? chain_random_switch(rng, i, count)
                                                   : chain_random_step(rng, i));
     }
+    for (size_t i = 0, undoes = chance(rng, 30); undoes != 0 && i < count; i++)
+        chain_random_undo(rng, steps, i);
     json = json_pack("{s:o, s:o}", "steps", steps, "output", chain_random_input(rng, count));
     if (chain_parse(json, &chain, &err) < 0)
         fail_msg("%s", err.text);

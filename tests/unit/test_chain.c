@@ -149,6 +149,32 @@ static void test_what_is_wrong_in_a_switch(void **state)
     expect_wrong(cases, COUNT_OF(cases));
 }
 
+#define UNDO(a, b) "steps: {a: {model: m, input: 1, compensate: b" a "}, b: {" b "}}"
+
+static void test_what_is_wrong_in_a_compensation(void **state)
+{
+    static const struct wrong cases[] = {
+        {STEP(", compensate: 5"), ERR_MALFORMED, "step a: compensate must be the name of a step"},
+        {STEP(", compensate: b"), ERR_RANGE, "step a: compensate: there is no step 'b'"},
+        {STEP(", compensate: a"), ERR_MISMATCH, "step a: compensate: step a must have a model, no"},
+        {STEP(", on_error: compensate"), ERR_MISMATCH, "on_error: compensate needs compensate"},
+        {UNDO("", "transform: 1"), ERR_MISMATCH, "step b must have a model"},
+        {UNDO(", map: [], on_error: skip", "model: m, input: 1"), ERR_MISMATCH,
+         "on_error must be fail or compensate"},
+        {UNDO("", "model: m, input: 1}, c: {model: m, input: '{{steps.b.output}}'"), ERR_MISMATCH,
+         "step c: it waits for step b, which only undoes another"},
+        {UNDO("", "model: m, input: 1}, c: {model: m, input: 1, compensate: b"), ERR_MISMATCH,
+         "step c: compensate: step b undoes another step, too"},
+        {UNDO("", "model: m, input: 1") "\noutput: '{{steps.b.output}}'", ERR_MISMATCH,
+         "output: it waits for step b, which only undoes another"},
+        {"steps: {a: {wait: 1, compensate: b}, b: {model: m, input: 1}}", ERR_MISMATCH,
+         "compensate has no meaning with wait"},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
 static void test_what_is_wrong_is_named(void **state)
 {
     static const struct wrong cases[] = {
@@ -429,6 +455,7 @@ int main(void)
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_what_is_wrong_is_named),
         cmocka_unit_test(test_what_is_wrong_in_a_switch),
+        cmocka_unit_test(test_what_is_wrong_in_a_compensation),
         cmocka_unit_test(test_what_is_wrong_in_expressions),
         cmocka_unit_test(test_what_expressions_read),
         cmocka_unit_test(test_the_schema_has_the_parsers_keys),

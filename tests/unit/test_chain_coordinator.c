@@ -743,6 +743,21 @@ static void check_success(const struct world *world, size_t at)
         assert_int_equal(there, used);
 }
 
+/* What succeeded is undone. An attempt that does not know that it is over may send a step later. */
+static void check_undone(const struct world *world, size_t at)
+{
+    const struct job *job;
+
+    TAILQ_FOREACH(job, &world->jobs, link)
+    {
+        int step = chain_find(world->chain, job->step);
+        int undo = world->chain->steps[step].undo;
+
+        if (job->run == at && job->state == JOB_SUCCEEDED && undo >= 0 && world->takeovers == 0)
+            assert_non_null(job_of(world, at, world->chain->steps[undo].name, 0));
+    }
+}
+
 static void check(const struct world *world)
 {
     const struct job *job;
@@ -754,6 +769,8 @@ static void check(const struct world *world)
     for (size_t i = 0; i < RUNS; i++) {
         const struct run *run = &world->runs[i];
 
+        if (run->state == JOB_FAILED)
+            check_undone(world, i);
         if (run->state == JOB_SUCCEEDED)
             check_success(world, i);
         else if (run->state == JOB_FAILED)

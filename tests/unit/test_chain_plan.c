@@ -805,6 +805,98 @@ static void test_a_switch_without_its_case(void **state)
     }
 }
 
+#define UNDONE                                                                                     \
+    "steps:\n"                                                                                     \
+    "  a: {model: m, input: 1, compensate: undo-a}\n"                                              \
+    "  b: {model: m, input: '{{steps.a.output}}', compensate: undo-b}\n"                           \
+    "  c: {model: m, input: '{{steps.b.output}}', on_error: compensate, compensate: undo-c}\n"     \
+    "  undo-a: {model: m, input: '{{steps.a.output}}'}\n"                                          \
+    "  undo-b: {model: m, input: '{{steps.b.output}}'}\n"                                          \
+    "  undo-c: {model: m, input: ['{{steps.c.output}}', '{{steps.c.state}}']}\n"
+
+static void test_what_succeeded_is_undone(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world, UNDONE, "null");
+    expect_submit(&world, "a", 0, "1");
+    succeed(&world, "a", 0, "5");
+    expect_submit(&world, "b", 0, "5");
+    succeed(&world, "b", 0, "6");
+    expect_submit(&world, "c", 0, "6");
+    break_job(&world, "c", 0);
+    expect_submit(&world, "undo-c", 0, "[null,\"failed\"]");
+    expect_nothing(&world);
+    succeed(&world, "undo-c", 0, "1");
+    expect_submit(&world, "undo-b", 0, "6");
+    break_job(&world, "undo-b", 0);
+    expect_submit(&world, "undo-a", 0, "5");
+    succeed(&world, "undo-a", 0, "1");
+    expect_failure(&world, "it broke; step b is not undone: step undo-b: FAILED (");
+}
+
+static void test_what_ends_well_is_not_undone(void **state)
+{
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world, UNDONE, "null");
+    expect_submit(&world, "a", 0, "1");
+    succeed(&world, "a", 0, "5");
+    expect_submit(&world, "b", 0, "5");
+    succeed(&world, "b", 0, "6");
+    expect_submit(&world, "c", 0, "6");
+    succeed(&world, "c", 0, "7");
+    expect_output(&world, "7");
+}
+
+/* How canceled jobs have ended is waited for, and what an earlier coordinator had submitted is
+ * looked for. */
+static void test_what_runs_is_settled_first(void **state)
+{
+    const struct plan_final canceled = {.state = JOB_CANCELED},
+                            never = {.state = JOB_CANCELED, .never = true};
+    OWNED(world_done) struct world world = {0};
+    struct plan_todo todo;
+
+    (void)state;
+    world_make(
+        &world,
+        "steps:\n"
+        "  p: {model: m, map: [1, 2, 3], max_parallel: 2, input: '{{item}}', compensate: u}\n"
+        "  q: {model: m, input: 1}\n"
+        "  r: {model: m, input: '{{steps.p.output}}', compensate: v, on_error: compensate}\n"
+        "  w: {approval: 1}\n"
+        "  u: {model: m, input: '{{steps.p.output}}'}\n"
+        "  v: {model: m, input: '{{steps.r.output}}'}\n"
+        "output: 1\n",
+        "null");
+    expect_submit(&world, "p", 0, "1");
+    expect_submit(&world, "p", 1, "2");
+    expect_submit(&world, "q", 0, "1");
+    assert_true(plan_next(world.plan, &todo));
+    assert_int_equal(todo.type, PLAN_WAIT);
+    free(todo.text);
+    break_job(&world, "q", 0);
+    expect_cancel(&world, "p", 0);
+    expect_cancel(&world, "p", 1);
+    expect_nothing(&world);
+    succeed(&world, "p", 0, "7");
+    assert_true(plan_next(world.plan, &todo));
+    assert_true(todo.type == PLAN_SUBMIT && todo.settle && todo.step == 0 && todo.item == 2);
+    free(todo.text);
+    plan_on_final(world.plan, 0, 2, &never);
+    plan_on_final(world.plan, 0, 1, &canceled);
+    assert_true(plan_next(world.plan, &todo)); /* r may have begun: it needs p, which is over */
+    assert_true(todo.type == PLAN_SUBMIT && todo.settle && todo.step == 2);
+    free(todo.text);
+    plan_on_final(world.plan, 2, 0, &never);
+    expect_submit(&world, "u", 0, "[7,null,null]");
+    succeed(&world, "u", 0, "1");
+    expect_failure(&world, "step q: FAILED");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -835,6 +927,9 @@ int main(void)
         cmocka_unit_test(test_outputs_have_a_limit),
         cmocka_unit_test(test_a_switch_chooses_steps),
         cmocka_unit_test(test_a_switch_without_its_case),
+        cmocka_unit_test(test_what_succeeded_is_undone),
+        cmocka_unit_test(test_what_ends_well_is_not_undone),
+        cmocka_unit_test(test_what_runs_is_settled_first),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

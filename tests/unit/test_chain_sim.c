@@ -28,7 +28,8 @@ struct job {
     bool known; /* the plan that lives now has asked for it */
     bool told;  /* it was told that the job is final */
     bool canceled, fails;
-    char *input; /* as it was asked for first */
+    bool undone_itself; /* it was canceled before it had begun, or while it ran */
+    char *input;        /* as it was asked for first */
 };
 
 struct world {
@@ -83,6 +84,25 @@ static void take_submit(struct world *world, struct plan_todo *todo)
         job->fate = FATE_ASKED;
 }
 
+/* The run has failed: what was submitted is canceled, behind a Submit that nobody has seen yet. */
+static void take_settle(struct world *world, struct plan_todo *todo)
+{
+    const struct plan_final never = {.state = JOB_CANCELED, .never = true};
+    struct job *job = &world->jobs[todo->step][todo->item];
+
+    free(todo->text);
+    assert_false(job->known);
+    job->known = job->canceled = true;
+    if (job->fate == FATE_LEDGER || job->fate == FATE_FINAL)
+        return;
+    if (job->fate == FATE_ASKED) {
+        job->fate = FATE_FINAL;
+        job->undone_itself = true;
+    }
+    job->told = true;
+    plan_on_final(world->plan, todo->step, todo->item, &never);
+}
+
 /* True: the run is over. Stops half-way where a crash is due. */
 static bool act(struct world *world, bool crash)
 {
@@ -92,7 +112,10 @@ static bool act(struct world *world, bool crash)
     while (stop_after-- > 0 && plan_next(world->plan, &todo)) {
         switch (todo.type) {
         case PLAN_SUBMIT:
-            take_submit(world, &todo);
+            if (todo.settle)
+                take_settle(world, &todo);
+            else
+                take_submit(world, &todo);
             break;
         case PLAN_CANCEL:
             assert_true(world->jobs[todo.step][todo.item].known);
@@ -129,7 +152,9 @@ static void tell(struct world *world, uint32_t step, uint32_t item)
     struct plan_final final = {.state = JOB_FAILED, .error_class = ERROR_CLASS_MODEL_ERROR};
 
     (void)snprintf(output, sizeof(output), "[%u,%u]", step, item);
-    if (!job->fails)
+    if (job->undone_itself)
+        final = (struct plan_final){.state = JOB_CANCELED};
+    else if (!job->fails)
         final = (struct plan_final){.state = JOB_SUCCEEDED,
                                     .output = {(const uint8_t *)output, strlen(output)},
                                     .output_is_json = true};
@@ -150,6 +175,7 @@ static bool happen(struct world *world, uint32_t step, uint32_t item)
         return true;
     case FATE_LEDGER:
         job->fate = FATE_FINAL;
+        job->undone_itself = job->canceled && chance(&world->rng, 50);
         return true;
     case FATE_FINAL:
         if (!job->known || (job->told && (world->faults == 0 || !chance(&world->rng, 5))))
@@ -225,6 +251,30 @@ static void check_nothing_runs(const struct world *world)
     }
 }
 
+/* Of a run that failed, what succeeded is undone; of another nothing. */
+static void check_undone(uint64_t seed, const struct world *world)
+{
+    for (size_t i = 0; i < world->chain->step_count; i++) {
+        int undo = world->chain->steps[i].undo;
+        bool succeeded = false;
+
+        for (size_t n = 0; n < ITEMS_MAX && undo >= 0; n++) {
+            const struct job *job = &world->jobs[i][n];
+
+            succeeded = succeeded ||
+                        (job->fate == FATE_FINAL && !job->fails && !job->undone_itself);
+            if (world->error != NULL && job->fate == FATE_LEDGER)
+                fail_msg("seed %llu: item %zu of step %zu still runs", (unsigned long long)seed, n,
+                         i);
+        }
+        if (undo >= 0 && world->error != NULL && succeeded &&
+            world->jobs[undo][0].fate != FATE_FINAL)
+            fail_msg("seed %llu: step %zu is not undone", (unsigned long long)seed, i);
+        if (undo >= 0 && world->error == NULL)
+            assert_int_equal(world->jobs[undo][0].fate, FATE_NONE);
+    }
+}
+
 static void make_both(uint64_t seed, struct world *calm, struct world *rough)
 {
     rng_seed(&calm->rng, seed);
@@ -238,7 +288,7 @@ static void make_both(uint64_t seed, struct world *calm, struct world *rough)
 
 static void test_runs_end_as_they_would_without_faults(void **state)
 {
-    uint64_t crashes = 0, failures = 0;
+    uint64_t crashes = 0, failures = 0, undone = 0;
 
     (void)state;
     chain_random_all = true;
@@ -259,11 +309,16 @@ static void test_runs_end_as_they_would_without_faults(void **state)
             assert_string_equal(calm.output, rough.output);
         check_nothing_runs(&calm);
         check_nothing_runs(&rough);
+        check_undone(seed, &calm);
+        check_undone(seed, &rough);
+        undone += calm.error != NULL && calm.chain->undos != 0;
     }
     assert_true(crashes > RUNS);
     assert_in_range(failures, RUNS / 100, RUNS / 2);
-    print_message("%u runs, %llu crashes, %llu failed as they should\n", RUNS,
-                  (unsigned long long)crashes, (unsigned long long)failures);
+    assert_true(undone > RUNS / 100);
+    print_message("%u runs, %llu crashes, %llu failed as they should, %llu of them were undone\n",
+                  RUNS, (unsigned long long)crashes, (unsigned long long)failures,
+                  (unsigned long long)undone);
 }
 
 int main(void)
