@@ -11,16 +11,24 @@ import time
 from chain_kills import hosts_of, workers_of
 
 TEXT = "x" * 16
-WIDE, LONG_STEPS, LONG_ITEMS, MANY, SLEEP_MS = 100000, 50, 200, 1000, 20000
 
 
-def chains():
-    wide = {"steps": {"each": {"model": "step", "map": "{{input.items}}", "max_parallel": 512, "input": "{{item}}"},
-                      "join": {"model": "step", "input": "{{steps.each.output.99999.output}}"}},
+class Sizes:
+    """How much of each: `wide` items of a map, `long` steps of `items`, `many` runs whose second step takes `sleep_ms`."""
+
+    def __init__(self, small):
+        self.wide, self.long, self.items, self.many, self.sleep_ms = \
+            (2000, 50, 20, 50, 2000) if small else (100000, 50, 200, 1000, 20000)
+
+
+def chains(sizes):
+    wide = {"steps": {"each": {"model": "step", "map": "${ [range($input.count) | tojson] }", "max_parallel": 512,
+                               "input": "{{item}}"},
+                      "join": {"model": "step", "input": "{{steps.each.output.%d.output}}" % (sizes.wide - 1)}},
             "output": "{{steps.join.output.output}}"}
     steps = {}
-    for n in range(LONG_STEPS):
-        steps[f"s{n}"] = {"model": "step", "map": "{{input.items}}", "max_parallel": LONG_ITEMS,
+    for n in range(sizes.long):
+        steps[f"s{n}"] = {"model": "step", "map": "{{input.items}}", "max_parallel": sizes.items,
                           "input": "{{item}}", "needs": [f"s{n - 1}"] if n > 0 else []}
     long = {"steps": steps, "output": "done"}
     many = {"steps": {"a": {"model": "step", "input": 1}, "b": {"model": "slow", "input": "{{steps.a.output.output}}"},
@@ -68,17 +76,17 @@ def tell(bench, stack, chain, what, jobs, began):
           f"{1e6 * cpu_s(bench, stack, chain) / jobs:.0f} |", flush=True)
 
 
-def run_one(bench, stack, chain, what, items, jobs):
+def run_one(bench, stack, chain, what, given, jobs):
     began = time.monotonic()
-    run = begin(stack, chain, {"items": items})
+    run = begin(stack, chain, given)
     wait(stack, run, 560)
     tell(bench, stack, chain, what, jobs, began)
     check(stack, [run], jobs)
 
 
-def run_many(bench, stack):
+def run_many(bench, stack, sizes):
     began = time.monotonic()
-    ids = [begin(stack, "many", {}) for _ in range(MANY)]
+    ids = [begin(stack, "many", {}) for _ in range(sizes.many)]
     most = 0
     while time.monotonic() - began < 300:
         ((live, slow),) = stack.sql(
@@ -88,19 +96,20 @@ def run_many(bench, stack):
         if live == "0":
             break
         time.sleep(0.5)
-    tell(bench, stack, "many", f"{MANY:,} runs of 3, {most} of them in their second step at once", 3 * MANY, began)
+    tell(bench, stack, "many", f"{sizes.many:,} runs of 3, {most} of them in their second step at once", 3 * sizes.many, began)
     for one in ids:
         wait(stack, one, 60)
-    check(stack, ids, 3 * MANY)
+    check(stack, ids, 3 * sizes.many)
 
 
 def run(options, bench):
     from stack import Stack
 
+    sizes = Sizes(options.small)
     with Stack() as stack:
         stack.push_sim("step", slots=256, test_mode=False)
-        stack.push_sim("slow", slots=1024, test_mode=False, service_ms=SLEEP_MS)
-        for name, chain in chains().items():
+        stack.push_sim("slow", slots=1024, test_mode=False, service_ms=sizes.sleep_ms)
+        for name, chain in chains(sizes).items():
             reply = stack.http("POST", f"/v1/models/{name}/deployments", {"engine": "chain", "settings": chain})
             assert reply.status == 201, reply
             stack.wait_active(reply.json["id"])
@@ -109,9 +118,9 @@ def run(options, bench):
               "| --- | ---: | ---: | ---: | ---: | ---: |")
         parts = options.parts.split(",") if options.parts else ["many", "long", "wide"]
         if "many" in parts:
-            run_many(bench, stack)
+            run_many(bench, stack, sizes)
         if "long" in parts:
-            run_one(bench, stack, "long", f"{LONG_STEPS} steps of {LONG_ITEMS} items", [TEXT] * LONG_ITEMS,
-                    LONG_STEPS * LONG_ITEMS)
+            run_one(bench, stack, "long", f"{sizes.long} steps of {sizes.items} items", {"items": [TEXT] * sizes.items},
+                    sizes.long * sizes.items)
         if "wide" in parts:
-            run_one(bench, stack, "wide", f"a map of {WIDE:,} and a join", [TEXT] * WIDE, WIDE + 1)
+            run_one(bench, stack, "wide", f"a map of {sizes.wide:,} and a join", {"count": sizes.wide}, sizes.wide + 1)
