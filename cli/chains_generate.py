@@ -70,6 +70,9 @@ def generate(file, entrypoint, chain, deployment, folder):
             sys.exit("two chainlets have the same name: %s" % ", ".join(sorted(models.values())))
         made = []
         for one in chainlets:
+            if issubclass(one.chainlet_cls, framework.EngineBuilderChainlet):
+                sys.exit("chainlet %s is an EngineBuilderLLMChainlet: that needs Baseten's engine builder, which is not "
+                         "here; a TrussChainlet of a server, or a model that is called, takes its place" % one.display_name)
             place = code_gen.gen_truss_chainlet(file.parent, chain, one, models[one.display_name])
             require_server(place)
             config = truss_config.TrussConfig.from_yaml(place / "config.yaml")

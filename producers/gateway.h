@@ -172,9 +172,11 @@ struct call {
     void (*on_body)(struct call *call); /* what goes on once… the body is here */
     void (*on_choice)(struct call *call, const struct config_choice *choice);
     void (*on_model)(struct call *call, const struct config_model *model);
-    uint64_t output_size;                  /* of a result that is in the blob store */
-    char type[MEDIA_TYPE_SIZE_MAX + 1];    /* Content-Type of the answer; "": JSON */
-    char about[CONFIG_NAME_SIZE];          /* what the code of a route must not forget meanwhile */
+    uint64_t output_size;               /* of a result that is in the blob store */
+    char type[MEDIA_TYPE_SIZE_MAX + 1]; /* Content-Type of the answer; "": JSON */
+    char about[CONFIG_NAME_SIZE];       /* what the code of a route must not forget meanwhile */
+    char about_deployment[CONFIG_NAME_SIZE];
+    uint32_t about_count;
     void *state;                           /* of the route's own code, which frees it… */
     void (*on_dropped)(struct call *call); /* …also when the client left while reading */
     void (*on_left)(struct call *call); /* it leaves while it waits: ends the call; NULL: goes on */
@@ -366,6 +368,20 @@ void chain_begin(struct call *call);
 void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
 void chain_decide_begin(struct call *call); /* approve, reject */
+
+/* ---- gateway_chain_versions.c ---- */
+
+void chain_delete_begin(struct call *call);
+void chain_deployments_begin(struct call *call);
+void chain_deployment_begin(struct call *call);
+void chain_version_do_begin(struct call *call); /* delete, activate, deactivate */
+void chainlet_logs_begin(struct call *call);
+void chain_environments_begin(struct call *call);
+void chain_environment_make_begin(struct call *call);
+void chain_environment_begin(struct call *call);
+void chain_environment_set_begin(struct call *call);
+void chain_promote_begin(struct call *call);
+void chainlets_set_begin(struct call *call); /* autoscaling settings, instance types */
 
 /* The run of a chain that a call of a chainlet belongs to; false: it belongs to none. */
 bool chain_caller(const struct call *call, struct wire_id *ret_run);

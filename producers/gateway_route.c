@@ -233,7 +233,8 @@ bool route_is_openai(enum route route)
 
 bool route_is_of_chains(enum route route)
 {
-    return route == ROUTE_RUN_REMOTE || route == ROUTE_ASYNC_RUN_REMOTE;
+    return route == ROUTE_RUN_REMOTE || route == ROUTE_ASYNC_RUN_REMOTE ||
+           route == ROUTE_QUEUE_OF_CHAIN || route == ROUTE_WEBSOCKET_OF_CHAIN;
 }
 
 bool route_is_open_to(enum route route, enum api_key_role role)

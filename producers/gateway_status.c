@@ -112,7 +112,8 @@ static void answer_output(struct call *call, struct wire_bytes output, const cha
 
 static bool wants_result(const struct call *call)
 {
-    return call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL;
+    return call->match.route == ROUTE_RESULT || call->match.route == ROUTE_RESULT_OF_MODEL ||
+           call->match.route == ROUTE_RESULT_OF_CHAIN;
 }
 
 /* What the two routes say of a job: the output is for one that succeeded. */
@@ -257,8 +258,7 @@ static void on_cached(void *opaque, int code, const void *bytes, size_t size)
         ask_postgres(call);
         return;
     }
-    if (view.has_webhook && pg_pool_connected(gateway->pg) &&
-        (call->match.route == ROUTE_STATUS || call->match.route == ROUTE_STATUS_OF_MODEL)) {
+    if (view.has_webhook && pg_pool_connected(gateway->pg) && !wants_result(call)) {
         ask_postgres(call);
         return;
     }

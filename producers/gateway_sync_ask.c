@@ -141,7 +141,8 @@ int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_a
     bool passthrough = call->match.route == ROUTE_PASSTHROUGH;
     int r;
 
-    if (call->match.route == ROUTE_WEBSOCKET || (passthrough && websocket_is_asked(call)))
+    if (call->match.route == ROUTE_WEBSOCKET || call->match.route == ROUTE_WEBSOCKET_OF_CHAIN ||
+        (passthrough && websocket_is_asked(call)))
         return websocket_ask(call, ret_ask, err);
     r = timeout_read(call, &ret_ask->timeout_ms, err);
     if (r == 0)

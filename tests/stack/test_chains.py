@@ -69,6 +69,7 @@ ASKS = {"steps": {
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
 HASTY = {"timeout_seconds": 1, "steps": {"slow": {"model": "echo", "map": [1, 2], "input": {"sim": {"sleep_ms": 60000}}}}}
+VERSION = {"steps": {"a": {"model": "echo", "input": {"sim": {"sleep_ms": "{{input.ms}}"}}}}, "output": "one"}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
@@ -89,6 +90,8 @@ def stack(request):
             push(stack, name, chain)
         for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
+        push(stack, "versions", VERSION)
+        wait_until("versions to be ready", lambda: status_of(stack, "versions") == "ACTIVE", 60)
 
     with tempfile.TemporaryDirectory() as folder:
         journal = pathlib.Path(folder) / "journal"
@@ -264,6 +267,85 @@ def test_a_limit_of_the_run(stack):
     run = begin(stack, "hasty", {})
     assert error_of(stack, run) == "the run was not over after 1 s (timeout_seconds)"
     wait_until("its jobs to be over", lambda: {row[2] for row in steps_of(stack, run)} <= {"CANCELED", "EXPIRED"}, 20)
+
+
+def test_versions(stack):
+    """A run ends on the version that it began with; environments move between versions, and back."""
+    def call(method, path, body=None, status=200):
+        reply = stack.http(method, f"/v1/chains/versions{path}", body)
+        assert reply.status == status, (path, reply)
+        return reply.json
+
+    def output(target, ms=0):
+        reply = stack.http("POST", f"/chain/versions/{target}/run_remote", {"ms": ms})
+        assert reply.status == 200, reply
+        return reply.json
+
+    def gives(target, wanted):
+        path = f"/chain/versions/{target}/run_remote"
+        wait_until(f"{target} to give {wanted}", lambda: stack.http("POST", path, {"ms": 0}).json == wanted)
+
+    (first,) = call("GET", "/deployments")["deployments"]
+    assert first["environment"] == "production" and first["status"] == "ACTIVE", first
+    assert [one["name"] for one in first["chainlets"]] == ["versions"], first
+    run = begin(stack, "versions", {"ms": 2500})
+    second = push(stack, "versions", {**VERSION, "output": "two"})["id"]
+    call("POST", "/environments", {"name": "staging"}, 201)
+    call("POST", "/environments", {"name": "staging"}, 409)
+    call("POST", "/environments", {"name": "other", "promotion_settings": {"rolling_deploy": True}}, 400)
+    assert call("GET", "/environments/staging")["current_deployment"] is None
+    stack.wait_active(second)
+    call("POST", "/environments/staging/promote", {"deployment_id": second})
+    call("POST", "/environments/staging/promote", {"deployment_id": "nothing"}, 404)
+    assert call("GET", "/environments/staging")["current_deployment"]["id"] == second
+    gives("environments/staging", "two")
+    assert output("production") == "one" and output(f"deployment/{second}") == "two"
+    assert call("POST", "/environments/production/promote", {"deployment_id": second})["environment"] == "production"
+    gives("production", "two")
+    assert "not over" in call("POST", f"/deployments/{first['id']}/deactivate", {}, 409)["error"]
+    assert stack.wait_final(run)["status"] == "SUCCEEDED" and stack.result(run).json == "one"
+    call("POST", "/environments/production/promote", {"deployment_id": first["id"]})
+    gives("production", "one")
+    assert "'staging' points at it" in call("DELETE", f"/deployments/{second}", None, 409)["error"]
+    call("POST", "/environments/staging/promote", {"deployment_id": first["id"]})
+    wait_until("its queue to be empty", lambda: stack.http(
+        "GET", f"/chain/versions/deployment/{second}/async_queue_status").json["num_queued_requests"] == 0)
+    call("POST", f"/deployments/{second}/deactivate", {})
+    wait_until("gateways to know", lambda: b"is deactivated" in stack.http(
+        "POST", f"/chain/versions/deployment/{second}/async_run_remote", {"model_input": {"ms": 0}}).body)
+    call("POST", f"/deployments/{second}/activate", {})
+    stack.wait_active(second)
+    gives(f"deployment/{second}", "two")
+    chainlet = {"chainlet_name": "versions", "autoscaling_settings": {"min_replica": 1, "max_replica": 3}}
+    settings = "/environments/production/chainlet_settings"
+    moved = call("PATCH", f"{settings}/autoscaling_settings", {"updates": [chainlet]})
+    assert moved["chainlet_settings"][0]["autoscaling_settings"]["max_replica"] == 3, moved
+    call("PATCH", f"{settings}/autoscaling_settings", {"updates": [{**chainlet, "chainlet_name": "x"}]}, 404)
+    kind = {"chainlet_name": "versions", "instance_type_id": "local"}
+    assert call("POST", f"{settings}/instance_types/update", {"updates": [kind]})["requires_redeployment"] is False
+    call("POST", f"{settings}/instance_types/update", {"updates": [{**kind, "instance_type_id": "H100"}]}, 400)
+    assert call("PATCH", "/environments/production", {"promotion_settings": {}}) == {"ok": True}
+    assert call("GET", f"/deployments/{second}/chainlets/{second}/logs")["logs"]
+    wait_until("it to be deleted", lambda: stack.http("DELETE", f"/v1/chains/versions/deployments/{second}").status == 200)
+    assert [one["id"] for one in call("GET", "/deployments")["deployments"]] == [first["id"]]
+    assert call("GET", f"/deployments/{second}", None, 404)
+    for path in ("", "/deployments", "/environments", "/environments/production"):
+        assert stack.http("GET", f"/v1/chains/echo{path}").status == 404, path
+
+
+def test_calls_below_the_chain(stack):
+    run = begin(stack, "linear", {"text": "c"})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED"
+    status = stack.http("GET", f"/chain/linear/async_request/{run}")
+    assert status.json["status"] == "SUCCEEDED" and status.json["chain_id"], status
+    assert stack.http("GET", f"/chain/linear/async_request/{run}/result").json == ["c!", run]
+    assert stack.http("DELETE", f"/chain/linear/async_request/{run}").json["canceled"] is False
+    slow = begin(stack, "map", {"items": [1], "ms": 60000})
+    wait_until("it to be counted", lambda: stack.http(
+        "GET", "/chain/map/production/async_queue_status").json["num_in_progress_requests"] == 1)
+    assert stack.http("DELETE", f"/chain/map/async_request/{slow}").json["canceled"] is True
+    assert stack.wait_final(slow)["status"] == "CANCELED"
+    assert stack.http("GET", "/chain/echo/production/async_queue_status").status == 404
 
 
 def step_of(stack, run, name):

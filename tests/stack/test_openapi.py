@@ -31,7 +31,8 @@ def test_document_and_gateway_agree(stack):
          stack.url("gateway"), "-H", f"Authorization: Bearer {stack.key}", "--seed", "1", "--workers", "1",
          "--max-examples", EXAMPLES, "--phases", "examples,coverage,fuzzing", "--no-color",
          "--generation-database", "none", "--request-timeout", "20", "--exclude-operation-id-regex",
-         "^(push|bindTopic|websocket|sendTrainingArchive|createTrainingJob|postTraining(Logs|Metrics)|(predict|wake)(Development|Environment|Deployment)|passthrough(Head|Put|Patch|Delete))$"],
+         "^(push|bindTopic|websocket|sendTrainingArchive|createTrainingJob|postTraining(Logs|Metrics)|(predict|wake)(Development|Environment|Deployment)|passthrough(Head|Put|Patch|Delete)|"
+         "(getResult|follow|cancel)OfChain|queueOfChain(Development|Environment|Deployment)|deactivateChainDeployment)$"],
         cwd=stack.data_dir, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     assert stack.services()["gateway"]["pid"] == pid  # none of it took the gateway down
