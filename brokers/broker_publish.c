@@ -21,7 +21,10 @@
 #include "base/log.h"
 #include "brokers/broker.h"
 #include "brokers/fault.h"
+#include "schema/chain.h"
 #include "schema/job_id.h"
+
+#define WAKE_COMPLETED_MAX 4096 /* what a wake-up may carry: its field's limit */
 
 enum record_phase {
     RECORD_NEW,    /* Redis was not told yet either */
@@ -118,12 +121,18 @@ static void on_reported(void *opaque, uint64_t tag, const struct queue_report *r
     publication_drop(publication);
 }
 
+static bool is_coordinator(struct wire_text channel)
+{
+    return channel.size >= sizeof(CHAIN_BOOT_PREFIX) - 1 &&
+           memcmp(channel.text, CHAIN_BOOT_PREFIX, sizeof(CHAIN_BOOT_PREFIX) - 1) == 0;
+}
+
 /* Once per job and owner: the key for those who poll, the wake-up for the one who waits. */
 static void final_tell(struct shard *shard, const struct ledger_final *final,
                        const struct buf *bytes)
 {
     struct broker *broker = shard->broker;
-    const struct message_wake wake = {.id = final->completed.id, .state = final->completed.state};
+    struct message_wake wake = {.id = final->completed.id, .state = final->completed.state};
     const uint32_t ttl_s = (uint32_t)(broker->settings.final_ttl_ms / 1000);
     struct err err;
 
@@ -132,6 +141,8 @@ static void final_tell(struct shard *shard, const struct ledger_final *final,
                               NULL, NULL);
     if (final->gateway.size == 0)
         return;
+    if (is_coordinator(final->gateway) && bytes->size <= WAKE_COMPLETED_MAX)
+        wake.completed = (struct wire_bytes){bytes->bytes, bytes->size};
     buf_clear(&broker->wake_scratch);
     if (message_encode(MESSAGE_WAKE, &wake, &broker->wake_scratch, &err) == 0)
         (void)cache_wake(broker->cache, final->gateway, broker->wake_scratch.bytes,

@@ -17,7 +17,8 @@
 #define CLOSED_MAX 1000
 #define DEPTH_MAX 8
 
-PG_STATEMENT(begin_run, "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3)");
+PG_STATEMENT(begin_run,
+             "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3, $4)");
 /* Those that a planner has asked for: calls of chainlets have round 0. */
 PG_STATEMENT(begin_known,
              "SELECT DISTINCT ON (s.step, s.item) s.step, s.item, s.round, s.job_id, "
@@ -33,6 +34,8 @@ PG_STATEMENT(begin_losses,
              "$1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE WHEN j.state IN "
              "(1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM chain_step s JOIN job "
              "j ON j.id = s.job_id WHERE s.run_id = $1)");
+/* Of a run again: what it takes over. */
+PG_STATEMENT(begin_reused, "SELECT step, item, job_id FROM chain_reused($1)");
 /* How long this round has been under way as an attempt begins: since its first one. */
 PG_STATEMENT(
     begin_age,
@@ -58,6 +61,7 @@ static void run_free(struct run **run_p)
     }
     plan_free(&run->plan);
     json_decref(run->input);
+    json_decref(run->given);
     free(run->targets);
     free(run);
 }
@@ -192,12 +196,21 @@ static void copy_member(char to[CHAIN_NAME_SIZE], const json_t *target, const ch
     mem_copy_text_at(to, CHAIN_NAME_SIZE, text == NULL ? "" : text);
 }
 
+/* Those of one run are mostly those of the run before, which are kept for that. */
 static void run_read_targets(struct run *run, const char *text)
 {
-    const struct chain *chain = run->coordinator->chain;
-    json_t *all = json_loads(text, 0, NULL);
+    struct coordinator *coordinator = run->coordinator;
+    const struct chain *chain = coordinator->chain;
+    size_t size = chain->step_count * sizeof(*run->targets);
+    json_t *all;
 
+    if (coordinator->targets_text != NULL && strcmp(coordinator->targets_text, text) == 0) {
+        run->targets = xmemdup(coordinator->targets, size);
+        return;
+    }
+    all = json_loads(text, 0, NULL);
     run->targets = xcalloc(chain->step_count, sizeof(*run->targets));
+    run->given = json_incref(json_object_get(all, "$rerun"));
     for (size_t i = 0; i < chain->step_count; i++) {
         const json_t *from = json_object_get(all, chain->steps[i].name);
         struct target *to = &run->targets[i];
@@ -211,6 +224,12 @@ static void run_read_targets(struct run *run, const char *text)
         to->chain = json_is_true(json_object_get(from, "chain"));
     }
     json_decref(all);
+    if (run->given != NULL)
+        return;
+    mem_free(&coordinator->targets_text);
+    free(coordinator->targets);
+    coordinator->targets_text = xstrdup(text);
+    coordinator->targets = xmemdup(run->targets, size);
 }
 
 static void run_read_known(struct run *run, const struct pg_answer *answer)
@@ -234,6 +253,25 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
     }
 }
 
+/* Its own jobs, if it has made one all the same, come first. */
+static void run_read_reused(struct run *run, const struct pg_answer *answer)
+{
+    for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
+        int step = chain_find(run->coordinator->chain, pg_c(answer, 0, i, 0));
+        struct known *known = xcalloc(1, sizeof(*known)), *own;
+
+        known->key.step = step < 0 ? UINT32_MAX : (uint32_t)step;
+        known->key.item = (uint32_t)pg_u64(answer, 0, i, 1);
+        known->job = pg_id(answer, 0, i, 2);
+        known->state = JOB_SUCCEEDED;
+        HASH_FIND(hh, run->known, &known->key, sizeof(known->key), own);
+        if (step < 0 || own != NULL)
+            free(known);
+        else
+            HASH_ADD(hh, run->known, key, sizeof(known->key), known);
+    }
+}
+
 /* Its jobs have little longer than the run has. */
 static void run_set_end(struct run *run, const struct pg_answer *answer)
 {
@@ -246,6 +284,69 @@ static void run_set_end(struct run *run, const struct pg_answer *answer)
     run->end_ms = loop_now_ms(run->coordinator->loop) + left_ms;
     if (left_ms + END_FIRST_MS < run->limit_ms)
         run->limit_ms = left_ms + END_FIRST_MS;
+}
+
+static void run_plan(struct run *run)
+{
+    struct coordinator *coordinator = run->coordinator;
+    const char *name;
+    json_t *value;
+
+    run->plan = plan_new(coordinator->chain, TAKE(run->input), run->job_text);
+    json_object_foreach(run->given, name, value)
+    {
+        int step = chain_find(coordinator->chain, name);
+
+        if (step >= 0)
+            plan_give(run->plan, (uint32_t)step, json_incref(value));
+    }
+    run_pump(run);
+    look_run(coordinator);
+}
+
+static void on_reused(void *opaque, const struct pg_answer *answer)
+{
+    OWNED(mem_free) struct beginning *beginning = opaque;
+    struct run *run = run_find(beginning->coordinator, beginning->id);
+
+    LIST_REMOVE(beginning, link);
+    if (run == NULL)
+        return;
+    if (answer->err.code != ERR_OK) {
+        log_warn("run_not_begun", LOG_STR("run", run->job_text), LOG_ERR(&answer->err));
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, "Postgres does not answer");
+        return;
+    }
+    run_read_reused(run, answer);
+    run_plan(run);
+}
+
+/* Takes the batch, and frees it where it cannot be sent. */
+static int run_send(struct run *run, struct pg_batch *batch, pg_done_fn *done, struct err *err)
+{
+    struct coordinator *coordinator = run->coordinator;
+    struct beginning *beginning = xcalloc(1, sizeof(*beginning));
+    int r = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, done, beginning, err);
+
+    beginning->coordinator = coordinator;
+    beginning->id = run->id;
+    pg_batch_free(&batch);
+    if (r < 0)
+        free(beginning);
+    else
+        LIST_INSERT_HEAD(&coordinator->beginnings, beginning, link);
+    return r;
+}
+
+static void run_ask_reused(struct run *run)
+{
+    struct pg_batch *batch = pg_batch_new();
+    struct err err;
+
+    pg_add(batch, &begin_reused);
+    pg_bind_id(batch, &run->job);
+    if (run_send(run, batch, on_reused, &err) < 0)
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, err.text);
 }
 
 static void on_begun(void *opaque, const struct pg_answer *answer)
@@ -280,24 +381,22 @@ static void on_begun(void *opaque, const struct pg_answer *answer)
     run->again = run->again || pg_bool(answer, 0, 0, 4);
     run_read_known(run, answer);
     run_set_end(run, answer);
-    run->plan = plan_new(run->coordinator->chain, TAKE(run->input), run->job_text);
-    run_pump(run);
-    look_run(beginning->coordinator);
+    if (run->given != NULL)
+        run_ask_reused(run);
+    else
+        run_plan(run);
 }
 
-static int run_ask(struct run *run, struct err *err)
+static int run_ask(struct run *run, struct wire_bytes input, struct err *err)
 {
     struct coordinator *coordinator = run->coordinator;
-    struct beginning *beginning = xcalloc(1, sizeof(*beginning));
     struct pg_batch *batch = pg_batch_new();
-    int r;
 
-    beginning->coordinator = coordinator;
-    beginning->id = run->id;
     pg_add(batch, &begin_run);
     pg_bind_id(batch, &run->job);
     pg_bind_i64(batch, (int64_t)run->id);
     pg_bind_c(batch, coordinator->deployment);
+    pg_bind_bytes(batch, input.size <= JOB_INPUT_INLINE_MAX ? input : (struct wire_bytes){NULL, 0});
     pg_add(batch, &begin_known);
     pg_bind_id(batch, &run->job);
     pg_bind_bool(batch, coordinator->chain->undos != 0); /* a success may have been undone */
@@ -309,13 +408,7 @@ static int run_ask(struct run *run, struct err *err)
         pg_add(batch, &begin_age);
         pg_bind_id(batch, &run->job);
     }
-    r = pg_send(coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_begun, beginning, err);
-    pg_batch_free(&batch);
-    if (r < 0)
-        free(beginning);
-    else
-        LIST_INSERT_HEAD(&coordinator->beginnings, beginning, link);
-    return r;
+    return run_send(run, batch, on_begun, err);
 }
 
 void coordinator_run(struct coordinator *coordinator, const struct coordinator_run *asked)
@@ -345,7 +438,7 @@ void coordinator_run(struct coordinator *coordinator, const struct coordinator_r
     if (run->input == NULL) {
         (void)snprintf(why, sizeof(why), "the input is no JSON: %.160s", where.text);
         run_fail(&run, ERROR_CLASS_BAD_INPUT, why);
-    } else if (run_ask(run, &err) < 0) {
+    } else if (run_ask(run, asked->input, &err) < 0) {
         run_fail(&run, ERROR_CLASS_HANDED_BACK, err.text);
     }
 }
@@ -488,10 +581,11 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
     coordinator->opaque = opaque;
     coordinator->deployment = xstrdup(options->deployment);
     coordinator->decoder = wire_decoder_new();
+    coordinator->wake_decoder = wire_decoder_new();
     coordinator->jq = jq_pool_new(loop, chain);
     coordinator->closed = xcalloc(CLOSED_MAX, sizeof(*coordinator->closed));
     rng_secret_bytes(&boot, sizeof(boot));
-    (void)snprintf(coordinator->boot, sizeof(coordinator->boot), "chain-%016llx",
+    (void)snprintf(coordinator->boot, sizeof(coordinator->boot), CHAIN_BOOT_PREFIX "%016llx",
                    (unsigned long long)boot);
     coordinator->tick = loop_timer_new(loop, on_tick, coordinator);
     coordinator->sweep = loop_timer_new(loop, on_sweep, coordinator);
@@ -543,6 +637,9 @@ void coordinator_close(struct coordinator **coordinator_p)
         free(beginning);
     }
     wire_decoder_free(&coordinator->decoder);
+    wire_decoder_free(&coordinator->wake_decoder);
+    mem_free(&coordinator->targets_text);
+    free(coordinator->targets);
     free(coordinator->closed);
     free(coordinator->deployment);
     free(coordinator);

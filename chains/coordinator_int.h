@@ -84,6 +84,7 @@ struct run {
     struct wire_id job;
     char job_text[JOB_ID_TEXT_SIZE], tenant[CHAIN_NAME_SIZE], trace[64];
     json_t *input;
+    json_t *given;          /* of a run again: inputs of steps, by their names; NULL: it is none */
     struct plan *plan;      /* NULL: chain_begin() has not answered */
     struct target *targets; /* by step; deployment "": there is none */
     struct known *known;
@@ -115,7 +116,9 @@ struct coordinator {
     struct cache_listener *listener;
     struct blob_store *blobs; /* NULL: none */
     struct jq_pool *jq;
-    struct wire_decoder *decoder;
+    struct wire_decoder *decoder, *wake_decoder; /* a wake-up may carry another message */
+    char *targets_text; /* of the run before, with what was read from it; NULL: none yet */
+    struct target *targets;
     struct loop_timer *tick, *sweep;
     struct run *runs;
     struct item *items;

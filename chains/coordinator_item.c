@@ -370,17 +370,14 @@ void item_orphaned(struct item *item)
     item_tell(item, &final);
 }
 
-static void on_cached(void *opaque, int code, const void *bytes, size_t size)
+/* What its record says, if it is one. May free item and run. */
+static void item_read(struct item *item, const void *bytes, size_t size)
 {
-    struct item *item = opaque;
     const struct message_completed *completed = NULL;
     struct message message;
     struct err err;
 
-    if (!item_unpin(item))
-        return;
-    if (code == ERR_OK &&
-        message_decode(item->coordinator->decoder, bytes, size, &message, &err) == 0 &&
+    if (message_decode(item->coordinator->decoder, bytes, size, &message, &err) == 0 &&
         message.type == MESSAGE_COMPLETED && job_state_known(message.completed.state) &&
         job_state_final((enum job_state)message.completed.state))
         completed = &message.completed;
@@ -394,6 +391,18 @@ static void on_cached(void *opaque, int code, const void *bytes, size_t size)
                       : ERROR_CLASS_NONE,
                   completed->error_message, completed->output, completed->output_type,
                   completed->output_blob);
+}
+
+static void on_cached(void *opaque, int code, const void *bytes, size_t size)
+{
+    struct item *item = opaque;
+
+    if (!item_unpin(item))
+        return;
+    if (code == ERR_OK)
+        item_read(item, bytes, size);
+    else if (item->stage == ITEM_WATCHED)
+        item->look_ms = 0;
 }
 
 static void item_ask(struct item *item)
@@ -410,7 +419,7 @@ void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t siz
     struct item *item;
     struct err err;
 
-    if (message_decode(coordinator->decoder, bytes, size, &message, &err) < 0 ||
+    if (message_decode(coordinator->wake_decoder, bytes, size, &message, &err) < 0 ||
         message.type != MESSAGE_WAKE || !job_state_known(message.wake.state) ||
         !job_state_final((enum job_state)message.wake.state))
         return;
@@ -418,6 +427,10 @@ void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t siz
     if (item == NULL)
         return;
     item->look_ms = 0;
-    if (item->stage == ITEM_WATCHED)
+    if (item->stage != ITEM_WATCHED)
+        return;
+    if (message.wake.completed.size > 0)
+        item_read(item, message.wake.completed.bytes, message.wake.completed.size);
+    else
         item_ask(item);
 }

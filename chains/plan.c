@@ -32,6 +32,7 @@ void plan_free(struct plan **plan_p)
         json_decref(plan->steps[i].output);
         json_decref(plan->steps[i].before);
         json_decref(plan->steps[i].partial);
+        json_decref(plan->steps[i].given);
         json_decref(plan->steps[i].ask.values);
         free(plan->steps[i].item_state);
     }
@@ -40,6 +41,12 @@ void plan_free(struct plan **plan_p)
     json_decref(plan->scope);
     json_decref(plan->input);
     free(plan);
+}
+
+void plan_give(struct plan *plan, uint32_t step, json_t *value)
+{
+    json_decref(plan->steps[step].given);
+    plan->steps[step].given = value;
 }
 
 bool plan_reads(const struct plan *plan, uint32_t step)

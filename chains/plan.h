@@ -74,6 +74,10 @@ struct plan;
 struct plan *plan_new(const struct chain *chain, json_t *input, const char *run);
 void plan_free(struct plan **plan_p);
 
+/* The step has this as its input, or as the list of its map, whatever its template says. Takes the
+ * value. Before the first plan_next(). */
+void plan_give(struct plan *plan, uint32_t step, json_t *value);
+
 /* False: nothing before the next event. After a FINISH always. */
 bool plan_next(struct plan *plan, struct plan_todo *ret_todo);
 

@@ -23,6 +23,7 @@ struct step_run {
     enum plan_state state;
     bool falling;   /* it has failed, and its fallback is being made */
     bool judging;   /* of a loop: an iteration is over, and it is to be seen if another follows */
+    json_t *given;  /* its input, or the list of its map, in place of the template; NULL: none */
     json_t *before; /* of a loop: what each iteration has before it; all but the last are null */
     uint32_t success_count; /* jobs */
     bool tried;             /* one of its jobs was submitted */

@@ -128,6 +128,10 @@ static int step_make(struct plan *plan, size_t at, enum chain_key key, json_t **
     *ret_value = NULL;
     if (templates[key] == NULL)
         return 0;
+    if (key == CHAIN_KEY_MAP && plan->steps[at].given != NULL) {
+        *ret_value = json_incref(plan->steps[at].given);
+        return 0;
+    }
     r = plan_make(plan, &making, ret_value, todo, err);
     return r < 0 ? err_wrap(err, "%s", names[key]) : r;
 }

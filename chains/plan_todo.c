@@ -23,8 +23,13 @@ static int item_make(struct plan *plan, size_t at, uint32_t item, json_t **ret_v
                                   .items = declared->until != NULL ? plan->steps[at].before
                                                                    : plan->steps[at].items,
                                   .item = item};
-    int r = plan_make(plan, &making, ret_value, todo, err);
+    int r;
 
+    if (plan->steps[at].given != NULL && declared->map == NULL) {
+        *ret_value = json_incref(plan->steps[at].given);
+        return 0;
+    }
+    r = plan_make(plan, &making, ret_value, todo, err);
     return r < 0 ? err_wrap(err, "%s", has_model ? "input" : chain_kind_name(declared->kind)) : r;
 }
 

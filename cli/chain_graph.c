@@ -196,15 +196,11 @@ json_t *chain_graph_steps(const struct chain *chain)
 static const struct {
     const char *status, *sign, *escape, *fill;
 } looks[] = {
-    {"SUCCEEDED", "●", "\033[32m", "#d6f0d6"},
-    {"IN_PROGRESS", "◐", "\033[33m", "#fdeeb8"},
-    {"QUEUED", "◔", "\033[33m", "#f5f0d8"},
-    {"FAILED", "✗", "\033[31m", "#f6c9c5"},
-    {"CANCELED", "✗", "\033[31m", "#e6d6d4"},
-    {"NOT_RUN", "–", "\033[2m", "#eeeeee"},
-    {"NO_JOB", "◇", "", "#e8eef8"},
-    {"WAITING", "○", "\033[2m", "#ffffff"},
-    {"", "○", "", "#e8eef8"},
+    {"SUCCEEDED", "●", "\033[32m", "#d6f0d6"}, {"IN_PROGRESS", "◐", "\033[33m", "#fdeeb8"},
+    {"QUEUED", "◔", "\033[33m", "#f5f0d8"},    {"FAILED", "✗", "\033[31m", "#f6c9c5"},
+    {"CANCELED", "✗", "\033[31m", "#e6d6d4"},  {"REUSED", "◌", "\033[32m", "#e4f2e4"},
+    {"NOT_RUN", "–", "\033[2m", "#eeeeee"},    {"NO_JOB", "◇", "", "#e8eef8"},
+    {"WAITING", "○", "\033[2m", "#ffffff"},    {"", "○", "", "#e8eef8"},
 };
 
 static size_t look_of(const struct node *node)

@@ -92,6 +92,30 @@ struct chains_retry_settings {
 #include "base/settings_end.def"
 };
 
+#define CHAINS_RERUN_SETTINGS                                                                      \
+    VERB_COMMON_SETTINGS                                                                           \
+    SETTING_STRING(from, "",                                                                       \
+                   "step from which on all runs again; empty: those of --inputs, or all of them")  \
+    SETTING_STRING(input, "", "another input of the run: JSON, @FILE, or - for standard input")    \
+    SETTING_STRING(inputs, "",                                                                     \
+                   "inputs of steps instead of their templates, by name: a JSON object, @FILE, "   \
+                   "or -")                                                                         \
+    SETTING_STRING(deployment, "", "another version of the chain: id or name; empty: the run's")   \
+    SETTING_BOOL(no_wait, false, "print the id of the new run and leave")                          \
+    SETTING_BOOL(quiet, false, "say nothing while it runs")
+
+struct chains_rerun_settings {
+#define SETTINGS_FIELDS
+#include "base/settings_rows.def"
+    CHAINS_RERUN_SETTINGS
+#include "base/settings_end.def"
+};
+
+/* ---- chains_main.c ---- */
+
+/* Of a run that has just been begun: waits for it and prints its output; returns the exit code. */
+int chains_follow(const struct client *client, const char *id, bool no_wait, bool quiet);
+
 /* Actions, as struct verb_action has them. */
 int chains_init(const struct client *client, const void *values, char **operands,
                 int operand_count);
@@ -102,4 +126,6 @@ int chains_show(const struct client *client, const void *values, char **operands
 int chains_cancel(const struct client *client, const void *values, char **operands,
                   int operand_count);
 int chains_retry(const struct client *client, const void *values, char **operands,
+                 int operand_count);
+int chains_rerun(const struct client *client, const void *values, char **operands,
                  int operand_count);

@@ -166,6 +166,19 @@ static int run_output(const struct client *client, const char *id, bool quiet)
     return CLI_EXIT_OK;
 }
 
+int chains_follow(const struct client *client, const char *id, bool no_wait, bool quiet)
+{
+    if (id == NULL)
+        return CLI_EXIT_REFUSED;
+    if (no_wait) {
+        (void)printf("%s\n", id);
+        return CLI_EXIT_OK;
+    }
+    if (!quiet)
+        (void)fprintf(stderr, "run %s\n", id);
+    return run_output(client, id, quiet);
+}
+
 static int chains_run(const struct client *client, const void *values, char **operands,
                       int operand_count)
 {
@@ -175,7 +188,6 @@ static int chains_run(const struct client *client, const void *values, char **op
     OWNED(mem_free) char *path = NULL;
     struct client_call call = {.method = "POST"};
     json_t *input;
-    const char *id;
     struct err err;
     int status;
 
@@ -190,16 +202,8 @@ static int chains_run(const struct client *client, const void *values, char **op
     call.body = body;
     if (client_exchange(client, &call, &status, &answer, &err) < 0)
         return client_complain("chains run", &err);
-    id = json_string_value(json_object_get(answer, "request_id"));
-    if (id == NULL)
-        return CLI_EXIT_REFUSED;
-    if (settings->no_wait) {
-        (void)printf("%s\n", id);
-        return CLI_EXIT_OK;
-    }
-    if (!settings->quiet)
-        (void)fprintf(stderr, "run %s\n", id);
-    return run_output(client, id, settings->quiet);
+    return chains_follow(client, json_string_value(json_object_get(answer, "request_id")),
+                         settings->no_wait, settings->quiet);
 }
 
 /* ---- runs ---- */
@@ -268,6 +272,13 @@ static const struct setting retry_rows[] = {
 #define SETTINGS_ROWS struct chains_retry_settings
 #include "base/settings_rows.def"
     CHAINS_RETRY_SETTINGS
+#include "base/settings_end.def"
+};
+
+static const struct setting rerun_rows[] = {
+#define SETTINGS_ROWS struct chains_rerun_settings
+#include "base/settings_rows.def"
+    CHAINS_RERUN_SETTINGS
 #include "base/settings_end.def"
 };
 
@@ -363,6 +374,8 @@ int chains_main(int argc, char **argv)
          chains_cancel},
         {"retry", "RUN", "Goes on with a run that has failed: what succeeded is not run again.",
          retry_rows, COUNT_OF(retry_rows), sizeof(struct chains_retry_settings), chains_retry},
+        {"rerun", "RUN", "Runs it again, from a step on or with another input, as a new run.",
+         rerun_rows, COUNT_OF(rerun_rows), sizeof(struct chains_rerun_settings), chains_rerun},
         {"approve", "RUN STEP", "Says yes to a step that asks for an approval.", decide_rows,
          COUNT_OF(decide_rows), sizeof(struct decide_settings), chains_approve},
         {"reject", "RUN STEP", "Says no to it: the step fails.", decide_rows, COUNT_OF(decide_rows),

@@ -178,6 +178,7 @@ struct call {
     char about_deployment[CONFIG_NAME_SIZE];
     uint32_t about_count;
     void *state;                           /* of the route's own code, which frees it… */
+    void (*on_freed)(struct call *call);   /* … or this does, however the call ends */
     void (*on_dropped)(struct call *call); /* …also when the client left while reading */
     void (*on_left)(struct call *call); /* it leaves while it waits: ends the call; NULL: goes on */
     char attempts[12];                  /* a header of sync answers; "": not sent */
@@ -315,7 +316,12 @@ void gateway_submits_close(struct submits **submits_p);
 uint32_t gateway_submits_waiting(const struct submits *submits);
 bool gateway_submits_clock_is_good(const struct submits *submits, double *ret_skew_s);
 void submit_begin(struct call *call); /* sync calls too */
+/* An async submit under an id that was chosen before. Takes the bytes of the body. */
+void submit_given(struct call *call, const struct config_choice *choice, const struct wire_id *id,
+                  struct buf *body);
 /* A Cancel that nobody waits for. */
+int gateway_cancel_produce(struct gateway *gateway, const struct wire_id *id, const char *tenant,
+                           struct err *err) MUST_CHECK;
 void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant);
 
 /* ---- gateway_ticks.c: what schedules are due for is submitted ---- */
@@ -369,7 +375,9 @@ void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
 void chain_decide_begin(struct call *call); /* approve, reject */
 
-/* ---- gateway_chain_versions.c ---- */
+/* ---- gateway_chain_rerun.c, gateway_chain_versions.c ---- */
+
+void chain_rerun_begin(struct call *call);
 
 void chain_delete_begin(struct call *call);
 void chain_deployments_begin(struct call *call);

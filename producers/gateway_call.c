@@ -79,6 +79,8 @@ static void call_free(struct call **call_p)
     struct call *call = TAKE(*call_p);
 
     LIST_REMOVE(call, link);
+    if (call->on_freed != NULL)
+        call->on_freed(call);
     free(call);
 }
 
@@ -424,6 +426,7 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_CHAINS] = chains_begin,
     [ROUTE_CHAIN] = chain_begin,
     [ROUTE_CHAIN_RUN] = chain_run_begin,
+    [ROUTE_CHAIN_RERUN] = chain_rerun_begin,
     [ROUTE_CHAIN_RUN_FORGET] = chain_forget_begin,
     [ROUTE_CHAIN_APPROVE] = chain_decide_begin,
     [ROUTE_CHAIN_REJECT] = chain_decide_begin,
@@ -632,6 +635,23 @@ void call_begin(struct http_request *request, void *opaque)
 }
 
 /* ---- what routes have in common ---- */
+
+void gateway_append_base_url(const struct call *call, struct buf *to)
+{
+    const struct gateway_settings *settings = &call->gateway->settings;
+    const char *host = http_request_header(call->request, "Host");
+
+    if (settings->public_url[0] != '\0') {
+        size_t size = strlen(settings->public_url);
+
+        while (size > 0 && settings->public_url[size - 1] == '/')
+            size--;
+        buf_append(to, settings->public_url, size);
+        return;
+    }
+    buf_append_text(to, settings->tls_cert[0] != '\0' ? "https://" : "http://");
+    buf_append_text(to, host == NULL ? "localhost" : host);
+}
 
 static void on_body(struct http_request *request, void *opaque)
 {

@@ -21,6 +21,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/loop.h"
 #include "brokers/pg.h"
 #include "brokers/queue.h"
@@ -49,6 +50,32 @@ struct cancel {
     bool asked;    /* refused before the question that is out */
     bool found;    /* the answer to it has the row */
 };
+
+int gateway_cancel_produce(struct gateway *gateway, const struct wire_id *id, const char *tenant,
+                           struct err *err)
+{
+    const struct message_cancel cancel = {.id = *id, .tenant = WIRE_TEXT_OF(tenant)};
+    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(1024);
+    struct queue_message message;
+    int r = message_encode(MESSAGE_CANCEL, &cancel, &record, err);
+
+    message = (struct queue_message){.topic = gateway->intake,
+                                     .partition = job_id_shard(id),
+                                     .bytes = record.bytes,
+                                     .size = record.size};
+    return r < 0 ? r : queue_produce(gateway->producer, &message, err);
+}
+
+void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant)
+{
+    char text[JOB_ID_TEXT_SIZE];
+    struct err err;
+
+    if (gateway_cancel_produce(gateway, id, tenant, &err) == 0)
+        return;
+    job_id_format(id, text);
+    log_warn("cancel_not_sent", LOG_STR("job", text), LOG_STR("tenant", tenant), LOG_ERR(&err));
+}
 
 struct cancels {
     struct gateway *gateway;

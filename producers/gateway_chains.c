@@ -8,6 +8,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "brokers/pg.h"
 #include "producers/gateway.h"
@@ -39,8 +40,10 @@ PG_STATEMENT(
     chain_run_find,
     "SELECT j.id::text, coalesce(m.name, j.model), j.deployment, state_name(j.state), "
     "j.attempt_count, j.accepted_at, CASE WHEN j.state NOT IN (1, 2) THEN j.state_at END, "
-    "j.error_message, CASE d.engine WHEN 'chain' THEN d.config::text END FROM job j JOIN "
-    "deployment d ON d.id = j.deployment LEFT JOIN model m ON m.id = j.model WHERE j.id = $1 AND "
+    "j.error_message, CASE d.engine WHEN 'chain' THEN d.config::text END, c.source_run_id::text, "
+    "array_to_json(c.source_steps)::text FROM job j JOIN "
+    "deployment d ON d.id = j.deployment LEFT JOIN model m ON m.id = j.model LEFT JOIN chain_run c "
+    "ON c.run_id = j.id WHERE j.id = $1 AND "
     "j.tenant = $2 AND (d.engine = 'chain' OR EXISTS (SELECT FROM chain_step s WHERE s.run_id = "
     "j.id))");
 
@@ -248,6 +251,26 @@ static void steps_join_file(json_t *steps, const char *config)
     json_decref(json);
 }
 
+/* Of a run again: steps without a job of their own whose outputs it has taken over. */
+static void steps_mark_reused(json_t *steps, const char *source_steps)
+{
+    json_t *names = json_loads(source_steps, 0, NULL), *step, *name;
+    size_t i, k;
+
+    json_array_foreach(steps, i, step)
+    {
+        const char *status = json_string_value(json_object_get(step, "status"));
+
+        json_array_foreach(names, k, name)
+        {
+            if (json_equal(name, json_object_get(step, "name")) &&
+                (strcmp(status, "NOT_RUN") == 0 || strcmp(status, "WAITING") == 0))
+                (void)json_object_set_new(step, "status", json_string("REUSED"));
+        }
+    }
+    json_decref(names);
+}
+
 static void on_run(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
@@ -266,6 +289,10 @@ static void on_run(void *opaque, const struct pg_answer *answer)
         (void)json_array_append_new(steps, step_json(answer, i, !pg_is_null(answer, 0, 0, 6)));
     if (!pg_is_null(answer, 0, 0, 8))
         steps_join_file(steps, pg_c(answer, 0, 0, 8));
+    if (!pg_is_null(answer, 0, 0, 9)) {
+        steps_mark_reused(steps, pg_c(answer, 0, 0, 10));
+        (void)json_object_set_new(body, "source_run_id", json_string(pg_c(answer, 0, 0, 9)));
+    }
     (void)json_object_set_new(body, "steps", steps);
     call_answer_json(&call, 200, &body);
 }
@@ -311,21 +338,6 @@ PG_STATEMENT(
     "actor, action, target) SELECT $2, $4, 'CHAIN_RUN_FORGOTTEN', $1::text FROM (SELECT FROM gone "
     "LIMIT 1) g) SELECT count(*) FROM gone");
 
-/* The step and those that need it, by whatever way: bits of steps. */
-static uint64_t steps_behind(const struct chain *chain, size_t from)
-{
-    uint64_t found = UINT64_C(1) << from, before = 0;
-
-    while (found != before) {
-        before = found;
-        for (size_t i = 0; i < chain->step_count; i++) {
-            if ((chain->steps[i].needs & found) != 0)
-                found |= UINT64_C(1) << i;
-        }
-    }
-    return found;
-}
-
 static void on_forgotten(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
@@ -353,7 +365,7 @@ static int names_from(const char *config, const char *from, struct buf *to, stru
     at = chain_find(chain, from);
     if (at < 0)
         return err_set(err, ERR_NOT_FOUND, "from: the chain has no step '%.64s'", from);
-    steps = steps_behind(chain, (size_t)at);
+    steps = chain_steps_behind(chain, (size_t)at);
     for (size_t i = 0; i < chain->step_count; i++) {
         if ((steps >> i & 1) != 0)
             buf_printf(to, "%s%s", to->size > 0 ? "," : "", chain->steps[i].name);

@@ -172,23 +172,6 @@ static void submit_new(struct call *call, const struct config_choice *choice)
 
 /* ---- the answer ---- */
 
-void gateway_append_base_url(const struct call *call, struct buf *to)
-{
-    const struct gateway_settings *settings = &call->gateway->settings;
-    const char *host = http_request_header(call->request, "Host");
-
-    if (settings->public_url[0] != '\0') {
-        size_t size = strlen(settings->public_url);
-
-        while (size > 0 && settings->public_url[size - 1] == '/')
-            size--;
-        buf_append(to, settings->public_url, size);
-        return;
-    }
-    buf_append_text(to, settings->tls_cert[0] != '\0' ? "https://" : "http://");
-    buf_append_text(to, host == NULL ? "localhost" : host);
-}
-
 static void answer_url(struct buf *to, const char *name, const struct buf *base, const char *id,
                        const char *suffix)
 {
@@ -249,38 +232,12 @@ static void submit_answer(struct submit *submit, bool replayed)
 
 /* ---- produce and report ---- */
 
-static int cancel_produce(struct gateway *gateway, const struct wire_id *id, const char *tenant,
-                          struct err *err)
-{
-    const struct message_cancel cancel = {.id = *id, .tenant = WIRE_TEXT_OF(tenant)};
-    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(1024);
-    struct queue_message message;
-    int r = message_encode(MESSAGE_CANCEL, &cancel, &record, err);
-
-    message = (struct queue_message){.topic = gateway->intake,
-                                     .partition = job_id_shard(id),
-                                     .bytes = record.bytes,
-                                     .size = record.size};
-    return r < 0 ? r : queue_produce(gateway->producer, &message, err);
-}
-
-void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, const char *tenant)
-{
-    char text[JOB_ID_TEXT_SIZE];
-    struct err err;
-
-    if (cancel_produce(gateway, id, tenant, &err) == 0)
-        return;
-    job_id_format(id, text);
-    log_warn("cancel_not_sent", LOG_STR("job", text), LOG_STR("tenant", tenant), LOG_ERR(&err));
-}
-
 static void cancel_late(struct submit *submit)
 {
     struct gateway *gateway = submit->gateway;
     char id[JOB_ID_TEXT_SIZE];
     struct err err;
-    int r = cancel_produce(gateway, &submit->id, submit->tenant, &err);
+    int r = gateway_cancel_produce(gateway, &submit->id, submit->tenant, &err);
 
     job_id_format(&submit->id, id);
     if (r < 0)
@@ -871,6 +828,40 @@ static bool refuse_switched_off(struct call *call, const struct config_choice *c
     mem_copy_text(call->retry_after, SWITCH_RETRY_S);
     call_fail_as(&call, 503, "switched_off", text);
     return true;
+}
+
+void submit_given(struct call *call, const struct config_choice *choice, const struct wire_id *id,
+                  struct buf *body)
+{
+    struct refusal refusal;
+    struct submit *submit;
+    struct err err;
+
+    public_target(call, choice);
+    if (refuse_switched_off(call, choice, "")) {
+        buf_done(body);
+        return;
+    }
+    if (!gateway_caps_admit_pool(call->gateway->caps, choice->deployment->pool, &refusal)) {
+        buf_done(body);
+        call_refuse(&call, &refusal);
+        return;
+    }
+    submit_new(call, choice);
+    submit = call->state;
+    submit->id = *id;
+    buf_move(&submit->http_body, body);
+    if (!submit_admit(submit, submit->http_body.size))
+        return;
+    submit->size = submit->http_body.size;
+    submit->gateway->submits->bytes += submit->size;
+    if (body_read_submit(submit->gateway->reader, submit->http_body.bytes, submit->http_body.size,
+                         false, false, &submit->body, &err) < 0) {
+        submit_fail(&submit, &err);
+        return;
+    }
+    job_id_format(&submit->id, call->job);
+    submit_store_input(submit);
 }
 
 static void on_choice(struct call *call, const struct config_choice *choice)

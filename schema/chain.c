@@ -39,6 +39,20 @@ int chain_find(const struct chain *chain, const char *name)
     return -1;
 }
 
+uint64_t chain_steps_behind(const struct chain *chain, size_t from)
+{
+    uint64_t found = UINT64_C(1) << from, before = 0;
+
+    while (found != before) {
+        before = found;
+        for (size_t i = 0; i < chain->step_count; i++) {
+            if ((chain->steps[i].needs & found) != 0)
+                found |= UINT64_C(1) << i;
+        }
+    }
+    return found;
+}
+
 const char *chain_kind_name(enum chain_kind kind)
 {
     static const char *const names[CHAIN_KINDS] = {"model", "transform", "wait", "approval",

@@ -139,3 +139,10 @@ int chain_switch_take(const struct chain_step *step, const json_t *value, uint64
 
 /* The place of the step; -1: there is none of that name. */
 int chain_find(const struct chain *chain, const char *name);
+
+/* Names of coordinators' wake-up channels begin so: they are told what their jobs came to at once.
+ */
+#define CHAIN_BOOT_PREFIX "chain-"
+
+/* The step and those that need it, by whatever way: bits of steps. */
+uint64_t chain_steps_behind(const struct chain *chain, size_t from);

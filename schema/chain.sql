@@ -10,6 +10,10 @@ CREATE TABLE chain_run (
     targets jsonb NOT NULL, -- by step: whom its jobs go to, chosen as the run began
     begun_at timestamptz NOT NULL DEFAULT now(),
     closed_at timestamptz, -- over, and nothing of it runs any more
+    input bytea,              -- of the run, up to the inline limit: its job's is gone when it has succeeded
+    source_run_id uuid,       -- of a run again: whose outputs it takes over
+    source_round smallint,    -- … as they were in that round
+    source_steps text[],      -- … of these steps
     PRIMARY KEY (run_id)
 ) PARTITION BY RANGE (run_id);
 CREATE TABLE chain_run_default PARTITION OF chain_run DEFAULT;

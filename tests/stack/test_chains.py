@@ -69,7 +69,8 @@ ASKS = {"steps": {
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
 HASTY = {"timeout_seconds": 1, "steps": {"slow": {"model": "echo", "map": [1, 2], "input": {"sim": {"sleep_ms": 60000}}}}}
-VERSION = {"steps": {"a": {"model": "echo", "input": {"sim": {"sleep_ms": "{{input.ms}}"}}}}, "output": "one"}
+VERSION = {"steps": {"ask": {"approval": 1, "timeout_seconds": 120, "when": "{{input.hold?}}"},
+                     "a": {"model": "echo", "input": 1, "needs": ["ask"]}}, "output": "one"}
 LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
@@ -276,19 +277,21 @@ def test_versions(stack):
         assert reply.status == status, (path, reply)
         return reply.json
 
-    def output(target, ms=0):
-        reply = stack.http("POST", f"/chain/versions/{target}/run_remote", {"ms": ms})
+    def output(target):
+        reply = stack.http("POST", f"/chain/versions/{target}/run_remote", {})
         assert reply.status == 200, reply
         return reply.json
 
     def gives(target, wanted):
         path = f"/chain/versions/{target}/run_remote"
-        wait_until(f"{target} to give {wanted}", lambda: stack.http("POST", path, {"ms": 0}).json == wanted)
+        wait_until(f"{target} to give {wanted}", lambda: stack.http("POST", path, {}).json == wanted)
 
     (first,) = call("GET", "/deployments")["deployments"]
     assert first["environment"] == "production" and first["status"] == "ACTIVE", first
     assert [one["name"] for one in first["chainlets"]] == ["versions"], first
-    run = begin(stack, "versions", {"ms": 2500})
+    run = begin(stack, "versions", {"hold": True})
+    wait_until("it to be asked for", lambda: stack.http("GET", f"/v1/chain_runs/{run}").status == 200
+               and step_of(stack, run, "ask")["status"] == "WAITING_FOR_APPROVAL", 30)
     second = push(stack, "versions", {**VERSION, "output": "two"})["id"]
     call("POST", "/environments", {"name": "staging"}, 201)
     call("POST", "/environments", {"name": "staging"}, 409)
@@ -303,16 +306,16 @@ def test_versions(stack):
     assert call("POST", "/environments/production/promote", {"deployment_id": second})["environment"] == "production"
     gives("production", "two")
     assert "not over" in call("POST", f"/deployments/{first['id']}/deactivate", {}, 409)["error"]
+    assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {}).status == 200
     assert stack.wait_final(run)["status"] == "SUCCEEDED" and stack.result(run).json == "one"
     call("POST", "/environments/production/promote", {"deployment_id": first["id"]})
     gives("production", "one")
     assert "'staging' points at it" in call("DELETE", f"/deployments/{second}", None, 409)["error"]
     call("POST", "/environments/staging/promote", {"deployment_id": first["id"]})
-    wait_until("its queue to be empty", lambda: stack.http(
-        "GET", f"/chain/versions/deployment/{second}/async_queue_status").json["num_queued_requests"] == 0)
-    call("POST", f"/deployments/{second}/deactivate", {})
+    wait_until("it to be stopped, when the last of its runs is counted", lambda: stack.http(
+        "POST", f"/v1/chains/versions/deployments/{second}/deactivate", {}).status == 200)
     wait_until("gateways to know", lambda: b"is deactivated" in stack.http(
-        "POST", f"/chain/versions/deployment/{second}/async_run_remote", {"model_input": {"ms": 0}}).body)
+        "POST", f"/chain/versions/deployment/{second}/async_run_remote", {"model_input": {}}).body)
     call("POST", f"/deployments/{second}/activate", {})
     stack.wait_active(second)
     gives(f"deployment/{second}", "two")
@@ -346,6 +349,53 @@ def test_calls_below_the_chain(stack):
     assert stack.http("DELETE", f"/chain/map/async_request/{slow}").json["canceled"] is True
     assert stack.wait_final(slow)["status"] == "CANCELED"
     assert stack.http("GET", "/chain/echo/production/async_queue_status").status == 404
+
+
+def test_a_run_again(stack):
+    """From a step on, with another input of the run or of the step; what came before is taken over and not run again."""
+    def again(run, body, status=201):
+        reply = stack.http("POST", f"/v1/chain_runs/{run}/rerun", body)
+        assert reply.status == status, reply
+        return reply.json["request_id" if status == 201 else "error"]
+
+    def ends(run, output, steps):
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        assert stack.result(run).json == output
+        assert sorted(row[0] for row in steps_of(stack, run)) == steps
+
+    run = begin(stack, "linear", {"text": "a"})
+    ends(run, ["a!", run], ["one", "three", "two"])
+    second = again(run, {"from": "two", "input": {"text": "of nobody"}})
+    ends(second, ["a!", second], ["three", "two"])
+    shown = stack.http("GET", f"/v1/chain_runs/{second}").json
+    assert shown["source_run_id"] == run and step_of(stack, second, "one")["status"] == "REUSED", shown
+    assert stack.sql("SELECT source_run_id, source_steps FROM headrace_v1.chain_runs WHERE run_id = :'a1'",
+                     second) == [[run, "{one}"]]
+    third = again(second, {"from": "three"})  # what it takes over is of two runs
+    ends(third, ["a!", third], ["three"])
+    fourth = again(run, {"inputs": {"two": {"text": "given"}}})
+    ends(fourth, ["given", fourth], ["three", "two"])
+    whole = again(run, {})
+    ends(whole, ["a!", whole], ["one", "three", "two"])
+    other = push(stack, "linear", {**LINEAR, "output": "{{steps.two.output.output}}"})["id"]
+    stack.wait_active(other)
+    ends(again(run, {"from": "three", "deployment_id": other}), {"text": "a!"}, ["three"])
+    listed = begin(stack, "map", {"items": [1, 2, 3], "ms": 1})
+    assert stack.wait_final(listed)["status"] == "SUCCEEDED"
+    joined = again(listed, {"from": "join"})
+    assert stack.wait_final(joined)["status"] == "SUCCEEDED" and stack.result(joined).json == stack.result(listed).json
+    check_each_once(stack, joined, 1)
+    given = again(listed, {"inputs": {"each": [7]}})
+    assert stack.wait_final(given)["status"] == "SUCCEEDED"
+    assert [one["output"]["n"] for one in stack.result(given).json] == [7]
+    assert "no step 'nine'" in again(run, {"from": "nine"}, 404)
+    assert "inputs.each" in again(listed, {"inputs": {"each": 7}}, 400)
+    assert "'frm' is not known" in again(run, {"frm": "two"}, 400)
+    assert again(run, {"deployment_id": "nothing"}, 404) and again(NOBODYS_RUN, {}, 404)
+    slow = begin(stack, "map", {"items": [1], "ms": 60000})
+    wait_until("it to begin", lambda: steps_of(stack, slow))
+    assert "is not over" in again(slow, {}, 409)
+    assert stack.http("DELETE", f"/async_request/{slow}").json["canceled"] is True
 
 
 def step_of(stack, run, name):

@@ -187,11 +187,35 @@ static void take_submit(struct world *world, const struct message_submit *submit
     TAILQ_INSERT_TAIL(&world->jobs, job, link);
 }
 
-static void wake(struct world *world, const struct job *job)
+/* The record of a job that is over. */
+static void encode_completed(const struct job *job, struct buf *to)
 {
-    const struct message_wake fields = {.id = job->id, .state = job->state};
+    struct message_completed completed = {.id = job->id,
+                                          .round = 1,
+                                          .tenant = WIRE_TEXT_OF("tenant"),
+                                          .model = WIRE_TEXT_OF("m"),
+                                          .deployment = WIRE_TEXT_OF("d"),
+                                          .accepted_us = 1,
+                                          .finished_us = 1};
     struct err err;
 
+    completed.state = job->state;
+    completed.error_class = job->state == JOB_FAILED ? ERROR_CLASS_MODEL_ERROR : ERROR_CLASS_NONE;
+    if (job->output != NULL)
+        completed.output = (struct wire_bytes){(const uint8_t *)job->output, strlen(job->output)};
+    if (message_encode(MESSAGE_COMPLETED, &completed, to, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void wake(struct world *world, const struct job *job)
+{
+    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(4096);
+    struct message_wake fields = {.id = job->id, .state = job->state};
+    struct err err;
+
+    encode_completed(job, &record);
+    if (chance(&world->rng, 50)) /* of a large one it has no record */
+        fields.completed = (struct wire_bytes){record.bytes, record.size};
     for (unsigned i = 0; i < PROCESSES; i++) {
         struct loop *loop = &world->loops[i];
 
@@ -400,25 +424,12 @@ static void deliver_pg(struct world *world, struct loop *loop, struct event *eve
 static void deliver_cached(struct world *world, struct event *event)
 {
     const struct job *job = job_find(world, &event->id);
-    struct message_completed completed = {.id = event->id,
-                                          .round = 1,
-                                          .tenant = WIRE_TEXT_OF("tenant"),
-                                          .model = WIRE_TEXT_OF("m"),
-                                          .deployment = WIRE_TEXT_OF("d"),
-                                          .accepted_us = 1,
-                                          .finished_us = 1};
-    struct err err;
 
     if (job == NULL || job_live(job) || !job->cached) {
         event->cached(event->opaque, ERR_NOT_FOUND, NULL, 0);
         return;
     }
-    completed.state = job->state;
-    completed.error_class = job->state == JOB_FAILED ? ERROR_CLASS_MODEL_ERROR : ERROR_CLASS_NONE;
-    if (job->output != NULL)
-        completed.output = (struct wire_bytes){(const uint8_t *)job->output, strlen(job->output)};
-    if (message_encode(MESSAGE_COMPLETED, &completed, &event->bytes, &err) < 0)
-        fail_msg("%s", err.text);
+    encode_completed(job, &event->bytes);
     event->cached(event->opaque, ERR_OK, event->bytes.bytes, event->bytes.size);
 }
 
