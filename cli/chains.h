@@ -101,6 +101,8 @@ struct chains_retry_settings {
                    "inputs of steps instead of their templates, by name: a JSON object, @FILE, "   \
                    "or -")                                                                         \
     SETTING_STRING(deployment, "", "another version of the chain: id or name; empty: the run's")   \
+    SETTING_BOOL(dry_run, false, "make no job: tell what would run, and what is as it was")        \
+    SETTING_STRING(chain, "", "of a dry run: a chain.yaml in place of the run's own version")      \
     SETTING_BOOL(no_wait, false, "print the id of the new run and leave")                          \
     SETTING_BOOL(quiet, false, "say nothing while it runs")
 
@@ -115,6 +117,13 @@ struct chains_rerun_settings {
 
 /* Of a run that has just been begun: waits for it and prints its output; returns the exit code. */
 int chains_follow(const struct client *client, const char *id, bool no_wait, bool quiet);
+
+/* ---- chains_dry_main.c ---- */
+
+/* Plans the run again with what it has recorded; chain_file "": by its own file. The body is that
+ * of a rerun. Returns the exit code. */
+int chains_dry_run(const struct client *client, const char *run, const json_t *body,
+                   const char *chain_file, bool json);
 
 /* Actions, as struct verb_action has them. */
 int chains_init(const struct client *client, const void *values, char **operands,

@@ -51,6 +51,13 @@ int chains_rerun(const struct client *client, const void *values, char **operand
         return CLI_EXIT_USAGE;
     if (rerun_body(settings, &body, &err) < 0)
         return client_complain("chains rerun", &err);
+    if (settings->dry_run)
+        return chains_dry_run(client, operands[0], body, settings->chain, settings->json);
+    if (settings->chain[0] != '\0') {
+        (void)err_set(&err, ERR_USAGE,
+                      "--chain is of a dry run; push it and name it by --deployment");
+        return client_complain("chains rerun", &err);
+    }
     call.path = path = path_make("/v1/chain_runs/%/rerun", operands[0]);
     call.body = body;
     if (client_exchange(client, &call, &status, &answer, &err) < 0)

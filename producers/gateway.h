@@ -377,6 +377,7 @@ void chain_decide_begin(struct call *call); /* approve, reject */
 
 /* ---- gateway_chain_rerun.c, gateway_chain_versions.c ---- */
 
+void chain_record_begin(struct call *call);
 void chain_rerun_begin(struct call *call);
 
 void chain_delete_begin(struct call *call);

@@ -426,6 +426,7 @@ static void (*const begins[ROUTE_COUNT])(struct call *call) = {
     [ROUTE_CHAINS] = chains_begin,
     [ROUTE_CHAIN] = chain_begin,
     [ROUTE_CHAIN_RUN] = chain_run_begin,
+    [ROUTE_CHAIN_RECORD] = chain_record_begin,
     [ROUTE_CHAIN_RERUN] = chain_rerun_begin,
     [ROUTE_CHAIN_RUN_FORGET] = chain_forget_begin,
     [ROUTE_CHAIN_APPROVE] = chain_decide_begin,

@@ -464,6 +464,14 @@ def test_command_line(stack, tmp_path):
     assert stack.http("GET", "/v1/chains/shell").json == listed["shell"]
     assert stack.http("GET", "/v1/chains/echo").status == 404
     assert "shell" in stack.cli("chains", "ls").stdout
+    assert stack.cli("chains", "rerun", run, "--quiet", "--input", '{"n": 6}').stdout == '{"n":6}\n'
+    dry = stack.cli("chains", "rerun", run, "--dry-run").stdout.splitlines()[1].split()
+    assert dry == ["a", "run", "1", "0", "0", "succeeded"], dry
+    file.write_text("steps:\n  a: {model: echo, input: {n: '${ $input.n + 1 }'}}\n  b: {model: echo, input: '{{steps.a.output}}'}\n")
+    dry = json.loads(stack.cli("chains", "rerun", run, "--dry-run", "--json", "--from", "b", "--chain", file).stdout)
+    assert [(one["would"], one["same"], one["changed"], one["new"]) for one in dry["steps"]] == [
+        ("be reused", 0, 1, 0), ("run", 0, 0, 1)] and dry["ends"] is False, dry
+    assert len(stack.sql("SELECT 1 FROM headrace_v1.chain_runs WHERE chain = 'shell'")) == 2
     shown = stack.http("GET", f"/v1/chain_runs/{run}").json
     assert shown["status"] == "SUCCEEDED" and shown["steps"][0]["status"] == "SUCCEEDED", shown
     assert shown["steps"][0]["request_id"] and "SUCCEEDED" in stack.cli("chains", "show", run).stdout
