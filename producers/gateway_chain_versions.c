@@ -3,7 +3,7 @@
 /*
  * Versions and environments of chains, in the shapes of the management API (SURFACE, appendix A).
  * A chain is a model, and a chain in Python several, so what is shown or done is one function of
- * the ledger each (migrations/0035_chain_versions.sql), which answers JSON.
+ * the ledger each (migrations/0037_chain_versions.sql), which answers JSON.
  *
  * A version with runs that are not over is neither stopped nor deleted: 409.
  */
