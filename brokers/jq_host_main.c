@@ -108,7 +108,7 @@ static int limit_all(void)
 
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)setrlimit(RLIMIT_CORE, &none);
-#ifndef __SANITIZE_ADDRESS__ /* its shadow is larger */
+#ifndef HEADRACE_WITH_ASAN /* its shadow is larger */
     const struct rlimit memory = {ADDRESS_SPACE_MAX, ADDRESS_SPACE_MAX};
 
     (void)setrlimit(RLIMIT_AS, &memory);

@@ -16,6 +16,12 @@ if(HEADRACE_SANITIZE)
     # Instrumented code hides from gcc what it could prove of the plain one.
     $<$<C_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   target_link_options(headrace_flags INTERFACE -fsanitize=${HEADRACE_SANITIZE})
+  # For the few places that a sanitizer changes: gcc's __SANITIZE_ADDRESS__ is unknown to clang 14.
+  if(HEADRACE_SANITIZE STREQUAL "thread")
+    target_compile_definitions(headrace_flags INTERFACE HEADRACE_WITH_TSAN)
+  else()
+    target_compile_definitions(headrace_flags INTERFACE HEADRACE_WITH_ASAN)
+  endif()
 endif()
 if(HEADRACE_FUZZ)
   target_compile_options(headrace_flags INTERFACE -fsanitize=fuzzer-no-link)

@@ -297,7 +297,7 @@ int main(int argc, char **argv)
 
     if (argc == 2 && strcmp(argv[1], "host-jq") == 0)
         return host_jq_main(argc, argv);
-#ifdef __SANITIZE_THREAD__
+#ifdef HEADRACE_WITH_TSAN
     (void)puts(
         "skipped: ThreadSanitizer needs calls that the sandbox of a jq process refuses; there is "
         "one thread in it");
