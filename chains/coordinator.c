@@ -253,9 +253,11 @@ static void run_read_known(struct run *run, const struct pg_answer *answer)
     }
 }
 
-/* Its own jobs, if it has made one all the same, come first. */
+/* Its own jobs, if it has made one all the same, come first. What can be undone may have been. */
 static void run_read_reused(struct run *run, const struct pg_answer *answer)
 {
+    if (run->coordinator->chain->undos != 0)
+        return;
     for (size_t i = 0; i < pg_row_count(answer, 0); i++) {
         int step = chain_find(run->coordinator->chain, pg_c(answer, 0, i, 0));
         struct known *known = xcalloc(1, sizeof(*known)), *own;

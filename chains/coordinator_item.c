@@ -195,7 +195,8 @@ static const struct known *known_find(const struct run *run, uint32_t step, uint
 static bool known_counts(const struct run *run, const struct known *known)
 {
     return known != NULL && (known->round == run->round ||
-                             (known->state == JOB_SUCCEEDED && known->round > run->undone_round));
+                             (known->state == JOB_SUCCEEDED &&
+                              (run->undone_round == 0 || known->round > run->undone_round)));
 }
 
 void item_begin(struct run *run, struct plan_todo *todo)
