@@ -10,6 +10,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import uuid
 
 import pytest
 from conftest import run_stack
@@ -45,7 +46,17 @@ def project(stack, name):
 def push(stack, *commands, **spec):
     spec = {"name": "test", "cpu_count": 1, "grace_seconds": 2,
             "checkpointing": {"enabled": True, "quiet_ms": 300}, **spec, "start_commands": list(commands)}
-    return stack.submit(PROJECT, spec)
+    # A spec has more than a body may ask for (how soon a checkpoint is quiet), so it is that of a job that is over, made again.
+    made = str(uuid.uuid4())
+    stack.sql("""
+        BEGIN;
+        SELECT headrace.training_job_put(:'a1', :'a2', 'default', :'a3', 'test');
+        SELECT headrace.training_finish(:'a1', 'STOPPED', 'stopped', NULL, NULL, NULL);
+        COMMIT;
+        """, made, PROJECT, json.dumps(spec))
+    again = stack.http("POST", f"/v1/training_projects/{PROJECT}/jobs/{made}/recreate", {})
+    assert again.status in (200, 201), again
+    return again.json["training_job"]["id"]
 
 
 COLUMNS = ("status", "cause", "exit_code", "signal", "error_message", "retry_count", "placement", "lost_count",
