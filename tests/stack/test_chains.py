@@ -560,7 +560,7 @@ def test_a_run_lives_through_any_number_of_coordinators(stack):
     run = begin(stack, "gated", {})
 
     def asked(n):
-        return stack.sql("SELECT 1 FROM headrace.chain_wait WHERE run_id = :'a1' AND step = :'a2'", run, f"ask{n}")
+        return stack.sql("SELECT 1 FROM headrace_v1.chain_waits WHERE run_id = :'a1' AND step = :'a2'", run, f"ask{n}")
 
     for n in range(7):
         wait_until("the run to get on", lambda: asked(n), 60)
