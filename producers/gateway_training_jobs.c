@@ -6,6 +6,7 @@
  * of the migrations (training_stop, training_prioritize), which the ledger hears of as well.
  */
 
+#include <math.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
@@ -418,20 +419,19 @@ static void on_set_body(struct call *call)
     json_t *body = NULL;
     const json_t *priority;
     struct pg_batch *batch;
-    int64_t number = 0;
+    double number;
     struct err err;
     int r = call_read_json(call, &body, &err);
 
     if (r == 0)
         r = fields_check(body, fields, COUNT_OF(fields), &err);
     priority = json_object_get(body, "priority");
-    if (r == 0 && !json_is_integer(priority))
+    number = json_number_value(priority); /* 5.0 is a whole number, too */
+    if (r == 0 && (!json_is_number(priority) || number != trunc(number)))
         r = err_set(&err, ERR_MALFORMED, "priority must be a whole number");
-    number = json_integer_value(priority);
     json_decref(body);
     if (r == 0 && (number < -1000000 || number > 1000000))
-        r = err_set(&err, ERR_RANGE, "priority is %lld; it must be -1000000 to 1000000",
-                    (long long)number);
+        r = err_set(&err, ERR_RANGE, "priority is %g; it must be -1000000 to 1000000", number);
     if (r < 0) {
         call_fail(&call, &err);
         return;
@@ -439,7 +439,7 @@ static void on_set_body(struct call *call)
     batch = path_batch(&call, &training_job_set);
     if (batch == NULL)
         return;
-    pg_bind_i64(batch, number);
+    pg_bind_i64(batch, (int64_t)number);
     call_query(call, &batch, on_changed);
 }
 
