@@ -6,8 +6,8 @@
  * of the migrations (training_stop, training_prioritize), which the ledger hears of as well.
  */
 
-#include <math.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -159,6 +159,22 @@ static int check_commands(const json_t *config, struct err *err)
     return 0;
 }
 
+/* What is taken, and comes out otherwise than the key's own table can tell. */
+static void warn_of_place(const struct training_config *config)
+{
+    const char *image = json_string_value(at(config->config, "image", "base_image"));
+
+    if (strcmp(image, "none") != 0)
+        (void)json_array_append_new(
+            config->warnings,
+            json_string("image.base_image: it is written down, but no container is started: "
+                        "commands run with what the trainer's machine has (none says so)"));
+    if (json_is_false(json_object_get(config->config, "enable_baseten_workdir")))
+        (void)json_array_append_new(
+            config->warnings, json_string("enable_baseten_workdir: commands begin in "
+                                          "BT_WORKING_DIR, which is the workspace, all the same"));
+}
+
 /* Names of our own would be overwritten: who sets one should hear of it. */
 static void warn_reserved(const struct training_config *config)
 {
@@ -307,6 +323,7 @@ static int conclude(const struct training_origin *origin, struct training_config
     if (name != NULL)
         mem_copy_text(config->name, name);
     config->priority = (int32_t)json_integer_value(json_object_get(config->config, "priority"));
+    warn_of_place(config);
     if (json_object_get(config->config, "enable_baseten_workdir") == NULL)
         (void)json_object_set_new(config->config, "enable_baseten_workdir",
                                   json_boolean(origin->workdir));

@@ -15,10 +15,10 @@
 #include "schema/training_config.h"
 
 #define ID "0199a000-0000-7000-8000-000000000000"
-#define LEAST "image: {base_image: x}, runtime: {start_commands: [run]}"
+#define LEAST "image: {base_image: none}, runtime: {start_commands: [run]}"
 #define JOB(more) "name: p\njob: {" LEAST ", " more "}\n"
 #define RUN(more)                                                                                  \
-    "name: p\njob: {image: {base_image: x}, runtime: {start_commands: [run], " more "}}\n"
+    "name: p\njob: {image: {base_image: none}, runtime: {start_commands: [run], " more "}}\n"
 
 static int read_yaml(const char *text, struct training_config *config, char *project,
                      struct err *err)
@@ -137,8 +137,16 @@ static const struct {
     {RUN("load_checkpoint_config: {enabled: true, checkpoints: [{job_id: " ID
          ", checkpoint_name: b}]}"),
      NULL, NULL, 0},
-    {"name: p\njob: {image: {base_image: x}, runtime: {start_commands: [\"a\\nb\"]}}", NULL, NULL,
-     0},
+    {"name: p\njob: {image: {base_image: none}, runtime: {start_commands: [\"a\\nb\"]}}", NULL,
+     NULL, 0},
+    {"name: p\njob: {image: {base_image: x}, runtime: {start_commands: [a]}}", NULL,
+     "image.base_image: it is written down, but no container", 0},
+    {JOB("enable_baseten_workdir: true"), NULL, NULL, 0},
+    {JOB("enable_baseten_workdir: false"), NULL, "enable_baseten_workdir: commands begin", 0},
+    {RUN("checkpointing_config: {checkpoint_path: /mnt/c}"), NULL, "checkpoint_path", 0},
+    {RUN("checkpointing_config: {volume_size_gib: 9}"), NULL, "volume_size_gib", 0},
+    {RUN("load_checkpoint_config: {download_folder: /mnt/l}"), NULL, "download_folder", 0},
+    {RUN("load_checkpoint_config: {download_folder: /tmp/loaded_checkpoints}"), NULL, NULL, 0},
 
     {"a: [", "config.yaml: line", NULL, ERR_MALFORMED},
     {"- a", "config.yaml is no mapping", NULL, ERR_MALFORMED},
