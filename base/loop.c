@@ -151,20 +151,40 @@ void loop_stop(struct loop *loop)
     uv_stop(&loop->uv);
 }
 
+struct until {
+    struct loop *loop;
+    const bool *done;
+    bool late;
+};
+
 static void run_timed_out(void *opaque)
 {
-    *(bool *)opaque = true;
+    struct until *until = opaque;
+
+    until->late = true;
+}
+
+/* Between timers and the wait for events: what a timer has just said would wait for the next event,
+ * which may never come. */
+static void run_checked(void *opaque)
+{
+    const struct until *until = opaque;
+
+    if (*until->done || until->late)
+        uv_stop(&until->loop->uv);
 }
 
 bool loop_run_until(struct loop *loop, const bool *done, uint32_t timeout_ms)
 {
-    bool late = false;
-    struct loop_timer *timer = loop_timer_new(loop, run_timed_out, &late);
+    struct until until = {.loop = loop, .done = done};
+    struct loop_timer *timer = loop_timer_new(loop, run_timed_out, &until);
+    struct loop_turn *turn = loop_turn_new(loop, run_checked, &until);
 
     uv_update_time(&loop->uv);
     loop_timer_start(timer, timeout_ms, 0);
-    while (!*done && !late)
+    while (!*done && !until.late)
         (void)uv_run(&loop->uv, UV_RUN_ONCE);
+    loop_turn_free(&turn);
     loop_timer_free(&timer);
     return *done;
 }

@@ -101,6 +101,27 @@ static void test_run_until_gives_up(void **state)
     assert_false(loop_run_until(world->loop, &world->done, 1));
 }
 
+static void is_done(void *opaque)
+{
+    ((struct world *)opaque)->done = true;
+}
+
+/* What is due as a turn begins is told before the turn waits: nothing else need ever happen. */
+static void test_run_until_does_not_wait_for_others(void **state)
+{
+    struct world *world = *state;
+    struct loop_timer *due = loop_timer_new(world->loop, is_done, world);
+
+    world->timer = loop_timer_new(world->loop, count_other, world);
+    loop_timer_start(world->timer, WAIT_MS, 0);
+    assert_false(loop_run_until(world->loop, &world->done, 0));
+    assert_int_equal(world->other_calls, 0);
+    loop_timer_start(due, 0, 0);
+    assert_true(loop_run_until(world->loop, &world->done, 2 * WAIT_MS));
+    assert_int_equal(world->other_calls, 0);
+    loop_timer_free(&due);
+}
+
 static void test_stop_before_run_returns_at_once(void **state)
 {
     struct world *world = *state;
@@ -248,6 +269,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_timer_repeats_until_stopped, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_run_until_gives_up, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_run_until_does_not_wait_for_others, world_open,
+                                        world_close),
         cmocka_unit_test_setup_teardown(test_stop_before_run_returns_at_once, world_open,
                                         world_close),
         cmocka_unit_test_setup_teardown(test_watch_sees_bytes_and_departure, world_open,
