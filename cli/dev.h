@@ -90,6 +90,7 @@ struct dev_service {
     char *url;
     char *directory; /* its own, under the data directory */
     char *log_path;
+    off_t log_start; /* bytes in the log when the process now, or last, began */
     void *probe_state;
     uint64_t since_ms; /* when it entered this state, on the monotonic clock */
     uint64_t ready_after_ms;

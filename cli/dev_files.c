@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * Ports: asking the kernel for a free one, closing it and starting a server on it is a race.
- * It is a small one on one machine, and dev_run.c starts a server again on another port when
- * its log says that the address is in use.
+ * Ports: finding a free one, closing it and starting a server on it is a race. It is a small one
+ * outside the range of outgoing connections, which the kernel gives to anybody at any time, and
+ * dev_run.c starts a server again on another port when its log says that the address is in use.
  */
 
 #include "cli/dev_files.h"
@@ -19,7 +19,17 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { TAIL_SIZE = 16384, REMOVE_OPEN_DIRS = 32 };
+#include "base/rng.h"
+#include "base/settings.h"
+
+enum {
+    TAIL_SIZE = 16384,
+    SCAN_SIZE_MAX = 1 << 20,
+    LINE_SHOWN_MAX = 400,
+    REMOVE_OPEN_DIRS = 32,
+    PORT_FIRST = 16384, /* the lowest one picked */
+    PORT_TRIES = 64,
+};
 
 int dev_file_write(const char *path, const char *text, struct err *err)
 {
@@ -93,6 +103,43 @@ char *dev_file_tail(const char *path, int line_count, const char *indent)
     return xstrdup(buf_text(&out));
 }
 
+off_t dev_file_size(const char *path)
+{
+    struct stat info;
+
+    return stat(path, &info) < 0 ? 0 : info.st_size;
+}
+
+static bool line_has(const char *line, const char *const *words)
+{
+    for (; *words != NULL; words++)
+        if (strcasestr(line, *words) != NULL)
+            return true;
+    return false;
+}
+
+char *dev_file_lines_with(const char *path, off_t from, const char *const *words, int line_count,
+                          const char *indent)
+{
+    OWNED(buf_done) struct buf out = BUF_WITH_LIMIT(TAIL_SIZE * 4);
+    OWNED(mem_free) char *text = xmalloc(SCAN_SIZE_MAX + 1);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got;
+
+    if (fd < 0)
+        return xstrdup("");
+    got = pread(fd, text, SCAN_SIZE_MAX, from);
+    (void)close(fd);
+    text[got < 0 ? 0 : got] = '\0';
+    for (char *rest = text, *line; line_count > 0 && (line = strsep(&rest, "\n")) != NULL;) {
+        if (!line_has(line, words))
+            continue;
+        buf_printf(&out, "%s%.*s\n", indent, LINE_SHOWN_MAX, line);
+        line_count--;
+    }
+    return xstrdup(buf_text(&out));
+}
+
 int dev_dir_make(const char *path, struct err *err)
 {
     OWNED(mem_free) char *part = xstrdup(path);
@@ -145,9 +192,42 @@ static int port_bind(uint16_t port, uint16_t *ret_port)
     return code;
 }
 
+/* The first port that the kernel gives to outgoing connections (Linux, ip-sysctl). */
+static uint16_t port_ephemeral_first(void)
+{
+    OWNED(mem_free) char *text = NULL;
+    int64_t first;
+    struct err err;
+
+    if (dev_file_read("/proc/sys/net/ipv4/ip_local_port_range", TAIL_SIZE, &text, &err) < 0)
+        return 0;
+    text[strcspn(text, "\t ")] = '\0';
+    if (settings_parse_int("ip_local_port_range", text, &first, &err) < 0 || first > UINT16_MAX)
+        return 0;
+    return (uint16_t)first;
+}
+
+/* One that no outgoing connection can take between this look and the server's bind, which for
+ * Kafka is seconds. */
+static int port_pick_quiet(uint16_t *ret_port)
+{
+    uint16_t end = port_ephemeral_first();
+    uint16_t drawn;
+
+    for (int i = 0; i < PORT_TRIES && end > PORT_FIRST; i++) {
+        rng_secret_bytes(&drawn, sizeof(drawn)); /* two that start together draw apart */
+        drawn = (uint16_t)(PORT_FIRST + drawn % (end - PORT_FIRST));
+        if (!dev_port_answers(drawn) && port_bind(drawn, ret_port) == 0)
+            return 0;
+    }
+    return -1;
+}
+
 int dev_port_pick(uint16_t preferred, uint16_t *ret_port, struct err *err)
 {
     if (preferred != 0 && !dev_port_answers(preferred) && port_bind(preferred, ret_port) == 0)
+        return 0;
+    if (port_pick_quiet(ret_port) == 0)
         return 0;
     if (port_bind(0, ret_port) < 0)
         return err_set_errno(err, ERR_DEPENDENCY, "find a free port on 127.0.0.1");

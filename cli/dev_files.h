@@ -8,6 +8,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/buf.h"
 
@@ -22,13 +23,22 @@ bool dev_file_exists(const char *path);
 /* The last lines of a log, each with the given indent; "" when there is none. To be freed. */
 char *dev_file_tail(const char *path, int line_count, const char *indent);
 
+/* 0 when there is none. */
+off_t dev_file_size(const char *path);
+
+/* The first lines, from the given byte on, that have one of the words (NULL at the end; case does
+ * not count), each with the given indent; "" when there is none. Looks at one MiB. To be freed. */
+char *dev_file_lines_with(const char *path, off_t from, const char *const *words, int line_count,
+                          const char *indent);
+
 /* Makes a directory of mode 0700 and those above it. */
 int dev_dir_make(const char *path, struct err *err) MUST_CHECK;
 
 /* Removes a directory with all in it; one that is not there is no error. */
 int dev_dir_remove(const char *path, struct err *err) MUST_CHECK;
 
-/* A port on 127.0.0.1 that can be bound now: the preferred one if it is free, else any. */
+/* A port on 127.0.0.1 that can be bound now: the preferred one if it is free, else any, outside the
+ * range of outgoing connections where there is room. */
 int dev_port_pick(uint16_t preferred, uint16_t *ret_port, struct err *err) MUST_CHECK;
 
 /* True when something listens there. */

@@ -90,10 +90,18 @@ void dev_print(struct dev *dev, const char *event, const struct dev_service *ser
     (void)fflush(stdout);
 }
 
+/* What it called an error first: the last lines may be nothing but an orderly end. */
 static void log_tail_print(struct dev *dev, const struct dev_service *service)
 {
+    static const char *const words[] = {" ERROR ", " FATAL ", "ERROR: ", "FATAL: ", NULL};
+    OWNED(mem_free)
+    char *errors = dev_file_lines_with(service->log_path, service->log_start, words, TAIL_LINES,
+                                       "          | ");
     OWNED(mem_free) char *tail = dev_file_tail(service->log_path, TAIL_LINES, "          | ");
 
+    if (*errors != '\0')
+        (void)fprintf(dev->json ? stderr : stdout, "          errors in %s:\n%s", service->log_path,
+                      errors);
     if (*tail != '\0')
         (void)fprintf(dev->json ? stderr : stdout, "          last lines of %s:\n%s",
                       service->log_path, tail);
@@ -151,6 +159,7 @@ static void service_spawn(struct dev *dev, struct dev_service *service, struct d
 
     service->stop_asked = false;
     service->killed = false;
+    service->log_start = dev_file_size(service->log_path);
     if (dev_process_start(&service->process, &spawn, &err) < 0)
         service_fail(dev, service, err.text);
     else
@@ -231,12 +240,12 @@ static void service_probe(struct dev *dev, struct dev_service *service)
 /* True when the last start failed because somebody took the port in between: another is chosen. */
 static bool port_was_taken(struct dev *dev, struct dev_service *service)
 {
-    OWNED(mem_free) char *tail = dev_file_tail(service->log_path, TAIL_LINES * 4, "");
+    static const char *const words[] = {"address already in use", "failed to bind", NULL};
+    OWNED(mem_free)
+    char *said = dev_file_lines_with(service->log_path, service->log_start, words, 1, "");
     struct err err;
 
-    if (service->tries + 1 >= DEV_START_TRIES ||
-        (strcasestr(tail, "address already in use") == NULL &&
-         strcasestr(tail, "failed to bind") == NULL))
+    if (service->tries + 1 >= DEV_START_TRIES || *said == '\0')
         return false;
     service->tries++;
     for (int i = 0; i < service->kind->port_count; i++)

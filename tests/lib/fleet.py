@@ -17,7 +17,6 @@ import os
 import pathlib
 import select
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -26,15 +25,9 @@ import urllib.request
 import uuid
 
 import msgpack
-from stack import BINARY, die_with_parent, wait_until
+from stack import BINARY, die_with_parent, free_port, wait_until
 
 STOP_SECONDS = 60
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Program:

@@ -13,10 +13,9 @@ import pathlib
 import pwd
 import secrets
 import signal
-import socket
 import subprocess
 
-from stack import descendants, wait_until
+from stack import descendants, free_port, wait_until
 
 DATABASE = "headrace"
 PR_SET_PDEATHSIG = 1
@@ -42,12 +41,6 @@ def unprivileged():
         except KeyError:
             continue
     raise AssertionError("neither postgres nor daemon is an account here")
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def die_with_parent():

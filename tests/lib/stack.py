@@ -15,6 +15,7 @@ import ctypes
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -43,6 +44,18 @@ def wait_until(what, ask, seconds=20.0, step=0.02):
         if time.monotonic() > end:
             raise AssertionError(f"waited {seconds} s for {what}; last answer: {answer!r}")
         time.sleep(step)
+
+
+def free_port():
+    """One below the range of outgoing connections: nobody takes it before the program binds it."""
+    end = int(pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(16384, end)))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
 
 
 def die_with_parent():

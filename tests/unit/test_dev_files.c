@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/settings.h"
 #include "cli/dev_files.h"
 
 static char directory[] = "/tmp/headrace-test-XXXXXX";
@@ -84,6 +85,53 @@ static void test_tail(void **state)
     }
 }
 
+/* A server that says why it cannot start, and then ends in good order at length. */
+static void test_lines_with_words(void **state)
+{
+    static const char *const words[] = {"failed to bind", " ERROR ", NULL};
+    OWNED(mem_free) char *path = xasprintf("%s/long.log", directory);
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(1 << 20);
+    OWNED(mem_free) char *both = NULL;
+    OWNED(mem_free) char *one = NULL;
+    OWNED(mem_free) char *later = NULL;
+    off_t second;
+    struct err err;
+
+    (void)state;
+    buf_printf(&text, "old ERROR of an earlier start\n");
+    second = (off_t)strlen(buf_text(&text));
+    buf_printf(&text, "an ERROR now\nSocket server Failed to BIND\n");
+    for (int i = 0; i < 1000; i++)
+        buf_printf(&text, "INFO the %dth part of an orderly end\n", i);
+    assert_int_equal(dev_file_write(path, buf_text(&text), &err), 0);
+    assert_int_equal(dev_file_size(path), strlen(buf_text(&text)));
+    both = dev_file_lines_with(path, second, words, 5, "> ");
+    assert_string_equal(both, "> an ERROR now\n> Socket server Failed to BIND\n");
+    one = dev_file_lines_with(path, second, words, 1, "");
+    assert_string_equal(one, "an ERROR now\n");
+    later = dev_file_lines_with(path, second + 60, words, 5, "");
+    assert_string_equal(later, "");
+}
+
+static void test_port_is_outside_the_range_of_outgoing_connections(void **state)
+{
+    OWNED(mem_free) char *range = NULL;
+    uint16_t port = 0;
+    int64_t first;
+    struct err err;
+
+    (void)state;
+    assert_int_equal(dev_file_read("/proc/sys/net/ipv4/ip_local_port_range", 100, &range, &err), 0);
+    range[strcspn(range, "\t ")] = '\0';
+    assert_int_equal(settings_parse_int("range", range, &first, &err), 0);
+    if (first < 20000)
+        skip();
+    for (int i = 0; i < 50; i++) {
+        assert_int_equal(dev_port_pick(0, &port, &err), 0);
+        assert_in_range(port, 16384, first - 1);
+    }
+}
+
 static void test_taken_port_is_not_picked(void **state)
 {
     struct sockaddr_in address = {.sin_family = AF_INET};
@@ -123,6 +171,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_write_and_read),
         cmocka_unit_test(test_tail),
+        cmocka_unit_test(test_lines_with_words),
+        cmocka_unit_test(test_port_is_outside_the_range_of_outgoing_connections),
         cmocka_unit_test(test_taken_port_is_not_picked),
         cmocka_unit_test(test_program_find),
     };
