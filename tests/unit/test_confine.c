@@ -190,7 +190,7 @@ static void test_the_platform_comes_first(void **state)
 {
     static const char *const levels[] = {"--level=off", "--level=basic", "--level=auto", "--inner"};
     int mine = getpriority(PRIO_PROCESS, 0);
-    int wanted = mine < 19 ? mine + 1 : 19;
+    int wanted = mine < 0 ? 0 : mine < 19 ? mine + 1 : 19;
     OWNED(mem_free) char *more_nice = xasprintf("--nice=%d", wanted);
     OWNED(mem_free) char *lower = xasprintf("nice %d\n", wanted);
     OWNED(mem_free) char *still = xasprintf("still %d\n", wanted);
