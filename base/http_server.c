@@ -149,6 +149,7 @@ static void connection_notify(void *cls, struct MHD_Connection *mhd, void **sock
     else
         server->connections = connection->next;
     server->counts.connections--;
+    pump_free(&connection->pump);
     *socket_context = NULL;
     free(connection);
 }
@@ -272,8 +273,10 @@ static void server_turn(void *opaque)
         server->on_drained(server->drained_opaque);
         return; /* the server may be gone by now */
     }
-    if (server->dirty || (MHD_get_timeout(server->daemon, &wait_ms) == MHD_YES && wait_ms == 0))
+    if (server->dirty || server->owed ||
+        (MHD_get_timeout(server->daemon, &wait_ms) == MHD_YES && wait_ms == 0))
         loop_timer_start(server->again, 0, 0);
+    server->owed = false;
 }
 
 /* While draining: silent for a while, and not about to say something. */
@@ -456,7 +459,8 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
     OWNED(buf_done) struct buf cert = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     OWNED(buf_done) struct buf key = BUF_WITH_LIMIT(TLS_FILE_SIZE_MAX);
     uint32_t longest_ms = options->idle_timeout_ms;
-    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE |
+                     MHD_USE_ERROR_LOG;
     struct MHD_OptionItem tls[] = {
         {MHD_OPTION_HTTPS_MEM_CERT, 0, NULL},
         {MHD_OPTION_HTTPS_MEM_KEY, 0, NULL},
@@ -474,8 +478,6 @@ static int daemon_start(struct http_server *server, int fd, struct err *err)
         tls[0].ptr_value = (void *)(uintptr_t)buf_text(&cert);
         tls[1].ptr_value = (void *)(uintptr_t)buf_text(&key);
         flags |= MHD_USE_TLS;
-    } else {
-        flags |= MHD_ALLOW_UPGRADE;
     }
     if (longest_ms < options->body_timeout_ms)
         longest_ms = options->body_timeout_ms;
@@ -607,8 +609,11 @@ void http_server_close(struct http_server **server_p)
     server->closing = true;
     if (server->daemon != NULL) {
         server_stop_listening(server);
-        for (struct http_connection *c = server->connections; c != NULL; c = c->next)
+        for (struct http_connection *c = server->connections; c != NULL; c = c->next) {
+            if (c->request != NULL && c->request->upgraded != NULL)
+                upgraded_cut(c->request->upgraded);
             connection_cut(c);
+        }
         server_run(server); /* nobody may be suspended where the daemon stops */
         MHD_stop_daemon(server->daemon);
     }

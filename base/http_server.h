@@ -219,13 +219,13 @@ int http_form_feed(struct http_form *form, const void *bytes, size_t size,
                    struct err *err) MUST_CHECK;
 int http_form_end(struct http_form *form, struct err *err) MUST_CHECK; /* of the body */
 
-/* ---- 101: the connection leaves HTTP. Not of a server that speaks TLS itself: what the library
- * (0.9.75) carries between its TLS and us comes to a stop after some megabytes.
+/* ---- 101: the connection leaves HTTP.
  *
  * The headers say to what; `Connection: Upgrade` is made. NULL, and nothing is called: the client
  * has gone. Else on_open comes when the answer has left, with the descriptor to read and write from
- * then on (non-blocking, the server's), and with what the client had sent behind its request; or
- * on_gone, when the client left before. */
+ * then on (non-blocking, the server's; with TLS one end of a socket pair, whose bytes are those
+ * inside the records), and with what the client had sent behind its request; or on_gone, when the
+ * client left before. */
 struct http_upgraded;
 struct http_upgrade_calls {
     void (*on_open)(void *opaque, int fd, const void *bytes, size_t size);

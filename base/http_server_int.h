@@ -9,6 +9,7 @@
  *   http_server_guard.c    which headers are refused before anybody reads them
  *   http_server_answer.c   answers, files, streams
  *   http_server_upgrade.c  connections that leave HTTP
+ *   http_server_pump.c     and what carries their bytes through TLS
  *   http_server_tls.c      certificate and key, before the TLS library has them
  *   http_server_target.c   paths and queries (pure)
  *   http_server_form.c     forms
@@ -51,11 +52,14 @@ enum connection_state {
     CONNECTION_BUSY,  /* it is our turn: handler, waiting, reply */
 };
 
+struct http_pump;
+
 struct http_connection {
     struct http_server *server;
     struct http_connection *next, *prev;
     struct MHD_Connection *mhd;
     struct http_request *request; /* NULL between requests */
+    struct http_pump *pump;       /* of an upgraded TLS connection */
     int fd;                       /* the library's */
     int watch_fd;                 /* our dup of it, or -1 */
     struct loop_watch *watch;
@@ -94,6 +98,7 @@ struct http_server {
     uint32_t linger_count;
     struct http_server_counts counts;
     bool dirty;   /* somebody was woken: run the daemon before the loop waits */
+    bool owed;    /* and once more in the next turn */
     bool running; /* inside the daemon */
     bool closing;
     bool lame; /* answers say that the connection ends with them */
@@ -196,3 +201,13 @@ void stream_client_gone(struct http_stream *stream);
 
 /* http_server_upgrade.c: the library is done with the connection. */
 void upgraded_over(struct http_upgraded *upgraded);
+void upgraded_cut(struct http_upgraded *upgraded); /* the server closes: nothing is waited for */
+
+/* http_server_pump.c: a descriptor for the holder, and what GnuTLS has decrypted so far in it. The
+ * session points into the pump, which is to be freed when the library has freed the session. */
+int pump_new(struct http_connection *connection, struct http_pump **ret_pump, int *ret_fd,
+             struct err *err) MUST_CHECK;
+/* The holder has done: closes its descriptor, sends what is left, then calls, from the loop. */
+void pump_finish(struct http_pump *pump, void (*on_end)(void *opaque), void *opaque);
+void pump_stop(struct http_pump *pump); /* before the library closes the socket */
+void pump_free(struct http_pump **pump_p);

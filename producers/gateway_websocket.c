@@ -108,12 +108,6 @@ void websocket_begin(struct call *call)
     const char *text;
     int status = websocket_ask_check(&ask, &text);
 
-    if (status == 0 && call->gateway->settings.tls_cert[0] != '\0') {
-        status = 501;
-        text =
-            "websockets are not served over the gateway's own TLS: a proxy in front of it can end "
-            "TLS for them";
-    }
     if (status == 0 && strcmp(http_request_method(call->request), "GET") != 0) {
         status = 400;
         text = "a websocket's handshake is a GET";

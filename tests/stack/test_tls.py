@@ -4,7 +4,11 @@
 Method: certificates made here; a second gateway beside a stack's own; Python's ssl as the client.
 """
 
-import http.client
+import concurrent.futures
+import contextlib
+import json
+import os
+import shutil
 import signal
 import socket
 import ssl
@@ -12,9 +16,20 @@ import subprocess
 
 import pytest
 from fleet import Client, Fleet
-from stack import wait_until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from conftest import run_stack
+from stack import ROOT, wait_until
+
+DEPS = os.environ["HEADRACE_DEPS"]
 
 EXIT_USAGE = 1
+
+
+@pytest.fixture(scope="module")
+def stack(request):
+    yield from run_stack(request, env={"HEADRACE_ISOLATION_READ": f"{DEPS}/venv-tests"})
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +49,8 @@ def world(stack, certificates, tmp_path_factory):
     """The stack, and a gateway of it that speaks TLS."""
     stack.push_sim("sim")
     with Fleet(stack, tmp_path_factory.mktemp("fleet")) as fleet:
-        gateway = fleet.start("gateway", "tls", tls_cert=certificates / "cert.pem", tls_key=certificates / "key.pem")
+        gateway = fleet.start("gateway", "tls", tls_cert=certificates / "cert.pem", tls_key=certificates / "key.pem",
+                              lame_duck="100ms")
         wait_ready(gateway, stack.key, certificates)
         yield stack, gateway, fleet
 
@@ -61,15 +77,70 @@ def test_client_that_verifies_gets_its_job_done(world, certificates):
     client.close()
 
 
-def test_a_websocket_is_refused_by_name(world, certificates):
+@pytest.fixture(scope="module")
+def chat(world, certificates, tmp_path_factory):
+    """chat() opens a websocket to an echo, over TLS."""
     stack, gateway, _ = world
-    link = http.client.HTTPSConnection("localhost", gateway.port, context=context(certificates), timeout=30)
-    link.request("GET", "/model/sim/production/websocket", headers={
-        "Authorization": f"Bearer {stack.key}", "Connection": "Upgrade", "Upgrade": "websocket",
-        "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
-    reply = link.getresponse()
-    assert reply.status == 501 and b"proxy" in reply.read()
-    link.close()
+    folder = tmp_path_factory.mktemp("chat")
+    shutil.copy(ROOT / "tests/lib/websocket_model/server.py", folder)
+    (folder / "headrace.json").write_text(json.dumps({"engine": "server", "slots": 32, "settings": {
+        "start_command": f"exec {DEPS}/venv-tests/bin/python server.py", "predict_endpoint": "/chat",
+        "readiness_endpoint": "/health", "liveness_endpoint": "/health"}}))
+    stack.push(folder, "chat")
+
+    @contextlib.contextmanager
+    def open_one():
+        with connect(f"wss://localhost:{gateway.port}/model/chat/production/websocket", ssl=context(certificates), max_size=None,
+                     additional_headers={"Authorization": f"Bearer {stack.key}"}, open_timeout=60, compression=None) as link:
+            yield link, link.response.headers["X-Headrace-Request-Id"]
+
+    return open_one
+
+
+def closed_with(link):
+    with pytest.raises(ConnectionClosed) as told:
+        while True:
+            link.recv(timeout=30)
+    assert told.value.rcvd is not None, told.value
+    return told.value.rcvd.code, told.value.rcvd.reason
+
+
+def test_a_websocket_over_tls_carries_all_of_it(world, chat):
+    """Messages far over what sockets and records hold, both ways, by several at once: libmicrohttpd's own
+    passage stood still here."""
+    stack, _, _ = world
+
+    def echo(n):
+        with chat() as (link, job):
+            for size in (0, 1, 1 << 14, 8 << 20):
+                message = os.urandom(size)
+                link.send(message)
+                assert link.recv(timeout=60) == message
+            link.send("!send 3000")
+            assert [int(link.recv(timeout=60)) for _ in range(3000)] == list(range(3000))
+        return job
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        jobs = list(pool.map(echo, range(3)))
+    for job in jobs:
+        assert stack.wait_final(job)["status"] == "SUCCEEDED"
+        said = stack.result(job).json
+        assert said["close_code"] == 1000 and said["closed_by"] == "client" and said["client_messages"] == 5, said
+
+
+def test_ends_of_a_websocket_over_tls(world, chat):
+    stack, _, _ = world
+    with chat() as (link, job):
+        link.send("!close 4321")
+        assert closed_with(link) == (4321, "as ordered")
+    assert stack.wait_final(job)["status"] == "SUCCEEDED"
+    with chat() as (link, job):
+        assert stack.cancel(job).status == 200
+        assert closed_with(link) == (1001, "the request was canceled")
+    with chat() as (link, job):
+        link.socket.shutdown(socket.SHUT_RDWR)  # neither a close frame nor close_notify
+        assert stack.wait_final(job)["status"] == "SUCCEEDED"
+    assert stack.result(job).json["close_code"] == 1006
 
 
 def test_who_cannot_verify_it_does_not_talk_to_it(world, certificates):
@@ -112,8 +183,7 @@ def test_bad_files_are_named_at_the_start(world, certificates, files, words):
 
 
 def test_drain_over_tls_answers_what_comes_and_says_close(world, certificates):
-    """Last: this gateway ends."""
-    stack, gateway, fleet = world
+    stack, _, fleet = world
     lame = fleet.start("gateway", "lame", tls_cert=certificates / "cert.pem", tls_key=certificates / "key.pem",
                        lame_duck="5s")
     wait_ready(lame, stack.key, certificates)
@@ -128,3 +198,12 @@ def test_drain_over_tls_answers_what_comes_and_says_close(world, certificates):
     lame.send(signal.SIGTERM)  # in haste
     assert lame.wait(10) == 0
     assert kept.fileno() == -1
+
+
+def test_a_drain_closes_websockets_over_tls(world, chat):
+    """Last: the gateway ends."""
+    _, gateway, _ = world
+    with chat() as (link, _):
+        gateway.send(signal.SIGTERM)
+        assert closed_with(link) == (1001, "the gateway is going away")
+    assert gateway.wait(10) == 0

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Goal: a connection that leaves HTTP carries bytes both ways until its holder closes it, over
- * plain TCP and over TLS, and a client that leaves before the 101 is told of. Method: server and
- * client share one loop; the client writes bytes as given. */
+/* Goal: a connection that leaves HTTP carries bytes both ways until its holder closes it (over TLS:
+ * test_http_pump.c), and a client that leaves before the 101 is told of. Method: server and client
+ * share one loop; the client writes bytes as given. */
 
 #include <setjmp.h>
 #include <stdarg.h>
