@@ -75,7 +75,7 @@ LONELY = {"steps": {"a": {"model": "nobody", "input": 1}}}
 SLOWLY = {"steps": {"each": {"model": "echo", "map": "{{input.items}}", "max_parallel": 2,
                              "input": {"n": "{{item}}", "sim": {"sleep_ms": 150}}}}}
 GATED = {"steps": {name: step for n in range(7) for name, step in (
-    (f"s{n}", {"model": "echo", "input": n, "needs": [f"ask{n - 1}"] if n else []}),
+    (f"s{n}", {"model": "echo", "input": {"n": n, "sim": {"sleep_ms": 500}}, "needs": [f"ask{n - 1}"] if n else []}),
     (f"ask{n}", {"approval": n, "timeout_seconds": 600, "needs": [f"s{n}"]}))}, "output": 1}
 DOOMED = {"steps": {"each": {"model": "doomed", "map": [1, 2, 3], "input": {"sim": {"sleep_ms": 60000}}},
                     "beside": {"model": "echo", "input": {"sim": {"sleep_ms": 60000}}}}, "output": 1}
@@ -88,11 +88,12 @@ def stack(request):
         stack.push_sim("doomed", slots=1)
         stack.push_sim("counted", slots=1, replicas=2)
         push(stack, "kills", chain_kills.chain("counted", 15))
+        push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
                             ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY)):
             push(stack, name, chain)
-        for name in ("kills", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -563,15 +564,16 @@ def test_a_run_lives_through_any_number_of_coordinators(stack):
         return stack.sql("SELECT 1 FROM headrace_v1.chain_waits WHERE run_id = :'a1' AND step = :'a2'", run, f"ask{n}")
 
     for n in range(7):
-        wait_until("the run to get on", lambda: asked(n), 60)
+        wait_until("the run to get on", lambda: any(row[0] == f"s{n}" for row in steps_of(stack, run)), 60)
         if n < 6:
             os.kill(wait_until("a coordinator", lambda: coordinator_of(stack, "gated"), 60), signal.SIGKILL)
+        wait_until("it to be asked for", lambda: asked(n), 60)
         assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask{n}/approve", {}).status == 200
     assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
     rows = check_each_once(stack, run, 7)
     assert {row[3] for row in rows} == {"1"}
     classes = [row[0] for row in attempts_of(stack, run)]
-    assert classes.count("lost_coordinator") >= 5 and set(classes) <= {"lost_coordinator", None}, classes
+    assert classes.count("lost_coordinator") >= 5 and set(classes) <= {"lost_coordinator", "handed_back", None}, classes
     assert stack.sql("SELECT lost_failures FROM headrace.job WHERE id = :'a1'", run) == [["0"]]
 
 
@@ -592,6 +594,14 @@ def test_random_kills(stack):
     print(f"HEADRACE_CHAINS_SEED={seed}")
     ids, killed, _ = chain_kills.run(stack, "kills", "counted", runs=12, kills=5, gap_s=0.3, seed=seed, seconds=60)
     print(chain_kills.check(stack, ids, sum(killed.values()), stack.journal), dict(killed))
+
+
+def test_a_coordinator_that_is_killed_while_it_undoes(stack):
+    ids = [chain_kills.begin(stack, "undone-slowly") for _ in range(3)]
+    wait_until("one of them to be undone", lambda: any(row[0].startswith("un-") for one in ids for row in steps_of(stack, one)), 30)
+    os.kill(coordinator_of(stack, "undone-slowly"), signal.SIGKILL)
+    wait_until("all of them to be over", lambda: chain_kills.over(stack, "undone-slowly")[0] == 0, 60)
+    assert chain_kills.check_undone(stack, ids, 1, stack.journal)["hit"] > 0
 
 
 def test_a_run_that_nothing_moves_is_stuck(stack):
