@@ -104,7 +104,12 @@ struct flush_job {
 };
 
 /* What somebody asked for in SQL: a row of `command`. */
-enum command_kind { COMMAND_CANCEL, COMMAND_REPLAY, COMMAND_PRIORITY };
+enum command_kind {
+    COMMAND_CANCEL,
+    COMMAND_REPLAY,
+    COMMAND_PRIORITY,
+    COMMAND_WAKE, /* the next attempt need not wait any longer */
+};
 
 struct ledger_command {
     uint64_t id;

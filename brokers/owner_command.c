@@ -3,7 +3,7 @@
 /*
  * Commands: rows that SQL functions and programs append, since only the owner writes a job's row.
  *
- *   COMMANDS ─▶ cancel            goes the way of a Cancel from intake (owner_cancel.c)
+ *   COMMANDS ─▶ cancel, wake      go the way of a Cancel from intake (owner_cancel.c)
  *           └─▶ replay, priority ─▶ PLACE: a record in intake[s] ─▶ its offset is the job's new seq
  *
  * Why a record: the cursors of the lanes only move forward (PROTOCOL 23), so a job that comes back
@@ -167,6 +167,30 @@ static void priority_apply(struct owner *owner, struct job *job, struct cancel *
         job_wait(owner, job);
 }
 
+/* ---- wake ---- */
+
+/* What a job waits for, between two attempts, has come about. One that runs may be about to be put
+ * off: it is not, then. */
+static void wake_apply(struct owner *owner, struct job *job, struct cancel *cancel)
+{
+    bool put_off = job->due_us > 0;
+
+    if (job->place == JOB_ENDED) {
+        command_refuse(owner, cancel, already(job->state));
+        return;
+    }
+    job->woken = job->place == JOB_RUNNING;
+    if (!put_off) {
+        ack_rest(owner, ack_new(owner, cancel, true, ""));
+        return;
+    }
+    job->due_us = 0;
+    ack_job(owner, job, cancel, true, "");
+    job_changed(owner, job, STAGE_URGENT);
+    if (job->place == JOB_DELAYED)
+        job_wait(owner, job);
+}
+
 /* ---- replay ---- */
 
 static const char *replay_refusal(const struct ledger_row *row, const struct cancel *cancel,
@@ -297,6 +321,9 @@ void command_apply(struct owner *owner, struct job *job, struct cancel *cancel)
     case COMMAND_PRIORITY:
         priority_apply(owner, job, cancel);
         return;
+    case COMMAND_WAKE:
+        wake_apply(owner, job, cancel);
+        return;
     }
     NEVER("command kind is out of range");
 }
@@ -335,13 +362,13 @@ static void command_take(struct owner *owner, const struct ledger_command *row)
 
     owner->commands.next = (int64_t)row->id + 1;
     owner->stats.commands++;
-    if (row->kind == COMMAND_CANCEL) {
+    if (row->kind == COMMAND_CANCEL || row->kind == COMMAND_WAKE) {
         struct cancel *cancel = xcalloc(1, sizeof(*cancel));
 
         cancel->id = row->job;
         cancel->pin = pin;
         cancel->command = row->id;
-        cancel->kind = COMMAND_CANCEL;
+        cancel->kind = row->kind;
         cancel_decide(owner, &cancel);
     } else {
         struct command *command = xcalloc(1, sizeof(*command));

@@ -245,6 +245,7 @@ struct job {
     bool alone, started, adopted, on_worker, told_end, in_flush, revoke, refused;
     bool replay; /* without its row: a round of a job that has one */
     bool placed; /* rank and seq of the row are old */
+    bool woken;  /* while its attempt ran: it need not be put off */
     uint64_t token, fence, final_token;
     uint32_t attempt_count, user_failures, oom_failures, lost_failures, free_losses;
     uint64_t due_us, state_us, started_us, dispatched_us, mark;

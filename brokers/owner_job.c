@@ -194,7 +194,8 @@ struct job *job_add_row(struct owner *owner, struct ledger_row *row)
     job->lost_failures = row->lost_failures;
     job->alone = row->oom_failures > 0 || row->lost_failures >= JOB_LOST_ATTEMPTS_SHARED;
     job->due_us = row->due_us;
-    job->started = row->user_failures + row->oom_failures + row->lost_failures > 0;
+    job->started = row->user_failures + row->oom_failures + row->lost_failures > 0 ||
+                   row->due_us > 0; /* put off */
     job_count(owner, job, 1);
     if (runs)
         job_adopt(owner, job, row->token, NULL);
@@ -293,6 +294,7 @@ static void job_take_token(struct owner *owner, struct job *job, uint64_t token)
     job->dispatch_offset = -1;
     job->adopted = false;
     job->told_end = false;
+    job->woken = false;
     job_move(owner, job, JOB_RUNNING);
     job->attempt_count++; /* after the move: counts of waiting jobs go by it */
     job_changed(owner, job, STAGE_LAZY);
@@ -411,6 +413,15 @@ static void job_retry_free(struct owner *owner, struct job *job)
                                                      job->free_losses - 1, rng_unit(&owner->rng)));
 }
 
+/* An attempt that has nothing to do before a time gives its slot back until then: a run of a chain
+ * that waits. */
+static void job_put_off(struct owner *owner, struct job *job, uint64_t delay_ms)
+{
+    if (job->woken)
+        delay_ms = 0;
+    job_retry(owner, job, delay_ms > JOB_PUT_OFF_MS_MAX ? JOB_PUT_OFF_MS_MAX : delay_ms);
+}
+
 /* Who waits for a sync call is told what its model says; only a model that could not take it is
  * tried again (SURFACE 2.6). */
 static bool answers_at_once(const struct job *job, enum error_class class)
@@ -494,6 +505,8 @@ void job_on_finish(struct owner *owner, struct job *job, struct finish **finish_
         owner->stats.handed_back++;
     if (class == ERROR_CLASS_EXPIRED) {
         job_end_final(owner, job, JOB_EXPIRED, class, NULL);
+    } else if (class == ERROR_CLASS_HANDED_BACK && finish->message.retry_after_ms > 0) {
+        job_put_off(owner, job, finish->message.retry_after_ms);
     } else {
         job_charge(owner, job, class, finish->message.retry_after_ms);
     }

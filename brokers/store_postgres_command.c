@@ -23,8 +23,10 @@ static void commands_ask(struct store *store);
  * knows it finds it behind its floor, or it is asked for again. */
 static bool kind_of(const char *name, enum command_kind *ret_kind)
 {
-    static const char *const names[] = {
-        [COMMAND_CANCEL] = "cancel", [COMMAND_REPLAY] = "replay", [COMMAND_PRIORITY] = "priority"};
+    static const char *const names[] = {[COMMAND_CANCEL] = "cancel",
+                                        [COMMAND_REPLAY] = "replay",
+                                        [COMMAND_PRIORITY] = "priority",
+                                        [COMMAND_WAKE] = "wake"};
 
     for (size_t i = 0; i < COUNT_OF(names); i++) {
         if (strcmp(names[i], name) == 0) {

@@ -24,6 +24,7 @@ bool job_action_is_for(enum command_kind kind, enum job_state state)
     case COMMAND_REPLAY:
         return job_state_dead(state);
     case COMMAND_PRIORITY:
+    case COMMAND_WAKE:
         return state == JOB_QUEUED;
     }
     NEVER("command kind is out of range");

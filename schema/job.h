@@ -54,6 +54,8 @@ enum job_rank {
 #define JOB_INITIAL_DELAY_MS_MAX 10000
 #define JOB_MAX_DELAY_MS_DEFAULT 5000
 #define JOB_MAX_DELAY_MS_MAX 60000
+#define JOB_PUT_OFF_MS_MAX                                                                         \
+    (7ull * 24 * 3600 * 1000) /* that an attempt may ask for which only waits */
 #define JOB_QUEUE_LIMIT_S_DEFAULT 600
 #define JOB_QUEUE_LIMIT_S_MIN 10
 #define JOB_QUEUE_LIMIT_S_MAX 259200

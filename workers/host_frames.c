@@ -106,6 +106,18 @@ void host_frames_error(struct host_frames *frames, uint64_t id, enum error_class
     frames_final(frames, &evt);
 }
 
+void host_frames_put_off(struct host_frames *frames, uint64_t id, uint64_t delay_ms,
+                         const char *text)
+{
+    struct frame_evt evt = {.kind = FRAME_EVT_ERROR,
+                            .id = id,
+                            .error_class = ERROR_CLASS_HANDED_BACK,
+                            .retry_after_ms = delay_ms,
+                            .text = WIRE_TEXT_OF(text)};
+
+    frames_final(frames, &evt);
+}
+
 void host_frames_drained(struct host_frames *frames)
 {
     frames->waits = false;

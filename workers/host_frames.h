@@ -37,6 +37,9 @@ int host_frames_open(struct loop *loop, const struct host_frames_calls *calls, v
 void host_frames_output(struct host_frames *frames, uint64_t id, const char *json, size_t size);
 void host_frames_error(struct host_frames *frames, uint64_t id, enum error_class class,
                        const char *text);
+/* Handed back, for a time: its next attempt begins then, or when somebody asks for it. */
+void host_frames_put_off(struct host_frames *frames, uint64_t id, uint64_t delay_ms,
+                         const char *text);
 
 void host_frames_drained(struct host_frames *frames);
 

@@ -352,6 +352,7 @@ struct sim_job {
     bool webhook, blob_input, blob_there, big_output, skewed_id;
     uint64_t blob_put_us;
     bool commanded;              /* to be canceled */
+    bool put_off;                /* an attempt of it has asked for a later one */
     struct wire_bytes final_key; /* in Redis */
     enum job_state final_key_state;
     struct {

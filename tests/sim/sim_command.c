@@ -66,7 +66,10 @@ static void operator_acts(struct sim *sim, void *opaque, uint64_t number)
         if (sim_percent(sim, 20))
             command_insert(sim, dead, COMMAND_REPLAY);
     } else if (ledger->rows[job].present) {
-        command_insert(sim, job, sim_percent(sim, 30) ? COMMAND_CANCEL : COMMAND_PRIORITY);
+        command_insert(sim, job,
+                       sim_percent(sim, 30)     ? COMMAND_CANCEL
+                       : sim->jobs[job].put_off ? COMMAND_WAKE
+                                                : COMMAND_PRIORITY);
     }
 }
 

@@ -128,6 +128,18 @@ static enum error_class run_class(struct sim *sim, const struct sim_job *job, bo
     return class;
 }
 
+/* Attempts of some jobs only wait, the first time: chosen by the seed, so that the dice of all
+ * other worlds fall as before. 0: not this one. */
+static uint64_t run_put_off_ms(struct sim *sim, int job)
+{
+    uint64_t hash = (sim->options.seed * 31 + (uint64_t)job) * UINT64_C(0x9e3779b97f4a7c15) >> 33;
+
+    if (sim->options.seed % 4 != 0 || hash % 6 != 0 || sim->jobs[job].put_off)
+        return 0;
+    sim->jobs[job].put_off = true;
+    return 1 + hash / 6 % 8000;
+}
+
 /* Each attempt has a result of its own, so that two published ones cannot be equal. */
 static void run_ends(struct sim *sim, void *opaque, uint64_t token)
 {
@@ -144,7 +156,10 @@ static void run_ends(struct sim *sim, void *opaque, uint64_t token)
         host_dies(sim, worker, ERROR_CLASS_LOST_WORKER);
         return;
     }
-    result.error_class = run_class(sim, &sim->jobs[run->job], run->alone);
+    result.retry_after_ms = run_put_off_ms(sim, run->job);
+    result.error_class = result.retry_after_ms > 0
+                             ? ERROR_CLASS_HANDED_BACK
+                             : run_class(sim, &sim->jobs[run->job], run->alone);
     (void)snprintf(output, sizeof(output), "result of %llx", (unsigned long long)token);
     result.output = (struct wire_bytes){(const uint8_t *)output, strlen(output)};
     result.output_type = WIRE_TEXT_OF("text/plain");

@@ -421,6 +421,120 @@ static void test_priority_moves_a_waiting_job(void **state)
     talk_end(&talk);
 }
 
+static void say_put_off(struct talk *talk, uint8_t n, uint64_t token, uint64_t delay_ms)
+{
+    struct message_finished finished = {.job = job_named(n),
+                                        .token = token,
+                                        .worker = WIRE_TEXT_OF("w1"),
+                                        .boot = 1,
+                                        .error_class = ERROR_CLASS_HANDED_BACK,
+                                        .retry_after_ms = delay_ms,
+                                        .started_us = talk->now_us,
+                                        .finished_us = talk->now_us};
+
+    say_outcome(talk, MESSAGE_FINISHED, &finished);
+}
+
+static void want_put_off(struct talk *talk, uint64_t due_us)
+{
+    struct flush_job row = commit_one(talk);
+
+    assert_int_equal(row.state, JOB_QUEUED);
+    assert_int_equal(row.due_us, due_us);
+    assert_int_equal(row.user_failures + row.lost_failures + row.oom_failures, 0);
+}
+
+static void test_what_is_put_off_begins_at_its_time(void **state)
+{
+    const uint64_t hour_ms = 3600000;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    begin_idle(&talk);
+    say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    say_put_off(&talk, 1, token, hour_ms);
+    want_put_off(&talk, START_US + hour_ms * 1000);
+    talk.now_us += (hour_ms - 50) * 1000; /* past its start deadline */
+    pass_until(&talk, START_US + (hour_ms - 20) * 1000);
+    while (next_todo(&talk)) {
+        assert_int_not_equal(talk.todo.type, OWNER_TODO_ATTEMPT);
+        if (talk.todo.type == OWNER_TODO_FLUSH)
+            commit(&talk, talk.todo.flush, 0);
+    }
+    pass_until(&talk, START_US + hour_ms * 1000);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    assert_true(talk.todo.attempt.message.token > token);
+    assert_int_equal(talk.todo.attempt.message.number, 2);
+    talk_end(&talk);
+}
+
+static void test_what_is_put_off_is_woken(void **state)
+{
+    const struct ledger_command command = command_of(7, COMMAND_WAKE, 1);
+    struct talk talk;
+
+    (void)state;
+    begin_idle(&talk);
+    say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+    say_put_off(&talk, 1, run_one(&talk, 1), 3600000);
+    want_put_off(&talk, START_US + 3600000000);
+    want_nothing(&talk);
+    more_commands(&talk, &command, 1);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    want_ack(&talk, 7, true, "");
+    assert_int_equal(talk.todo.flush->jobs[0].due_us, 0);
+    talk_end(&talk);
+}
+
+/* The word is given while the attempt that is about to be put off still runs, or is not written. */
+static void test_a_wake_that_comes_early_counts(void **state)
+{
+    const struct ledger_command commands[] = {command_of(7, COMMAND_WAKE, 1),
+                                              command_of(8, COMMAND_WAKE, 1)};
+    const struct flush *flush;
+    struct talk talk;
+    uint64_t token;
+
+    (void)state;
+    begin_idle(&talk);
+    say_heartbeat(&talk, "w1", 99, 0, 0, NULL, 0);
+    token = run_one(&talk, 1);
+    pass_ms(&talk, 110);
+    (void)commit_one(&talk);
+    more_commands(&talk, &commands[0], 1);
+    want_ack(&talk, 7, true, "");
+    commit(&talk, talk.todo.flush, 0);
+    say_put_off(&talk, 1, token, 3600000);
+    want_put_off(&talk, 0);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    token = talk.todo.attempt.message.token;
+    owner_on_attempt_reported(talk.owner, token, 2);
+    say_put_off(&talk, 1, token, 3600000);
+    want_flush(&talk, 1);
+    flush = talk.todo.flush;
+    more_commands(&talk, &commands[1], 1);
+    commit(&talk, flush, 1);
+    want_ack(&talk, 8, true, "");
+    commit(&talk, talk.todo.flush, 1);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    talk_end(&talk);
+}
+
+static void test_a_wake_of_what_is_over_is_refused(void **state)
+{
+    const struct ledger_command command = command_of(7, COMMAND_WAKE, 1);
+    struct talk talk;
+
+    (void)state;
+    begin_idle(&talk);
+    more_commands(&talk, &command, 1);
+    answer_lookup(&talk, 1, JOB_SUCCEEDED, 1, 5);
+    want_ack(&talk, 7, false, "the job is SUCCEEDED already");
+    talk_end(&talk);
+}
+
 static void test_commands_are_asked_for_again_and_bounded(void **state)
 {
     struct owner_options options = owner_options_default;
@@ -524,6 +638,10 @@ int main(void)
         cmocka_unit_test(test_a_cancel_that_is_looked_up_meanwhile_waits_too),
         cmocka_unit_test(test_a_place_that_kafka_refused_is_sent_again),
         cmocka_unit_test(test_priority_moves_a_waiting_job),
+        cmocka_unit_test(test_what_is_put_off_begins_at_its_time),
+        cmocka_unit_test(test_what_is_put_off_is_woken),
+        cmocka_unit_test(test_a_wake_that_comes_early_counts),
+        cmocka_unit_test(test_a_wake_of_what_is_over_is_refused),
         cmocka_unit_test(test_commands_are_asked_for_again_and_bounded),
         cmocka_unit_test(test_a_switch_holds_what_waits),
         cmocka_unit_test(test_a_held_job_can_be_canceled_and_expires),
