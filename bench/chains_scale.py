@@ -2,13 +2,18 @@
 """`bench/run chains-scale`: large maps, long runs and many at once, and the memory of the coordinator.
 
 A map of 100,000 items; a run of 10,000 jobs, 50 steps of 200 items one after the other; 1,000 runs of three steps that
-are all under way at once. Memory is the most that the coordinator's process has had (VmHWM). It ends with an error
-when a run does not succeed or a step has not exactly one result.
+are all under way at once. Memory is the most that the coordinator's process has had (VmHWM). At last 10,000 runs that
+wait for one moment, and 1,000 that wait for a person: what they hold meanwhile, with their coordinator killed, and how
+late they go on. It ends with an error when a run does not succeed or a step has not exactly one result.
 """
 
+import datetime
+import os
+import signal
 import time
 
 from chain_kills import hosts_of, workers_of
+from stack import wait_until
 
 TEXT = "x" * 16
 
@@ -17,8 +22,8 @@ class Sizes:
     """How much of each: `wide` items of a map, `long` steps of `items`, `many` runs whose second step takes `sleep_ms`."""
 
     def __init__(self, small):
-        self.wide, self.long, self.items, self.many, self.sleep_ms = \
-            (2000, 50, 20, 50, 2000) if small else (100000, 50, 200, 1000, 20000)
+        self.wide, self.long, self.items, self.many, self.sleep_ms, self.waiting, self.asking, self.wait_s = \
+            (2000, 50, 20, 50, 2000, 200, 50, 20) if small else (100000, 50, 200, 1000, 20000, 10000, 1000, 120)
 
 
 def chains(sizes):
@@ -34,7 +39,10 @@ def chains(sizes):
     many = {"steps": {"a": {"model": "step", "input": 1}, "b": {"model": "slow", "input": "{{steps.a.output.output}}"},
                       "c": {"model": "step", "input": "{{steps.b.output.output}}"}},
             "output": "{{steps.c.output.output}}"}
-    return {"wide": wide, "long": long, "many": many}
+    after = {"model": "step", "input": 1, "needs": ["w"]}
+    waiting = {"steps": {"w": {"wait": "{{input.until}}"}, "a": after}, "output": "{{steps.a.state}}"}
+    asking = {"steps": {"w": {"approval": 1, "timeout_seconds": 3000}, "a": after}, "output": "{{steps.a.state}}"}
+    return {"wide": wide, "long": long, "many": many, "waiting": waiting, "asking": asking}
 
 
 def memory_mb(stack, chain):
@@ -102,6 +110,51 @@ def run_many(bench, stack, sizes):
     check(stack, ids, 3 * sizes.many)
 
 
+def resting(stack, chain, count):
+    """All of them have been given back: they are in no slot."""
+    rows = stack.sql("SELECT j.state, count(*) FROM headrace.job j JOIN headrace.model m ON m.id = j.model WHERE m.name = :'a1' "
+                     "AND j.attempt_count > 0 AND j.state IN (1, 2) GROUP BY 1", chain)
+    return rows == [["1", str(count)]]
+
+
+def broker_mb(stack):
+    return sum(int(line.split()[1]) for pid in stack.pids("broker") for line in open(f"/proc/{pid}/status", encoding="ascii")
+               if line.startswith("VmRSS:")) / 1024
+
+
+def late_ms(stack, chain, since):
+    ((p50, p99, most),) = stack.sql(
+        "WITH late AS (SELECT 1000 * extract(epoch FROM x.accepted_at - " + since + ") AS ms FROM headrace.job j "
+        "JOIN headrace.model m ON m.id = j.model JOIN headrace.chain_wait w ON w.run_id = j.id JOIN headrace.chain_step s "
+        "ON s.run_id = j.id JOIN headrace.job x ON x.id = s.job_id WHERE m.name = :'a1') SELECT "
+        "percentile_cont(0.5) WITHIN GROUP (ORDER BY ms), percentile_cont(0.99) WITHIN GROUP (ORDER BY ms), max(ms) FROM late", chain)
+    return f"{float(p50):,.0f}, {float(p99):,.0f}, {float(most):,.0f}"
+
+
+def run_waiting(stack, sizes):
+    before = broker_mb(stack)
+    until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=sizes.wait_s)
+    given = {"until": until.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    ids = [begin(stack, "waiting", given) for _ in range(sizes.waiting)]
+    began_s = sizes.wait_s - (until - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    asks = [begin(stack, "asking", {}) for _ in range(sizes.asking)]
+    for chain, count in (("asking", sizes.asking), ("waiting", sizes.waiting)):
+        wait_until(f"{chain} to rest", lambda: resting(stack, chain, count), 120, 0.5)
+    rested_s = sizes.wait_s - (until - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+    print(f"\n{sizes.waiting:,} runs that wait, begun in {began_s:.0f} s, and {sizes.asking:,} that ask, all of them in no slot after "
+          f"{rested_s:.0f} s; the coordinator of those that wait has {memory_mb(stack, 'waiting')[1]:.0f} MB, the broker "
+          f"{broker_mb(stack):.0f} MB ({before:.0f} before); it is killed now", flush=True)
+    assert rested_s < sizes.wait_s, "the time to wait for came too early"
+    os.kill(hosts_of(workers_of(stack, "waiting"), "host-chain")[0], signal.SIGKILL)
+    for one in asks:
+        assert stack.http("POST", f"/v1/chain_runs/{one}/steps/w/approve", {}).status == 200
+    for one in asks + ids:
+        wait(stack, one, sizes.wait_s + 120)
+    check(stack, asks + ids, sizes.waiting + sizes.asking)
+    print(f"the next step was accepted so many ms after the time that was waited for, p50, p99, most: "
+          f"{late_ms(stack, 'waiting', 'w.due_at')}; after somebody's word: {late_ms(stack, 'asking', 'w.decided_at')}", flush=True)
+
+
 def run(options, bench):
     from stack import Stack
 
@@ -116,7 +169,7 @@ def run(options, bench):
         print(f"at the beginning: {memory_mb(stack, 'wide')[1]:.0f} MB\n")
         print("| what | seconds | jobs/s | most memory of the coordinator, MB | after, MB | its core-µs a job |\n"
               "| --- | ---: | ---: | ---: | ---: | ---: |")
-        parts = options.parts.split(",") if options.parts else ["many", "long", "wide"]
+        parts = options.parts.split(",") if options.parts else ["many", "long", "wide", "waiting"]
         if "many" in parts:
             run_many(bench, stack, sizes)
         if "long" in parts:
@@ -124,3 +177,5 @@ def run(options, bench):
                     sizes.long * sizes.items)
         if "wide" in parts:
             run_one(bench, stack, "wide", f"a map of {sizes.wide:,} and a join", {"count": sizes.wide}, sizes.wide + 1)
+        if "waiting" in parts:
+            run_waiting(stack, sizes)

@@ -16,6 +16,8 @@
 #define SWEEP_LATER_MS 500
 #define CLOSED_MAX 1000
 #define DEPTH_MAX 8
+#define REST_MS_MIN 5000   /* a shorter wait is not worth another attempt */
+#define REST_JOBS_MAX 1000 /* what is planned again afterwards */
 
 PG_STATEMENT(begin_run,
              "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3, $4)");
@@ -126,7 +128,7 @@ struct evaluation {
     uint32_t step;
 };
 
-static struct run *run_find(struct coordinator *coordinator, uint64_t id)
+struct run *run_find(struct coordinator *coordinator, uint64_t id)
 {
     struct run *run;
 
@@ -143,14 +145,16 @@ static void on_values(void *opaque, json_t *values, const char *error)
         json_decref(values);
         return;
     }
+    run->evaluation_count--;
     plan_on_values(run->plan, evaluation->step, values, error);
     run_pump(run);
 }
 
-static void run_evaluate(const struct run *run, struct plan_todo *todo)
+static void run_evaluate(struct run *run, struct plan_todo *todo)
 {
     struct evaluation *evaluation = xcalloc(1, sizeof(*evaluation));
 
+    run->evaluation_count++;
     *evaluation = (struct evaluation){
         .coordinator = run->coordinator, .id = run->id, .step = todo->step};
     jq_pool_ask(run->coordinator->jq, &todo->text, todo->text_size, on_values, evaluation);
@@ -185,6 +189,22 @@ void run_pump(struct run *run)
     }
     if (waits)
         wait_tick(coordinator);
+    run_rest(run);
+}
+
+void run_rest(struct run *run)
+{
+    struct coordinator *coordinator = run->coordinator;
+    uint64_t now_ms = loop_now_ms(coordinator->loop), due_ms = waits_due_ms(run);
+
+    if (run->end_ms != 0 && run->end_ms < due_ms)
+        due_ms = run->end_ms;
+    if (!LIST_EMPTY(&run->items) || run->evaluation_count > 0 || run->job_count > REST_JOBS_MAX ||
+        due_ms < now_ms + REST_MS_MIN)
+        return;
+    coordinator->calls.on_put_off(coordinator->opaque, run->id, due_ms - now_ms,
+                                  "it waits, and holds no slot meanwhile");
+    run_free(&run);
 }
 
 /* ---- begin ---- */
@@ -430,6 +450,7 @@ void coordinator_run(struct coordinator *coordinator, const struct coordinator_r
     if (asked->trace.size < sizeof(run->trace) && asked->trace.size > 0)
         memcpy(run->trace, asked->trace.text, asked->trace.size);
     LIST_INIT(&run->items);
+    LIST_INIT(&run->waits);
     HASH_ADD(hh, coordinator->runs, id, sizeof(run->id), run);
     if (asked->input.size > PLAN_STEP_INPUT_MAX) {
         run_fail(&run, ERROR_CLASS_BAD_INPUT, "the input of a run of a chain is over 16 MiB");
@@ -514,6 +535,11 @@ static void on_sweep(void *opaque)
     coordinator->sweep_again = false;
 }
 
+static void on_alarm(void *opaque)
+{
+    wait_on_alarm(opaque);
+}
+
 static void on_wake(void *opaque, const void *bytes, size_t size)
 {
     item_on_wake(opaque, bytes, size);
@@ -591,6 +617,8 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
                    (unsigned long long)boot);
     coordinator->tick = loop_timer_new(loop, on_tick, coordinator);
     coordinator->sweep = loop_timer_new(loop, on_sweep, coordinator);
+    coordinator->alarm = loop_timer_new(loop, on_alarm, coordinator);
+    TAILQ_INIT(&coordinator->waits);
     r = open_stores(coordinator, options, err);
     if (r == 0)
         r = open_queue(coordinator, options, err);
@@ -616,6 +644,7 @@ void coordinator_close(struct coordinator **coordinator_p)
         return;
     loop_timer_free(&coordinator->tick);
     loop_timer_free(&coordinator->sweep);
+    loop_timer_free(&coordinator->alarm);
     cache_listener_close(&coordinator->listener);
     cache_close(&coordinator->cache);
     queue_producer_close(&coordinator->producer);
@@ -638,6 +667,7 @@ void coordinator_close(struct coordinator **coordinator_p)
         LIST_REMOVE(beginning, link);
         free(beginning);
     }
+    wait_close(coordinator);
     wire_decoder_free(&coordinator->decoder);
     wire_decoder_free(&coordinator->wake_decoder);
     mem_free(&coordinator->targets_text);

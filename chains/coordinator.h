@@ -11,7 +11,7 @@
  *                                       else: a Submit to intake, named by (run, step, item, round)
  *       -> a wake-up, or a look at the ledger every 250 ms to 2 s: a job is final
  *       -> …
- *       -> on_output or on_error, once
+ *       -> on_output, on_error or on_put_off, once
  *
  * It keeps nothing that the ledger does not have. Killed at any point, the next attempt of the run
  * plans anew and finds what was submitted; a Submit that may be a second one is marked `repeat`,
@@ -44,6 +44,9 @@ struct coordinator_options {
 struct coordinator_calls {
     void (*on_output)(void *opaque, uint64_t id, const char *json, size_t size);
     void (*on_error)(void *opaque, uint64_t id, enum error_class class, const char *text);
+    /* The run has nothing to do but wait. Its next attempt is wanted then, or when the ledger has a
+     * command to wake it. */
+    void (*on_put_off)(void *opaque, uint64_t id, uint64_t delay_ms, const char *why);
 };
 
 /* The chain is borrowed for life. */

@@ -67,7 +67,8 @@ struct item {
     uint64_t look_ms, gap_ms;
 };
 LIST_HEAD(items, item);
-LIST_HEAD(waits, wait);
+LIST_HEAD(run_waits, wait);
+TAILQ_HEAD(waits, wait);
 
 struct target {
     char model[CHAIN_NAME_SIZE], deployment[CHAIN_NAME_SIZE], environment[CHAIN_NAME_SIZE];
@@ -89,10 +90,12 @@ struct run {
     struct target *targets; /* by step; deployment "": there is none */
     struct known *known;
     struct items items;
-    uint32_t round, undone_round; /* the last one before whose steps were undone; 0: none */
-    uint64_t whole_limit_ms;      /* for what undoes */
-    uint64_t end_ms;              /* when its chain's limit is over; 0: it has none */
-    bool again;                   /* somebody was here before */
+    struct run_waits waits;
+    uint32_t job_count, evaluation_count; /* that this attempt has asked for; that are out */
+    uint32_t round, undone_round;         /* the last one before whose steps were undone; 0: none */
+    uint64_t whole_limit_ms;              /* for what undoes */
+    uint64_t end_ms;                      /* when its chain's limit is over; 0: it has none */
+    bool again;                           /* somebody was here before */
 };
 
 /* What waits for chain_begin(): the run may be forgotten by then. */
@@ -119,12 +122,14 @@ struct coordinator {
     struct wire_decoder *decoder, *wake_decoder; /* a wake-up may carry another message */
     char *targets_text; /* of the run before, with what was read from it; NULL: none yet */
     struct target *targets;
-    struct loop_timer *tick, *sweep;
+    struct loop_timer *tick, *sweep, *alarm;
+    uint64_t alarm_ms; /* when it rings; 0: it does not */
     struct run *runs;
     struct item *items;
     struct items forgotten;
     LIST_HEAD(, beginning) beginnings;
-    struct waits waits;  /* steps that wait for a time or a person */
+    struct waits waits; /* steps that wait for a time or a person */
+    LIST_HEAD(, asked) asked;
     uint64_t decided_ms; /* to look at what was decided */
     bool deciding;
     bool looking, fetching, sweeping, sweep_again;
@@ -133,7 +138,10 @@ struct coordinator {
 };
 
 /* coordinator.c */
+struct run *run_find(struct coordinator *coordinator, uint64_t id);
 void run_pump(struct run *run); /* may free it */
+/* If all that it does is wait, and for long, its attempt is over. May free it. */
+void run_rest(struct run *run);
 void run_fail(struct run **run_p, enum error_class class, const char *text);
 
 /* coordinator_item.c */
@@ -156,9 +164,13 @@ int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const
                struct err *err);
 
 /* coordinator_wait.c */
+void wait_close(struct coordinator *coordinator); /* forgets what was asked, behind pg_close() */
 void wait_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
 void wait_forget(const struct run *run);
 void wait_tick(struct coordinator *coordinator);
+void wait_on_alarm(struct coordinator *coordinator);
+/* When the first of the run's waits is over; 0: it has none, or one that is being asked about. */
+uint64_t waits_due_ms(const struct run *run);
 
 /* coordinator_look.c */
 void look_run(struct coordinator *coordinator);   /* at what is due */

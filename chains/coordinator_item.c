@@ -205,6 +205,7 @@ void item_begin(struct run *run, struct plan_todo *todo)
     const struct known *known = known_find(run, todo->step, todo->item);
     struct item *item = xcalloc(1, sizeof(*item));
 
+    run->job_count++;
     item->coordinator = coordinator;
     item->run = run;
     item->step = todo->step;

@@ -3,7 +3,9 @@
 /*
  * Steps that wait for a time or for a person. What they wait for is a row, written once: whoever
  * goes on with the run finds when it is due, and what was decided. The clock is the ledger's; ours
- * says only when to ask it again.
+ * says only when to ask it again. A run that does nothing else does not stay: run_rest() gives its
+ * attempt back until the first wait is over. A decision wakes it by a command that is written with
+ * it; the one who is here finds it by looking.
  */
 
 #include <stdlib.h>
@@ -22,7 +24,8 @@ PG_STATEMENT(wait_decided,
              "AND approved IS NOT NULL");
 
 struct wait {
-    LIST_ENTRY(wait) link;
+    TAILQ_ENTRY(wait) link;
+    LIST_ENTRY(wait) run_link;
     struct run *run;
     uint32_t step;
     double seconds;
@@ -45,37 +48,63 @@ void wait_begin(struct run *run, struct plan_todo *todo)
         wait->text = xrealloc(wait->text, todo->text_size + 1, 1);
         wait->text[todo->text_size] = '\0';
     }
-    LIST_INSERT_HEAD(&run->coordinator->waits, wait, link);
+    TAILQ_INSERT_TAIL(&run->coordinator->waits, wait, link);
+    LIST_INSERT_HEAD(&run->waits, wait, run_link);
 }
 
 static void wait_free(struct wait *wait)
 {
-    LIST_REMOVE(wait, link);
+    TAILQ_REMOVE(&wait->run->coordinator->waits, wait, link);
+    LIST_REMOVE(wait, run_link);
     free(wait->text);
     free(wait);
 }
 
 void wait_forget(const struct run *run)
 {
-    struct wait *wait, *next;
+    struct wait *wait;
 
-    for (wait = LIST_FIRST(&run->coordinator->waits); wait != NULL; wait = next) {
-        next = LIST_NEXT(wait, link);
-        if (wait->run == run)
-            wait_free(wait);
+    while ((wait = LIST_FIRST(&run->waits)) != NULL)
+        wait_free(wait);
+}
+
+static struct wait *wait_of(const struct run *run, uint32_t step)
+{
+    struct wait *wait;
+
+    LIST_FOREACH(wait, &run->waits, run_link)
+    {
+        if (wait->step == step)
+            return wait;
     }
+    return NULL;
 }
 
 static struct wait *wait_find(struct coordinator *coordinator, const struct wire_id *job, int step)
 {
     struct wait *wait;
 
-    LIST_FOREACH(wait, &coordinator->waits, link)
+    TAILQ_FOREACH(wait, &coordinator->waits, link)
     {
-        if ((int)wait->step == step && memcmp(&wait->run->job, job, sizeof(*job)) == 0)
+        if ((int)wait->step == step && job_id_equal(&wait->run->job, job))
             return wait;
     }
     return NULL;
+}
+
+uint64_t waits_due_ms(const struct run *run)
+{
+    const struct wait *wait;
+    uint64_t due_ms = 0;
+
+    LIST_FOREACH(wait, &run->waits, run_link)
+    {
+        if (wait->asking || wait->due_ms == 0 || wait->settle)
+            return 0;
+        if (due_ms == 0 || wait->due_ms < due_ms)
+            due_ms = wait->due_ms;
+    }
+    return due_ms;
 }
 
 /* ---- how it ends ---- */
@@ -109,9 +138,28 @@ static void wait_approved(struct wait *wait, const char *payload)
     wait_end(wait, output != NULL ? output : json_null(), NULL, NULL);
 }
 
-static void wait_take(struct wait *wait, const struct pg_answer *answer)
+static void alarm_set(struct coordinator *coordinator, uint64_t due_ms)
+{
+    uint64_t now_ms = loop_now_ms(coordinator->loop);
+
+    if (coordinator->alarm_ms != 0 && coordinator->alarm_ms <= due_ms)
+        return;
+    coordinator->alarm_ms = due_ms;
+    loop_timer_start(coordinator->alarm, due_ms > now_ms ? due_ms - now_ms : 0, 0);
+}
+
+static void wait_until(struct wait *wait, uint64_t left_ms)
 {
     struct coordinator *coordinator = wait->run->coordinator;
+
+    wait->due_ms = loop_now_ms(coordinator->loop) + left_ms;
+    alarm_set(coordinator, wait->due_ms);
+    run_rest(wait->run);
+}
+
+static void wait_take(struct wait *wait, const struct pg_answer *answer)
+{
+    const struct coordinator *coordinator = wait->run->coordinator;
     bool approval = coordinator->chain->steps[wait->step].kind == CHAIN_APPROVAL;
     int64_t left_ms = pg_i64(answer, 0, 0, 0);
     const char *payload = pg_c(answer, 0, 0, 2);
@@ -123,7 +171,7 @@ static void wait_take(struct wait *wait, const struct pg_answer *answer)
     else if (left_ms > 0 && wait->settle)
         wait_end(wait, NULL, "canceled", "the run has failed");
     else if (left_ms > 0)
-        wait->due_ms = loop_now_ms(coordinator->loop) + (uint64_t)left_ms;
+        wait_until(wait, (uint64_t)left_ms);
     else if (approval)
         wait_end(wait, NULL, "expired", "nobody has approved it in time");
     else
@@ -134,16 +182,19 @@ static void wait_take(struct wait *wait, const struct pg_answer *answer)
 
 /* The run, and so the wait, may be forgotten when the answer comes. */
 struct asked {
+    LIST_ENTRY(asked) link;
     struct coordinator *coordinator;
-    struct wire_id job;
+    uint64_t id;
     uint32_t step;
 };
 
 static void on_opened(void *opaque, const struct pg_answer *answer)
 {
     OWNED(mem_free) struct asked *asked = opaque;
-    struct wait *wait = wait_find(asked->coordinator, &asked->job, (int)asked->step);
+    const struct run *run = run_find(asked->coordinator, asked->id);
+    struct wait *wait = run == NULL ? NULL : wait_of(run, asked->step);
 
+    LIST_REMOVE(asked, link);
     if (wait == NULL)
         return;
     wait->asking = false;
@@ -167,7 +218,7 @@ static void wait_ask(struct wait *wait)
     struct pg_batch *batch = pg_batch_new();
     struct err err;
 
-    *asked = (struct asked){.coordinator = run->coordinator, .job = run->job, .step = wait->step};
+    *asked = (struct asked){.coordinator = run->coordinator, .id = run->id, .step = wait->step};
     pg_add(batch, &wait_open);
     pg_bind_id(batch, &run->job);
     pg_bind_c(batch, step->name);
@@ -180,8 +231,20 @@ static void wait_ask(struct wait *wait)
                    pg_send(run->coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_opened, asked,
                            &err) == 0;
     pg_batch_free(&batch);
-    if (!wait->asking)
+    if (wait->asking)
+        LIST_INSERT_HEAD(&run->coordinator->asked, asked, link);
+    else
         free(asked);
+}
+
+void wait_close(struct coordinator *coordinator)
+{
+    struct asked *asked;
+
+    while ((asked = LIST_FIRST(&coordinator->asked)) != NULL) {
+        LIST_REMOVE(asked, link);
+        free(asked);
+    }
 }
 
 static void on_decided(void *opaque, const struct pg_answer *answer)
@@ -199,21 +262,28 @@ static void on_decided(void *opaque, const struct pg_answer *answer)
     }
 }
 
+/* At so many at a time, those first that were looked at longest ago. */
 static void look_decided(struct coordinator *coordinator)
 {
     const struct wire_id *jobs[LOOKED_AT_MAX];
+    struct wait *wait, *next, *last = TAILQ_LAST(&coordinator->waits, waits);
     struct pg_batch *batch;
-    const struct wait *wait;
     size_t count = 0;
     struct err err;
 
-    LIST_FOREACH(wait, &coordinator->waits, link)
-    {
-        if (count < LOOKED_AT_MAX && coordinator->chain->steps[wait->step].kind == CHAIN_APPROVAL)
-            jobs[count++] = &wait->run->job;
-    }
     coordinator->decided_ms = loop_now_ms(coordinator->loop) + LOOK_MS;
-    if (count == 0 || coordinator->deciding || !pg_connected(coordinator->pg))
+    if (last == NULL || coordinator->deciding || !pg_connected(coordinator->pg))
+        return;
+    for (wait = TAILQ_FIRST(&coordinator->waits); wait != NULL && count < LOOKED_AT_MAX;
+         wait = next) {
+        next = wait == last ? NULL : TAILQ_NEXT(wait, link);
+        if (coordinator->chain->steps[wait->step].kind == CHAIN_APPROVAL) {
+            jobs[count++] = &wait->run->job;
+            TAILQ_REMOVE(&coordinator->waits, wait, link);
+            TAILQ_INSERT_TAIL(&coordinator->waits, wait, link);
+        }
+    }
+    if (count == 0)
         return;
     batch = pg_batch_new();
     pg_add(batch, &wait_decided);
@@ -225,16 +295,38 @@ static void look_decided(struct coordinator *coordinator)
     pg_batch_free(&batch);
 }
 
-void wait_tick(struct coordinator *coordinator)
+static void ask_due(struct coordinator *coordinator)
 {
     uint64_t now_ms = loop_now_ms(coordinator->loop);
     struct wait *wait;
 
-    LIST_FOREACH(wait, &coordinator->waits, link)
+    TAILQ_FOREACH(wait, &coordinator->waits, link)
     {
         if (!wait->asking && wait->due_ms <= now_ms)
             wait_ask(wait);
     }
-    if (coordinator->decided_ms <= now_ms)
+}
+
+void wait_tick(struct coordinator *coordinator)
+{
+    ask_due(coordinator);
+    if (coordinator->decided_ms <= loop_now_ms(coordinator->loop))
         look_decided(coordinator);
+}
+
+/* What was not due yet, or could not be asked about, is left to the next alarm or tick. */
+void wait_on_alarm(struct coordinator *coordinator)
+{
+    uint64_t next_ms = UINT64_MAX, now_ms = loop_now_ms(coordinator->loop);
+    const struct wait *wait;
+
+    coordinator->alarm_ms = 0;
+    ask_due(coordinator);
+    TAILQ_FOREACH(wait, &coordinator->waits, link)
+    {
+        if (!wait->asking && wait->due_ms > now_ms && wait->due_ms < next_ms)
+            next_ms = wait->due_ms;
+    }
+    if (next_ms != UINT64_MAX)
+        alarm_set(coordinator, next_ms);
 }

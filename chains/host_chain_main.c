@@ -64,9 +64,17 @@ static void on_error(void *opaque, uint64_t id, enum error_class class, const ch
     host_frames_error(host->frames, id, class, text);
 }
 
+static void on_put_off(void *opaque, uint64_t id, uint64_t delay_ms, const char *why)
+{
+    struct host *host = opaque;
+
+    host_frames_put_off(host->frames, id, delay_ms, why);
+}
+
 static int host_on_load(void *opaque, const struct frame_load *load, struct err *err)
 {
-    static const struct coordinator_calls calls = {.on_output = on_output, .on_error = on_error};
+    static const struct coordinator_calls calls = {
+        .on_output = on_output, .on_error = on_error, .on_put_off = on_put_off};
     struct host *host = opaque;
     OWNED(mem_free) char *deployment = wire_text_dup(load->deployment);
     const struct coordinator_options options = {.postgres = host->settings.postgres,

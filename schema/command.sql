@@ -7,7 +7,7 @@
 CREATE TABLE command (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     shard smallint NOT NULL,
-    kind text NOT NULL CONSTRAINT command_kind_check CHECK (kind IN ('cancel', 'replay', 'priority')),
+    kind text NOT NULL CONSTRAINT command_kind_check CHECK (kind IN ('cancel', 'replay', 'priority', 'wake')),
     job_id uuid NOT NULL,
     asked_by text NOT NULL DEFAULT current_user,
     asked_at timestamptz NOT NULL DEFAULT now(),

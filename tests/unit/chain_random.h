@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #pragma once
 
-/* Random chains: up to six steps of model "m", some over maps of fixed lists, some that may fail.
- */
+/* Random chains: up to six steps of model "m", some over maps of fixed lists, some in loops until
+ * an output has `done`, some that may fail; switches, waits and approvals among them. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -38,20 +38,19 @@ static inline json_t *chain_random_input(struct rng *rng, size_t at)
     return input;
 }
 
-/* Also what only the planner's own test answers: approvals, and loops over [step, iteration]. */
-static bool chain_random_all;
-
 static inline json_t *chain_random_step(struct rng *rng, size_t at)
 {
     json_t *step;
 
-    if (chain_random_all && chance(rng, 10))
+    if (chance(rng, 10))
         return json_pack("{s:o}", "approval", chain_random_input(rng, at));
+    if (chance(rng, 8))
+        return json_pack("{s:i}", "wait", (int)(rng_below(rng, 4) * rng_below(rng, 15)));
     if (chance(rng, 15)) /* what it reads is all that it can be told */
         return json_pack("{s:o}", "transform", chain_random_input(rng, at));
     step = json_pack("{s:s, s:o}", "model", "m", "input", chain_random_input(rng, at));
-    if (chain_random_all && chance(rng, 15)) {
-        (void)json_object_set_new(step, "loop", json_pack("{s:s}", "until", "{{item.1}}"));
+    if (chance(rng, 15)) {
+        (void)json_object_set_new(step, "loop", json_pack("{s:s}", "until", "{{item.done}}"));
     } else if (chance(rng, 40)) {
         json_t *list = json_array();
 

@@ -8,14 +8,13 @@
  * Method: the real coordinator and planner over a world of memory (chain_fakes.h) and one seed. It
  * crashes coordinators between any two answers, takes runs from those that live on, loses and
  * repeats records and wake-ups, answers in any order, lets Postgres, Kafka and Redis be away, and
- * cancels runs. Models are not deterministic: an output exists once, in the ledger.
+ * cancels runs. Models are not deterministic: an output exists once, in the ledger. Steps wait for
+ * times and for somebody's word; a run that does nothing else is given back, and woken, or not.
  *
  *     test_chain_coordinator [FIRST_SEED [COUNT]]
  */
 
-#include "chain_random.h"
-
-#include "chain_fakes.h"
+#include "chain_world.h"
 
 #include <stdio.h>
 
@@ -23,97 +22,10 @@
 #include "base/settings.h"
 #include "chains/coordinator.h"
 #include "chains/plan.h"
-#include "schema/job.h"
-#include "schema/message.h"
 
 #define WORLDS 250
-#define PROCESSES 2
-#define RUNS 3
-#define ZOMBIES_MAX 64
-#define STEPS_MAX 200000
+#define STEPS_MAX 400000
 #define CALM_MS 30000 /* after the last run has ended, for what is left of them */
-
-struct job {
-    TAILQ_ENTRY(job) link;
-    struct wire_id id;
-    size_t run;
-    char step[CHAIN_NAME_SIZE], gateway[64];
-    uint32_t item, round;
-    enum job_state state;
-    bool cached;
-    char *input, *output;
-};
-
-struct record {
-    TAILQ_ENTRY(record) link;
-    size_t size;
-    uint8_t bytes[];
-};
-
-struct run {
-    struct wire_id id;
-    char text[JOB_ID_TEXT_SIZE];
-    enum job_state state;
-    unsigned process;
-    uint64_t token, number, row_token, over_ms;
-    bool row, closed;
-    char *output, *error;
-    enum error_class error_class;
-};
-
-struct zombie { /* an attempt that is over, and does not know it yet */
-    unsigned process, life;
-    uint64_t token;
-};
-
-struct world {
-    struct rng rng;
-    struct chain *chain;
-    struct loop loops[PROCESSES];
-    struct coordinator *coordinators[PROCESSES];
-    unsigned lives[PROCESSES];
-    struct run runs[RUNS];
-    TAILQ_HEAD(, job) jobs;
-    TAILQ_HEAD(, record) intake;
-    struct zombie zombies[ZOMBIES_MAX];
-    size_t zombie_count;
-    uint64_t token, output_count, crashes, takeovers, repeats;
-    unsigned fail_percent, fault_percent; /* 0: nothing goes wrong any more */
-    bool takes_over;                      /* runs from coordinators that live */
-    struct wire_decoder *decoder;
-};
-
-static bool fault(struct world *world, unsigned percent)
-{
-    return world->fault_percent > 0 && chance(&world->rng, percent);
-}
-
-static bool job_live(const struct job *job)
-{
-    return job->state == JOB_QUEUED || job->state == JOB_IN_PROGRESS;
-}
-
-static struct job *job_find(struct world *world, const struct wire_id *id)
-{
-    struct job *job;
-
-    TAILQ_FOREACH(job, &world->jobs, link)
-    {
-        if (job_id_equal(&job->id, id))
-            return job;
-    }
-    return NULL;
-}
-
-static struct run *run_find(struct world *world, const struct wire_id *id)
-{
-    for (size_t i = 0; i < RUNS; i++) {
-        if (job_id_equal(&world->runs[i].id, id))
-            return &world->runs[i];
-    }
-    fail_msg("nobody knows that run");
-    return NULL;
-}
 
 /* ---- intake ---- */
 
@@ -231,7 +143,9 @@ static void job_end(struct world *world, struct job *job, enum job_state state)
 {
     job->state = state;
     if (state == JOB_SUCCEEDED)
-        job->output = xasprintf("{\"n\":%llu}", (unsigned long long)++world->output_count);
+        job->output = xasprintf("{\"n\":%llu,\"done\":%s}",
+                                (unsigned long long)++world->output_count,
+                                chance(&world->rng, 50) ? "true" : "false");
     job->cached = !fault(world, 30);
     if (!fault(world, 20))
         wake(world, job);
@@ -377,6 +291,41 @@ static void answer_leftovers(struct world *world, struct pg_result *result, size
     }
 }
 
+static void answer_wait(struct world *world, const struct pg_batch *batch, struct pg_result *result,
+                        size_t at)
+{
+    struct run *run = run_find(world, &batch->ids[0]);
+    struct wait_row *row = &run->waits[chain_find(world->chain, batch->text)];
+    struct cell *cells = row_add(result, at);
+
+    if (!row->open)
+        *row = (struct wait_row){.open = true,
+                                 .approval = batch->flag,
+                                 .due_ms = fake_clock_ms + (uint64_t)(batch->seconds * 1000)};
+    cells[0].number = (int64_t)row->due_ms - (int64_t)fake_clock_ms;
+    cells[1].null = !row->decided;
+    cells[1].number = row->payload != NULL;
+    cells[2].text = xstrdup(row->payload != NULL ? row->payload : "{\"reason\":\"no\"}");
+}
+
+static void answer_decided(struct world *world, const struct pg_batch *batch,
+                           struct pg_result *result, size_t at)
+{
+    for (size_t i = 0; i < batch->id_count; i++) {
+        const struct run *run = run_find(world, &batch->ids[i]);
+
+        for (size_t n = 0; n < world->chain->step_count; n++) {
+            struct cell *cells;
+
+            if (!run->waits[n].decided)
+                continue;
+            cells = row_add(result, at);
+            cells[0].id = run->id;
+            cells[1].text = xstrdup(world->chain->steps[n].name);
+        }
+    }
+}
+
 static void answer_statement(struct world *world, const struct pg_batch *batch, size_t at,
                              struct pg_result *result)
 {
@@ -390,6 +339,10 @@ static void answer_statement(struct world *world, const struct pg_batch *batch, 
         (void)row_add(result, at); /* false */
     else if (strcmp(name, "look_final") == 0 || strcmp(name, "look_output") == 0)
         answer_look(world, batch, strcmp(name, "look_output") == 0, result, at);
+    else if (strcmp(name, "wait_open") == 0)
+        answer_wait(world, batch, result, at);
+    else if (strcmp(name, "wait_decided") == 0)
+        answer_decided(world, batch, result, at);
     else if (strcmp(name, "look_leftovers") == 0)
         answer_leftovers(world, result, at);
     else if (strcmp(name, "look_closed") == 0)
@@ -525,11 +478,44 @@ static void on_error(void *opaque, uint64_t id, enum error_class class, const ch
     run->over_ms = fake_clock_ms;
 }
 
+static void on_put_off(void *opaque, uint64_t id, uint64_t delay_ms, const char *why)
+{
+    struct run *run = run_of(opaque, id);
+    struct world *world = ((struct loop *)opaque)->world;
+
+    (void)why;
+    if (run == NULL)
+        return;
+    run->state = JOB_QUEUED;
+    run->due_ms = run->woken ? 0 : fake_clock_ms + delay_ms;
+    world->put_offs++;
+}
+
+/* Somebody decides, and the owner of the run hears of it, unless it is taken over just then. */
+static void decide_wait(struct world *world)
+{
+    struct run *run = &world->runs[rng_below(&world->rng, RUNS)];
+    struct wait_row *row = &run->waits[rng_below(&world->rng, world->chain->step_count)];
+
+    if (run->over_ms != 0 || !row->open || !row->approval || row->decided ||
+        row->due_ms <= fake_clock_ms)
+        return;
+    row->decided = true;
+    if (!chance(&world->rng, 10))
+        row->payload = xasprintf("{\"n\":%llu}", (unsigned long long)++world->output_count);
+    if (fault(world, 10))
+        return; /* it sleeps on until it would be too late */
+    world->wakes += run->due_ms > fake_clock_ms;
+    run->due_ms = 0;
+    run->woken = run->state == JOB_IN_PROGRESS;
+}
+
 static void process_start(struct world *world, unsigned at)
 {
     static const struct coordinator_options options = {
         .postgres = "", .kafka = "", .redis = "redis", .blobs = "", .deployment = "d"};
-    static const struct coordinator_calls calls = {.on_output = on_output, .on_error = on_error};
+    static const struct coordinator_calls calls = {
+        .on_output = on_output, .on_error = on_error, .on_put_off = on_put_off};
     struct loop *loop = &world->loops[at];
     struct err err;
 
@@ -571,6 +557,8 @@ static void dispatch(struct world *world, struct run *run)
     run->token = attempt.id = ++world->token;
     attempt.number = ++run->number;
     run->state = JOB_IN_PROGRESS;
+    run->due_ms = 0;
+    run->woken = false;
     coordinator_run(world->coordinators[run->process], &attempt);
 }
 
@@ -598,6 +586,11 @@ static void decide(struct world *world, bool cancel)
 {
     struct run *run = &world->runs[rng_below(&world->rng, RUNS)];
 
+    if (cancel && run->state == JOB_QUEUED && run->due_ms > fake_clock_ms) {
+        run->state = JOB_CANCELED; /* nobody has it */
+        run->over_ms = fake_clock_ms;
+        return;
+    }
     if (run->state != JOB_IN_PROGRESS || (!cancel && !world->takes_over))
         return;
     zombie_add(world, run);
@@ -648,15 +641,18 @@ static void step(struct world *world)
     if (world->fault_percent > 0 && chance(&world->rng, world->fault_percent))
         strike(world);
     for (size_t i = 0; i < RUNS; i++) {
-        if (world->runs[i].state == JOB_QUEUED && chance(&world->rng, 20))
+        if (world->runs[i].state == JOB_QUEUED && world->runs[i].due_ms <= fake_clock_ms &&
+            chance(&world->rng, 20))
             dispatch(world, &world->runs[i]);
     }
     if (what < 50)
         deliver(world, &world->loops[rng_below(&world->rng, PROCESSES)]);
     else if (what < 65)
         take_record(world);
-    else if (what < 85)
+    else if (what < 84)
         move_job(world);
+    else if (what == 84)
+        decide_wait(world);
     else {
         fake_clock_ms += 1 + rng_below(&world->rng, 200);
         for (unsigned i = 0; i < PROCESSES; i++)
@@ -716,6 +712,22 @@ static const struct job *job_of(const struct world *world, size_t run, const cha
     return found;
 }
 
+/* As its row says: a wait is over, an approval decided, or too late. */
+static void tell_wait(const struct run *run, struct plan *plan, struct plan_todo *todo)
+{
+    const struct wait_row *row = &run->waits[todo->step];
+
+    free(todo->text);
+    assert_true(row->open);
+    if (row->payload != NULL)
+        plan_on_waited(plan, todo->step, json_loads(row->payload, JSON_DECODE_ANY, NULL), NULL,
+                       NULL);
+    else if (row->approval)
+        plan_on_waited(plan, todo->step, NULL, "rejected", "no");
+    else
+        plan_on_waited(plan, todo->step, json_null(), NULL, NULL);
+}
+
 /* The same run without faults, told what the ledger has: it must come to the same. */
 static void check_success(const struct world *world, size_t at)
 {
@@ -725,9 +737,14 @@ static void check_success(const struct world *world, size_t at)
     size_t used = 0, there = 0;
     const struct job *job;
 
-    while (plan_next(plan, &todo) && todo.type == PLAN_SUBMIT) {
+    while (plan_next(plan, &todo) && todo.type != PLAN_FINISH) {
         struct plan_final final = {.state = JOB_FAILED, .error_class = ERROR_CLASS_MODEL_ERROR};
 
+        if (todo.type == PLAN_WAIT) {
+            tell_wait(run, plan, &todo);
+            continue;
+        }
+        assert_int_equal(todo.type, PLAN_SUBMIT);
         job = job_of(world, at, world->chain->steps[todo.step].name, todo.item);
         assert_non_null(job);
         assert_true(strlen(job->input) == todo.text_size &&
@@ -836,6 +853,8 @@ static void world_end(struct world *world)
         free(record);
     }
     for (size_t i = 0; i < RUNS; i++) {
+        for (size_t n = 0; n < CHAIN_STEPS_MAX; n++)
+            free(world->runs[i].waits[n].payload);
         free(world->runs[i].output);
         free(world->runs[i].error);
     }
@@ -847,7 +866,8 @@ static int64_t first_seed = 1, world_count = WORLDS;
 
 static void test_runs_end_as_the_ledger_says(void **state)
 {
-    uint64_t crashes = 0, takeovers = 0, repeats = 0, ends[JOB_CANCELED + 1] = {0};
+    uint64_t crashes = 0, takeovers = 0, repeats = 0, put_offs = 0, wakes = 0;
+    uint64_t ends[JOB_CANCELED + 1] = {0};
     struct world world;
 
     (void)state;
@@ -860,19 +880,24 @@ static void test_runs_end_as_the_ledger_says(void **state)
         crashes += world.crashes;
         takeovers += world.takeovers;
         repeats += world.repeats;
+        put_offs += world.put_offs;
+        wakes += world.wakes;
         for (size_t i = 0; i < RUNS; i++)
             ends[world.runs[i].state]++;
         world_end(&world);
     }
     print_message(
         "%llu worlds of %d runs: %llu crashes, %llu runs taken from a living coordinator, "
-        "%llu Submits came twice; %llu runs succeeded, %llu failed, %llu were canceled\n",
+        "%llu Submits came twice, %llu times a run that waited was given back, %llu times woken; "
+        "%llu runs succeeded, %llu failed, %llu were canceled\n",
         (long long)world_count, RUNS, (unsigned long long)crashes, (unsigned long long)takeovers,
-        (unsigned long long)repeats, (unsigned long long)ends[JOB_SUCCEEDED],
-        (unsigned long long)ends[JOB_FAILED], (unsigned long long)ends[JOB_CANCELED]);
+        (unsigned long long)repeats, (unsigned long long)put_offs, (unsigned long long)wakes,
+        (unsigned long long)ends[JOB_SUCCEEDED], (unsigned long long)ends[JOB_FAILED],
+        (unsigned long long)ends[JOB_CANCELED]);
     if (world_count >= WORLDS)
         assert_true(crashes > WORLDS && takeovers > WORLDS && repeats > WORLDS &&
-                    ends[JOB_SUCCEEDED] > WORLDS && ends[JOB_FAILED] > 0 && ends[JOB_CANCELED] > 0);
+                    put_offs > WORLDS / 2 && wakes > WORLDS / 4 && ends[JOB_SUCCEEDED] > WORLDS &&
+                    ends[JOB_FAILED] > 0 && ends[JOB_CANCELED] > 0);
 }
 
 int main(int argc, char **argv)
