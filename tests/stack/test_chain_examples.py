@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Goal: the chains of examples/ run on real models by one command each, and are drawn. A chain of the truss
+"""Goal: the chains and the training jobs of examples/ run by one command each, on real models and from a script to
+a served model, though its trainer is killed. A chain of the truss
 package is deployed from its file alone, its chainlets call each other, and the calls are jobs of the run.
 
 Method: the examples' own scripts, and side by side with them what the command line does with what the package's
@@ -10,6 +11,7 @@ answers are those of its run_local. That takes its environment, which comes from
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -111,10 +113,12 @@ def stack(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chain")
     generator = write_chain(folder)
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": DEPS + "/wheels-truss", "PIP_NO_COMPILE": "1"}
-    with Stack(env={} if LONG else offline) as stack:
-        env = os.environ | {"HEADRACE_URL": stack.url("gateway"), "HEADRACE_API_KEY": stack.key, "HEADRACE_BIN": BINARY}
-        running = {name: begin(ROOT / "examples" / name / "run", "--data", stack.data_dir, env=env)
-                   for name in ("rag", "ocr")}  # fmt: skip
+    quick = {"HEADRACE_CHECKPOINT_SCAN": "100ms"}
+    with Stack(env=quick if LONG else quick | offline, trainer=True) as stack:
+        env = os.environ | {"HEADRACE_URL": stack.url("gateway"), "HEADRACE_API_KEY": stack.key, "HEADRACE_BIN": BINARY,
+                            "HEADRACE_DEV_DIR": str(stack.data_dir)}  # fmt: skip
+        running = {name: begin(ROOT / "examples" / name / "run", *words, "--data", stack.data_dir, env=env)
+                   for name, *words in (["rag"], ["ocr"], ["train-digits", 1000], ["train-topics"])}  # fmt: skip
         running["sums"] = begin(BINARY, "chains", "push", folder / "sums.py", "--name", "sums", "--python", generator,
                                 "--json", env=env)  # fmt: skip
         stack.outputs = {}
@@ -149,6 +153,23 @@ def test_ocr(stack):
     assert all(line["score"] > 0.9 for line in output["lines"])
     for step in ("page", "detect", "lines", "recognise", "read"):
         assert step in drawn, drawn
+
+
+def test_train_digits(stack):
+    said = stack.outputs["train-digits"]
+    ran, again = map(int, re.search(r"(\d+) steps were run for 1000, and it was begun again (\d+) times", said).groups())
+    assert 1 <= again <= 2 and 1000 <= ran <= 1200, said
+    assert "kill -9 of the trainer" in said and re.search(r"goes on from step \d+00, retry 1", said), said
+    right = int(re.search(r"(\d+) of 1000 digits that it has never seen are read right, after 1000 steps", said)[1])
+    assert right >= 950, said
+
+
+def test_train_topics(stack):
+    said = stack.outputs["train-topics"]
+    right = int(re.search(r"(\d+) of 12 sentences that it has never seen are put right", said)[1])
+    assert right >= 11 and "pass-0060" in said, said
+    assert stack.sql("SELECT model, project, checkpoint FROM headrace_v1.training_lineage ORDER BY 1") == [
+        ["digits", "digits", "step-01000"], ["topics", "topics", "pass-0060"]]  # fmt: skip
 
 
 # ---- chains in Python

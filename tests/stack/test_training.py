@@ -412,8 +412,9 @@ if os.environ["BT_RETRY_COUNT"] == "0":
 @pytest.mark.skipif(not LONG, reason="trains a network three times; set HEADRACE_LONG")
 def test_digits(stack):
     """The example's weights are the same to the byte, whoever was killed while it trained."""
-    script = (pathlib.Path(__file__).parents[2] / "examples/train-digits/train.py").read_text()
-    commands = f"cat > train.py <<'EOF'\n{script}\nEOF", "python3 train.py --steps 1200 --save 100"
+    example = pathlib.Path(__file__).parents[2] / "examples/train-digits"
+    files = [f"cat > {name} <<'EOF'\n{(example / name).read_text()}\nEOF" for name in ("train.py", "serve/model/model.py")]
+    commands = "mkdir -p serve/model", *files, "python3 train.py --steps 1200 --save 100"
 
     def train(kill):
         id = push(stack, *commands)
@@ -423,7 +424,7 @@ def test_digits(stack):
         ended = wait_end(stack, id, 120)
         assert ended["status"] == "COMPLETED", ended
         return ended, stack.sql("SELECT f->>'digest' FROM headrace.training_checkpoint c, jsonb_array_elements(c.files) f "
-                                "WHERE c.job_id = :'a1' AND c.name = 'step-01200' AND f->>'path' = 'weights.json'", id)
+                                "WHERE c.job_id = :'a1' AND c.name = 'step-01200' AND f->>'path' = 'data/weights.json'", id)
 
     (_, calm), (ended, disturbed) = train(False), train(True)
     assert len(calm) == 1 and calm == disturbed and ended["retry_count"] == "2", (calm, disturbed, ended)
