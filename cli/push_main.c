@@ -10,8 +10,10 @@
 #include <string.h>
 
 #include "cli/push_archive.h"
+#include "cli/push_checkpoints.h"
 #include "cli/push_model.h"
 #include "cli/verb.h"
+#include "schema/truss_config.h"
 
 int push_main(int argc, char **argv);
 
@@ -96,9 +98,12 @@ static int push_run(const struct client *client, const void *values, char **oper
                     int operand_count)
 {
     const struct push_settings *settings = values;
-    struct push_model push = {operands[0], NULL, settings->deployment_name, settings->environment,
-                              NULL};
+    struct push_model push = {operands[0],           NULL, settings->deployment_name,
+                              settings->environment, NULL, NULL};
     OWNED(client_json_free) json_t *state = NULL;
+    OWNED(push_folder_remove) char *above = NULL;
+    OWNED(mem_free) char *trained = NULL;
+    OWNED(mem_free) char *external = NULL;
     OWNED(mem_free) char *name = NULL;
     OWNED(mem_free) char *id = NULL;
     struct err err;
@@ -109,6 +114,11 @@ static int push_run(const struct client *client, const void *values, char **oper
     if (check_folder(operands[0], &name, &err) < 0)
         return client_complain("push", &err);
     push.name = name;
+    if (push_checkpoints_bring(client, operands[0], &above, &trained, &err) < 0)
+        return client_complain("push", &err);
+    external = above != NULL ? xasprintf("%s/" TRUSS_CHECKPOINTS_FOLDER, above) : NULL;
+    push.trained = trained;
+    push.external = external;
     if (push_model_send(client, &push, &id, &err) < 0)
         return client_complain("push", &err);
     if (settings->no_wait) {

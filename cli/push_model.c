@@ -92,7 +92,9 @@ int push_model_send(const struct client *client, const struct push_model *push, 
     OWNED(client_json_free) json_t *answer = NULL;
     struct push_archive archive;
     const char *id;
-    int r = push_archive_make(push->folder, &archive, err);
+    const struct push_sources sources = {.externals = {push->external},
+                                         .external_count = push->external != NULL};
+    int r = push_archive_make_of(push->folder, &sources, &archive, err);
 
     if (r < 0)
         return r;

@@ -15,7 +15,8 @@ struct push_model {
     const char *name;
     const char *deployment_name; /* "": deployment-N */
     const char *environment;     /* to point at it once it is ready; "": as the gateway decides */
-    const char *trained;         /* JOB/CHECKPOINT that it was made of; NULL: of none */
+    const char *trained;         /* JOB/CHECKPOINT,… that it was made of; NULL: of none */
+    char *external;              /* a folder that stands in the archive as well; NULL: none */
 };
 
 struct push_archive;

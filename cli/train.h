@@ -92,6 +92,15 @@ bool train_is_over(const char *status);
 
 /* ---- train_files.c ---- */
 
+/* Appends what the gateway says of each file of a complete checkpoint; "": of all of them. */
+int train_list_files(const struct client *client, const char *job, const char *checkpoint,
+                     json_t *files, struct err *err) MUST_CHECK;
+
+/* One of these into a new file, whose folders are made; its digest is checked. `to` is changed
+ * meanwhile, and as it was at the end. */
+int train_take_file(const struct client *client, const json_t *file, char *to,
+                    struct err *err) MUST_CHECK;
+
 /* Files of a complete checkpoint ("": the newest) into a new folder, each checked by its digest.
  * rank -1: all, below rank-<n>/; else those of that node, without it. *ret_checkpoint is the
  * caller's to free. */

@@ -52,8 +52,8 @@ static int choose(const struct client *client, const char *job, const char *name
     return 0;
 }
 
-static int list_files(const struct client *client, const char *job, const char *checkpoint,
-                      json_t *files, struct err *err)
+int train_list_files(const struct client *client, const char *job, const char *checkpoint,
+                     json_t *files, struct err *err)
 {
     OWNED(mem_free) char *route = path_make("/v1/training_projects/-/jobs/%/checkpoint_files", job);
     long long token = 0;
@@ -154,27 +154,22 @@ static int fetch(const struct client *client, const char *url, struct writing *w
     return r;
 }
 
-static int take_file(const struct client *client, const json_t *file, int rank, const char *folder,
-                     struct err *err)
+int train_take_file(const struct client *client, const json_t *file, char *to, struct err *err)
 {
     const char *url = json_string_value(json_object_get(file, "url"));
     const char *path = json_string_value(json_object_get(file, "path"));
+    const char *name = json_string_value(json_object_get(file, "relative_file_name"));
     const char *digest = json_string_value(json_object_get(file, "digest"));
-    long long from = json_integer_value(json_object_get(file, "node_rank"));
     const char *route = url != NULL ? strstr(url, "/v1/training_projects/") : NULL;
-    OWNED(mem_free) char *to = NULL;
     struct writing writing = {.fd = -1};
     uint8_t hash[crypto_hash_sha256_BYTES];
     char hex[2 * sizeof(hash) + 1];
     int r;
 
-    if (rank >= 0 && from != rank)
-        return 0;
-    if (route == NULL || path == NULL || digest == NULL || !path_is_inside(path))
+    if (route == NULL || path == NULL || digest == NULL || name == NULL || !path_is_inside(path) ||
+        !path_is_inside(name))
         return err_set(err, ERR_MALFORMED, "the gateway's list of files has '%.80s'",
                        path != NULL ? path : "-");
-    to = rank >= 0 ? xasprintf("%s/%s", folder, path)
-                   : xasprintf("%s/rank-%lld/%s", folder, from, path);
     r = make_folders(to, err);
     if (r < 0)
         return r;
@@ -195,6 +190,44 @@ static int take_file(const struct client *client, const json_t *file, int rank, 
     return 0;
 }
 
+static long long rank_of(const json_t *file)
+{
+    return json_integer_value(json_object_get(file, "node_rank"));
+}
+
+/* A checkpoint of other nodes alone is none of this one. */
+static int check_rank(const json_t *files, int rank, const char *checkpoint, struct err *err)
+{
+    const json_t *file;
+    size_t i;
+
+    json_array_foreach(files, i, file)
+    {
+        if (rank < 0 || rank_of(file) == rank)
+            return 0;
+    }
+    if (json_array_size(files) == 0)
+        return err_set(err, ERR_NOT_FOUND, "checkpoint %s has no files", checkpoint);
+    return err_set(err, ERR_NOT_FOUND,
+                   "checkpoint %s has no files of node %d; there are those of node %lld",
+                   checkpoint, rank, rank_of(json_array_get(files, 0)));
+}
+
+/* One of a checkpoint, unless it is another node's. */
+static int take_of_rank(const struct client *client, const json_t *file, int rank,
+                        const char *folder, struct err *err)
+{
+    const char *path = json_string_value(json_object_get(file, "path"));
+    long long from = rank_of(file);
+    OWNED(mem_free) char *to = NULL;
+
+    if (rank >= 0 && from != rank)
+        return 0;
+    to = rank >= 0 ? xasprintf("%s/%s", folder, path != NULL ? path : "")
+                   : xasprintf("%s/rank-%lld/%s", folder, from, path != NULL ? path : "");
+    return train_take_file(client, file, to, err);
+}
+
 int train_download(const struct client *client, const char *job, const char *checkpoint, int rank,
                    const char *folder, char **ret_checkpoint, struct err *err)
 {
@@ -208,14 +241,16 @@ int train_download(const struct client *client, const char *job, const char *che
     if (r == 0 && access(folder, F_OK) == 0)
         r = err_set(err, ERR_USAGE, "'%s' is there already", folder);
     if (r == 0)
-        r = list_files(client, job, name, files, err);
+        r = train_list_files(client, job, name, files, err);
+    if (r == 0)
+        r = check_rank(files, rank, name, err);
     if (r == 0 && mkdir(part, 0777) < 0)
         r = err_set_errno(err, ERR_USAGE, "make '%s'", part);
     if (r < 0)
         return r;
     json_array_foreach(files, i, file)
     {
-        r = take_file(client, file, rank, part, err);
+        r = take_of_rank(client, file, rank, part, err);
         if (r < 0)
             return r;
     }

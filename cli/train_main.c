@@ -366,7 +366,7 @@ static int deploy(const struct client *client, const struct train_deploy_setting
 {
     OWNED(mem_free) char *checkpoint = NULL;
     OWNED(mem_free) char *trained = NULL;
-    struct push_model push = {folder, name, "", settings->environment, NULL};
+    struct push_model push = {folder, name, "", settings->environment, NULL, NULL};
     int r = train_download(client, job, settings->checkpoint, 0, folder, &checkpoint, err);
 
     if (r == 0)

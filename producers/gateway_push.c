@@ -243,6 +243,10 @@ static void look(uv_work_t *work)
 
     if (r == 0 && !push->is_workspace)
         r = model_plan_make(&push->facts, &push->plan, &push->err);
+    if (r == 0 && push->plan.wants_checkpoints && !push->facts.has_checkpoints)
+        r = err_set(&push->err, ERR_UNSUPPORTED,
+                    "config.yaml: training_checkpoints: the archive has no files of them; "
+                    "`headrace push` brings them along");
     if (r == 0 && !push->is_workspace)
         r = check_expressions(push);
     push->err.code = r;

@@ -9,6 +9,7 @@
 
 #include "schema/chain.h"
 #include "schema/server_config.h"
+#include "schema/truss_config.h"
 #include "schema/truss_plan.h"
 
 static const struct {
@@ -61,12 +62,17 @@ void model_facts_note(struct model_facts *facts, const char *path)
     bool top = strchr(path, '/') == NULL;
 
     facts->file_count++;
-    facts->safetensors_count += top && ends_in(path, ".safetensors");
+    facts->safetensors_count += top && ends_in(path, ".safetensors") &&
+                                strcmp(path, "adapter_model.safetensors") != 0;
     facts->gguf_count += top && ends_in(path, ".gguf");
     if (ends_in(path, ".onnx"))
         note_onnx(facts, path);
     if (strcmp(path, "model/model.py") == 0)
         facts->has_model_py = true;
+    if (strcmp(path, "adapter_config.json") == 0)
+        facts->has_adapter = true;
+    if (strncmp(path, TRUSS_CHECKPOINTS_FOLDER "/", sizeof(TRUSS_CHECKPOINTS_FOLDER)) == 0)
+        facts->has_checkpoints = true;
     if (strcmp(path, "vocab.txt") == 0 || strcmp(path, "tokenizer.json") == 0)
         facts->has_tokenizer = true;
 }
@@ -229,6 +235,11 @@ static int refuse(const struct model_facts *facts, struct err *err)
                          : is_bert(facts->config_json) ? "there"
                                                        : "of another kind";
 
+    if (facts->has_adapter)
+        return err_set(err, ERR_UNSUPPORTED,
+                       "adapter_config.json is there: this is a LoRA adapter, and no engine here "
+                       "loads one beside its base model. Merge it (in peft: merge_and_unload()) "
+                       "and save the whole model, or push a Truss with a server that loads both");
     return err_set(
         err, ERR_UNSUPPORTED,
         "no engine for these %u files; looked for at the top: for encoder config.json "

@@ -46,7 +46,9 @@ struct model_facts {
     char onnx_file[MODEL_PATH_SIZE];                    /* the one to serve; "": none */
     bool has_tokenizer;                                 /* vocab.txt or tokenizer.json at the top */
     bool has_model_py;                                  /* model/model.py */
-    char *config_json, *headrace_json, *config_yaml;    /* at the top; NULL: there is none */
+    bool has_adapter;                                   /* adapter_config.json at the top */
+    bool has_checkpoints; /* files of training jobs, as `headrace push` brings them */
+    char *config_json, *headrace_json, *config_yaml; /* at the top; NULL: there is none */
 };
 void model_facts_done(struct model_facts *facts);
 
@@ -59,10 +61,11 @@ char **model_facts_text(struct model_facts *facts, const char *path);
 struct model_plan {
     char engine[MODEL_ENGINE_SIZE], device[MODEL_DEVICE_SIZE];
     uint32_t slot_count, replica_count;
-    char *settings; /* a JSON object, the engine's own */
-    char *warnings; /* a JSON array of texts, what has no effect here; NULL: none */
-    char *name;     /* model_name of config.yaml; NULL: it has none */
-    char why[256];  /* one line: what decided */
+    char *settings;         /* a JSON object, the engine's own */
+    char *warnings;         /* a JSON array of texts, what has no effect here; NULL: none */
+    char *name;             /* model_name of config.yaml; NULL: it has none */
+    bool wants_checkpoints; /* config.yaml has training_checkpoints */
+    char why[256];          /* one line: what decided */
 };
 void model_plan_done(struct model_plan *plan);
 

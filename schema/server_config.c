@@ -27,6 +27,7 @@ enum key_kind {
     KEY_ENV,
     KEY_NETWORK,
     KEY_SECRETS,
+    KEY_PLACE,
 };
 
 static const struct key {
@@ -52,6 +53,7 @@ static const struct key {
     {"image", KEY_IMAGE, offsetof(struct server_config, image), 0},
     {"secrets", KEY_SECRETS, offsetof(struct server_config, secrets), 0},
     {"run_as_user_id", KEY_USER, offsetof(struct server_config, run_as_user_id), 0},
+    {"checkpoint_folder", KEY_PLACE, offsetof(struct server_config, checkpoint_folder), 0},
 };
 
 static int read_text(const char *name, const json_t *value, size_t size_max, char **to,
@@ -77,6 +79,21 @@ static int read_endpoint(const char *name, const json_t *value, char **to, struc
         return 0;
     return err_set(err, ERR_RANGE,
                    "server: %s is '%.60s': it must be a path that begins with / and has no spaces",
+                   name, *to);
+}
+
+/* Absolute, and nothing that the options of a sandbox or a container would split. */
+static int read_place(const char *name, const json_t *value, char **to, struct err *err)
+{
+    int r = read_text(name, value, ENDPOINT_SIZE_MAX, to, err);
+
+    if (r < 0)
+        return r;
+    if ((*to)[0] == '/' && strpbrk(*to, ":;=\n") == NULL && strstr(*to, "/..") == NULL)
+        return 0;
+    return err_set(err, ERR_RANGE,
+                   "server: %s is '%.60s': it must be an absolute path without '..', ':', ';' and "
+                   "'='",
                    name, *to);
 }
 
@@ -196,6 +213,8 @@ static int read_key(struct server_config *config, const struct key *key, json_t 
         return read_env(value, to, err);
     case KEY_NETWORK:
         return read_network(value, to, err);
+    case KEY_PLACE:
+        return read_place(key->name, value, to, err);
     case KEY_SECRETS:
         return read_secrets(value, to, err);
     }
@@ -283,6 +302,7 @@ void server_config_done(struct server_config *config)
     mem_free(&config->predict_endpoint);
     mem_free(&config->readiness_endpoint);
     mem_free(&config->liveness_endpoint);
+    mem_free(&config->checkpoint_folder);
     for (size_t i = 0; config->env[i] != NULL; i++)
         mem_free(&config->env[i]);
     json_decref(config->secrets);

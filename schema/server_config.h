@@ -26,6 +26,7 @@ struct server_config {   /* texts are the config's own */
     char *start_command; /* for /bin/sh -c */
     char *image;         /* of a container; NULL: a plain process */
     char *predict_endpoint, *readiness_endpoint, *liveness_endpoint;
+    char *checkpoint_folder;       /* where files of training jobs are looked for; NULL: none */
     char *env[SERVER_ENV_MAX + 1]; /* NAME=value, ends in NULL */
     struct json_t *secrets;        /* names the model may have, with null or a text; NULL: none */
     uint32_t port;                 /* 0: ours to choose, told by {port} and $PORT */

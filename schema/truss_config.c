@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "schema/config_table.h"
+#include "schema/job_id.h"
 #include "schema/yaml_json.h"
 
 static const struct config_key keys[] = {
@@ -149,9 +150,90 @@ static int lift_server(struct truss_config *config, struct err *err)
     (void)json_object_set_new(config->server, "environment_variables", variables);
     if (image != NULL && *image != '\0')
         (void)json_object_set_new(config->server, "image", json_string(image));
+    if (config->checkpoints != NULL)
+        (void)json_object_set(
+            config->server, "checkpoint_folder",
+            json_object_get(json_object_get(config->config, "training_checkpoints"),
+                            "download_folder"));
     if (json_object_get(config->server, "start_command") == NULL &&
         json_object_get(config->server, "image") == NULL)
         return err_set(err, ERR_RANGE, "config.yaml: docker_server.start_command is missing");
+    return 0;
+}
+
+/* A pattern of files, `rank-0/step-100/` or with * ? [ ]: below the job, wherever it is put. */
+static bool pattern_ok(const json_t *value)
+{
+    const char *text = json_string_value(value);
+
+    if (text == NULL || strlen(text) != json_string_length(value) || strlen(text) > 512 ||
+        strncmp(text, "rank-", 5) != 0 || strpbrk(text, "\\\n\r\t,") != NULL)
+        return false;
+    for (const char *at = text; *at != '\0'; at += *at == '/') {
+        if (strncmp(at, "../", 3) == 0 || strcmp(at, "..") == 0)
+            return false;
+        at += strcspn(at, "/");
+    }
+    return true;
+}
+
+static int check_reference(const json_t *one, size_t at, struct err *err)
+{
+    const char *job = json_string_value(json_object_get(one, "training_job_id"));
+    const json_t *paths = json_object_get(one, "paths");
+    struct wire_id id;
+    size_t i;
+    json_t *path;
+
+    if (job == NULL || json_object_size(one) != (paths == NULL ? 1 : 2) ||
+        job_id_parse(job, &id, err) < 0)
+        return err_set(err, ERR_RANGE,
+                       "config.yaml: training_checkpoints.artifact_references[%zu] must be a "
+                       "mapping of training_job_id, the id of a training job, and paths",
+                       at);
+    if (json_array_size(paths) == 0 || json_array_size(paths) > TRUSS_PATTERNS_MAX)
+        return err_set(err, ERR_RANGE,
+                       "config.yaml: training_checkpoints.artifact_references[%zu].paths must be a "
+                       "list of 1 to %d texts",
+                       at, TRUSS_PATTERNS_MAX);
+    json_array_foreach(paths, i, path)
+    {
+        if (!pattern_ok(path))
+            return err_set(err, ERR_RANGE,
+                           "config.yaml: training_checkpoints.artifact_references[%zu].paths[%zu] "
+                           "is '%.80s'; it must be like rank-0/CHECKPOINT/ or "
+                           "rank-0/CHECKPOINT/*, without '..'",
+                           at, i, json_is_string(path) ? json_string_value(path) : "no text");
+    }
+    return 0;
+}
+
+static int check_checkpoints(struct truss_config *config, struct err *err)
+{
+    const char *folder = text_at(config->config, "training_checkpoints", "download_folder", NULL);
+    json_t *list = json_object_get(json_object_get(config->config, "training_checkpoints"),
+                                   "artifact_references");
+    size_t i;
+    json_t *one;
+
+    if (folder != NULL && strpbrk(folder, ":;=") != NULL)
+        return err_set(err, ERR_RANGE,
+                       "config.yaml: training_checkpoints.download_folder is '%.80s'; it must have "
+                       "no ':', ';' or '='",
+                       folder);
+    if (json_array_size(list) > TRUSS_REFERENCES_MAX)
+        return err_set(err, ERR_RANGE,
+                       "config.yaml: training_checkpoints.artifact_references has %zu entries; at "
+                       "most %d",
+                       json_array_size(list), TRUSS_REFERENCES_MAX);
+    json_array_foreach(list, i, one)
+    {
+        int r = check_reference(one, i, err);
+
+        if (r < 0)
+            return r;
+    }
+    config->checkpoints = json_array_size(list) > 0 ? list : NULL;
     return 0;
 }
 
@@ -160,6 +242,7 @@ static int conclude(struct truss_config *config, struct err *err)
     const json_t *runtime = json_object_get(config->config, "runtime");
     json_t *resources = json_object_get(config->config, "resources");
     const char *accelerator = json_string_value(json_object_get(resources, "accelerator"));
+    int r;
 
     if (strcmp(text_at(config->config, "runtime", "transport", "kind"), "grpc") == 0)
         return err_set(err, ERR_UNSUPPORTED,
@@ -171,6 +254,9 @@ static int conclude(struct truss_config *config, struct err *err)
     (void)json_object_set_new(resources, "use_gpu", json_boolean(config->accelerator));
     warn_reserved(config);
     warn_open_secrets(config);
+    r = check_checkpoints(config, err);
+    if (r < 0)
+        return r;
     if (json_is_object(json_object_get(config->config, "docker_server"))) {
         warn_pings(config);
         return lift_server(config, err);

@@ -21,10 +21,16 @@
 
 #include "base/err.h"
 
+/* Where files of checkpoints stand in an archive, as JOB/rank-<n>/CHECKPOINT/PATH. */
+#define TRUSS_CHECKPOINTS_FOLDER "training_checkpoints"
+#define TRUSS_REFERENCES_MAX 8
+#define TRUSS_PATTERNS_MAX 64
+
 struct truss_config {
-    json_t *config;   /* every key with its value or default, as the model sees it */
-    json_t *warnings; /* texts */
-    json_t *server;   /* settings of the `server` engine; NULL: it is Python code */
+    json_t *config;      /* every key with its value or default, as the model sees it */
+    json_t *warnings;    /* texts */
+    json_t *server;      /* settings of the `server` engine; NULL: it is Python code */
+    json_t *checkpoints; /* training_checkpoints.artifact_references; NULL: none. In `config` */
     uint32_t concurrency;
     bool accelerator; /* it asks for one */
 };

@@ -99,6 +99,7 @@ int truss_plan_make(const struct model_facts *facts, struct model_plan *plan, js
         r = plan_python(facts, &truss, plan, settings, err);
     if (r < 0)
         return r;
+    plan->wants_checkpoints = truss.checkpoints != NULL;
     plan->warnings = json_dumps(truss.warnings, JSON_COMPACT);
     name = json_string_value(json_object_get(truss.config, "model_name"));
     plan->name = name == NULL || *name == '\0' ? NULL : xstrdup(name);

@@ -11,6 +11,8 @@
 #include <strings.h>
 #include <unistd.h>
 
+#include "schema/truss_config.h"
+
 #define OUR_BINARY "/proc/self/exe"
 #define GONE " (deleted)"
 #define PATH_DEFAULT "/usr/local/bin:/usr/bin:/bin"
@@ -169,8 +171,23 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
 struct wishes { /* of a deployment */
     char network[8];
     bool image;
-    bool chainlet; /* calls others through the gateway */
+    bool chainlet;         /* calls others through the gateway */
+    char checkpoints[512]; /* place of files of training jobs; "": it has none */
 };
+
+/* Of a server, or of a Truss that names some; "": none. Borrowed of the settings. */
+static const char *checkpoints_of(const json_t *root)
+{
+    const json_t *python = json_object_get(json_object_get(root, "truss"), "training_checkpoints");
+    const char *of_server = json_string_value(json_object_get(root, "checkpoint_folder"));
+    const char *of_python = json_string_value(json_object_get(python, "download_folder"));
+
+    if (of_server != NULL)
+        return of_server;
+    if (of_python == NULL || json_array_size(json_object_get(python, "artifact_references")) == 0)
+        return "";
+    return of_python;
+}
 
 /* What an engine's settings ask for; whether they are good is for the engine to say. Python code is
  * allowed out, as on the platform that it was written for, where ports can be kept apart. */
@@ -182,6 +199,7 @@ static struct wishes wishes_of(enum engine_host_kind kind, const char *settings_
     struct wishes wishes = {.image = json_object_get(root, "image") != NULL,
                             .chainlet = json_object_get(metadata, "headrace_chainlets") != NULL};
 
+    mem_copy_text(wishes.checkpoints, checkpoints_of(root));
     if (network == NULL)
         network = kind == ENGINE_HOST_PY ? "out" : "none";
     mem_copy_text(wishes.network, strcmp(network, "out") == 0 ? "out" : "none");
@@ -235,6 +253,9 @@ static size_t confine_words(const struct engine_host *host, const struct engine_
     if (wishes->chainlet && how->gateway[0] != '\0')
         to[at++] = xasprintf("--ports=80,443,%u", port_of_url(how->gateway));
     to[at++] = xasprintf("--app=%s", how->dir);
+    if (wishes->checkpoints[0] != '\0')
+        to[at++] = xasprintf("--bind=%s/" TRUSS_CHECKPOINTS_FOLDER "=%s", how->dir,
+                             wishes->checkpoints);
     to[at++] = xasprintf("--read=%s", how->read);
     to[at++] = xasprintf("--group=%s", how->group);
     to[at++] = xasprintf("--memory=%llu", (unsigned long long)how->memory_size);

@@ -25,10 +25,12 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "schema/truss_config.h"
 #include "workers/engine_host.h"
 #include "workers/host_server_int.h"
 #include "workers/secret_files.h"
 
+#define CHECKPOINTS_VARIABLE "BT_TRAINING_CHECKPOINTS_DIR"
 #define PORT_TRIES 100
 #define FIRST_PROBE_MS 20
 #define SOON_MS 2000 /* after its start a server is asked more often */
@@ -131,7 +133,7 @@ struct run {
     char *args[RUN_ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
-    char *port_env, *secrets_env;
+    char *port_env, *secrets_env, *checkpoints_env;
 };
 
 static void run_done(struct run *run)
@@ -140,6 +142,7 @@ static void run_done(struct run *run)
         free(run->args[i]);
     free(run->port_env);
     free(run->secrets_env);
+    free(run->checkpoints_env);
 }
 
 static void run_add(struct run *run, char *arg)
@@ -203,6 +206,12 @@ static int run_container(const struct host_server *server, struct run *run, stru
     run_add(run, xasprintf("--env=PORT=%u", server->config.port));
     for (size_t i = 0; server->config.env[i] != NULL; i++)
         run_add(run, xasprintf("--env=%s", server->config.env[i]));
+    if (server->config.checkpoint_folder != NULL) {
+        run_add(run, xasprintf("--volume=%s/" TRUSS_CHECKPOINTS_FOLDER ":%s:ro", server->dir,
+                               server->config.checkpoint_folder));
+        run_add(run,
+                xasprintf("--env=" CHECKPOINTS_VARIABLE "=%s", server->config.checkpoint_folder));
+    }
     if (server->config.run_as_user_id != 0)
         run_add(run, xasprintf("--user=%u", server->config.run_as_user_id));
     if (server->dir[0] != '\0')
@@ -220,6 +229,20 @@ static int run_container(const struct host_server *server, struct run *run, stru
     return 0;
 }
 
+/* Where files of training jobs are: in a sandbox where the deployment wants them, else only with
+ * the model. NULL: it has none; the caller frees. */
+static char *checkpoints_variable(const struct host_server *server)
+{
+    const char *place = server->config.checkpoint_folder;
+
+    if (place == NULL)
+        return NULL;
+    if (server->isolation == CONFINE_STRICT)
+        return xasprintf(CHECKPOINTS_VARIABLE "=%s", place);
+    log_warn("checkpoints_elsewhere", LOG_STR("wanted", place), LOG_STR("dir", server->dir));
+    return xasprintf(CHECKPOINTS_VARIABLE "=%s/" TRUSS_CHECKPOINTS_FOLDER, server->dir);
+}
+
 /* Ours, with what the deployment says in front: the first of a name counts. */
 static void run_env(const struct host_server *server, struct run *run)
 {
@@ -229,6 +252,9 @@ static void run_env(const struct host_server *server, struct run *run)
         run->secrets_env = xasprintf(SECRET_FILES_VARIABLE "=%s", server->secrets_folder);
         run->env[run->env_count++] = run->secrets_env;
     }
+    run->checkpoints_env = checkpoints_variable(server);
+    if (run->checkpoints_env != NULL)
+        run->env[run->env_count++] = run->checkpoints_env;
     for (size_t i = 0; server->config.env[i] != NULL; i++)
         run->env[run->env_count++] = server->config.env[i];
     for (char **at = environ; *at != NULL && run->env_count < ENV_MAX - 1; at++) {

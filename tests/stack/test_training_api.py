@@ -284,19 +284,99 @@ def test_lines_curves_and_checkpoints_at_a_terminal(stack, job, tmp_path):
     assert again.returncode == 1 and "is there already" in again.stderr
 
 
-def test_a_checkpoint_becomes_a_deployment_with_its_lineage(stack, job):
+def checkpoint(stack, job, name, rank=0, **files):
+    """One that is complete; of its files the digests."""
     owner = stack.http("GET", f"/v1/training_projects/-/jobs/{job}").json["training_job"]["training_project_id"]
-    data = json.dumps({"engine": "sim", "settings": {"service_ms": 1}}).encode()
-    files = json.dumps([{"path": "headrace.json", "size": len(data), "digest": blob(stack, owner, data), "mode": 420}])
+    listed = [{"path": path, "size": len(data), "digest": blob(stack, owner, data), "mode": 420} for path, data in files.items()]
     stack.sql(f"""INSERT INTO headrace.training_checkpoint (job_id, rank, name, placement, state, size_bytes, file_count,
-                       files, completed_at) VALUES ('{job}', 0, 'served', 1, 'COMPLETE', {len(data)}, 1, '{files}', now())""")
+                       files, completed_at) VALUES ('{job}', {rank}, '{name}', 1, 'COMPLETE', {sum(f["size"] for f in listed)},
+                       {len(listed)}, '{json.dumps(listed)}', now())""")
+    return owner, [one["digest"] for one in listed]
+
+
+def test_a_checkpoint_becomes_a_deployment_with_its_lineage(stack, job):
+    data = json.dumps({"engine": "sim", "settings": {"service_ms": 1}}).encode()
+    checkpoint(stack, job, "served", **{"headrace.json": data})
     done = stack.cli("train", "deploy", job, "--checkpoint", "served", "--model", "trained", "--json")
     deployment = json.loads(done.stdout)
     assert deployment["status"] == "ACTIVE"
     assert stack.sql(f"SELECT project, checkpoint, training_job_id::text FROM headrace_v1.training_lineage WHERE "
                      f"deployment_id = '{deployment['id']}'") == [["shown", "served", job]]
-    unknown = stack.cli("train", "deploy", job, "--checkpoint", "nothing", check=False)
-    assert unknown.returncode == 2 and "no complete checkpoint nothing" in unknown.stderr
+
+
+def test_what_cannot_be_deployed_says_why(stack, job):
+    """An unknown job, no such checkpoint, a file that rots, an adapter, and what no engine knows: nothing is left of them."""
+    owner, (digest,) = checkpoint(stack, job, "rotten", **{"headrace.json": b"as it was"})
+    (stack.data_dir / "blobs/training" / owner / digest).write_bytes(b"as it is!")
+    checkpoint(stack, job, "adapter", **{"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"})
+    checkpoint(stack, job, "odd", **{"optimizer.pt": b"x"})
+    checkpoint(stack, job, "second", rank=1, **{"headrace.json": b"{}"})
+    gone = "0199a3f0-0000-7000-8000-000000000001"
+    for id, name, code, words in (
+            (gone, "", 2, "there is no such training job"), (job, "step-20", 2, "no complete checkpoint step-20"),
+            (job, "rotten", 2, "headrace.json: 9 bytes came, and their SHA-256 is not " + digest),
+            (job, "adapter", 2, "a LoRA adapter, and no engine here loads one beside its base model. Merge it"),
+            (job, "odd", 2, "no engine for these 1 files; looked for at the top: for encoder config.json"),
+            (job, "second", 2, "checkpoint second has no files of node 0; there are those of node 1")):  # fmt: skip
+        done = stack.cli("train", "deploy", id, "--checkpoint", name, "--model", "never", check=False)
+        assert done.returncode == code and words in done.stderr, (name, done)
+    assert stack.http("GET", "/v1/models/never").status == 404
+
+
+CARRIER = """\
+model_name: carrier
+docker_server: {start_command: "python3 data/server.py 18095", server_port: 18095, predict_endpoint: /, readiness_endpoint: /,
+                liveness_endpoint: /}
+training_checkpoints: {download_folder: /tmp/mounted, artifact_references: [{training_job_id: JOB, paths: [PATHS]}]}
+"""
+CARRIER_SERVER = """\
+import http.server, json, os, pathlib, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        told = pathlib.Path(os.environ["BT_TRAINING_CHECKPOINTS_DIR"])
+        found = {str(path.relative_to(told)): path.read_text() for path in told.rglob("*") if path.is_file()}
+        body = json.dumps({"told": str(told), "found": found}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_files_of_checkpoints_come_along_with_a_truss(stack, job, tmp_path):
+    """They stand where config.yaml says, in a sandbox, and where the variable says, anywhere; with their lineage."""
+    for rank in (0, 1):
+        checkpoint(stack, job, "step-30", rank, **{"w/a.bin": b"a%d" % rank, "w/b.txt": b"b%d" % rank})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/server.py").write_text(CARRIER_SERVER)
+
+    def push(paths):
+        (tmp_path / "config.yaml").write_text(CARRIER.replace("JOB", job).replace("PATHS", paths))
+        return stack.cli("push", tmp_path, "--json", check=False)
+
+    missing = push("rank-0/step-31/")
+    assert missing.returncode == 2 and "no file 'rank-0/step-31/' in a complete checkpoint" in missing.stderr
+    assert "rank-0/step-30/" in missing.stderr and "rank-1/step-30/" in missing.stderr, missing
+    done = push("rank-0/step-30/, 'rank-1/*.txt'")
+    assert done.returncode == 0, done
+    said = stack.http("POST", "/model/carrier/production/predict", {}).json
+    names = {"rank-0/step-30/w/a.bin": "a0", "rank-0/step-30/w/b.txt": "b0", "rank-1/step-30/w/b.txt": "b1"}
+    assert said["found"] == {f"{job}/{name}": text for name, text in names.items()}
+    logs = "".join(path.read_text(errors="replace") for path in stack.data_dir.glob("agent/**/*.log"))
+    assert (said["told"] == "/tmp/mounted") == ('"in_force":"strict' in logs), said
+    assert stack.sql(f"SELECT checkpoint FROM headrace_v1.training_lineage WHERE deployment_id = "
+                     f"'{json.loads(done.stdout)['id']}'") == [["step-30"]]
+    # Sent by other means, without them, it is refused.
+    bare = archive_of(**{"config.yaml": (tmp_path / "config.yaml").read_text(), "data/server.py": CARRIER_SERVER})
+    refused = stack.http("POST", "/v1/models/carrier/deployments", bare, headers={"Content-Type": "application/gzip"})
+    assert refused.status == 422 and "training_checkpoints: the archive has no files of them" in refused.json["error"], refused
 
 
 WRONG = [

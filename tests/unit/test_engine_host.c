@@ -84,6 +84,53 @@ static void test_the_network_is_as_the_settings_ask(void **state)
                             rows[i].network);
 }
 
+static bool has_word(const struct engine_host *host, const char *word)
+{
+    for (size_t i = 0; host->argv[i] != NULL; i++) {
+        if (strcmp(host->argv[i], word) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Files of training jobs stand where the deployment looks for them, if it names any. */
+static void test_checkpoints_are_bound_at_their_place(void **state)
+{
+    static const struct {
+        const char *engine, *settings;
+        bool bound;
+    } rows[] = {
+        {"server", "{\"checkpoint_folder\": \"/c\"}", true},
+        {"server", "{}", false},
+        {"python",
+         "{\"truss\": {\"training_checkpoints\": {\"download_folder\": \"/c\", "
+         "\"artifact_references\": [{}]}}}",
+         true},
+        {"python",
+         "{\"truss\": {\"training_checkpoints\": {\"download_folder\": \"/c\", "
+         "\"artifact_references\": []}}}",
+         false},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        const struct engine_confine how = {.level = CONFINE_STRICT,
+                                           .dir = "/models/a",
+                                           .read = "",
+                                           .group = "g",
+                                           .settings_json = rows[i].settings,
+                                           .gateway = ""};
+        struct engine_host host;
+        struct err err;
+
+        assert_int_equal(engine_host_find(rows[i].engine, "", &host, &err), 0);
+        engine_host_confine(&host, &how);
+        assert_int_equal(has_word(&host, "--bind=/models/a/training_checkpoints=/c"),
+                         rows[i].bound);
+        engine_host_done(&host);
+    }
+}
+
 /* An upgrade puts another file in the place of the binary while it runs. */
 static void test_a_binary_that_was_replaced_is_still_found(void **state)
 {
@@ -136,6 +183,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_each_engine_has_its_host),
         cmocka_unit_test(test_no_python_is_said),
         cmocka_unit_test(test_the_network_is_as_the_settings_ask),
+        cmocka_unit_test(test_checkpoints_are_bound_at_their_place),
         cmocka_unit_test(test_a_binary_that_was_replaced_is_still_found),
     };
 

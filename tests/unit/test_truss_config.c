@@ -21,6 +21,9 @@
     "docker_server:\n  start_command: serve --port 8000\n  server_port: 8000\n"                    \
     "  predict_endpoint: /predict\n  readiness_endpoint: /health\n  liveness_endpoint: /health\n"
 
+#define JOB "0199a3f0-0000-7000-8000-000000000001"
+#define CHECKPOINTS(reference) "training_checkpoints: {artifact_references: [" reference "]}"
+
 /* ---- YAML ---- */
 
 static const struct {
@@ -130,6 +133,19 @@ static const struct {
     {"environment_variables: {PORT: 1, A: 1.10, B: yes}", 0,
      "environment_variables.PORT: reserved"},
     {"model_cache: []\nweights: []\ntrt_llm: null\nexternal_data:", 0, NULL},
+    {CHECKPOINTS("{training_job_id: " JOB ", paths: [rank-0/step-1/, 'rank-*/last/*']}"), 0, NULL},
+    {"training_checkpoints: {}", 0, NULL},
+    {CHECKPOINTS("{training_job_id: lqz4pw4, paths: [rank-0/a]}"), ERR_RANGE,
+     "[0] must be a mapping of training_job_id"},
+    {CHECKPOINTS("{training_job_id: " JOB ", path: [rank-0/a]}"), ERR_RANGE, "and paths"},
+    {CHECKPOINTS("{training_job_id: " JOB ", paths: []}"), ERR_RANGE, "a list of 1 to 64"},
+    {CHECKPOINTS("{training_job_id: " JOB ", paths: [rank-0/../x]}"), ERR_RANGE,
+     "paths[0] is 'rank-0/../x'"},
+    {CHECKPOINTS("{training_job_id: " JOB ", paths: [step-1]}"), ERR_RANGE, "like rank-0/"},
+    {CHECKPOINTS("1, 2, 3, 4, 5, 6, 7, 8, 9"), ERR_RANGE, "has 9 entries; at most 8"},
+    {"training_checkpoints: {download_folder: tmp}", ERR_RANGE, "must be an absolute path"},
+    {"training_checkpoints: {download_folder: '/a:b'}", ERR_RANGE, "no ':', ';' or '='"},
+    {"training_checkpoints: {loops_checkpoint_ids: [a]}", ERR_UNSUPPORTED, "there are no loops"},
     {"modelname: x", ERR_RANGE, "there is no key 'modelname'"},
     {"runtime: {predict_concurency: 2}", ERR_RANGE, "no key 'runtime.predict_concurency'"},
     {"runtime.predict_concurrency: 2", ERR_RANGE, "no key 'runtime.predict_concurrency'"},

@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 
-from . import chainlets, environment, errors, frames, logs, msgpack, place
+from . import chainlets, checkpoints, environment, errors, frames, logs, msgpack, place
 from .link import Gone, Link
 
 VERSION = "1"
@@ -95,6 +95,7 @@ def _of_the_deployment(load, config, python):
         variables,
         PYTHON_EXECUTABLE=python,
         BT_MODEL_DEPLOYMENT_ID=load.get("deployment", ""),
+        **checkpoints.variables(config, load["dir"], "--level=strict" in sys.argv),
     )
 
 
@@ -115,11 +116,20 @@ def _confined(words, python, program):
     ]
 
 
+def _add_bind(words, bind):
+    """One more FILE=PLACE of the confinement, whose setting counts once."""
+    for i, word in enumerate(words):
+        if word.startswith("--bind="):
+            words[i] = word + ";" + bind.partition("=")[2]
+            return
+    words.insert(words.index("--"), bind)
+
+
 def _go_on(program, link, load, made, config):
     words, program = sys.argv[1:], environment.compiled(made, program)
     wired = chainlets.text(config, load.get("gateway", ""))
     if wired and "--level=strict" in words:
-        words.insert(words.index("--"), chainlets.bind(wired, load.get("cache_dir") or "/tmp"))
+        _add_bind(words, chainlets.bind(wired, load.get("cache_dir") or "/tmp"))
     state = {
         "load": load,
         "rest": bytes(link.inbox),
