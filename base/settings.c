@@ -318,6 +318,8 @@ static void print_version(const struct settings_program *program)
 
 static void print_help(const struct settings_program *program, FILE *to)
 {
+    bool own_check = false; /* a setting of that name, which goes first */
+
     (void)fprintf(to, "usage: headrace %s [OPTION…]%s%s\n%s\n\n", program->command,
                   program->operands != NULL ? " " : "",
                   program->operands != NULL ? program->operands : "", program->purpose);
@@ -326,17 +328,20 @@ static void print_help(const struct settings_program *program, FILE *to)
         char flag[NAME_SIZE_MAX], details[256], left[2 * NAME_SIZE_MAX];
 
         flag_name(row, flag);
+        own_check = own_check || strcmp(flag, "check") == 0;
         describe(row, details, sizeof(details));
         (void)snprintf(left, sizeof(left), "--%s%s%s", flag,
                        row->type == SETTING_TYPE_BOOL ? "" : "=",
                        row->type == SETTING_TYPE_BOOL ? "" : type_name(row->type));
         (void)fprintf(to, "  %-30s %s%s\n", left, row->help, details);
     }
-    (void)fprintf(to,
-                  "  %-30s this text\n  %-30s the settings as a table\n  %-30s what this is\n"
-                  "  %-30s check the settings and quit\n\nEach flag has a twin in the environment: "
-                  "--some-flag is HEADRACE_SOME_FLAG. Flags win.\n",
-                  "--help", "--help-settings", "--version", "--check");
+    (void)fprintf(to, "  %-30s this text\n  %-30s the settings as a table\n  %-30s what this is\n",
+                  "--help", "--help-settings", "--version");
+    if (!own_check)
+        (void)fprintf(to, "  %-30s check the settings and quit\n", "--check");
+    (void)fputs("\nEach flag has a twin in the environment: --some-flag is HEADRACE_SOME_FLAG. "
+                "Flags win.\n",
+                to);
 }
 
 /* ---- argv ---- */
