@@ -23,7 +23,8 @@ static int verb_usage(const struct verb *verb, FILE *to)
     for (size_t i = 0; i < verb->action_count; i++) {
         const struct verb_action *action = &verb->actions[i];
 
-        (void)fprintf(to, "  %s %s %s\n      %s\n", verb->name, action->name,
+        (void)fprintf(to, "  %s %s%s%s\n      %s\n", verb->name, action->name,
+                      action->operands != NULL ? " " : "",
                       action->operands != NULL ? action->operands : "", action->purpose);
     }
     (void)fprintf(to, "\nheadrace %s ACTION --help tells more.\n", verb->name);
