@@ -51,14 +51,15 @@ PG_STATEMENT(training_has_job, "SELECT 1 FROM headrace_v1.training_jobs WHERE" T
 
 PG_STATEMENT(training_metrics_job, "SELECT " TRAINING_JOB_COLUMNS
                                    " FROM headrace_v1.training_jobs WHERE" TRAINING_OF_PATH);
-/* Means of equal pieces of the time; $5 and $6 are its ends, $7 a piece in seconds (0: the time in
- * POINTS pieces). */
+/* Means of equal pieces of the time; $4 and $5 are its ends, $6 a piece in seconds (0: the time in
+ * $7 pieces, which short jobs have short ones of). */
 PG_STATEMENT(
     training_series,
     "WITH job AS (SELECT t.job_id, coalesce($4, t.created_at) AS low, coalesce($5, t.ended_at + "
     "interval '1 minute', now()) AS high FROM training_job t JOIN training_project y ON y.id = "
     "t.project_id WHERE t.tenant = $1 AND t.job_id = $2 AND ($3 = '-' OR $3 IN (y.id, y.name))), "
-    "piece AS (SELECT *, make_interval(secs => greatest(1, CASE WHEN $6 > 0 THEN $6 ELSE extract("
+    "piece AS (SELECT *, make_interval(secs => greatest(0.05, CASE WHEN $6 > 0 THEN $6 ELSE "
+    "extract("
     "epoch FROM high - low)::float8 / $7 END)) AS width FROM job) SELECT m.rank, m.name, "
     "date_bin(p.width, m.at, p.low), avg(m.value), max(m.step) FROM piece p JOIN training_metric "
     "m ON m.job_id = p.job_id AND m.at >= p.low AND m.at < p.high GROUP BY m.rank, m.name, 3 "
