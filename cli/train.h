@@ -33,6 +33,10 @@ struct train_push_settings {
 /* The program that makes JSON of a config.py; made from train_evaluate.py. */
 extern const char *const train_evaluate_text;
 
+/* What `train init` begins with; made from train_init_*.py. */
+extern const char *const train_init_train_text;
+extern const char *const train_init_model_text;
+
 /* ---- train_config.c ---- */
 
 /* A config.yaml or config.py, or a folder that has one; changed by the settings, then checked.
@@ -40,6 +44,10 @@ extern const char *const train_evaluate_text;
 int train_config_read(const struct train_push_settings *settings, const char *path,
                       char ret_project[TRAINING_NAME_SIZE], struct training_config *ret_config,
                       char **ret_folder, struct err *err) MUST_CHECK;
+
+/* ---- train_init.c ---- */
+
+int train_init(const struct client *client, const void *values, char **operands, int operand_count);
 
 /* ---- train_push.c ---- */
 
@@ -53,8 +61,9 @@ struct train_logs {
     int64_t limit; /* without follow: the newest ones */
     bool follow, json;
 };
+/* *ret_completed, unless NULL: followed, it has come to its end, and that is COMPLETED. */
 int train_logs_print(const struct client *client, const struct train_logs *logs,
-                     struct err *err) MUST_CHECK;
+                     bool *ret_completed, struct err *err) MUST_CHECK;
 
 /* ---- train_show.c ---- */
 
@@ -101,8 +110,11 @@ int train_list_files(const struct client *client, const char *job, const char *c
 int train_take_file(const struct client *client, const json_t *file, char *to,
                     struct err *err) MUST_CHECK;
 
-/* Files of a complete checkpoint ("": the newest) into a new folder, each checked by its digest.
- * rank -1: all, below rank-<n>/; else those of that node, without it. *ret_checkpoint is the
- * caller's to free. */
+/* The complete checkpoint of that name, "": the newest; the caller frees. ERR_NOT_FOUND: none. */
+int train_choose(const struct client *client, const char *job, const char *name, char **ret_name,
+                 struct err *err) MUST_CHECK;
+
+/* Files of a complete checkpoint into a new folder, each checked by its digest. rank -1: all,
+ * below rank-<n>/; else those of that node, without it. */
 int train_download(const struct client *client, const char *job, const char *checkpoint, int rank,
-                   const char *folder, char **ret_checkpoint, struct err *err) MUST_CHECK;
+                   const char *folder, struct err *err) MUST_CHECK;

@@ -22,9 +22,8 @@
 
 /* ---- which ---- */
 
-/* The newest complete one, or that of the name; the caller frees. */
-static int choose(const struct client *client, const char *job, const char *name, char **ret_name,
-                  struct err *err)
+int train_choose(const struct client *client, const char *job, const char *name, char **ret_name,
+                 struct err *err)
 {
     OWNED(mem_free) char *path = path_make("/v1/training_projects/-/jobs/%/checkpoints", job);
     const struct client_call call = {.method = "GET", .path = path};
@@ -229,21 +228,20 @@ static int take_of_rank(const struct client *client, const json_t *file, int ran
 }
 
 int train_download(const struct client *client, const char *job, const char *checkpoint, int rank,
-                   const char *folder, char **ret_checkpoint, struct err *err)
+                   const char *folder, struct err *err)
 {
     OWNED(mem_free) char *part = xasprintf("%s.part", folder);
     OWNED(client_json_free) json_t *files = json_array();
-    OWNED(mem_free) char *name = NULL;
     size_t i;
     const json_t *file;
-    int r = choose(client, job, checkpoint, &name, err);
+    int r = 0;
 
-    if (r == 0 && access(folder, F_OK) == 0)
+    if (access(folder, F_OK) == 0)
         r = err_set(err, ERR_USAGE, "'%s' is there already", folder);
     if (r == 0)
-        r = train_list_files(client, job, name, files, err);
+        r = train_list_files(client, job, checkpoint, files, err);
     if (r == 0)
-        r = check_rank(files, rank, name, err);
+        r = check_rank(files, rank, checkpoint, err);
     if (r == 0 && mkdir(part, 0777) < 0)
         r = err_set_errno(err, ERR_USAGE, "make '%s'", part);
     if (r < 0)
@@ -256,6 +254,5 @@ int train_download(const struct client *client, const char *job, const char *che
     }
     if (rename(part, folder) < 0)
         return err_set_errno(err, ERR_IO, "name '%s'", folder);
-    *ret_checkpoint = TAKE(name);
     return 0;
 }

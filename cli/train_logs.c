@@ -114,11 +114,30 @@ static int newest_print(const struct client *client, const struct train_logs *lo
     return 0;
 }
 
+/* "FAILED: exit, code 3": how it ended, to standard error. */
+static void end_print(const json_t *job)
+{
+    const char *cause = json_string_value(json_object_get(job, "cause"));
+    const json_t *code = json_object_get(job, "exit_code"),
+                 *signal = json_object_get(job, "signal");
+    bool completed = strcmp(train_status(job), "COMPLETED") == 0;
+
+    (void)fprintf(stderr, "%s", train_status(job));
+    if (!completed && cause != NULL)
+        (void)fprintf(stderr, ": %s", cause);
+    if (!completed && json_is_integer(code))
+        (void)fprintf(stderr, ", code %lld", (long long)json_integer_value(code));
+    if (!completed && json_is_integer(signal))
+        (void)fprintf(stderr, ", signal %lld", (long long)json_integer_value(signal));
+    (void)fputc('\n', stderr);
+}
+
 struct follow {
     char *cursor;
     uint64_t away_ms; /* since when the gateway does not answer; 0: it does */
     bool over;        /* the job is: one more look, and that is all */
-    bool many;        /* nodes */
+    bool completed;
+    bool many; /* nodes */
 };
 
 /* ERR_UNAVAILABLE is waited out; anything else ends it. */
@@ -165,12 +184,14 @@ static int follow_step(const struct client *client, const struct train_logs *log
     *ret_more = !follow->over;
     if (job != NULL && train_is_over(train_status(job))) {
         follow->over = true; /* lines that came between the two questions */
-        (void)fprintf(stderr, "%s\n", train_status(job));
+        follow->completed = strcmp(train_status(job), "COMPLETED") == 0;
+        end_print(job);
     }
     return 0;
 }
 
-int train_logs_print(const struct client *client, const struct train_logs *logs, struct err *err)
+int train_logs_print(const struct client *client, const struct train_logs *logs,
+                     bool *ret_completed, struct err *err)
 {
     struct follow follow = {.cursor = NULL};
     bool more = true;
@@ -184,5 +205,7 @@ int train_logs_print(const struct client *client, const struct train_logs *logs,
             (void)poll(NULL, 0, FOLLOW_MS);
     }
     mem_free(&follow.cursor);
+    if (ret_completed != NULL)
+        *ret_completed = follow.completed;
     return r;
 }

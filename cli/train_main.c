@@ -2,13 +2,9 @@
 
 /* headrace train: training jobs from a folder to a served model. */
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "cli/list.h"
 #include "cli/push_archive.h"
@@ -110,74 +106,6 @@ static const struct setting deploy_rows[] = {
 #include "base/settings_end.def"
 };
 
-/* ---- init ---- */
-
-static const char init_config[] =
-    "# What `headrace train push` queues. docs/training.md has every key.\n"
-    "name: my-project\n"
-    "job:\n"
-    "  name: first\n"
-    "  image: {base_image: none}   # no container is started: commands run on the trainer's "
-    "machine\n"
-    "  compute: {cpu_count: 1, memory: 1Gi}\n"
-    "  runtime:\n"
-    "    start_commands: [\"python3 train.py\"]\n"
-    "    checkpointing_config: {enabled: true}\n";
-static const char init_script[] =
-    "\"\"\"A stand-in for training: counts steps, says a figure, writes checkpoints, and goes on "
-    "from\n"
-    "the newest one after a loss.\"\"\"\n"
-    "import glob, os, time\n\n"
-    "loaded = sorted(glob.glob(os.environ.get(\"BT_LOAD_CHECKPOINT_DIR\", \"/none\") + "
-    "\"/rank-*/*/step\"))\n"
-    "step = int(open(loaded[-1]).read()) if loaded else 0\n"
-    "while step < 20:\n"
-    "    step += 1\n"
-    "    print(f\"headrace_metric loss={1 / step:.4f} step={step}\", flush=True)\n"
-    "    if step % 10 == 0:\n"
-    "        new = os.path.join(os.environ[\"BT_CHECKPOINT_DIR\"], f\".step-{step}\")\n"
-    "        os.mkdir(new)\n"
-    "        with open(os.path.join(new, \"step\"), \"w\") as file:\n"
-    "            file.write(str(step))\n"
-    "        os.rename(new, new.replace(\"/.step\", \"/step\"))\n"
-    "    time.sleep(0.1)\n";
-
-static int write_new(const char *folder, const char *name, const char *text, struct err *err)
-{
-    OWNED(mem_free) char *path = xasprintf("%s/%s", folder, name);
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    ssize_t n;
-
-    if (fd < 0)
-        return err_set_errno(err, ERR_USAGE, "make '%s'", path);
-    n = write(fd, text, strlen(text));
-    if (close(fd) < 0 || n != (ssize_t)strlen(text))
-        return err_set_errno(err, ERR_IO, "write '%s'", path);
-    return 0;
-}
-
-static int train_init(const struct client *client, const void *values, char **operands,
-                      int operand_count)
-{
-    struct err err;
-    int r;
-
-    (void)client;
-    (void)values;
-    if (!verb_operands("one folder", operand_count, 1, 1))
-        return CLI_EXIT_USAGE;
-    r = mkdir(operands[0], 0777) < 0 && errno != EEXIST
-            ? err_set_errno(&err, ERR_USAGE, "make '%s'", operands[0])
-            : write_new(operands[0], "config.yaml", init_config, &err);
-    if (r == 0)
-        r = write_new(operands[0], "train.py", init_script, &err);
-    if (r < 0)
-        return client_complain("train init", &err);
-    (void)printf("%s: config.yaml, train.py\n  headrace train push %s --tail\n", operands[0],
-                 operands[0]);
-    return CLI_EXIT_OK;
-}
-
 /* ---- lists and single steps ---- */
 
 static int train_ls(const struct client *client, const void *values, char **operands,
@@ -234,8 +162,8 @@ static int train_logs(const struct client *client, const void *values, char **op
     if (!verb_operands("one job", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
     logs.job = operands[0];
-    return train_logs_print(client, &logs, &err) < 0 ? client_complain("train logs", &err)
-                                                     : CLI_EXIT_OK;
+    return train_logs_print(client, &logs, NULL, &err) < 0 ? client_complain("train logs", &err)
+                                                           : CLI_EXIT_OK;
 }
 
 /* POST to the job's own route; its new state is shown as a line. */
@@ -308,15 +236,16 @@ static int train_download_run(const struct client *client, const void *values, c
                               int operand_count)
 {
     const struct train_download_settings *settings = values;
-    const char *to = settings->to;
     OWNED(mem_free) char *checkpoint = NULL;
+    const char *to;
     struct err err;
 
     if (!verb_operands("one job", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
-    if (*to == '\0')
-        to = *settings->checkpoint != '\0' ? settings->checkpoint : operands[0];
-    if (train_download(client, operands[0], settings->checkpoint, -1, to, &checkpoint, &err) < 0)
+    if (train_choose(client, operands[0], settings->checkpoint, &checkpoint, &err) < 0)
+        return client_complain("train download", &err);
+    to = *settings->to != '\0' ? settings->to : checkpoint;
+    if (train_download(client, operands[0], checkpoint, -1, to, &err) < 0)
         return client_complain("train download", &err);
     (void)printf("%s: checkpoint %s\n", to, checkpoint);
     return CLI_EXIT_OK;
@@ -367,8 +296,10 @@ static int deploy(const struct client *client, const struct train_deploy_setting
     OWNED(mem_free) char *checkpoint = NULL;
     OWNED(mem_free) char *trained = NULL;
     struct push_model push = {folder, name, "", settings->environment, NULL, NULL};
-    int r = train_download(client, job, settings->checkpoint, 0, folder, &checkpoint, err);
+    int r = train_choose(client, job, settings->checkpoint, &checkpoint, err);
 
+    if (r == 0)
+        r = train_download(client, job, checkpoint, 0, folder, err);
     if (r == 0)
         r = look(folder, err);
     if (r < 0)
@@ -416,7 +347,7 @@ static int train_deploy(const struct client *client, const void *values, char **
 int train_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
-        {"init", "DIR", "Makes a folder with a config.yaml and a script to begin with.",
+        {"init", "DIR", "Makes a folder with a job to begin with: what it trains can be deployed.",
          ROWS(train_rows, train_settings), train_init},
         {"push", "FILE|DIR", "Queues the training job of a config.yaml or config.py.",
          ROWS(push_rows, train_push_settings), train_push},

@@ -254,10 +254,12 @@ int train_push(const struct client *client, const void *values, char **operands,
         const struct train_logs logs = {.job = json_string_value(json_object_get(job, "id")),
                                         .follow = true,
                                         .json = settings->json};
+        bool completed = false;
 
         (void)fflush(stdout);
-        if (train_logs_print(client, &logs, &err) < 0)
+        if (train_logs_print(client, &logs, &completed, &err) < 0)
             return client_complain("train push", &err);
+        return completed ? CLI_EXIT_OK : CLI_EXIT_FAILED;
     }
     return CLI_EXIT_OK;
 }

@@ -86,6 +86,16 @@ for one in ("leaf", "entry"):
 """
 
 
+# As docs/training.md begins.
+FIRST_JOB = """
+set -euo pipefail
+"$0" train init "$1"
+job=$("$0" train push "$1" --tail | sed -n 1p)
+"$0" train deploy "$job"
+"$0" predict first-line --quiet --input '{"x": 2}'
+"""
+
+
 def write_truss(folder, model, paths, code):
     (folder / "model").mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG.format(model=model, paths=json.dumps(paths)))
@@ -94,6 +104,20 @@ def write_truss(folder, model, paths, code):
 
 def begin(*words, env=None):
     return subprocess.Popen([*map(str, words)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def environment(stack):
+    return os.environ | {"HEADRACE_URL": stack.url("gateway"), "HEADRACE_API_KEY": stack.key, "HEADRACE_BIN": BINARY,
+                         "HEADRACE_DEV_DIR": str(stack.data_dir)}  # fmt: skip
+
+
+def outputs_of(stack, running):
+    outputs = {}
+    for name, process in running.items():
+        out, errors = process.communicate(timeout=250)
+        assert process.returncode == 0, out + errors + stack.tell()
+        outputs[name] = out
+    return outputs
 
 
 def write_chain(folder):
@@ -115,18 +139,23 @@ def stack(tmp_path_factory):
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": DEPS + "/wheels-truss", "PIP_NO_COMPILE": "1"}
     quick = {"HEADRACE_CHECKPOINT_SCAN": "100ms"}
     with Stack(env=quick if LONG else quick | offline, trainer=True) as stack:
-        env = os.environ | {"HEADRACE_URL": stack.url("gateway"), "HEADRACE_API_KEY": stack.key, "HEADRACE_BIN": BINARY,
-                            "HEADRACE_DEV_DIR": str(stack.data_dir)}  # fmt: skip
-        running = {name: begin(ROOT / "examples" / name / "run", *words, "--data", stack.data_dir, env=env)
-                   for name, *words in (["rag"], ["ocr"], ["train-digits", 1000], ["train-topics"])}  # fmt: skip
+        env = environment(stack)
+        running = {name: begin(ROOT / "examples" / name / "run", "--data", stack.data_dir, env=env)
+                   for name in ("rag", "ocr")}  # fmt: skip
         running["sums"] = begin(BINARY, "chains", "push", folder / "sums.py", "--name", "sums", "--python", generator,
                                 "--json", env=env)  # fmt: skip
-        stack.outputs = {}
-        for name, process in running.items():
-            out, errors = process.communicate(timeout=200)
-            assert process.returncode == 0, out + errors + stack.tell()
-            stack.outputs[name] = out
+        stack.outputs = outputs_of(stack, running)
         yield stack
+
+
+@pytest.fixture(scope="module")
+def trained(stack, tmp_path_factory):
+    """Of each example that trains what its script printed."""
+    env = environment(stack)
+    running = {name: begin(ROOT / "examples" / name / "run", *words, "--data", stack.data_dir, env=env)
+               for name, *words in (["train-digits", 1000], ["train-topics"])}  # fmt: skip
+    running["first job"] = begin("bash", "-c", FIRST_JOB, BINARY, tmp_path_factory.mktemp("first") / "first-line", env=env)
+    return outputs_of(stack, running)
 
 
 # ---- the examples
@@ -155,8 +184,12 @@ def test_ocr(stack):
         assert step in drawn, drawn
 
 
-def test_train_digits(stack):
-    said = stack.outputs["train-digits"]
+def test_what_init_makes_is_trained_and_served(trained):
+    assert abs(json.loads(trained["first job"].splitlines()[-1])["y"] - 7) < 0.5, trained["first job"]
+
+
+def test_train_digits(trained):
+    said = trained["train-digits"]
     ran, again = map(int, re.search(r"(\d+) steps were run for 1000, and it was begun again (\d+) times", said).groups())
     assert 1 <= again <= 2 and 1000 <= ran <= 1200, said
     assert "kill -9 of the trainer" in said and re.search(r"goes on from step \d+00, retry 1", said), said
@@ -164,12 +197,12 @@ def test_train_digits(stack):
     assert right >= 950, said
 
 
-def test_train_topics(stack):
-    said = stack.outputs["train-topics"]
+def test_train_topics(stack, trained):
+    said = trained["train-topics"]
     right = int(re.search(r"(\d+) of 12 sentences that it has never seen are put right", said)[1])
     assert right >= 11 and "pass-0060" in said, said
     assert stack.sql("SELECT model, project, checkpoint FROM headrace_v1.training_lineage ORDER BY 1") == [
-        ["digits", "digits", "step-01000"], ["topics", "topics", "pass-0060"]]  # fmt: skip
+        ["digits", "digits", "step-01000"], ["first-line", "first-line", "step-20"], ["topics", "topics", "pass-0060"]]  # fmt: skip
 
 
 # ---- chains in Python

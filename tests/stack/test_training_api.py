@@ -250,6 +250,9 @@ job:
 def test_a_folder_is_pushed_once_and_shown(stack, tmp_path):
     folder = tmp_path / "work"
     assert "config.yaml" in stack.cli("train", "init", folder).stdout
+    assert 'name: "work"' in (folder / "config.yaml").read_text()
+    again = stack.cli("train", "init", folder, check=False)
+    assert again.returncode == 1 and "config.yaml': File exists" in again.stderr, again
     (folder / "config.yaml").write_text(CONFIG)
     for path, text in (("work/data/big", "x" * 1000), ("lib/shared.py", "pass"), ("work/keep/a", "a")):
         (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -262,7 +265,8 @@ def test_a_folder_is_pushed_once_and_shown(stack, tmp_path):
     assert job["priority"] == 1000 and job["name"] == "again" and job["queue_position"] == 1
     packed = stack.http("GET", f"/v1/training_archives/{job['archive_digest']}").body
     listed = subprocess.run(["tar", "--zstd", "-tf", "-"], input=packed, capture_output=True, check=True).stdout.decode()
-    assert sorted(listed.split()) == ["config.yaml", "keep/a", "lib/shared.py", "train.py"]
+    assert sorted(listed.split()) == ["config.yaml", "keep/a", "lib/shared.py", "serve/config.yaml", "serve/model/model.py",
+                                      "train.py"]  # fmt: skip
     table = stack.cli("train", "ls", "--project", "from a file").stdout
     assert job["id"] in table and first.stdout.strip() in table
     assert "PENDING" in stack.cli("train", "view", job["id"]).stdout
