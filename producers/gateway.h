@@ -399,6 +399,7 @@ bool chain_caller(const struct call *call, struct wire_id *ret_run);
 
 int gateway_trainings_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_trainings_close(struct trainings **trainings_p);
+void gateway_trainings_look(struct trainings *trainings); /* each second */
 void training_projects_begin(struct call *call);
 void training_project_put_begin(struct call *call);
 void training_project_begin(struct call *call);

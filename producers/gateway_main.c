@@ -92,6 +92,7 @@ static void on_tick(void *opaque)
     gateway_caps_tick(gateway->caps, loop_now_ms(gateway->loop));
     gateway_websockets_tick(gateway->websockets, loop_now_ms(gateway->loop));
     gateway_ticks_look(gateway->ticks);
+    gateway_trainings_look(gateway->trainings);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                gateway->server == NULL ? 0 : http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),

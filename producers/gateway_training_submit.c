@@ -7,8 +7,10 @@
  *   row (training_job_put) -> Submit to intake[s], marked as a repeat -> Kafka's report -> 200
  *
  * The row comes first, so that the job can be seen as soon as it is promised. Kafka refuses: the
- * row is taken back and nothing was promised. Crash between the two: a row that waits and that no
- * trainer holds in the ledger; its client has no answer, and may stop it or ask again.
+ * row is taken back and nothing was promised. Crash between the two: a row that waits and that the
+ * ledger does not know. Every gateway looks for such rows (training_unpromised() of the
+ * migrations) and sends their Submit again, under the same id and marked as a repeat, so that one
+ * which did arrive makes no second job.
  *
  * Made again (recreate) is the same with the spec of a job that is there.
  */
@@ -29,6 +31,8 @@
 
 #define RECORD_SIZE_MAX (128u << 10)
 #define LIMIT_MS (366ull * 86400000) /* it may wait and run for a year */
+#define LOOK_TICKS 3                 /* seconds between two looks for rows without a Submit */
+#define CLAIM_MAX 100
 
 PG_STATEMENT(training_target,
              "SELECT p.id, d.id, d.pool, d.shard, training_resolve($1, $3)::text FROM "
@@ -44,20 +48,26 @@ PG_STATEMENT(training_put, "SELECT training_job_put($1, $2, $3, $4, $5)");
 PG_STATEMENT(training_take_back,
              "DELETE FROM training_job WHERE job_id = $1 AND status = 'PENDING' "
              "AND placement = 0 AND token = 0");
+PG_STATEMENT(training_claim, "SELECT job_id, tenant, project_id, deployment_id, pool, spec::text, "
+                             "created_by, created_at FROM training_unpromised($1)");
 
-/* A job from its body to Kafka's report. */
+/* A job from its body, or from its row, to Kafka's report. */
 struct training {
     LIST_ENTRY(training) link;
     struct gateway *gateway;
-    struct call *call;
+    struct call *call; /* NULL: its gateway was lost between row and Submit */
     struct wire_id id;
     char tenant[CONFIG_NAME_SIZE], project[CONFIG_NAME_SIZE], deployment[CONFIG_NAME_SIZE];
-    char pool[CONFIG_NAME_SIZE];
+    char pool[CONFIG_NAME_SIZE], by[CONFIG_NAME_SIZE];
+    uint64_t received_us;
     char *spec;
 };
 
 struct trainings {
+    struct gateway *gateway;
     LIST_HEAD(, training) all;
+    uint32_t ticks;
+    bool asking;
 };
 
 static void training_free(struct training **training_p)
@@ -114,6 +124,10 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     struct call *call;
 
     (void)tag;
+    if (training->call == NULL) { /* not taken: its row is found again */
+        training_free(&training);
+        return;
+    }
     if (report->code != ERR_OK) {
         take_back(training);
         return;
@@ -144,9 +158,9 @@ static int training_produce(struct training *training, struct err *err)
         .queue_limit_ms = LIMIT_MS,
         .run_limit_ms = LIMIT_MS,
         .repeat = true,
-        .received_us = training->call->begun_us,
+        .received_us = training->received_us,
         .slot_count = 1,
-        .key_prefix = WIRE_TEXT_OF(training->call->key_prefix),
+        .key_prefix = WIRE_TEXT_OF(training->by),
     };
     struct queue_message message;
     int r = EVP_Digest(training->spec, size, digest, NULL, EVP_sha256(), NULL);
@@ -185,7 +199,7 @@ static void training_put_row(struct training *training)
     pg_bind_c(batch, training->project);
     pg_bind_c(batch, training->tenant);
     pg_bind_json(batch, training->spec);
-    pg_bind_c(batch, training->call->key_prefix);
+    pg_bind_c(batch, training->by);
     if (pg_pool_send(training->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_row, training,
                      &err) < 0) {
         pg_batch_free(&batch);
@@ -211,6 +225,8 @@ static void training_new(struct call *call, const struct pg_answer *answer)
 
     training->gateway = call->gateway;
     training->call = call;
+    training->received_us = call->begun_us;
+    mem_copy_text(training->by, call->key_prefix);
     mem_copy_text(training->tenant, call->tenant);
     mem_copy_text(training->project, pg_c(answer, 0, 0, 0));
     mem_copy_text(training->deployment, pg_c(answer, 0, 0, 1));
@@ -332,10 +348,69 @@ void training_job_recreate_begin(struct call *call)
     call_query(call, &batch, on_target);
 }
 
+/* ---- rows that nobody has submitted ---- */
+
+static void claimed_submit(struct gateway *gateway, const struct pg_answer *answer, size_t row)
+{
+    struct training *training = xcalloc(1, sizeof(*training));
+    char id[JOB_ID_TEXT_SIZE];
+    struct err err;
+
+    training->gateway = gateway;
+    training->id = pg_id(answer, 0, row, 0);
+    mem_copy_text(training->tenant, pg_c(answer, 0, row, 1));
+    mem_copy_text(training->project, pg_c(answer, 0, row, 2));
+    mem_copy_text(training->deployment, pg_c(answer, 0, row, 3));
+    mem_copy_text(training->pool, pg_c(answer, 0, row, 4));
+    training->spec = xstrdup(pg_c(answer, 0, row, 5));
+    mem_copy_text(training->by, pg_c(answer, 0, row, 6));
+    training->received_us = pg_time_us(answer, 0, row, 7);
+    LIST_INSERT_HEAD(&gateway->trainings->all, training, link);
+    job_id_format(&training->id, id);
+    log_info("training_job_submitted_again", LOG_STR("job", id),
+             LOG_STR("tenant", training->tenant));
+    if (training_produce(training, &err) < 0) {
+        log_warn("training_job_not_submitted", LOG_STR("job", id), LOG_ERR(&err));
+        training_free(&training);
+    }
+}
+
+static void on_claimed(void *opaque, const struct pg_answer *answer)
+{
+    struct trainings *trainings = opaque;
+
+    trainings->asking = false;
+    if (answer->err.code != ERR_OK) {
+        log_warn("training_jobs_not_claimed", LOG_ERR(&answer->err));
+        return;
+    }
+    for (size_t row = 0; row < pg_row_count(answer, 0); row++)
+        claimed_submit(trainings->gateway, answer, row);
+}
+
+void gateway_trainings_look(struct trainings *trainings)
+{
+    struct pg_batch *batch;
+    struct err err;
+
+    if (++trainings->ticks % LOOK_TICKS != 0 || trainings->asking)
+        return;
+    batch = pg_batch_new();
+    pg_add(batch, &training_claim);
+    pg_bind_i32(batch, CLAIM_MAX);
+    trainings->asking = true;
+    if (pg_pool_send(trainings->gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_claimed,
+                     trainings, &err) < 0) {
+        trainings->asking = false;
+        pg_batch_free(&batch);
+    }
+}
+
 int gateway_trainings_open(struct gateway *gateway, struct err *err)
 {
     (void)err;
     gateway->trainings = xcalloc(1, sizeof(*gateway->trainings));
+    gateway->trainings->gateway = gateway;
     LIST_INIT(&gateway->trainings->all);
     return 0;
 }

@@ -46,8 +46,11 @@ CREATE TABLE training_job (
     cause text,
     exit_code integer,
     signal integer,
-    error_message text
+    error_message text,
+    submit_at timestamptz NOT NULL DEFAULT now(), -- when its Submit was sent last
+    promised boolean NOT NULL DEFAULT false -- the ledger was seen to have it
 );
+CREATE INDEX training_job_unpromised ON training_job (submit_at) WHERE status = 'PENDING' AND token = 0 AND NOT promised;
 CREATE INDEX training_job_project ON training_job (project_id, created_at);
 CREATE INDEX training_job_open ON training_job (job_id)
     WHERE status IN ('PENDING', 'CREATED', 'DEPLOYING', 'RUNNING');

@@ -9,15 +9,14 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import uuid
 
 import pytest
 from conftest import run_stack
-from stack import BINARY, die_with_parent, wait_until
+from stack import wait_until
+from training_jobs import (PROJECT, Trainer, checkpoints, job, ledger, lines, project, push, scripts,
+                           wait_end, wait_status)
 
-PROJECT = "digits"
-OPEN = ("PENDING", "CREATED", "DEPLOYING", "RUNNING")
 LONG = bool(os.environ.get("HEADRACE_LONG"))
 
 
@@ -26,72 +25,8 @@ def stack(request):
     env = {"HEADRACE_CPUS": "4", "HEADRACE_MEMORY": "8GiB", "HEADRACE_CHECKPOINT_SCAN": "100ms",
            "HEADRACE_TRAINER_LEASE": "3s", "HEADRACE_NODE_LOG_RATE": "64KiB"}
     for stack in run_stack(request, trainer=True, env=env):
-        project(stack, PROJECT)
+        project(stack)
         yield stack
-
-
-def project(stack, name):
-    stack.sql("""
-        INSERT INTO headrace.model (id, tenant, name, deployment_count) VALUES (:'a1', 'default', :'a1', 1);
-        INSERT INTO headrace.deployment (id, model_id, name, number, pool, shard, engine, slot_count, run_limit_ms,
-                replicas_min, replicas_max, replicas_wanted, status)
-            VALUES (:'a1', :'a1', 'deployment-1', 1, 'training', 0, 'training', 1, 31622400000, 0, 0, 0, 'ACTIVE');
-        INSERT INTO headrace.environment (model_id, name) VALUES (:'a1', 'production');
-        INSERT INTO headrace.environment_target (model_id, environment, deployment_id)
-            VALUES (:'a1', 'production', :'a1');
-        INSERT INTO headrace.training_project (id, tenant, name) VALUES (:'a1', 'default', :'a1');
-        """, name)
-
-
-def push(stack, *commands, **spec):
-    spec = {"name": "test", "cpu_count": 1, "grace_seconds": 2,
-            "checkpointing": {"enabled": True, "quiet_ms": 300}, **spec, "start_commands": list(commands)}
-    # A spec has more than a body may ask for (how soon a checkpoint is quiet), so it is that of a job that is over, made again.
-    made = str(uuid.uuid4())
-    stack.sql("""
-        BEGIN;
-        SELECT headrace.training_job_put(:'a1', :'a2', 'default', :'a3', 'test');
-        SELECT headrace.training_finish(:'a1', 'STOPPED', 'stopped', NULL, NULL, NULL);
-        COMMIT;
-        """, made, PROJECT, json.dumps(spec))
-    again = stack.http("POST", f"/v1/training_projects/{PROJECT}/jobs/{made}/recreate", {})
-    assert again.status in (200, 201), again
-    return again.json["training_job"]["id"]
-
-
-COLUMNS = ("status", "cause", "exit_code", "signal", "error_message", "retry_count", "placement", "lost_count",
-           "preempted_count")
-
-
-def job(stack, id):
-    rows = stack.sql(f"SELECT {', '.join(COLUMNS)} FROM headrace.training_job WHERE job_id = :'a1'", id)
-    return dict(zip(COLUMNS, rows[0])) if rows else {"status": None}
-
-
-def wait_status(stack, id, *statuses, seconds=30):
-    return wait_until(f"{id} to be {statuses}", lambda: (j := job(stack, id))["status"] in statuses and j, seconds)
-
-
-def wait_end(stack, id, seconds=40):
-    return wait_until(f"{id} to end", lambda: (j := job(stack, id))["status"] not in (*OPEN, None) and j, seconds)
-
-
-def lines(stack, id, rank=0):
-    """Its log, after a check that no number is missing or there twice."""
-    rows = stack.sql("SELECT number, line_count, replace(text, E'\\n', E'\\x1d') FROM headrace.training_log WHERE job_id = :'a1' AND rank = :a2 "
-                     "ORDER BY number", id, rank)
-    said, number = [], 1
-    for first, count, text in rows:
-        text = text.split("\x1d")[:-1]
-        assert int(first) == number and len(text) == int(count), (first, count, number)
-        said += text
-        number += int(count)
-    return said
-
-
-def ledger(stack, id):
-    return stack.sql("SELECT headrace.state_name(state), headrace.error_class_name(error_class) FROM headrace.job "
-                     "WHERE id = :'a1'", id)[0]
 
 
 def test_ends(stack):
@@ -151,7 +86,7 @@ time.sleep(60)'""", "echo never")
         assert (ended["status"], ended["cause"]) == ("STOPPED", "stopped"), ended
         wait_until("the ledger to say so", lambda id=id: ledger(stack, id)[0] == "CANCELED")
     assert lines(stack, heeds) == ["ready", "saving"]
-    assert not [pid for pid in tree(stack.process.pid) if words_of(pid) == [b"sleep", b"77"]]
+    assert not scripts(stack.process.pid, "sleep", "77")
     by_sql = push(stack, "sleep 60")
     wait_status(stack, by_sql, "RUNNING")
     stack.sql("SELECT headrace_v1.cancel(:'a1')", by_sql)
@@ -191,11 +126,6 @@ def counting(steps, pause):
     return f"cat > count.py <<'EOF'\n{COUNT}\nEOF", f"python3 count.py {steps} {pause}"
 
 
-def checkpoints(stack, id):
-    return stack.sql("SELECT name, state, file_count, size_bytes, uploaded_bytes FROM headrace.training_checkpoint "
-                     "WHERE job_id = :'a1' ORDER BY name", id)
-
-
 def test_checkpoints(stack):
     """What is saved is listed while the job runs, unchanged files are sent once, the policy lets old ones go."""
     id = push(stack, *counting(30, 0.05), checkpointing={"enabled": True, "keep": 3})
@@ -219,32 +149,22 @@ def test_checkpoints(stack):
     assert lines(stack, after) == ["resumed 30 0", "step 31", "step 32", f"value {count_to(32)}"]
 
 
-def tree(pid):
-    """All processes below one."""
-    children = {}
-    for path in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
-        children.setdefault(int(text.rsplit(")", 1)[1].split()[1]), []).append(int(path.parent.name))
-    found, todo = [], [pid]
-    while todo:
-        new = children.get(todo.pop(), [])
-        found += new
-        todo += new
-    return found
-
-
-def words_of(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
-    except OSError:
-        return []
+def test_promise(stack):
+    """A job whose gateway was lost between its row and its Submit is submitted by whichever gateway finds it."""
+    id = str(uuid.uuid4())
+    ((shaped,),) = stack.sql("SELECT job_id FROM headrace.training_job ORDER BY created_at DESC LIMIT 1")
+    id = shaped[:-12] + id[-12:]  # of the same shard and time
+    stack.sql("SELECT headrace.training_job_put(:'a1', :'a2', 'default', :'a3', 'lost')", id, PROJECT,
+              json.dumps({"start_commands": ["echo promised"], "cpu_count": 1}))
+    assert job(stack, id)["status"] == "PENDING"
+    stack.sql("UPDATE headrace.training_job SET created_at = now() - interval '1 minute', submit_at = now() - interval '1 minute' "
+              "WHERE job_id = :'a1'", id)
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+    assert lines(stack, id) == ["promised"] and ledger(stack, id)[0] == "SUCCEEDED"
 
 
 def training_process(stack):
-    return next((pid for pid in tree(stack.process.pid) if words_of(pid)[:2] == [b"python3", b"count.py"]), None)
+    return next(iter(scripts(stack.process.pid, "python3", "count.py")), None)
 
 
 def kill_training(stack):
@@ -387,13 +307,7 @@ if os.environ["BT_RETRY_COUNT"] == "0":
     wait_status(stack, id, "PENDING")
     behind = push(stack, "echo not behind it")  # one trainer cannot ever run the other
     assert wait_end(stack, behind)["status"] == "COMPLETED"
-    services = stack.services()
-    env = {**os.environ, "HEADRACE_TRAINER": "second", "HEADRACE_TRAINER_DIR": str(stack.data_dir / "second"),
-           "HEADRACE_KAFKA": services["kafka"]["url"], "HEADRACE_POSTGRES": services["postgres"]["url"],
-           "HEADRACE_BLOBS": str(stack.data_dir / "blobs"), "HEADRACE_CPUS": "4", "HEADRACE_MEMORY": "8GiB"}
-    with open(stack.data_dir / "logs/second.log", "ab") as log:
-        second = subprocess.Popen([BINARY, "trainer"], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                  preexec_fn=die_with_parent)
+    second = Trainer(stack, "second").start()
     try:
         wait_until("both to talk", lambda: "heard hello" in lines(stack, id))
         nodes = stack.sql("SELECT rank, trainer, state FROM headrace.training_node WHERE job_id = :'a1' ORDER BY rank", id)
@@ -405,8 +319,7 @@ if os.environ["BT_RETRY_COUNT"] == "0":
                                         id)} == {"lost", "gang"}
         assert "rank 1 of 2 retry 1" in lines(stack, id, rank=1)
     finally:
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(30) == 0
+        assert second.stop() == 0
 
 
 @pytest.mark.skipif(not LONG, reason="trains a network three times; set HEADRACE_LONG")
