@@ -13,6 +13,7 @@
  *   broker_pace.c      how fast pools work, for estimates
  *   broker_limits.c    limits of tenants and keys, from Postgres to the owners
  *   broker_blobs.c     the collector of blobs
+ *   broker_training.c  the collector of files of checkpoints
  *   broker_watch.c     /metrics, /healthz, /readyz
  *   broker_switch.c    kill switches, read for all shards
  *   broker_trace.c     spans of jobs and of their waiting
@@ -34,6 +35,7 @@
 
 struct broker_limits;
 struct broker_blobs;
+struct broker_training;
 struct http_server;
 struct loop;
 struct loop_timer;
@@ -175,6 +177,11 @@ void broker_pace_close(struct broker *broker);
 int broker_blobs_open(struct broker *broker, struct err *err) MUST_CHECK;
 void broker_blobs_close(struct broker *broker); /* after ledger_close(): nobody answers it then */
 
+/* ---- Files of checkpoints that no checkpoint names any more (broker_training.c); likewise */
+
+int broker_training_open(struct broker *broker, struct err *err) MUST_CHECK;
+void broker_training_close(struct broker *broker);
+
 /* ---- Watching (broker_watch.c) */
 
 int watch_open(struct broker *broker, struct err *err) MUST_CHECK;
@@ -235,6 +242,7 @@ struct broker {
     struct loop_timer *maintenance_timer, *compact_timer, *pace_timer;
     bool maintenance_due, compact_due, pace_due; /* a statement is under way */
     struct broker_blobs *blobs;                  /* NULL: no store was named */
+    struct broker_training *training;            /* likewise */
     struct loop_turn *turn;
     struct loop_timer *start_timer;
     struct loop_timer *drain_timer;

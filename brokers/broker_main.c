@@ -380,6 +380,8 @@ static int parts_open(struct broker *broker, struct err *err)
         r = ledger_open(broker, err);
     if (r == 0)
         r = broker_blobs_open(broker, err);
+    if (r == 0)
+        r = broker_training_open(broker, err);
     if (r < 0)
         return r;
     broker_public_open(broker);
@@ -404,6 +406,7 @@ static void parts_close(struct broker *broker)
     broker_pace_close(broker);
     ledger_close(broker);
     broker_blobs_close(broker);
+    broker_training_close(broker);
     model_names_free(&broker->names);
     broker_limits_close(broker);
     cache_close(&broker->cache);

@@ -41,8 +41,8 @@ PG_STATEMENT(
     "ORDER BY c.completed_at, c.name, c.rank, 3 OFFSET $5 LIMIT $6");
 PG_STATEMENT(
     training_file_find,
-    "SELECT 'training/' || t.project_id || '/' || (f.value ->> 'digest') FROM training_checkpoint "
-    "c JOIN headrace_v1.training_jobs t ON t.job_id = c.job_id CROSS JOIN LATERAL "
+    "SELECT training_blob(t.project_id, f.value) FROM training_checkpoint c JOIN "
+    "headrace_v1.training_jobs t ON t.job_id = c.job_id CROSS JOIN LATERAL "
     "jsonb_array_elements(c.files) f WHERE t.tenant = $1 AND t.job_id = $2 AND ($3 = '-' OR $3 IN "
     "(t.project_id, t.project)) AND c.state = 'COMPLETE' AND c.name = $4 AND c.rank = $5 AND "
     "f.value ->> 'path' = $6");

@@ -126,17 +126,25 @@ CREATE TABLE training_checkpoint (
     files jsonb, -- the manifest: path, size, digest and mode of each file; null: never complete
     created_at timestamptz NOT NULL DEFAULT now(),
     completed_at timestamptz,
+    lost_why text, -- it was complete, and a file of it could not be read
     PRIMARY KEY (job_id, rank, name)
 );
+CREATE INDEX training_checkpoint_files ON training_checkpoint USING gin (files jsonb_path_ops);
 
--- Files that the blob store has, of all checkpoints of a project.
+-- Files that the blob store has, of all checkpoints of a project. A content that comes anew has a blob of its own.
+CREATE SEQUENCE training_file_number;
 CREATE TABLE training_file (
     project_id text NOT NULL REFERENCES training_project,
     digest bytea NOT NULL CHECK (octet_length(digest) = 32),
     size_bytes bigint NOT NULL,
     used_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (project_id, digest)
+    number bigint NOT NULL DEFAULT 0, -- in the key of its blob; 0: not in it
+    stored boolean NOT NULL DEFAULT true, -- false: wanted, or its blob could not be read
+    dropping_at timestamptz, -- its blob is being removed; nothing may name it
+    PRIMARY KEY (project_id, digest, number)
 );
+CREATE UNIQUE INDEX training_file_digest ON training_file (project_id, digest) WHERE dropping_at IS NULL;
+CREATE INDEX training_file_used ON training_file (used_at);
 
 -- What a node has printed: a row has line_count whole lines, the first one is `number`.
 CREATE TABLE training_log (

@@ -37,6 +37,16 @@ void trainer_send(struct trainer *trainer, struct pg_batch **batch_p, pg_done_fn
     done(opaque, &refused);
 }
 
+void trainer_blob_key(const char *project, const char *digest, uint64_t number,
+                      char to[BLOB_KEY_SIZE])
+{
+    char tail[24] = "";
+
+    if (number > 0)
+        (void)snprintf(tail, sizeof(tail), "-%llu", (unsigned long long)number);
+    (void)snprintf(to, BLOB_KEY_SIZE, "training/%s/%s%s", project, digest, tail);
+}
+
 /* ---- I am here ---- */
 
 static void on_beat(void *opaque, const struct pg_answer *answer)

@@ -121,6 +121,10 @@ struct trainer {
 void trainer_send(struct trainer *trainer, struct pg_batch **batch_p, pg_done_fn *done,
                   void *opaque);
 void trainer_look_soon(struct trainer *trainer);
+
+/* Of a file of a checkpoint; as training_blob() of the migrations says. */
+void trainer_blob_key(const char *project, const char *digest, uint64_t number,
+                      char to[BLOB_KEY_SIZE]);
 void trainer_end_if_drained(struct trainer *trainer);
 
 /* ---- trainer_hold.c ---- */
@@ -149,6 +153,10 @@ void node_stop(struct node *node, const char *cause);
 /* The node's work is over, for this cause; the first one counts. */
 void node_end(struct node *node, const char *cause, int exit_code, int signal, const char *why);
 void node_saved(struct node *node); /* the last checkpoint is sent, or will not be */
+bool node_ended_well(const struct node *node);
+
+/* Before node_saved(): it has left a checkpoint that the store did not take. */
+void node_not_saved(struct node *node, const char *why);
 
 /* An answer has come for it. True: it is gone, and perhaps freed. */
 bool node_unbusy(struct node *node);
@@ -168,6 +176,7 @@ void node_ready(struct node *node);
 int node_script(const struct node *node, char **ret_path, struct err *err) MUST_CHECK;
 
 /* ---- trainer_run.c ---- */
+void node_run_open(struct node *node); /* its timers, for a node may end before it runs */
 void node_run(struct node *node);
 void node_terminate(struct node *node); /* SIGTERM, and after the grace node_kill() */
 void node_kill(struct node *node);      /* all of it; its end is told */

@@ -72,6 +72,7 @@ static void set_environment(const struct trainer_settings *settings)
     set_number("HEADRACE_HOST_PROCESSES", (uint64_t)settings->host_processes, "");
     set_number("HEADRACE_TRAINER_LEASE", settings->trainer_lease_ms, "ms");
     set_number("HEADRACE_CHECKPOINT_SCAN", settings->checkpoint_scan_ms, "ms");
+    set_number("HEADRACE_CHECKPOINT_PATIENCE", settings->checkpoint_patience_ms, "ms");
     set_number("HEADRACE_NODE_LOG_RATE", settings->node_log_rate_size, "");
     set_number("HEADRACE_DRAIN_TIMEOUT", settings->drain_timeout_ms, "ms");
     set("HEADRACE_LISTEN", settings->listen);

@@ -8,7 +8,9 @@
  * second; none of them does harm when it comes twice.
  */
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "schema/secret.h"
 #include "workers/agent_unpack.h"
@@ -166,6 +168,20 @@ static void node_end_when_told(struct node *node)
     node_write_end(node);
 }
 
+bool node_ended_well(const struct node *node)
+{
+    return strcmp(node->cause, "exit") == 0 && node->exit_code == 0;
+}
+
+void node_not_saved(struct node *node, const char *why)
+{
+    if (!node_ended_well(node))
+        return; /* that it has failed is the news */
+    mem_copy_text(node->cause, "store");
+    (void)snprintf(node->why, sizeof(node->why), "its last checkpoint could not be stored: %s",
+                   why);
+}
+
 void node_saved(struct node *node)
 {
     node->saved = true;
@@ -205,9 +221,11 @@ void node_stop(struct node *node, const char *cause)
         const char *stop, *cause;
     } causes[] = {{"stop", "stopped"}, {"preempt", "preempted"}, {"drain", "drained"}};
 
-    if (node->stop_cause[0] != '\0' || node->phase >= NODE_SAVING)
+    if (node->stop_cause[0] != '\0' || node->phase > NODE_SAVING)
         return;
     mem_copy_text(node->stop_cause, cause);
+    if (node->phase == NODE_SAVING)
+        return; /* it ends by itself, and is not waited for any longer */
     for (size_t i = 0; i < COUNT_OF(causes); i++) {
         if (strcmp(causes[i].stop, cause) == 0)
             mem_copy_text(node->stop_cause, causes[i].cause);
@@ -446,6 +464,7 @@ void node_take(struct trainer *trainer, const struct node_row *row)
         node->slot++;
     trainer->slot_used |= 1ull << node->slot;
     node->end_timer = loop_timer_new(trainer->loop, node_on_end_timer, node);
+    node_run_open(node);
     LIST_INSERT_HEAD(&trainer->nodes, node, link);
     pg_add(batch, &node_state);
     node_bind(batch, node);

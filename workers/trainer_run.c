@@ -314,15 +314,20 @@ static int node_start(struct node *node, struct err *err)
     return r;
 }
 
-void node_run(struct node *node)
+void node_run_open(struct node *node)
 {
     struct loop *loop = node->trainer->loop;
-    struct err err;
 
-    node->phase = NODE_RUNNING;
     node->watch_timer = loop_timer_new(loop, node_on_watch, node);
     node->grace_timer = loop_timer_new(loop, node_on_grace, node);
     node->limit_timer = loop_timer_new(loop, node_on_limit, node);
+}
+
+void node_run(struct node *node)
+{
+    struct err err;
+
+    node->phase = NODE_RUNNING;
     if (node_start(node, &err) < 0) {
         if (node->child != NULL)
             node_kill(node);

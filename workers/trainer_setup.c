@@ -8,6 +8,9 @@
  *           ─▶ checkpoint to go on with: file by file from the store, each by its digest
  *           ─▶ node_ready()
  *
+ * A file of a checkpoint that is not there, or not what was saved, read twice: the checkpoint is
+ * given up (training_checkpoint_lose() of the migrations), and the one before it is taken.
+ *
  * What blocks is done on libuv's threads, one job a node at a time. Whatever fails ends the node:
  * as `workspace` or `restore`, which is the job's own affair, or as `lost` when this machine or the
  * store is at fault, so that it is tried again.
@@ -31,13 +34,17 @@
 PG_STATEMENT(setup_resume, "SELECT r.job_id, r.rank, r.name, r.files::text, t.project_id "
                            "FROM training_resume($1) r JOIN training_job t ON t.job_id = r.job_id");
 
+PG_STATEMENT(setup_lose,
+             "SELECT training_checkpoint_lose($1, $2, $3, $4, $5::text::uuid, $6, $7, $8)");
+
 struct setup {
     uv_work_t work; /* first, so that libuv's pointer is ours */
     struct node *node;
     int fd;         /* the archive's */
     char *unpacked; /* where it is in the cache */
-    json_t *files;  /* to be restored: {path, size, digest, mode} */
+    json_t *files;  /* to be restored: {path, size, digest, number, mode, project, job, name} */
     size_t file_at;
+    bool again; /* its file was read, and was not what was saved */
     int file_fd;
     int r;
     struct err err;
@@ -88,6 +95,7 @@ static void setup_on_thread(struct setup *setup, uv_work_cb work, uv_after_work_
 /* ---- the checkpoint ---- */
 
 static void restore_next(struct setup *setup);
+static void restore(struct setup *setup);
 
 static int folders_above(const char *path, struct err *err)
 {
@@ -102,44 +110,117 @@ static int folders_above(const char *path, struct err *err)
     return 0;
 }
 
+/* thread: libuv's pool   locks: none; the setup is this thread's until its done call */
+static void clear_work(uv_work_t *work)
+{
+    struct setup *setup = (struct setup *)work;
+
+    setup->r = agent_remove_tree(setup->node->loaded, &setup->err);
+}
+
+static void on_cleared(uv_work_t *work, int status)
+{
+    struct setup *setup = (struct setup *)work;
+
+    (void)status;
+    if (!setup_over(setup, "restore"))
+        restore(setup);
+}
+
+static void on_lost(void *opaque, const struct pg_answer *answer)
+{
+    struct setup *setup = opaque;
+
+    setup->err = answer->err;
+    setup->r = answer->err.code;
+    if (!setup_over(setup, "restore"))
+        setup_on_thread(setup, clear_work, on_cleared);
+}
+
+/* The checkpoint of that file is none any more; the one before it is tried. */
+static void restore_lose(struct setup *setup, const json_t *file)
+{
+    struct pg_batch *batch = pg_batch_new();
+    const char *name = json_string_value(json_object_get(file, "name"));
+    char *text = json_dumps(file, JSON_COMPACT);
+
+    log_warn("checkpoint_lost", LOG_STR("job", setup->node->job_text), LOG_STR("checkpoint", name),
+             LOG_ERR(&setup->err));
+    pg_add(batch, &setup_lose);
+    node_bind(batch, setup->node);
+    pg_bind_c(batch, json_string_value(json_object_get(file, "job")));
+    pg_bind_c(batch, name);
+    pg_bind_json(batch, text);
+    pg_bind_c(batch, setup->err.text);
+    free(text);
+    setup->r = 0;
+    setup->node->busy++;
+    trainer_send(setup->node->trainer, &batch, on_lost, setup);
+}
+
+/* Compares what was read with the manifest. */
+static void restore_check(struct setup *setup, const json_t *file, uint64_t size,
+                          const uint8_t digest[BLOB_DIGEST_SIZE])
+{
+    const char *wanted = json_string_value(json_object_get(file, "digest"));
+    const char *path = json_string_value(json_object_get(file, "path"));
+    json_int_t wanted_size = json_integer_value(json_object_get(file, "size"));
+    char is[TRAINER_DIGEST_TEXT_SIZE] = "";
+
+    for (size_t i = 0; i < BLOB_DIGEST_SIZE; i++)
+        (void)snprintf(is + 2 * i, 3, "%02x", digest[i]);
+    if (size != (uint64_t)wanted_size)
+        setup->r = err_set(&setup->err, ERR_MISMATCH,
+                           "the store's copy of %.200s has %llu bytes; it was saved with %lld",
+                           path, (unsigned long long)size, (long long)wanted_size);
+    else if (wanted == NULL || strcmp(is, wanted) != 0)
+        setup->r = err_set(&setup->err, ERR_MISMATCH,
+                           "the store's copy of %.200s is not what was saved: its SHA-256 is %s",
+                           path, is);
+}
+
 static void on_restored(void *opaque, uint64_t size, const uint8_t digest[BLOB_DIGEST_SIZE],
                         const struct err *err)
 {
     struct setup *setup = opaque;
     const json_t *file = json_array_get(setup->files, setup->file_at);
-    const char *wanted = json_string_value(json_object_get(file, "digest"));
-    char is[TRAINER_DIGEST_TEXT_SIZE] = "";
+    bool bad;
 
     setup->err = *err;
     setup->r = err->code;
-    for (size_t i = 0; i < BLOB_DIGEST_SIZE && err->code == ERR_OK; i++)
-        (void)snprintf(is + 2 * i, 3, "%02x", digest[i]);
-    if (setup->r == 0 && (wanted == NULL || strcmp(is, wanted) != 0 ||
-                          size != (uint64_t)json_integer_value(json_object_get(file, "size"))))
-        setup->r = err_set(&setup->err, ERR_MISMATCH,
-                           "the store's copy of %.200s is not what was saved",
-                           json_string_value(json_object_get(file, "path")));
+    if (setup->r == 0)
+        restore_check(setup, file, size, digest);
+    bad = setup->r == ERR_MISMATCH || setup->r == ERR_NOT_FOUND;
     (void)fchmod(setup->file_fd, (mode_t)json_integer_value(json_object_get(file, "mode")) & 0777);
     (void)close(setup->file_fd);
     setup->file_fd = -1;
-    setup->file_at++;
-    if (!setup_over(setup, "restore"))
-        restore_next(setup);
+    if (bad)
+        setup->r = 0; /* of the checkpoint, not of the node */
+    if (setup_over(setup, "restore"))
+        return;
+    if (bad && setup->again) {
+        restore_lose(setup, file);
+        return;
+    }
+    setup->again = bad;
+    if (!bad)
+        setup->file_at++;
+    restore_next(setup);
 }
 
 static int restore_begin(struct setup *setup, const json_t *file)
 {
     struct node *node = setup->node;
     const char *path = json_string_value(json_object_get(file, "path"));
-    const char *digest = json_string_value(json_object_get(file, "digest"));
     OWNED(mem_free) char *to = xasprintf("%s/%s", node->loaded, path);
-    OWNED(mem_free)
-    char *key = xasprintf("training/%s/%s", json_string_value(json_object_get(file, "project")),
-                          digest);
+    char key[BLOB_KEY_SIZE];
     int r = folders_above(to, &setup->err);
 
     if (r < 0)
         return r;
+    trainer_blob_key(json_string_value(json_object_get(file, "project")),
+                     json_string_value(json_object_get(file, "digest")),
+                     (uint64_t)json_integer_value(json_object_get(file, "number")), key);
     setup->file_fd = open(to, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (setup->file_fd < 0)
         return err_set_errno(&setup->err, ERR_IO, "make %s", to);
@@ -169,8 +250,11 @@ static void restore_add(struct setup *setup, const struct pg_answer *answer, siz
 {
     json_error_t where;
     json_t *files = json_loads(pg_c(answer, 0, row, 3), 0, &where), *file;
+    struct wire_id job = pg_id(answer, 0, row, 0);
+    char job_text[JOB_ID_TEXT_SIZE];
     size_t i;
 
+    job_id_format(&job, job_text);
     json_array_foreach(files, i, file)
     {
         const char *path = json_string_value(json_object_get(file, "path"));
@@ -182,6 +266,8 @@ static void restore_add(struct setup *setup, const struct pg_answer *answer, siz
                           pg_c(answer, 0, row, 2), path);
         (void)json_object_set_new(file, "path", json_string(below));
         (void)json_object_set_new(file, "project", json_string(pg_c(answer, 0, row, 4)));
+        (void)json_object_set_new(file, "job", json_string(job_text));
+        (void)json_object_set_new(file, "name", json_string(pg_c(answer, 0, row, 2)));
         (void)json_array_append(setup->files, file);
     }
     json_decref(files);
@@ -196,7 +282,10 @@ static void on_resume(void *opaque, const struct pg_answer *answer)
     setup->r = answer->err.code;
     if (setup_over(setup, "restore"))
         return;
+    json_decref(setup->files);
     setup->files = json_array();
+    setup->file_at = 0;
+    setup->again = false;
     for (size_t row = 0; row < pg_row_count(answer, 0); row++)
         restore_add(setup, answer, row);
     if (pg_row_count(answer, 0) > 0)
@@ -211,6 +300,7 @@ static void restore(struct setup *setup)
     struct node *node = setup->node;
     struct pg_batch *batch = pg_batch_new();
 
+    mem_free(&node->loaded);
     node->loaded = xasprintf("%s/loaded", node->dir);
     pg_add(batch, &setup_resume);
     pg_bind_id(batch, &node->job);

@@ -4,7 +4,8 @@
  * What a node saves, on its way to the store while the node runs on:
  *
  *   look (a thread) ─▶ a checkpoint was renamed into place, or has not changed for quiet_ms, and is
- *   complete ─▶ digests (a thread) ─▶ which of them does the store have? ─▶ the others are put
+ *   complete ─▶ digests (a thread) ─▶ which of them does the store have, and under which number
+ *   are the others put? (training_files_want() of the migrations) ─▶ they are put
  *   ─▶ has it changed meanwhile? (a thread) ─▶ the manifest, in one statement behind the fence
  *
  * One checkpoint at a time. Files are stored by their digest, once for all jobs of a project, so
@@ -30,8 +31,7 @@
 #define COMMIT_WAIT_MS 20
 
 PG_STATEMENT(sync_begin, "SELECT training_checkpoint_begin($1, $2, $3, $4, $5)");
-PG_STATEMENT(sync_known, "UPDATE training_file SET used_at = now() WHERE project_id = $1 "
-                         "AND digest = ANY($2) RETURNING digest");
+PG_STATEMENT(sync_want, "SELECT digest, number, stored FROM training_files_want($1, $2, $3)");
 PG_STATEMENT(sync_commit, "SELECT deleted FROM training_checkpoint_commit($1, $2, $3, $4, $5, $6, "
                           "$7, $8, $9, $10, $11, $12)");
 
@@ -50,10 +50,12 @@ struct node_sync {
     struct loop_watch *watch;
     int fd; /* of inotify */
     bool looking, finishing;
-    bool fresh;            /* looked at since the process has ended */
-    bool failed;           /* nothing more is tried before the next look */
-    struct upload *upload; /* NULL: none */
-    uint32_t failures;     /* in a row */
+    bool fresh;                 /* looked at since the process has ended */
+    bool failed;                /* nothing more is tried before the next look */
+    struct upload *upload;      /* NULL: none */
+    uint32_t failures;          /* in a row */
+    uint64_t finish_us;         /* since when it finishes */
+    char why[TRAINER_WHY_SIZE]; /* of the last failure */
 };
 
 struct look {
@@ -72,7 +74,8 @@ struct upload {
     char *folder;
     char name[SCAN_NAME_SIZE];
     struct scan_files files;
-    bool *stored; /* of each file: need not be put */
+    bool *stored;      /* of each file: need not be put */
+    uint64_t *numbers; /* of each: in the key of its blob */
     size_t at;
     uint64_t sent_size, began_us;
     uint64_t mark; /* after the last file */
@@ -90,6 +93,7 @@ static void upload_free(struct upload **upload_p)
 
     trainer_scan_files_done(&upload->files);
     free(upload->stored);
+    free(upload->numbers);
     free(upload->folder);
     free(upload);
 }
@@ -118,6 +122,7 @@ static void upload_end(struct upload *upload, bool sent)
     } else if (!sent) {
         sync->failures++;
         sync->failed = true;
+        mem_copy_text(sync->why, upload->err.text);
         log_warn("checkpoint_not_sent", LOG_STR("job", upload->node->job_text),
                  LOG_STR("checkpoint", upload->name), LOG_ERR(&upload->err));
     }
@@ -160,9 +165,10 @@ static char *manifest_of(const struct upload *upload)
         char digest[TRAINER_DIGEST_TEXT_SIZE];
 
         digest_format(file->digest, digest);
-        (void)json_array_append_new(files, json_pack("{s:s, s:I, s:s, s:i}", "path", file->path,
-                                                     "size", (json_int_t)file->size, "digest",
-                                                     digest, "mode", (int)file->mode));
+        (void)json_array_append_new(
+            files, json_pack("{s:s, s:I, s:s, s:I, s:i}", "path", file->path, "size",
+                             (json_int_t)file->size, "digest", digest, "number",
+                             (json_int_t)upload->numbers[i], "mode", (int)file->mode));
     }
     text = json_dumps(files, JSON_COMPACT);
     json_decref(files);
@@ -260,8 +266,7 @@ static void on_put(void *opaque, const struct err *err)
 static int put_begin(struct upload *upload, struct err *err)
 {
     const struct scan_file *file = &upload->files.files[upload->at];
-    OWNED(mem_free) char *key = NULL;
-    char digest[TRAINER_DIGEST_TEXT_SIZE];
+    char key[BLOB_KEY_SIZE], digest[TRAINER_DIGEST_TEXT_SIZE];
     OWNED(mem_free)
     char *path = xasprintf("%s/%s/%s", upload->folder, upload->name, file->path);
     OWNED(mem_free) char *single = xasprintf("%s/%s", upload->folder, upload->name);
@@ -272,7 +277,7 @@ static int put_begin(struct upload *upload, struct err *err)
     if (fd < 0)
         return err_set_errno(err, ERR_NOT_FOUND, "open %s", path);
     digest_format(file->digest, digest);
-    key = xasprintf("training/%s/%s", upload->node->project, digest);
+    trainer_blob_key(upload->node->project, digest, upload->numbers[upload->at], key);
     r = blob_put_file(upload->node->trainer->blobs, key, fd, file->size, on_put, upload, err);
     (void)close(fd);
     return r;
@@ -296,28 +301,38 @@ static void upload_put(struct upload *upload)
         upload_end(upload, false);
 }
 
-static void on_known(void *opaque, const struct pg_answer *answer)
+/* False: the answer does not speak of it. */
+static bool file_note(struct upload *upload, const struct pg_answer *answer, size_t i)
+{
+    for (size_t row = 0; row < pg_row_count(answer, 1); row++) {
+        struct wire_bytes digest = pg_bytes(answer, 1, row, 0);
+
+        if (digest.size != SCAN_DIGEST_SIZE ||
+            memcmp(upload->files.files[i].digest, digest.bytes, SCAN_DIGEST_SIZE) != 0)
+            continue;
+        upload->numbers[i] = pg_u64(answer, 1, row, 1);
+        upload->stored[i] = pg_bool(answer, 1, row, 2);
+        return true;
+    }
+    return false;
+}
+
+static void on_wanted(void *opaque, const struct pg_answer *answer)
 {
     struct upload *upload = opaque;
+    bool known = true;
 
     upload->err = answer->err;
     if (upload_over(upload))
         return;
-    if (answer->err.code != ERR_OK) {
-        upload_end(upload, false);
-        return;
-    }
     upload->stored = xcalloc(upload->files.count + 1, sizeof(*upload->stored));
-    for (size_t row = 0; row < pg_row_count(answer, 1); row++) {
-        struct wire_bytes digest = pg_bytes(answer, 1, row, 0);
-
-        for (size_t i = 0; i < upload->files.count; i++) {
-            if (digest.size == SCAN_DIGEST_SIZE &&
-                memcmp(upload->files.files[i].digest, digest.bytes, SCAN_DIGEST_SIZE) == 0)
-                upload->stored[i] = true;
-        }
-    }
-    upload_put(upload);
+    upload->numbers = xcalloc(upload->files.count + 1, sizeof(*upload->numbers));
+    for (size_t i = 0; i < upload->files.count && answer->err.code == ERR_OK; i++)
+        known = known && file_note(upload, answer, i);
+    if (answer->err.code != ERR_OK || !known)
+        upload_end(upload, false);
+    else
+        upload_put(upload);
 }
 
 static void upload_ask(struct upload *upload)
@@ -328,13 +343,16 @@ static void upload_ask(struct upload *upload)
     pg_add(batch, &sync_begin);
     node_bind(batch, node);
     pg_bind_c(batch, upload->name);
-    pg_add(batch, &sync_known);
+    pg_add(batch, &sync_want);
     pg_bind_c(batch, node->project);
     pg_bind_array(batch, PG_BYTES, upload->files.count);
     for (size_t i = 0; i < upload->files.count; i++)
         pg_bind_bytes(batch, (struct wire_bytes){upload->files.files[i].digest, SCAN_DIGEST_SIZE});
+    pg_bind_array(batch, PG_I64, upload->files.count);
+    for (size_t i = 0; i < upload->files.count; i++)
+        pg_bind_i64(batch, (int64_t)upload->files.files[i].size);
     node->busy++;
-    trainer_send(node->trainer, &batch, on_known, upload);
+    trainer_send(node->trainer, &batch, on_wanted, upload);
 }
 
 /* thread: libuv's pool   locks: none; the upload is this thread's until its done call */
@@ -387,10 +405,25 @@ static bool is_ready(const struct node_sync *sync, const struct known *known)
     return known->moved || quiet || (sync->finishing && !node->fast);
 }
 
+/* Whether the last checkpoint is worth waiting for a store that does not take it. */
+static bool sync_is_patient(const struct node_sync *sync)
+{
+    const struct node *node = sync->node;
+
+    if (sync->failures < LAST_TRIES)
+        return true;
+    return node_ended_well(node) && node->stop_cause[0] == '\0' &&
+           clock_mono_us() - sync->finish_us <
+               node->trainer->settings->checkpoint_patience_ms * 1000;
+}
+
 static void sync_end(struct node_sync *sync)
 {
-    if (sync->failures > 0)
-        log_warn("checkpoint_given_up", LOG_STR("job", sync->node->job_text));
+    if (sync->failures > 0) {
+        log_warn("checkpoint_given_up", LOG_STR("job", sync->node->job_text),
+                 LOG_STR("why", sync->why));
+        node_not_saved(sync->node, sync->why);
+    }
     loop_timer_stop(sync->timer);
     node_saved(sync->node);
 }
@@ -402,7 +435,7 @@ static void sync_next(struct node_sync *sync)
 
     if (sync->upload != NULL || sync->looking)
         return;
-    if (sync->finishing && sync->failures >= LAST_TRIES) {
+    if (sync->finishing && !sync_is_patient(sync)) {
         sync_end(sync);
         return;
     }
@@ -560,6 +593,7 @@ void node_sync_finish(struct node *node)
         return;
     }
     sync->finishing = true;
+    sync->finish_us = clock_mono_us();
     sync->failures = 0;
     node_sync_look(node); /* at once, or after what is under way, by the timer */
 }

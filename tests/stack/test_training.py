@@ -14,7 +14,7 @@ import uuid
 import pytest
 from conftest import run_stack
 from stack import wait_until
-from training_jobs import (PROJECT, Trainer, checkpoints, job, ledger, lines, project, push, scripts,
+from training_jobs import (PROJECT, Trainer, checkpoints, job, ledger, lines, may_mount, project, push, scripts,
                            wait_end, wait_status)
 
 LONG = bool(os.environ.get("HEADRACE_LONG"))
@@ -23,7 +23,8 @@ LONG = bool(os.environ.get("HEADRACE_LONG"))
 @pytest.fixture(scope="module")
 def stack(request):
     env = {"HEADRACE_CPUS": "4", "HEADRACE_MEMORY": "8GiB", "HEADRACE_CHECKPOINT_SCAN": "100ms",
-           "HEADRACE_TRAINER_LEASE": "3s", "HEADRACE_NODE_LOG_RATE": "64KiB"}
+           "HEADRACE_TRAINER_LEASE": "3s", "HEADRACE_NODE_LOG_RATE": "64KiB",
+           "HEADRACE_MAINTENANCE": "1s", "HEADRACE_TRAINING_KEEP": "3s"}
     for stack in run_stack(request, trainer=True, env=env):
         project(stack)
         yield stack
@@ -147,6 +148,77 @@ def test_checkpoints(stack):
         {"typ": "baseten_latest_checkpoint", "job_id": id}]})
     assert wait_end(stack, after)["status"] == "COMPLETED"
     assert lines(stack, after) == ["resumed 30 0", "step 31", "step 32", f"value {count_to(32)}"]
+
+
+def blobs_of(stack):
+    return {path.name for path in (stack.data_dir / "blobs/training" / PROJECT).iterdir()}
+
+
+def blob_of(stack, id, name, path):
+    ((key,),) = stack.sql("SELECT headrace.training_blob(:'a4', f) FROM headrace.training_checkpoint c, jsonb_array_elements(c.files) f "
+                          "WHERE c.job_id = :'a1' AND c.name = :'a2' AND f->>'path' = :'a3'", id, name, path, PROJECT)
+    return stack.data_dir / "blobs" / key
+
+
+def test_lost_files(stack):
+    """A file that is not what was saved is named, the checkpoint before it is taken; nothing begins anew by itself."""
+    def go_on(id, name=None):
+        wanted = {"typ": "baseten_named_checkpoint", "job_id": id, "checkpoint_name": name} if name else {
+            "typ": "baseten_latest_checkpoint", "job_id": id}
+        return push(stack, *counting(16, 0), load_checkpoint={"enabled": True, "checkpoints": [wanted]})
+
+    id = push(stack, *counting(15, 0.02))
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+    blob_of(stack, id, "step-0015", "state.json").write_text("[15, 1]")
+    after = go_on(id)
+    assert wait_end(stack, after)["status"] == "COMPLETED"
+    assert lines(stack, after)[0] == "resumed 10 0" and lines(stack, after)[-1] == f"value {count_to(16)}"
+    ((told,),) = stack.sql("SELECT message FROM headrace.training_event WHERE job_id = :'a1' AND status = 'CHECKPOINT_LOST'", after)
+    assert "checkpoint step-0015" in told and "rank-0/step-0015/state.json has 7 bytes; it was saved with" in told, told
+    named = go_on(id, "step-0015")
+    # Who saves the same content again stores it again, and what names it is whole again.
+    weights = blob_of(stack, id, "step-0010", "weights")
+    was = weights.read_bytes()
+    weights.write_bytes(b"x" * len(was))
+    none = go_on(id)
+    ended = wait_end(stack, none)
+    assert (ended["status"], ended["cause"]) == ("DEPLOY_FAILED", "restore"), ended
+    assert f"no checkpoint of job {id} can be read; the newest one, step-0015: the store's copy of" in ended["error_message"], ended
+    told = [row[0] for row in stack.sql("SELECT message FROM headrace.training_event WHERE job_id = :'a1' AND status = "
+                                        "'CHECKPOINT_LOST' ORDER BY id", none)]
+    assert ["its SHA-256 is" in text and name in text for text, name in zip(told, ("step-0010", "step-0005"))] == [True, True], told
+    assert "job %s has no complete checkpoint step-0015 any more" % id in wait_end(stack, named)["error_message"]
+    anew = push(stack, *counting(5, 0))
+    assert wait_end(stack, anew)["status"] == "COMPLETED" and weights.read_bytes() == was
+
+
+def test_store_is_full(stack):
+    """A disk that fills in mid-upload: the manifest is absent, and whole once there is room; else the job has failed."""
+    if not may_mount():
+        pytest.skip("needs mounts of its own")
+    trainer = Trainer(stack, "small", disk_mb=4, HEADRACE_CPUS="9", HEADRACE_CHECKPOINT_SCAN="100ms",
+                      HEADRACE_CHECKPOINT_PATIENCE="2s").start()
+    filler = "headrace-filler"
+    script = "mkdir $BT_CHECKPOINT_DIR/.n; for i in 1 2 3; do head -c 900000 /dev/urandom > $BT_CHECKPOINT_DIR/.n/$i; done; " \
+             "mv $BT_CHECKPOINT_DIR/.n $BT_CHECKPOINT_DIR/a"
+    log = stack.data_dir / "logs/small.log"
+    try:
+        wait_until("its disk", lambda: os.statvfs(trainer.disk()).f_blocks << 12 == 4 << 20 and (trainer.disk() / "tmp").is_dir())
+        (trainer.disk() / filler).write_bytes(bytes(2 << 20))
+        waits = push(stack, script, cpu_count=9)
+        wait_until("it not to be stored", lambda: "checkpoint_not_sent" in log.read_text() and "No space left" in log.read_text())
+        assert job(stack, waits)["status"] == "RUNNING" and [c[:2] for c in checkpoints(stack, waits)] == [["a", "SYNCING"]]
+        (trainer.disk() / filler).unlink()
+        assert wait_end(stack, waits)["status"] == "COMPLETED"
+        assert [c[:3] for c in checkpoints(stack, waits)] == [["a", "COMPLETE", "3"]]
+        assert list((trainer.disk() / "tmp").iterdir()) == []
+        lost = push(stack, script, cpu_count=9)
+        ended = wait_end(stack, lost)
+        assert (ended["status"], ended["cause"]) == ("FAILED", "store"), ended
+        assert "its last checkpoint could not be stored" in ended["error_message"] and "No space left" in ended["error_message"]
+        assert [c[:2] for c in checkpoints(stack, lost)] == [["a", "SYNCING"]]
+    finally:
+        assert trainer.stop() == 0
 
 
 def test_promise(stack):
@@ -320,6 +392,30 @@ if os.environ["BT_RETRY_COUNT"] == "0":
         assert "rank 1 of 2 retry 1" in lines(stack, id, rank=1)
     finally:
         assert second.stop() == 0
+
+
+def test_unnamed_files_go(stack):
+    """What no checkpoint names any more is removed, what one names stays; a remover that comes late takes nothing along."""
+    named = "SELECT DISTINCT split_part(headrace.training_blob(:'a1', f), '/', 3) FROM headrace.training_checkpoint c, " \
+            "jsonb_array_elements(c.files) f WHERE c.state = 'COMPLETE'"
+
+    def is_clean():
+        return blobs_of(stack) <= {row[0] for row in stack.sql(named, PROJECT)} and stack.sql(
+            "SELECT count(*) FROM headrace.training_file WHERE dropping_at IS NOT NULL") == [["0"]]
+
+    wait_until("only named files to be there", is_clean, 30)
+    assert blobs_of(stack)
+    # While a file is marked, the same content is stored under another number, and the remover's key is not that one.
+    stack.sql("UPDATE headrace.training_checkpoint SET state = 'DELETED', files = NULL")
+    stack.sql("UPDATE headrace.training_file SET used_at = now() + interval '1 hour'")
+    (marked,) = [row for row in stack.sql("UPDATE headrace.training_file SET used_at = '2020-01-01' WHERE size_bytes = 300000 "
+                                          "RETURNING digest, number")][:1]
+    wait_until("it to be gone", lambda: stack.sql("SELECT count(*) FROM headrace.training_file WHERE digest = :'a1'", marked[0]) == [["0"]])
+    id = push(stack, *counting(5, 0))
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+    ((digest, number),) = stack.sql("SELECT digest, number FROM headrace.training_file WHERE size_bytes = 300000")
+    assert digest == marked[0] and int(number) > int(marked[1])
+    assert blob_of(stack, id, "step-0005", "weights").read_bytes() == b"w" * 300000
 
 
 @pytest.mark.skipif(not LONG, reason="trains a network three times; set HEADRACE_LONG")
