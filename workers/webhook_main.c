@@ -261,7 +261,7 @@ static int sender_open(struct webhook *webhook, struct err *err)
     };
     int r;
 
-    r = webhook_allow_parse(settings->allow, &options.poster.allow, err);
+    r = address_allow_parse(settings->allow, &options.poster.allow, err);
     if (r < 0)
         return err_wrap(err, "--allow");
     return webhook_sender_new(webhook->loop, &options, &webhook->sender, err);

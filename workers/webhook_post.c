@@ -387,12 +387,12 @@ void webhook_poster_send(struct webhook_poster *poster, struct webhook_delivery 
         try_failed(poster, delivery, &err);
 }
 
-static bool address_allowed(const struct sockaddr *address, socklen_t address_size, void *opaque)
+static bool check_address(const struct sockaddr *address, socklen_t address_size, void *opaque)
 {
     const struct webhook_poster *poster = opaque;
 
     (void)address_size;
-    return webhook_address_allowed(&poster->options.allow, address);
+    return address_allowed(&poster->options.allow, address);
 }
 
 int webhook_poster_open(struct loop *loop, const struct webhook_poster_options *options,
@@ -404,7 +404,7 @@ int webhook_poster_open(struct loop *loop, const struct webhook_poster_options *
     const struct http_client_options client = {
         .connection_count_max = options->connections_max,
         .connection_count_max_per_host = options->connections_max,
-        .check_address = address_allowed,
+        .check_address = check_address,
         .check_opaque = poster,
         .user_agent = "Headrace-Webhook/" HEADRACE_VERSION,
     };

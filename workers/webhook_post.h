@@ -14,10 +14,10 @@
  * Thread: the loop's.   Tests: tests/stack/test_webhook.py
  */
 
+#include "brokers/address_guard.h"
 #include "base/http_client.h"
 #include "base/metrics.h"
 #include "brokers/blob.h"
-#include "workers/webhook_address.h"
 #include "workers/webhook_delivery.h"
 #include "workers/webhook_gate.h"
 #include "workers/webhook_sign.h"
@@ -40,7 +40,7 @@ struct webhook_poster_options {
     struct metrics *metrics;
     struct tracer *tracer;
     struct model_names *names;
-    struct webhook_allow allow;
+    struct address_allow allow;
     uint32_t connections_max;
     uint32_t timeout_ms;
     void (*on_trouble)(void *opaque, const struct webhook_delivery *delivery,

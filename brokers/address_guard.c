@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include "workers/webhook_address.h"
+#include "brokers/address_guard.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -19,10 +19,10 @@ static const char refused_text[] =
     "fe80::/10,fec0::/10,ff00::/8";
 
 /* "10.0.0.0/8" or "::1" into bytes and bits. */
-static int prefix_parse(const char *text, size_t size, struct webhook_prefix *ret, struct err *err)
+static int prefix_parse(const char *text, size_t size, struct address_prefix *ret, struct err *err)
 {
     char copy[ADDRESS_TEXT_MAX];
-    struct webhook_prefix prefix = {.bits = 128};
+    struct address_prefix prefix = {.bits = 128};
     char *slash;
     int bits = -1, end = 0;
     bool v4;
@@ -50,7 +50,7 @@ static int prefix_parse(const char *text, size_t size, struct webhook_prefix *re
     return 0;
 }
 
-static bool prefix_matches(const struct webhook_prefix *prefix, const uint8_t bytes[16])
+static bool prefix_matches(const struct address_prefix *prefix, const uint8_t bytes[16])
 {
     int whole = prefix->bits / 8, rest = prefix->bits % 8;
     uint8_t mask = (uint8_t)(0xff00 >> rest);
@@ -60,17 +60,17 @@ static bool prefix_matches(const struct webhook_prefix *prefix, const uint8_t by
     return rest == 0 || ((prefix->bytes[whole] ^ bytes[whole]) & mask) == 0;
 }
 
-int webhook_allow_parse(const char *text, struct webhook_allow *ret_allow, struct err *err)
+int address_allow_parse(const char *text, struct address_allow *ret_allow, struct err *err)
 {
-    struct webhook_allow allow = {.count = 0};
+    struct address_allow allow = {.count = 0};
 
     while (*text != '\0') {
         size_t size = strcspn(text, ",");
         int r;
 
-        if (allow.count == WEBHOOK_ALLOW_MAX)
+        if (allow.count == ADDRESS_ALLOW_MAX)
             return err_set(err, ERR_USAGE, "more than %d allowed address ranges",
-                           WEBHOOK_ALLOW_MAX);
+                           ADDRESS_ALLOW_MAX);
         r = prefix_parse(text, size, &allow.prefixes[allow.count], err);
         if (r < 0)
             return r;
@@ -81,7 +81,7 @@ int webhook_allow_parse(const char *text, struct webhook_allow *ret_allow, struc
     return 0;
 }
 
-static bool list_matches(const struct webhook_allow *list, const uint8_t bytes[16])
+static bool list_matches(const struct address_allow *list, const uint8_t bytes[16])
 {
     for (int i = 0; i < list->count; i++) {
         if (prefix_matches(&list->prefixes[i], bytes))
@@ -90,19 +90,19 @@ static bool list_matches(const struct webhook_allow *list, const uint8_t bytes[1
     return false;
 }
 
-static const struct webhook_allow *refused_list(void)
+static const struct address_allow *refused_list(void)
 {
-    static struct webhook_allow refused;
+    static struct address_allow refused;
     struct err err;
 
-    if (refused.count == 0 && webhook_allow_parse(refused_text, &refused, &err) < 0)
+    if (refused.count == 0 && address_allow_parse(refused_text, &refused, &err) < 0)
         return NULL; /* a fault in the constant above; the unit test reads every range of it */
     return &refused;
 }
 
-bool webhook_address_allowed(const struct webhook_allow *allow, const struct sockaddr *address)
+bool address_allowed(const struct address_allow *allow, const struct sockaddr *address)
 {
-    const struct webhook_allow *refused = refused_list();
+    const struct address_allow *refused = refused_list();
     uint8_t bytes[16] = {[10] = 0xff, [11] = 0xff};
 
     if (address->sa_family == AF_INET)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Goal: a webhook reaches public addresses only, unless the operator allows a range. */
+/* Goal: a user's URL reaches public addresses only, unless the operator allows a range. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,20 +12,20 @@
 #include <netinet/in.h>
 #include <string.h>
 
-#include "workers/webhook_address.h"
+#include "brokers/address_guard.h"
 
 static bool allowed(const char *allow_text, const char *text)
 {
-    struct webhook_allow allow;
+    struct address_allow allow;
     struct sockaddr_in6 v6 = {.sin6_family = AF_INET6};
     struct sockaddr_in v4 = {.sin_family = AF_INET};
     struct err err;
 
-    assert_int_equal(webhook_allow_parse(allow_text, &allow, &err), 0);
+    assert_int_equal(address_allow_parse(allow_text, &allow, &err), 0);
     if (inet_pton(AF_INET, text, &v4.sin_addr) == 1)
-        return webhook_address_allowed(&allow, (const struct sockaddr *)&v4);
+        return address_allowed(&allow, (const struct sockaddr *)&v4);
     assert_int_equal(inet_pton(AF_INET6, text, &v6.sin6_addr), 1);
-    return webhook_address_allowed(&allow, (const struct sockaddr *)&v6);
+    return address_allowed(&allow, (const struct sockaddr *)&v6);
 }
 
 static void test_public_addresses(void **state)
@@ -72,15 +72,15 @@ static void test_operator_allows_a_range(void **state)
 
 static void test_bad_ranges_are_named(void **state)
 {
-    struct webhook_allow allow;
+    struct address_allow allow;
     struct err err;
 
     (void)state;
-    assert_int_equal(webhook_allow_parse("10.0.0.0/33", &allow, &err), ERR_USAGE);
+    assert_int_equal(address_allow_parse("10.0.0.0/33", &allow, &err), ERR_USAGE);
     assert_non_null(strstr(err.text, "10.0.0.0/33"));
-    assert_int_equal(webhook_allow_parse("localhost", &allow, &err), ERR_USAGE);
-    assert_int_equal(webhook_allow_parse("10.0.0.0/8x", &allow, &err), ERR_USAGE);
-    assert_int_equal(webhook_allow_parse(",", &allow, &err), ERR_USAGE);
+    assert_int_equal(address_allow_parse("localhost", &allow, &err), ERR_USAGE);
+    assert_int_equal(address_allow_parse("10.0.0.0/8x", &allow, &err), ERR_USAGE);
+    assert_int_equal(address_allow_parse(",", &allow, &err), ERR_USAGE);
 }
 
 int main(void)
