@@ -190,6 +190,9 @@ void bulk_drop(struct bulk *bulk); /* it is somebody else's, or over */
 /* Sends and frees the batch, pinned; false: not sent, and the bulk job goes on by its step. */
 bool bulk_query(struct bulk *bulk, struct pg_batch **batch_p, pg_done_fn *done, void *opaque);
 void bulk_go_on(struct bulk *bulk, uint64_t in_ms);
+/* Its input is not what it was when it was validated; line 0: none is to blame. What is written
+ * stays, and what is not cannot be told apart any more, and has failed. */
+void bulk_lose_input(struct bulk *bulk, const char *code, uint64_t line, const char *text);
 void bulk_key(const struct bulk *bulk, uint32_t chunk, int part, char to[BLOB_KEY_SIZE]);
 
 /* ---- ingest_sweep.c: files that are to go ---- */

@@ -46,13 +46,14 @@ PG_STATEMENT(bulk_forget_chunks,
              "DELETE FROM bulk_chunk c USING bulk b WHERE c.bulk_id = b.id AND b.id = $1 AND "
              "b.epoch = $2 AND b.in_progress_at IS NULL");
 /* What is written stays; what is not cannot be told apart any more, and has failed. */
-PG_STATEMENT(bulk_lost,
-             "UPDATE bulk SET status = 'failed', failed_at = now(), failed = total - completed, "
-             "errors = jsonb_build_object('object', 'list', 'data', jsonb_build_array("
-             "jsonb_build_object('code', 'input_lost', 'line', NULL, 'param', NULL, 'message', "
-             "'the file is not in the blob store any more: lines that were not written have "
-             "failed'))), leased_until = 'infinity' WHERE id = $1 AND epoch = $2 AND status IN "
-             "('in_progress', 'finalizing', 'cancelling')");
+PG_STATEMENT(
+    bulk_lost,
+    "UPDATE bulk SET status = 'failed', failed_at = now(), failed = total - completed, "
+    "errors = jsonb_build_object('object', 'list', 'data', jsonb_build_array("
+    "jsonb_build_object('code', $3::text, 'line', nullif($4::bigint, 0), 'param', NULL, 'message', "
+    "$5::text || ': lines that were not written have failed'))), leased_until = "
+    "'infinity' WHERE id = $1 AND epoch = $2 AND status IN ('in_progress', 'finalizing', "
+    "'cancelling')");
 PG_STATEMENT(bulk_over, "SELECT bulk_finish($1, $2, $3, $4, $5)");
 
 /* ---- life ---- */
@@ -253,7 +254,8 @@ static void bulk_pump_chunks(struct bulk *bulk)
     bool late = clock_wall_us() >= bulk->expires_us, sending = false, first = true;
     struct chunk *chunk, *next;
 
-    for (chunk = TAILQ_FIRST(&bulk->chunks); chunk != NULL && !bulk->dead; chunk = next) {
+    for (chunk = TAILQ_FIRST(&bulk->chunks); chunk != NULL && !bulk->dead && !bulk->ending;
+         chunk = next) {
         next = TAILQ_NEXT(chunk, link);
         if (chunk->stage != CHUNK_COLLECT) /* that has no job that could run */
             live += chunk->job_count > 0 ? chunk->job_count : CHUNK_LINES;
@@ -289,7 +291,7 @@ static void bulk_work(struct bulk *bulk)
         bulk_load_chunks(bulk);
     bulk_pin(bulk);
     bulk_pump_chunks(bulk);
-    if (!bulk_unpin(bulk))
+    if (!bulk_unpin(bulk) || bulk->ending)
         return;
     if (bulk->all_loaded && bulk->chunk_count == 0 && !bulk->loading)
         bulk_finish(bulk);
@@ -426,19 +428,18 @@ static void on_lost(void *opaque, const struct pg_answer *answer)
     bulk_drop(bulk);
 }
 
-static void bulk_lose_input(struct bulk *bulk)
+void bulk_lose_input(struct bulk *bulk, const char *code, uint64_t line, const char *text)
 {
-    struct pg_batch *batch;
+    struct pg_batch *batch = pg_batch_new();
 
-    if (!bulk->validated) {
-        bulk_scan_refuse(bulk, "input_lost", "the file is not in the blob store any more");
-        return;
-    }
-    batch = pg_batch_new();
     pg_add(batch, &bulk_lost);
     pg_bind_id(batch, &bulk->id);
     pg_bind_i64(batch, bulk->epoch);
-    if (!bulk_query(bulk, &batch, on_lost, bulk))
+    pg_bind_c(batch, code);
+    pg_bind_i64(batch, (int64_t)line);
+    pg_bind_c(batch, text);
+    bulk->ending = bulk_query(bulk, &batch, on_lost, bulk);
+    if (!bulk->ending)
         bulk_drop(bulk);
 }
 
@@ -457,8 +458,10 @@ static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
                  LOG_ERR(err));
         if (err->code == ERR_OK)
             (void)close(fd);
-        if (lost)
-            bulk_lose_input(bulk);
+        if (lost && !bulk->validated)
+            bulk_scan_refuse(bulk, "input_lost", "the file is not in the blob store any more");
+        else if (lost)
+            bulk_lose_input(bulk, "input_lost", 0, "the file is not in the blob store any more");
         else
             bulk_drop(bulk); /* its lease lapses, and it is tried again */
         return;

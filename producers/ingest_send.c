@@ -7,7 +7,8 @@
  * What ends it in time is its total deadline, the bulk job's own. Its start deadline is the same
  * span for all, since jobs are served in the order of these: so lines run in the order of the file.
  * Of those that Kafka did not take for sure, all of the chunk are sent again, marked `repeat`: the
- * ids are the same.
+ * ids are the same. A line that was good when it was validated and is not any more, since somebody
+ * has changed the file below us, ends the bulk job by its number.
  */
 
 #include <jansson.h>
@@ -275,7 +276,8 @@ static int line_send(struct chunk *chunk, const char *text, size_t size, struct 
     if (r == 0)
         target = target_find(bulk, line.model, err);
     if (target == NULL)
-        return err_set(err, ERR_INTERNAL, "line %llu was good, and is not: %.300s",
+        return err_set(err, ERR_MALFORMED,
+                       "the file has changed: line %llu was good, and is not any more (%.300s)",
                        (unsigned long long)chunk->line - 1, err->text);
     job = bulk_line_job(&bulk->id, chunk->line - 1, target->shard);
     (void)crypto_hash_sha256(digest, (const uint8_t *)line.body.text, line.body.size);
@@ -302,6 +304,7 @@ void chunk_send(struct chunk *chunk)
 {
     struct bulk *bulk = chunk->bulk;
     uint32_t before = chunk->job_count;
+    uint64_t failed = 0;
     const char *text;
     size_t size;
     struct err err;
@@ -321,6 +324,7 @@ void chunk_send(struct chunk *chunk)
             continue;
         r = line_send(chunk, text, size, &err);
         if (r < 0) {
+            failed = chunk->line - 1;
             chunk->at = at;
             chunk->line = line;
         }
@@ -329,6 +333,10 @@ void chunk_send(struct chunk *chunk)
                chunk->job_count - before);
     if (r == ERR_FULL) {
         bulk_go_on(bulk, FULL_MS);
+        return;
+    }
+    if (r == ERR_MALFORMED) {
+        bulk_lose_input(bulk, "input_changed", failed, err.text);
         return;
     }
     if (r < 0) {

@@ -434,6 +434,26 @@ def test_an_input_that_is_gone_fails_by_name(stack, sim):
     assert len(stack.http("GET", f"/v1/batches/{id}/output").body.splitlines()) == 1000
 
 
+def test_an_input_that_changes_fails_by_its_line(stack):
+    """Somebody writes into the blob between validation and sending: what was written stays, counts add up."""
+    stack.push_sim("changed", slots=16)
+    id = create(stack, [line(n, model="changed", sim={"sleep_ms": 0 if n < 1000 else 100_000}) for n in range(3000)])
+    wait_until("the first lines to be written", lambda: batch_of(stack, id)["request_counts"]["completed"] == 1000)
+    stack.stop_service("ingest")
+    ((blob,),) = stack.sql("SELECT input_blob FROM headrace.bulk WHERE id = :'a1'", id.removeprefix("batch_"))
+    path = stack.data_dir / "blobs" / blob
+    lines = path.read_bytes().split(b"\n")
+    lines[1500] = b"?" * len(lines[1500])  # of the same size
+    path.chmod(0o600)
+    path.write_bytes(b"\n".join(lines))
+    stack.start_service("ingest")
+    batch = wait_over(stack, id)
+    (error,) = batch["errors"]["data"]
+    assert batch["status"] == "failed" and error["code"] == "input_changed" and error["line"] == 1501, batch
+    assert batch["request_counts"] == {"total": 3000, "completed": 1000, "failed": 2000}
+    assert len(stack.http("GET", f"/v1/batches/{id}/output").body.splitlines()) == 1000
+
+
 def test_kills_under_a_bulk_job(stack, tmp_path):
     """kill -9 while lines are sent, run and written: each line once, none again whose output was there, half of it can be
     read at half. Here of some; `bench/run bulk-kills` has all of them at 30, 60 and 90 % of a million lines."""
