@@ -83,7 +83,7 @@ static int run_forward(struct bench *bench, struct spent *spent, struct err *err
     OWNED(mem_free) uint32_t *ids = xcalloc((size_t)n * t, sizeof(*ids));
     OWNED(mem_free) uint32_t *offsets = xcalloc(n + 1, sizeof(*offsets));
     OWNED(mem_free) float *vectors = NULL;
-    const struct bert_batch batch = {ids, offsets, n};
+    const struct bert_batch batch = {ids, offsets, n, NULL};
     uint64_t start_us, now_us;
     double start_cpu_s;
     int r;

@@ -213,52 +213,117 @@ static int read_ours(const json_t *root, struct model_plan *plan, json_t *settin
 
 /* ---- what the files are ---- */
 
-/* The BERT family by what config.json calls itself. */
-static bool is_bert(const char *config_json)
+static const struct {
+    const char *architecture, *model_type;
+} families[] = {
+#define ENCODER_FAMILY(name, architecture, model_type) {architecture, model_type},
+#include "schema/encoder_families.def"
+};
+
+static const char *const heads[] = {
+#define ENCODER_HEAD(name, architecture) architecture,
+#include "schema/encoder_families.def"
+};
+
+struct encoder_kind {
+    bool is_family; /* of the encoder's, by model_type, or by the architecture where it is silent */
+    bool has_head;
+    char text[64]; /* what config.json calls itself */
+};
+
+static struct encoder_kind encoder_kind_of(const char *config_json)
 {
     OWNED(json_free) json_t *root = config_json == NULL ? NULL : json_loads(config_json, 0, NULL);
     const char *type = json_string_value(json_object_get(root, "model_type"));
     const char *name = json_string_value(json_array_get(json_object_get(root, "architectures"), 0));
+    struct encoder_kind kind = {.text = "of another kind"};
 
-    return (type != NULL && strcmp(type, "bert") == 0) ||
-           (type == NULL && name != NULL && strncmp(name, "Bert", 4) == 0);
+    if (name != NULL || type != NULL)
+        (void)snprintf(kind.text, sizeof(kind.text), "it says '%.40s'", name != NULL ? name : type);
+    for (size_t i = 0; i < COUNT_OF(families); i++) {
+        const char *family = families[i].architecture;
+        const size_t size = strlen(family);
+        const bool named = name != NULL && strncmp(name, family, size) == 0;
+
+        if (type != NULL ? strcmp(type, families[i].model_type) != 0 : !named)
+            continue;
+        kind.is_family = true;
+        kind.has_head = name == NULL; /* the engine knows what to make of it */
+        for (size_t j = 0; j < COUNT_OF(heads) && named; j++)
+            kind.has_head = kind.has_head || strcmp(name + size, heads[j]) == 0;
+        return kind;
+    }
+    return kind;
 }
 
 static bool fits_encoder(const struct model_facts *facts)
 {
-    return is_bert(facts->config_json) && facts->safetensors_count > 0 && facts->has_tokenizer;
+    return facts->safetensors_count > 0 && facts->has_tokenizer &&
+           encoder_kind_of(facts->config_json).is_family;
+}
+
+/* "bert, roberta"; "BertModel" … are these with each of the heads. */
+static void list_families(char *to, size_t to_size, const char *between)
+{
+    size_t size = 0;
+
+    for (size_t i = 0; i < COUNT_OF(families); i++)
+        size += (size_t)snprintf(to + size, to_size - size, "%s%s", i > 0 ? between : "",
+                                 families[i].model_type);
 }
 
 static int refuse(const struct model_facts *facts, struct err *err)
 {
-    const char *config = facts->config_json == NULL    ? "missing"
-                         : is_bert(facts->config_json) ? "there"
-                                                       : "of another kind";
+    const struct encoder_kind kind = encoder_kind_of(facts->config_json);
+    const char *config = facts->config_json == NULL ? "missing"
+                         : kind.is_family           ? "there"
+                                                    : kind.text;
+    char types[128];
 
     if (facts->has_adapter)
         return err_set(err, ERR_UNSUPPORTED,
                        "adapter_config.json is there: this is a LoRA adapter, and no engine here "
                        "loads one beside its base model. Merge it (in peft: merge_and_unload()) "
                        "and save the whole model, or push a Truss with a server that loads both");
+    list_families(types, sizeof(types), "|");
     return err_set(
         err, ERR_UNSUPPORTED,
         "no engine for these %u files; looked for at the top: for encoder config.json "
-        "with model_type 'bert' (%s), *.safetensors (%s), vocab.txt or tokenizer.json "
+        "with model_type '%s' (%s), *.safetensors (%s), vocab.txt or tokenizer.json "
         "(%s); for python config.yaml (%s) with model/model.py (%s); for server docker_server in "
         "config.yaml; for onnx model.onnx, a single *.onnx or onnx/model.onnx (missing); "
         "headrace.json with an engine (missing)%s",
-        facts->file_count, config, facts->safetensors_count > 0 ? "there" : "missing",
+        facts->file_count, types, config, facts->safetensors_count > 0 ? "there" : "missing",
         facts->has_tokenizer ? "there" : "missing",
         facts->config_yaml != NULL ? "there" : "missing", facts->has_model_py ? "there" : "missing",
         facts->gguf_count > 0 ? "; *.gguf is there, and this version has no engine for it" : "");
 }
 
+/* Its family is the encoder's, its head may be none of them. */
+static int check_head(const struct model_facts *facts, struct err *err)
+{
+    const struct encoder_kind kind = encoder_kind_of(facts->config_json);
+    char types[128];
+
+    if (kind.has_head)
+        return 0;
+    list_families(types, sizeof(types), ", ");
+    return err_set(err, ERR_UNSUPPORTED,
+                   "config.json: architectures[0]: %s; the encoder has Model, "
+                   "ForSequenceClassification and ForTokenClassification of %s",
+                   kind.text, types);
+}
+
 static int pick_engine(const struct model_facts *facts, struct model_plan *plan, struct err *err)
 {
-    if (fits_encoder(facts)) {
+    if (fits_encoder(facts) &&
+        (encoder_kind_of(facts->config_json).has_head || facts->onnx_file[0] == '\0')) {
         mem_copy_text(plan->engine, "encoder");
-        mem_copy_text(plan->why, "config.json has model_type 'bert', and weights (*.safetensors) "
-                                 "and a tokenizer are there");
+        (void)snprintf(plan->why, sizeof(plan->why),
+                       "config.json is one of a text encoder (%s), and weights (*.safetensors) and "
+                       "a tokenizer are there",
+                       encoder_kind_of(facts->config_json).text);
+        return check_head(facts, err);
     } else if (facts->onnx_file[0] != '\0') {
         mem_copy_text(plan->engine, "onnx");
         (void)snprintf(plan->why, sizeof(plan->why), "there is the ONNX file %.200s",
@@ -271,7 +336,7 @@ static int pick_engine(const struct model_facts *facts, struct model_plan *plan,
 
 static int check_encoder(const struct model_facts *facts, struct err *err)
 {
-    return fits_encoder(facts) ? 0 : refuse(facts, err);
+    return fits_encoder(facts) ? check_head(facts, err) : refuse(facts, err);
 }
 
 /* The file is written down, so that engine and gateway cannot choose differently. */

@@ -15,9 +15,9 @@
  *
  * A Truss (config.yaml with model/model.py or a docker_server) is `python` or `server`; its keys
  * are those of schema/truss_config.def. "batching" goes to the engine as the member of that name of
- * its settings. Otherwise the first of these that fits: a BERT model with *.safetensors and a
- * tokenizer is `encoder`; a file *.onnx is `onnx`. What fits nothing is refused, with what was
- * looked for.
+ * its settings. Otherwise the first of these that fits: a model of one of the families of
+ * encoder_families.def with *.safetensors and a tokenizer is `encoder`; a file *.onnx is `onnx`.
+ * What fits nothing is refused, with what was looked for.
  *
  * Pure, but for memory. Thread: any.   Tests: tests/unit/test_model_plan.c
  */

@@ -93,7 +93,7 @@ struct engine_sink {
 
 struct engine_probe {
     uint32_t score;              /* 0: cannot serve it, and text says what was looked for */
-    char task[ENGINE_TASK_SIZE]; /* embed, classify, rerank, generate, tensor */
+    char task[ENGINE_TASK_SIZE]; /* embed, classify, rerank, classify_tokens, generate, tensor */
     uint64_t host_size;          /* bytes of main memory once loaded, about */
     uint64_t dev_size;           /* bytes of device memory, about; 0 without a device */
     uint32_t token_count_max;    /* longest input in tokens; 0: no such limit */

@@ -22,6 +22,7 @@ from stack import ROOT, wait_until
 
 MODELS = pathlib.Path(os.environ["HEADRACE_DEPS"]) / "models"
 DATA = ROOT / "tests/data/onnx"
+KINDS = ROOT / "tests/data/encoder/kinds"
 TEXTS = ["The wheel turns.", "water", "A headrace carries water to the mill. " * 30,
          "Kafka, Redis, Postgres", "naïve café 北京", ""]  # fmt: skip
 LINE = "Kafka 2026 words"
@@ -73,6 +74,48 @@ def test_texts_alone_and_in_company_are_the_same(stack, minilm):
         assert stack.wait_final(id)["status"] == "SUCCEEDED"
         alone = stack.result(id).json["data"][0]["embedding"]
         assert max(abs(p - q) for p, q in zip(alone, beside["embedding"])) < 1e-5
+
+
+# ---- heads
+
+
+def close(got, want):
+    """The same but for rounding: numbers to 1e-4, everything else exactly."""
+    if isinstance(want, float):
+        return isinstance(got, (int, float)) and abs(got - want) < 1e-4
+    if isinstance(want, list):
+        return isinstance(got, list) and len(got) == len(want) and all(map(close, got, want))
+    if isinstance(want, dict):
+        return isinstance(got, dict) and got.keys() == want.keys() and all(close(got[k], want[k]) for k in want)
+    return type(got) is type(want) and got == want
+
+
+def test_four_routes(stack, minilm):
+    """An embedding model, a classifier, a reranker and a token classifier, each on its route: sync as in
+    the reference's files, and async without a route. A wrong one is the caller's fault."""
+    for head in ("classify", "rerank", "tokens"):
+        golden = json.loads((KINDS / f"bert-{head}" / "golden.json").read_text())
+        stack.push(KINDS / f"bert-{head}", head)
+        for asked in golden:
+            reply = stack.http("POST", f"/model/{head}/production/sync{asked['route']}", asked["body"])
+            assert reply.status == 200 and reply.headers["content-type"] == "application/json", reply
+            assert close(reply.json, asked["answer"]), (head, asked["body"], reply.json)
+        assert close(run(stack, head, golden[0]["body"]), golden[0]["answer"])
+        wrong = stack.http("POST", f"/model/{head}/production/sync/v1/embeddings", {"input": "a"})
+        assert wrong.status == 400 and f"there is POST {golden[0]['route']}" in wrong.json["error"], wrong
+    texts = {"input": TEXTS, "model": "native"}
+    assert stack.http("POST", "/model/native/production/sync/v1/embeddings", texts).json == run(stack, "native", texts)
+    wrong = stack.http("POST", "/model/native/production/sync/rerank", {"query": "a", "texts": ["b"]})
+    assert wrong.status == 400 and "there is POST /v1/embeddings" in wrong.json["error"], wrong
+
+
+def test_head_that_there_is_not_is_refused_at_push(stack, tmp_path):
+    model = shutil.copytree(KINDS / "bert-classify", tmp_path / "mlm")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "architectures": ["BertForMaskedLM"]}))
+    done = stack.cli("push", model, "--name", "mlm", check=False)
+    assert done.returncode != 0 and "BertForMaskedLM" in done.stderr and "ForTokenClassification of" in done.stderr
+    assert stack.http("GET", "/v1/models/mlm").status == 404
 
 
 # ---- a picture

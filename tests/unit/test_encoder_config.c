@@ -36,8 +36,9 @@ static const struct {
 } rows[] = {
     {"config.json", "", NULL, ERR_NOT_FOUND, "config.json"},
     {"config.json", "", "[]", ERR_UNSUPPORTED, "architectures[0] is '(none)'"},
-    {"config.json", "architectures", "[\"RobertaModel\"]", ERR_UNSUPPORTED,
-     "config.json: architectures[0] is 'RobertaModel', the encoder has 'BertModel'"},
+    {"config.json", "architectures", "[\"BartModel\"]", ERR_UNSUPPORTED,
+     "config.json: architectures[0] is 'BartModel', the encoder has Model, "
+     "ForSequenceClassification and ForTokenClassification of Bert"},
     {"config.json", "model_type", "\"roberta\"", ERR_UNSUPPORTED, "model_type is 'roberta'"},
     {"config.json", "position_embedding_type", "\"relative_key\"", ERR_UNSUPPORTED,
      "position_embedding_type is 'relative_key'"},

@@ -21,7 +21,7 @@
 static void push(struct encoder_queue *queue, uint64_t id, const char *lengths, bool alone)
 {
     uint32_t count = (uint32_t)strlen(lengths), at = 0;
-    struct encoder_req *req = encoder_req_new(count, 128);
+    struct encoder_req *req = encoder_req_new(count);
 
     req->id = id;
     req->alone = alone;

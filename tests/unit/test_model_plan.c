@@ -14,6 +14,7 @@
 #include "schema/model_plan.h"
 
 #define BERT "{\"model_type\": \"bert\"}"
+#define HEAD(name) "{\"model_type\": \"bert\", \"architectures\": [\"" name "\"]}"
 #define BERT_FILES "model.safetensors vocab.txt"
 
 static void facts_of(const char *files, const char *config, const char *ours,
@@ -48,7 +49,17 @@ static const struct {
     {"adapter_config.json " BERT_FILES, BERT, NULL, 0, "encoder"},
     {"sub/model.safetensors vocab.txt", BERT, NULL, ERR_UNSUPPORTED, "*.safetensors (missing)"},
     {"model.safetensors", BERT, NULL, ERR_UNSUPPORTED, "tokenizer.json (missing)"},
-    {BERT_FILES, "{\"model_type\":\"gpt2\"}", NULL, ERR_UNSUPPORTED, "of another kind"},
+    {BERT_FILES, "{\"model_type\":\"gpt2\"}", NULL, ERR_UNSUPPORTED, "it says 'gpt2'"},
+    {BERT_FILES, "{\"architectures\":[\"GPT2Model\"]}", NULL, ERR_UNSUPPORTED,
+     "it says 'GPT2Model'"},
+    {BERT_FILES, HEAD("BertForSequenceClassification"), NULL, 0, "encoder"},
+    {BERT_FILES, HEAD("BertForTokenClassification"), NULL, 0, "encoder"},
+    {BERT_FILES, HEAD("BertForMaskedLM"), NULL, ERR_UNSUPPORTED,
+     "it says 'BertForMaskedLM'; the encoder has Model, ForSequenceClassification and "
+     "ForTokenClassification of bert"},
+    {BERT_FILES, HEAD("BertForMaskedLM"), "{\"engine\":\"encoder\"}", ERR_UNSUPPORTED,
+     "it says 'BertForMaskedLM'"},
+    {BERT_FILES " model.onnx", HEAD("BertForMaskedLM"), NULL, 0, "onnx"},
     {BERT_FILES, "{", NULL, ERR_UNSUPPORTED, "of another kind"},
     {"weights.gguf", NULL, NULL, ERR_UNSUPPORTED, "*.gguf is there"},
     {"readme.md", NULL, NULL, ERR_UNSUPPORTED, "single *.onnx"},

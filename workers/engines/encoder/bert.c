@@ -14,7 +14,7 @@
 struct run {
     struct bert *bert;
     const struct bert_batch *batch;
-    float *vectors;
+    float *rows;
     uint32_t tile_count;
     uint32_t layer;
     _Atomic int failed;
@@ -70,6 +70,8 @@ static int alloc_activations(struct bert *bert, struct err *err)
     bert->up = xcalloc(member_count, sizeof(*bert->up));
     bert->scratch = xcalloc(member_count, sizeof(*bert->scratch));
     bert->tiles = xcalloc(rows / GEMM_TILE_ROWS[last], sizeof(*bert->tiles));
+    bert->row_positions = xcalloc(rows, sizeof(*bert->row_positions));
+    bert->row_seconds = xcalloc(rows, sizeof(*bert->row_seconds));
     r = bert_alloc(bert, rows * hidden, sizeof(float), &bert->x, err);
     if (r == 0 && bert->bf16)
         r = bert_alloc(bert, rows * hidden, sizeof(uint16_t), &bert->x_bf16, err);
@@ -150,6 +152,13 @@ void bert_close(struct bert **bert_p)
     free(bert->up);
     free(bert->scratch);
     free(bert->tiles);
+    free(bert->row_seconds);
+    free(bert->row_positions);
+    free(bert->head.labels_bias);
+    free(bert->head.labels);
+    free(bert->head.dense_bias);
+    free(bert->head.dense);
+    free(bert->type_step);
     free(bert->context);
     free(bert->qkv);
     free(bert->x_bf16);
@@ -237,27 +246,43 @@ static int project_qkv(struct run *run, const struct bert_tile *tile, uint32_t l
                     bert->qkv + 3 * (size_t)tile->first * bert->config.hidden, err);
 }
 
+/* Where each token stands in its text, and in which of two texts. */
+static void place_rows(struct bert *bert, const struct bert_batch *batch)
+{
+    for (uint32_t i = 0; i < batch->text_count; i++) {
+        const uint32_t first = batch->offsets[i], count = batch->offsets[i + 1] - first;
+        const uint32_t second = batch->seconds != NULL ? batch->seconds[i] : 0;
+
+        for (uint32_t t = 0; t < count; t++) {
+            bert->row_positions[first + t] = t;
+            bert->row_seconds[first + t] = second > 0 && t >= second && bert->type_step != NULL;
+        }
+    }
+}
+
 /* Rows of padding behind the last text are words of id 0: finite, and read by nobody. */
 static void embed(const struct run *run, const struct bert_tile *tile)
 {
     const struct bert *bert = run->bert;
     const struct bert_batch *batch = run->batch;
     const uint32_t hidden = bert->config.hidden;
-    uint32_t text = 0;
 
     for (uint32_t i = 0; i < GEMM_TILE_ROWS[tile->kind]; i++) {
         const uint32_t row = tile->first + i;
+        const bool is_text = row < batch->offsets[batch->text_count];
         const float *word = bert->words, *position = bert->positions;
         float *x = bert->x + (size_t)row * hidden;
 
-        while (text < batch->text_count && batch->offsets[text + 1] <= row)
-            text++;
-        if (text < batch->text_count) {
+        if (is_text) {
             word += (size_t)batch->ids[row] * hidden;
-            position += (size_t)(row - batch->offsets[text]) * hidden;
+            position += (size_t)bert->row_positions[row] * hidden;
         }
         for (uint32_t j = 0; j < hidden; j++)
             x[j] = word[j] + position[j];
+        if (is_text && bert->row_seconds[row]) {
+            for (uint32_t j = 0; j < hidden; j++)
+                x[j] += bert->type_step[j];
+        }
     }
     norm_rows(bert, tile, bert->gain, bert->bias);
 }
@@ -351,21 +376,16 @@ static void pool_mean(const float *x, uint32_t token_count, uint32_t hidden, flo
         vector[i] *= share;
 }
 
-static void turn_pool(void *context, uint32_t member, uint32_t index)
+static void pool(const struct bert *bert, const float *x, uint32_t token_count, float *vector)
 {
-    struct run *run = context;
-    const struct bert *bert = run->bert;
-    const uint32_t hidden = bert->config.hidden, first = run->batch->offsets[index];
-    const float *x = bert->x + (size_t)first * hidden;
-    float *vector = run->vectors + (size_t)index * hidden;
+    const uint32_t hidden = bert->config.hidden;
     double square = 0;
     float length;
 
-    (void)member;
     if (bert->config.pooling == ENCODER_POOL_CLS)
         memcpy(vector, x, hidden * sizeof(float));
     else
-        pool_mean(x, run->batch->offsets[index + 1] - first, hidden, vector);
+        pool_mean(x, token_count, hidden, vector);
     if (!bert->config.normalize)
         return;
     for (uint32_t i = 0; i < hidden; i++)
@@ -377,12 +397,36 @@ static void turn_pool(void *context, uint32_t member, uint32_t index)
         vector[i] /= length;
 }
 
-int bert_run(struct bert *bert, const struct bert_batch *batch, float *vectors, struct err *err)
+static void turn_end(void *context, uint32_t member, uint32_t index)
+{
+    struct run *run = context;
+    const struct bert *bert = run->bert;
+    const uint32_t first = run->batch->offsets[index];
+    const uint32_t token_count = run->batch->offsets[index + 1] - first;
+    const size_t width = encoder_config_width(&bert->config);
+    const float *x = bert->x + (size_t)first * bert->config.hidden;
+
+    (void)member;
+    switch (bert->config.head) {
+    case ENCODER_HEAD_EMBED:
+        pool(bert, x, token_count, run->rows + index * width);
+        return;
+    case ENCODER_HEAD_CLASSIFY:
+        bert_head_classify(bert, x, run->rows + index * width);
+        return;
+    case ENCODER_HEAD_TOKENS:
+        bert_head_tokens(bert, x, token_count, run->rows + first * width);
+        return;
+    }
+}
+
+int bert_run(struct bert *bert, const struct bert_batch *batch, float *rows, struct err *err)
 {
     const uint32_t row_count = batch->offsets[batch->text_count];
-    struct run run = {.bert = bert, .batch = batch, .vectors = vectors};
+    struct run run = {.bert = bert, .batch = batch, .rows = rows};
 
     assert(batch->text_count > 0 && row_count > 0 && row_count <= bert->row_max);
+    place_rows(bert, batch);
     run.tile_count = cut_tiles(bert, row_count);
     team_run(bert->team, run.tile_count, turn_embed, &run);
     for (run.layer = 0; run.layer < bert->config.layer_count; run.layer++) {
@@ -393,6 +437,6 @@ int bert_run(struct bert *bert, const struct bert_batch *batch, float *vectors, 
             return run.err.code;
         }
     }
-    team_run(bert->team, batch->text_count, turn_pool, &run);
+    team_run(bert->team, batch->text_count, turn_end, &run);
     return 0;
 }

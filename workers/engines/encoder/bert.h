@@ -2,16 +2,18 @@
 #pragma once
 
 /*
- * The forward pass of a BERT encoder on the CPU: ids in, one pooled vector a text out.
+ * The forward pass of a BERT encoder on the CPU: ids in, a row of numbers a text or a token out.
  *
  * This is the specification of what a GPU must compute, within a stated tolerance.
  *
- *     x = norm(word[id] + position[t] + type[0])
+ *     x = norm(word[id] + position[t] + type[of one text or the second])
  *     per layer:  q, k, v = x Wqkv + b         products: gemm.h (oneDNN)
  *                 c = attention(q, k, v)       per text and head: bert_kernels.h
  *                 x = norm(x + c Wo + b)
  *                 x = norm(x + act(x W1 + b) W2 + b)
- *     vector = mean or first of x, scaled to length 1 where the model asks for it
+ *     embed     row = mean or first of x, scaled to length 1 where the model asks for it
+ *     classify  row = act(x[first] Wd + b) Wl + b        a number a label
+ *     tokens    row = x[t] Wl + b                        of each token, [CLS] and [SEP] too
  *
  * Texts of a batch lie back to back without padding, whatever their lengths. A layer is two
  * loops over the team: attention (one turn a text and head), and, per tile of rows, all that
@@ -45,6 +47,8 @@ struct bert_batch {
     const uint32_t *ids;
     const uint32_t *offsets; /* text_count + 1 of them, the first 0 */
     uint32_t text_count;
+    const uint32_t *seconds; /* per text: its token from which on it is of type 1; 0: none. NULL:
+                              * all texts are of type 0 */
 };
 
 /* Compares names, shapes and types of the weights with the configuration; reads none of them.
@@ -59,9 +63,10 @@ int bert_open(const struct encoder_config *config, struct safetensors **weights_
               struct err *err) MUST_CHECK;
 void bert_close(struct bert **bert_p);
 
-/* Writes text_count vectors of config.hidden floats. At most token_count_max tokens, each text
- * of 1 to config.token_count_max; ids below config.vocab_count. */
-int bert_run(struct bert *bert, const struct bert_batch *batch, float *vectors,
+/* Writes encoder_config_width() numbers a text, or a token where the head is TOKENS. At most
+ * token_count_max tokens, each text of 1 to config.token_count_max; ids below config.vocab_count.
+ */
+int bert_run(struct bert *bert, const struct bert_batch *batch, float *rows,
              struct err *err) MUST_CHECK;
 
 /* Rows that a run of so many tokens computes for nothing. */

@@ -16,6 +16,12 @@ struct bert_layer {
     float *down_gain, *down_bias; /* norm behind the feed-forward step */
 };
 
+/* dense NULL: the labels are read off the hidden state itself. */
+struct bert_head {
+    float *dense, *dense_bias;   /* hidden x hidden, on a text's first token */
+    float *labels, *labels_bias; /* label_count x hidden */
+};
+
 struct bert_tile {
     uint32_t first; /* row */
     uint32_t kind;  /* index into GEMM_TILE_ROWS */
@@ -32,16 +38,20 @@ struct bert {
     const float *words; /* vocab_count rows: the file's own, or words_copy */
     float *words_copy;  /* where the file has another type or alignment */
     float *positions;   /* position_count rows, type 0 added */
+    float *type_step;   /* type 1 less type 0; NULL: the model has no type 1 */
+    struct bert_head head;
     float *gain, *bias; /* norm of the sum */
     bool bf16;
     uint32_t row_max; /* token_count_max and padding */
     uint64_t memory_size;
 
     /* Activations of one run, row_max rows each. */
-    float *x;         /* hidden */
-    uint16_t *x_bf16; /* the same, rounded; bf16 only */
-    float *qkv;       /* 3 * hidden */
-    void *context;    /* hidden, f32 or bf16 */
+    float *x;                /* hidden */
+    uint16_t *x_bf16;        /* the same, rounded; bf16 only */
+    float *qkv;              /* 3 * hidden */
+    void *context;           /* hidden, f32 or bf16 */
+    uint32_t *row_positions; /* of the texts' tokens */
+    bool *row_seconds;       /* whether a token is of type 1 */
     struct bert_tile *tiles;
     void **up;       /* per member: intermediate, one tile of rows */
     float **scratch; /* per member: attention */
@@ -50,6 +60,10 @@ struct bert {
 /* Fills layers, tables and norms from bert->file. */
 int bert_load_weights(struct bert *bert, const struct bert_options *options,
                       struct err *err) MUST_CHECK;
+
+/* The rows of one text: x is its first token's hidden state. */
+void bert_head_classify(const struct bert *bert, const float *x, float *row);
+void bert_head_tokens(const struct bert *bert, const float *x, uint32_t token_count, float *rows);
 
 /* Aligned and zeroed; counted in memory_size. The size follows from the model's shape. */
 int bert_alloc(struct bert *bert, size_t count, size_t size, void *ret_p,

@@ -231,6 +231,55 @@ static int load_positions(struct loader *loader, struct err *err)
         r = safetensors_read_f32(types, 0, config->hidden, type, err);
     for (size_t i = 0; r == 0 && bert != NULL && i < count; i++)
         positions[i] += type[i % config->hidden];
+    if (r < 0 || bert == NULL || config->type_count < 2)
+        return r;
+    r = bert_alloc(bert, config->hidden, sizeof(float), &bert->type_step, err);
+    if (r == 0)
+        r = safetensors_read_f32(types, config->hidden, config->hidden, bert->type_step, err);
+    for (uint32_t i = 0; r == 0 && i < config->hidden; i++)
+        bert->type_step[i] -= type[i];
+    return r;
+}
+
+/* A matrix of `rows` by hidden and its bias, read as they are. */
+static int read_step(struct loader *loader, const char *name, uint32_t rows, float **ret_matrix,
+                     float **ret_bias, struct err *err)
+{
+    const uint32_t hidden = loader->config->hidden;
+    char full[NAME_SIZE];
+    int r = 0;
+
+    if (loader->bert != NULL) {
+        r = bert_alloc(loader->bert, (size_t)rows * hidden, sizeof(float), ret_matrix, err);
+        if (r == 0)
+            r = bert_alloc(loader->bert, rows, sizeof(float), ret_bias, err);
+    }
+    (void)snprintf(full, sizeof(full), "%s.weight", name);
+    if (r == 0)
+        r = read_into(loader, full, rows, hidden, *ret_matrix, err);
+    (void)snprintf(full, sizeof(full), "%s.bias", name);
+    if (r == 0)
+        r = read_into(loader, full, rows, 0, *ret_bias, err);
+    return r;
+}
+
+/* The head stands beside the model, so its names have no prefix; BERT's pooler has. */
+static int load_head(struct loader *loader, struct err *err)
+{
+    const struct encoder_config *config = loader->config;
+    struct bert_head unread = {0}, *head = loader->bert != NULL ? &loader->bert->head : &unread;
+    const char *prefix = loader->prefix;
+    int r = 0;
+
+    if (config->head == ENCODER_HEAD_EMBED)
+        return 0;
+    if (config->head == ENCODER_HEAD_CLASSIFY)
+        r = read_step(loader, "pooler.dense", config->hidden, &head->dense, &head->dense_bias, err);
+    loader->prefix = "";
+    if (r == 0)
+        r = read_step(loader, "classifier", config->label_count, &head->labels, &head->labels_bias,
+                      err);
+    loader->prefix = prefix;
     return r;
 }
 
@@ -257,7 +306,7 @@ static int load_all(struct loader *loader, struct err *err)
                       loader->bert != NULL ? &loader->bert->bias : &bias, err);
     for (uint32_t i = 0; r == 0 && i < loader->config->layer_count; i++)
         r = load_layer(loader, i, err);
-    return r;
+    return r == 0 ? load_head(loader, err) : r;
 }
 
 int bert_check(const struct encoder_config *config, const struct safetensors *file, struct err *err)

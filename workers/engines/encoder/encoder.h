@@ -2,7 +2,8 @@
 #pragma once
 
 /*
- * The encoder engine: texts in, vectors out, for Hugging Face directories of the BERT family.
+ * The encoder engine: texts in, vectors or scores out, for Hugging Face directories of the BERT
+ * family.
  * Requests are encoder_texts', the arithmetic is bert's.
  *
  * Settings (engine_load.settings_json): {"dtype": "f32" | "bf16" | "auto", "batching": {…}}. f32 is

@@ -2,8 +2,11 @@
 
 #include "workers/engines/encoder/encoder_config.h"
 
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/assert.h"
 #include "workers/engines/encoder/encoder_json.h"
 
 #define EPS_DEFAULT 1e-12
@@ -23,7 +26,68 @@ const char *encoder_pooling_name(enum encoder_pooling pooling)
     return pooling == ENCODER_POOL_CLS ? "cls" : "mean";
 }
 
-static int check_architecture(const json_t *json, struct err *err)
+static const struct {
+    const char *architecture, *model_type;
+} families[] = {
+#define ENCODER_FAMILY(name, architecture, model_type) {architecture, model_type},
+#include "schema/encoder_families.def"
+};
+
+static const char *const heads[] = {
+#define ENCODER_HEAD(name, architecture) architecture,
+#include "schema/encoder_families.def"
+};
+
+const char *encoder_architecture_name(const struct encoder_config *config, char to[64])
+{
+    (void)snprintf(to, 64, "%s%s", families[config->family].architecture, heads[config->head]);
+    return to;
+}
+
+const char *encoder_task_name(const struct encoder_config *config)
+{
+    switch (config->head) {
+    case ENCODER_HEAD_EMBED:
+        return "embed";
+    case ENCODER_HEAD_CLASSIFY:
+        return config->label_count == 1 ? "rerank" : "classify";
+    case ENCODER_HEAD_TOKENS:
+        return "classify_tokens";
+    }
+    NEVER("head is out of range; encoder_config_read() sets it");
+}
+
+uint32_t encoder_config_width(const struct encoder_config *config)
+{
+    return config->head == ENCODER_HEAD_EMBED ? config->hidden : config->label_count;
+}
+
+static int find_architecture(const char *name, struct encoder_config *config, struct err *err)
+{
+    char have[256] = "";
+    size_t size = 0;
+
+    for (size_t i = 0; i < COUNT_OF(families); i++) {
+        const size_t length = strlen(families[i].architecture);
+
+        size += (size_t)snprintf(have + size, sizeof(have) - size, "%s%s", i > 0 ? ", " : "",
+                                 families[i].architecture);
+        for (size_t j = 0; j < COUNT_OF(heads); j++) {
+            if (name != NULL && strncmp(name, families[i].architecture, length) == 0 &&
+                strcmp(name + length, heads[j]) == 0) {
+                config->family = (enum encoder_family)i;
+                config->head = (enum encoder_head)j;
+                return 0;
+            }
+        }
+    }
+    return err_set(err, ERR_UNSUPPORTED,
+                   "architectures[0] is '%.60s', the encoder has Model, "
+                   "ForSequenceClassification and ForTokenClassification of %s",
+                   name != NULL ? name : "(none)", have);
+}
+
+static int check_architecture(const json_t *json, struct encoder_config *config, struct err *err)
 {
     const char *name = json_string_value(json_array_get(json_object_get(json, "architectures"), 0));
     const char *type = json_string_value(json_object_get(json, "model_type"));
@@ -31,13 +95,12 @@ static int check_architecture(const json_t *json, struct err *err)
     bool decoder = false;
     int r;
 
-    if (name == NULL || strcmp(name, "BertModel") != 0)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "architectures[0] is '%.60s', the encoder has "
-                       "'BertModel'",
-                       name != NULL ? name : "(none)");
-    if (type != NULL && strcmp(type, "bert") != 0)
-        return err_set(err, ERR_UNSUPPORTED, "model_type is '%.60s', the encoder has 'bert'", type);
+    r = find_architecture(name, config, err);
+    if (r < 0)
+        return r;
+    if (type != NULL && strcmp(type, families[config->family].model_type) != 0)
+        return err_set(err, ERR_UNSUPPORTED, "model_type is '%.60s', that of %s is '%s'", type,
+                       name, families[config->family].model_type);
     r = encoder_json_get_text(json, "position_embedding_type", &positions, err);
     if (r == 0)
         r = encoder_json_get_bool(json, "is_decoder", &decoder, err);
@@ -50,6 +113,31 @@ static int check_architecture(const json_t *json, struct err *err)
                        positions);
     if (decoder)
         return err_set(err, ERR_UNSUPPORTED, "is_decoder is true");
+    return 0;
+}
+
+/* Two labels are what the reference takes where config.json names none. */
+static int read_label_count(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const json_t *names = json_object_get(json, "id2label");
+    const char *problem = "";
+    uint32_t count = 2;
+    int r;
+
+    if (config->head == ENCODER_HEAD_EMBED)
+        return 0;
+    r = encoder_json_get_u32(json, "num_labels", 1, ENCODER_LABEL_COUNT_MAX, &count, err);
+    if (r == 0)
+        r = encoder_json_get_text(json, "problem_type", &problem, err);
+    if (r < 0)
+        return r;
+    if (json_is_object(names))
+        count = (uint32_t)json_object_size(names);
+    if (count == 0 || count > ENCODER_LABEL_COUNT_MAX)
+        return err_set(err, ERR_RANGE, "id2label has %u labels, allowed are 1 to %u", count,
+                       ENCODER_LABEL_COUNT_MAX);
+    config->label_count = count;
+    config->multi_label = strcmp(problem, "multi_label_classification") == 0;
     return 0;
 }
 
@@ -231,7 +319,7 @@ int encoder_config_read_texts(const char *dir, struct encoder_config *config, st
 {
     int r = read_length(dir, config, err);
 
-    return r < 0 ? r : read_modules(dir, config, err);
+    return r < 0 || config->head != ENCODER_HEAD_EMBED ? r : read_modules(dir, config, err);
 }
 
 int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
@@ -251,17 +339,58 @@ int encoder_config_read(const char *dir, struct encoder_config *ret_config, stru
     r = encoder_json_read(dir, "config.json", ENCODER_FILE_SIZE_MAX, &json, err);
     if (r < 0)
         return r;
-    r = check_architecture(json, err);
+    r = check_architecture(json, &config, err);
     if (r == 0)
         r = read_shapes(json, &config, err);
     if (r == 0)
         r = read_activation(json, &config, err);
+    if (r == 0)
+        r = read_label_count(json, &config, err);
     if (r < 0)
         return err_wrap(err, "config.json");
     r = encoder_config_read_texts(dir, &config, err);
     if (r == 0)
         *ret_config = config;
     return r;
+}
+
+void encoder_labels_done(struct encoder_labels *labels)
+{
+    free(labels->names);
+    *labels = (struct encoder_labels){0};
+}
+
+int encoder_labels_read(const char *dir, const struct encoder_config *config,
+                        struct encoder_labels *ret_labels, struct err *err)
+{
+    OWNED(encoder_labels_done) struct encoder_labels labels = {.count = config->label_count};
+    OWNED(encoder_json_free) json_t *json = NULL;
+    const json_t *names;
+    int r;
+
+    r = encoder_json_read(dir, "config.json", ENCODER_FILE_SIZE_MAX, &json, err);
+    if (r < 0)
+        return r;
+    names = json_object_get(json, "id2label");
+    labels.names = xcalloc(labels.count + 1, sizeof(*labels.names));
+    for (uint32_t i = 0; i < labels.count; i++) {
+        char key[16];
+        const char *name;
+
+        (void)snprintf(key, sizeof(key), "%u", i);
+        (void)snprintf(labels.names[i], sizeof(labels.names[i]), "LABEL_%u", i);
+        if (!json_is_object(names))
+            continue;
+        name = json_string_value(json_object_get(names, key));
+        if (name == NULL || strlen(name) >= ENCODER_LABEL_SIZE_MAX)
+            return err_set(err, ERR_RANGE,
+                           "config.json: id2label has no text of less than %u bytes for '%s'",
+                           ENCODER_LABEL_SIZE_MAX, key);
+        mem_copy_text(labels.names[i], name);
+    }
+    *ret_labels = labels;
+    labels = (struct encoder_labels){0};
+    return 0;
 }
 
 uint64_t encoder_config_weight_count_per_token(const struct encoder_config *config)

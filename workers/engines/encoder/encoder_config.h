@@ -10,6 +10,9 @@
  *     sentence_bert_config.json    the length that texts are cut to
  *     tokenizer_config.json        the same, where the former is silent
  *
+ * Which architectures there are: schema/encoder_families.def. A model with a head has labels, from
+ * id2label or num_labels; one of a single label ranks texts.
+ *
  * A directory that we could only serve wrongly (another architecture, a Dense step, relative
  * positions) is ERR_UNSUPPORTED, and the text names file, key and value.
  *
@@ -28,6 +31,8 @@
 #define ENCODER_INTERMEDIATE_MAX 65536u
 #define ENCODER_TOKEN_COUNT_MAX 8192u
 #define ENCODER_VOCAB_MAX (1u << 20)
+#define ENCODER_LABEL_COUNT_MAX 4096u
+#define ENCODER_LABEL_SIZE_MAX 128u
 
 enum encoder_activation {
     ENCODER_GELU,      /* by the error function */
@@ -40,7 +45,21 @@ enum encoder_pooling {
     ENCODER_POOL_CLS,
 };
 
+enum encoder_family {
+#define ENCODER_FAMILY(name, architecture, model_type) ENCODER_FAMILY_##name,
+#include "schema/encoder_families.def"
+};
+
+enum encoder_head {
+#define ENCODER_HEAD(name, architecture) ENCODER_HEAD_##name,
+#include "schema/encoder_families.def"
+};
+
 struct encoder_config {
+    enum encoder_family family;
+    enum encoder_head head;
+    uint32_t label_count; /* 0: no head */
+    bool multi_label;     /* each label stands for itself: no softmax over them */
     uint32_t layer_count;
     uint32_t head_count;
     uint32_t hidden;       /* width of a token's vector, and of the answer */
@@ -54,6 +73,23 @@ struct encoder_config {
     enum encoder_pooling pooling;
     bool normalize;
 };
+
+struct encoder_labels {
+    uint32_t count;
+    char (*names)[ENCODER_LABEL_SIZE_MAX];
+};
+void encoder_labels_done(struct encoder_labels *labels);
+
+/* The labels' names, config->label_count of them; none for a model without a head. */
+int encoder_labels_read(const char *dir, const struct encoder_config *config,
+                        struct encoder_labels *ret_labels, struct err *err) MUST_CHECK;
+
+/* embed, classify, rerank or classify_tokens. */
+const char *encoder_task_name(const struct encoder_config *config);
+const char *encoder_architecture_name(const struct encoder_config *config, char to[64]);
+
+/* Numbers of one row of the model's output: a vector's, or one a label. */
+uint32_t encoder_config_width(const struct encoder_config *config);
 
 /* ERR_UNSUPPORTED or ERR_NOT_FOUND: no directory for this engine. Others: it is broken. */
 int encoder_config_read(const char *dir, struct encoder_config *ret_config,

@@ -29,13 +29,15 @@
 
 struct model_files {
     struct encoder_config config;
-    struct wordpiece *pieces;
+    struct encoder_labels labels;
+    struct tokenizer *tokenizer;
     struct safetensors *weights;
 };
 
 static void model_files_done(struct model_files *files)
 {
-    wordpiece_free(&files->pieces);
+    tokenizer_free(&files->tokenizer);
+    encoder_labels_done(&files->labels);
     safetensors_close(&files->weights);
 }
 
@@ -48,27 +50,44 @@ static int open_files(const char *dir, struct model_files *ret_files, struct err
 
     r = encoder_config_read(dir, &files.config, err);
     if (r == 0)
-        r = wordpiece_open(dir, &files.pieces, err);
+        r = encoder_labels_read(dir, &files.config, &files.labels, err);
+    if (r == 0)
+        r = tokenizer_open(dir, &files.tokenizer, err);
     if (r == 0)
         r = safetensors_open(path, &files.weights, err);
     if (r == 0)
         r = bert_check(&files.config, files.weights, err);
     if (r < 0)
         return r;
-    if (wordpiece_id_count(files.pieces) > files.config.vocab_count)
+    if (tokenizer_id_count(files.tokenizer) > files.config.vocab_count)
         return err_set(err, ERR_MISMATCH,
                        "the tokenizer has ids up to %u, config.json vocab_size "
                        "is %u",
-                       wordpiece_id_count(files.pieces) - 1, files.config.vocab_count);
+                       tokenizer_id_count(files.tokenizer) - 1, files.config.vocab_count);
     *ret_files = files;
     files = (struct model_files){0};
     return 0;
 }
 
+/* "BertModel, 6 layers of 384, mean pooling, normalized" */
+static void describe_model(const struct encoder_config *config, char *to, size_t to_size)
+{
+    char name[64], end[64];
+
+    if (config->head == ENCODER_HEAD_EMBED)
+        (void)snprintf(end, sizeof(end), "%s pooling%s", encoder_pooling_name(config->pooling),
+                       config->normalize ? ", normalized" : "");
+    else
+        (void)snprintf(end, sizeof(end), "%u label%s", config->label_count,
+                       config->label_count == 1 ? "" : "s");
+    (void)snprintf(to, to_size, "%s, %u layers of %u, %s", encoder_architecture_name(config, name),
+                   config->layer_count, config->hidden, end);
+}
+
 int encoder_probe(const char *dir, struct engine_probe *ret_probe, struct err *err)
 {
     OWNED(model_files_done) struct model_files files = {0};
-    struct engine_probe probe = {.task = "embed"};
+    struct engine_probe probe = {.score = 0};
     struct err why;
 
     if (access(dir, R_OK | X_OK) < 0)
@@ -79,12 +98,10 @@ int encoder_probe(const char *dir, struct engine_probe *ret_probe, struct err *e
         return 0;
     }
     probe.score = SCORE_EXACT;
+    mem_copy_text(probe.task, encoder_task_name(&files.config));
     probe.host_size = encoder_config_weight_count(&files.config) * sizeof(float);
     probe.token_count_max = files.config.token_count_max;
-    (void)snprintf(probe.text, sizeof(probe.text), "BertModel, %u layers of %u, %s pooling%s",
-                   files.config.layer_count, files.config.hidden,
-                   encoder_pooling_name(files.config.pooling),
-                   files.config.normalize ? ", normalized" : "");
+    describe_model(&files.config, probe.text, sizeof(probe.text));
     *ret_probe = probe;
     return 0;
 }
@@ -133,20 +150,19 @@ static void describe(const struct engine *engine, const struct bert_options *opt
                      struct engine_info *info)
 {
     const struct encoder_config *config = &engine->config;
+    char model[160];
 
     *info = (struct engine_info){
-        .task = "embed",
         .req_count_max = encoder_texts_req_count_max(engine->texts),
         .token_count_max = config->token_count_max,
         .host_size = bert_memory_size(engine->bert),
     };
+    mem_copy_text(info->task, encoder_task_name(config));
+    describe_model(config, model, sizeof(model));
     (void)snprintf(info->detail, sizeof(info->detail),
-                   "BertModel %u layers of %u, %s pooling%s, %u tokens a text; %s, oneDNN %s, "
-                   "kernels %s, %u threads, %u tokens a batch",
-                   config->layer_count, config->hidden, encoder_pooling_name(config->pooling),
-                   config->normalize ? ", normalized" : "", config->token_count_max,
-                   options->bf16 ? "bf16" : "f32", gemm_isa_name(), bert_kernel_name(engine->bert),
-                   options->thread_count, options->token_count_max);
+                   "%s, %u tokens a text; %s, oneDNN %s, kernels %s, %u threads, %u tokens a batch",
+                   model, config->token_count_max, options->bf16 ? "bf16" : "f32", gemm_isa_name(),
+                   bert_kernel_name(engine->bert), options->thread_count, options->token_count_max);
 }
 
 static int check_device(const char *device, struct err *err)
@@ -159,11 +175,11 @@ static int check_device(const char *device, struct err *err)
     return 0;
 }
 
-static int run(void *self, const struct bert_batch *batch, float *vectors, uint32_t *ret_pad_count,
+static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
                struct err *err)
 {
     *ret_pad_count = bert_pad_count(batch->offsets[batch->text_count]);
-    return bert_run(self, batch, vectors, err);
+    return bert_run(self, batch, rows, err);
 }
 
 /* From the files to an engine that has run once. */
@@ -171,7 +187,7 @@ static int open_model(struct engine *engine, const struct engine_load *load, con
                       struct bert_options *options, struct err *err)
 {
     OWNED(model_files_done) struct model_files files = {0};
-    struct encoder_texts_options texts = {.dimension_count = 0};
+    struct encoder_texts_options texts = {.labels = &files.labels};
     int r;
 
     r = open_files(load->dir, &files, err);
@@ -180,7 +196,9 @@ static int open_model(struct engine *engine, const struct engine_load *load, con
     if (r < 0)
         return r;
     engine->config = files.config;
-    texts.dimension_count = files.config.hidden;
+    texts.head = files.config.head;
+    texts.multi_label = files.config.multi_label;
+    texts.width = encoder_config_width(&files.config);
     texts.token_count_max = files.config.token_count_max;
     r = encoder_texts_batching(load, settings, files.config.token_count_max,
                                default_batch_tokens(&files.config, options->thread_count),
@@ -192,7 +210,7 @@ static int open_model(struct engine *engine, const struct engine_load *load, con
     if (r < 0)
         return r;
     texts.runner = (struct encoder_runner){run, engine->bert};
-    r = encoder_texts_new(load, &texts, &files.pieces, &engine->texts, err);
+    r = encoder_texts_new(load, &texts, &files.tokenizer, &engine->texts, err);
     return r < 0 ? r : encoder_texts_warm_up(engine->texts, err);
 }
 

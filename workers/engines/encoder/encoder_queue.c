@@ -6,13 +6,13 @@
 
 #include "base/assert.h"
 
-struct encoder_req *encoder_req_new(uint32_t text_count, size_t token_room)
+struct encoder_req *encoder_req_new(uint32_t text_count)
 {
     struct encoder_req *req = xcalloc(1, sizeof(*req));
 
     req->text_count = text_count;
-    req->ids = xcalloc(token_room, sizeof(*req->ids));
     req->offsets = xcalloc((size_t)text_count + 1, sizeof(*req->offsets));
+    req->seconds = xcalloc(text_count, sizeof(*req->seconds));
     req->truncated = xcalloc(text_count, sizeof(*req->truncated));
     return req;
 }
@@ -23,11 +23,12 @@ void encoder_req_free(struct encoder_req **req_p)
 
     if (req == NULL)
         return;
-    json_decref(req->warnings);
-    free(req->vectors);
+    encoder_input_done(&req->input);
+    free(req->rows);
     free(req->truncated);
+    free(req->seconds);
     free(req->offsets);
-    free(req->ids);
+    token_list_done(&req->tokens);
     free(req);
 }
 

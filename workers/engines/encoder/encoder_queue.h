@@ -18,21 +18,22 @@
 
 #include "base/err.h"
 #include "workers/engines/encoder/encoder_input.h"
+#include "workers/engines/encoder/tokens.h"
 
 struct encoder_req {
     uint64_t id;
     uint64_t arrived_us;
     uint64_t deadline_us; /* 0: none */
     bool alone;
-    bool base64;
+    struct encoder_input input; /* its JSON is gone where the answer needs none of it */
     uint32_t text_count;
-    uint32_t taken_count; /* texts that were put into batches */
-    uint32_t done_count;  /* texts whose vectors are there */
-    uint32_t *ids;        /* of all texts, back to back */
-    uint32_t *offsets;    /* text_count + 1 */
-    bool *truncated;      /* per text */
-    float *vectors;       /* text_count rows; made when the first text runs */
-    json_t *warnings;     /* or NULL */
+    uint32_t taken_count;     /* texts that were put into batches */
+    uint32_t done_count;      /* texts whose rows are there */
+    struct token_list tokens; /* of all texts, back to back */
+    uint32_t *offsets;        /* text_count + 1 */
+    uint32_t *seconds;        /* per text: where the second of a pair begins; 0: no pair */
+    bool *truncated;          /* per text */
+    float *rows;              /* of the model's output; made when the first text runs */
     struct encoder_req *next;
 };
 
@@ -48,8 +49,8 @@ struct encoder_pick {
     uint32_t token_count;
 };
 
-/* Makes a request of text_count texts with room for token_room ids. */
-struct encoder_req *encoder_req_new(uint32_t text_count, size_t token_room);
+/* Makes a request of text_count texts that have no tokens yet. */
+struct encoder_req *encoder_req_new(uint32_t text_count);
 void encoder_req_free(struct encoder_req **req_p);
 
 /* Takes the request. */

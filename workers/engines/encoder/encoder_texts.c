@@ -12,15 +12,20 @@
 #include "workers/engines/encoder/encoder_json.h"
 #include "workers/engines/encoder/encoder_output.h"
 #include "workers/engines/encoder/encoder_queue.h"
+#include "workers/engines/encoder/encoder_scores.h"
 
 #define THREAD_COUNT_DEFAULT_MAX 64u
+#define PAIR_TOKENS_MIN (2u + TOKENIZER_MIDDLE_MAX + 2u)
 
 struct encoder_texts {
     struct engine_sink sink;
     struct encoder_runner runner;
-    struct wordpiece *pieces;
+    struct tokenizer *tokenizer;
+    struct encoder_labels labels;
+    enum encoder_head head;
+    bool multi_label;
     char *model_json; /* the model's name, quoted and escaped */
-    uint32_t dimension_count, token_count_max;
+    uint32_t width, token_count_max;
     struct encoder_batching batching;
     uint32_t req_count_max;
     uint32_t input_size_max;
@@ -31,8 +36,12 @@ struct encoder_texts {
     struct encoder_pick *picks;
     uint32_t *ids;
     uint32_t *offsets;
-    float *vectors;
+    uint32_t *seconds;
+    float *rows;
     struct buf out;
+
+    /* Texts on their way into a request. */
+    struct token_list one, two;
 };
 
 void encoder_emit_error(const struct engine_sink *sink, struct engine_stats *stats, uint64_t req_id,
@@ -57,77 +66,187 @@ static void emit_error(struct encoder_texts *texts, uint64_t req_id, enum engine
     encoder_emit_error(&texts->sink, &texts->stats, req_id, class, text, batch_req_count);
 }
 
-/* A byte makes one id at most, and a text is cut at the model's length. */
-static uint32_t id_room(size_t text_size, uint32_t limit)
+/* What is left of `count` tokens. */
+struct kept {
+    uint32_t first, count;
+};
+
+static struct kept keep(uint32_t count, uint32_t count_max, bool left)
 {
-    return text_size + 2 < limit ? (uint32_t)text_size + 2 : limit;
+    const uint32_t kept = count < count_max ? count : count_max;
+
+    return (struct kept){left ? count - kept : 0, kept};
 }
 
-/* The user's texts as ids. What is wrong with them is the user's fault. */
-static int tokenize(struct encoder_texts *texts, const struct encoder_input *input,
-                    struct encoder_req **ret_req, struct err *err)
+/* The longer of two texts gives way first, and what is too long of both is shared out, as the
+ * reference does it ("longest first"). */
+static void share_out(uint32_t *one, uint32_t *two, uint32_t count_max)
 {
-    const uint32_t limit = texts->token_count_max;
-    OWNED(encoder_req_free) struct encoder_req *req = NULL;
-    size_t room = 0, text_size = 0;
+    uint32_t *shorter = *one <= *two ? one : two, *longer = *one <= *two ? two : one;
 
-    for (uint32_t i = 0; i < input->text_count; i++) {
-        (void)encoder_input_text(input, i, &text_size);
-        room += id_room(text_size, limit);
+    if (*one + (uint64_t)*two <= count_max)
+        return;
+    if (*shorter > count_max)
+        *longer = *shorter;
+    else
+        *longer = count_max - *shorter > *shorter ? count_max - *shorter : *shorter;
+    if (*shorter + (uint64_t)*longer > count_max) {
+        *shorter = count_max / 2;
+        *longer = *shorter + count_max % 2;
     }
-    req = encoder_req_new(input->text_count, room);
-    for (uint32_t i = 0; i < input->text_count; i++) {
-        const char *text = encoder_input_text(input, i, &text_size);
-        const uint32_t first = req->offsets[i];
+}
 
-        req->offsets[i + 1] = first + wordpiece_encode(texts->pieces, text, text_size,
-                                                       req->ids + first, id_room(text_size, limit),
-                                                       &req->truncated[i]);
+static void append(struct token_list *to, const struct token_list *from, struct kept kept)
+{
+    for (uint32_t i = kept.first; i < kept.first + kept.count; i++) {
+        const struct token_span span = from->with_spans ? from->spans[i] : (struct token_span){0};
+
+        token_list_put(to, from->ids[i], span.first, span.last);
+    }
+}
+
+/* Appends the cut texts with what the model wants around them, as text `index` of the request. */
+static void put_text(struct encoder_texts *texts, struct encoder_req *req, uint32_t index,
+                     bool is_pair)
+{
+    const struct tokenizer_frame *frame = tokenizer_frame(texts->tokenizer);
+    const uint32_t around = 2 + (is_pair ? frame->middle_count : 0);
+    const uint32_t room = texts->token_count_max > around ? texts->token_count_max - around : 0;
+    uint32_t one = texts->one.count, two = is_pair ? texts->two.count : 0;
+
+    share_out(&one, &two, room);
+    req->truncated[index] = texts->one.truncated || one < texts->one.count ||
+                            (is_pair && two < texts->two.count);
+    token_list_put(&req->tokens, frame->begin, 0, 0);
+    append(&req->tokens, &texts->one, keep(texts->one.count, one, req->input.truncate_left));
+    for (uint32_t i = 0; is_pair && i < frame->middle_count; i++)
+        token_list_put(&req->tokens, frame->middle[i], 0, 0);
+    if (is_pair) {
+        req->seconds[index] = req->tokens.count - req->offsets[index];
+        append(&req->tokens, &texts->two, keep(texts->two.count, two, req->input.truncate_left));
+    }
+    token_list_put(&req->tokens, frame->end, 0, 0);
+    req->offsets[index + 1] = req->tokens.count;
+}
+
+/* The user's texts as ids. What is wrong with them is the user's fault. A query is cut up once for
+ * all texts, and no more is read of a text than fits, where its end is what goes. */
+static int tokenize(struct encoder_texts *texts, struct encoder_req *req, struct err *err)
+{
+    const struct encoder_input *input = &req->input;
+    const bool spans = input->route == ENCODER_ROUTE_PREDICT_TOKENS;
+
+    token_list_begin(&req->tokens, UINT32_MAX, spans);
+    for (uint32_t i = 0; i < input->text_count; i++) {
+        size_t size, second_size;
+        const char *text = encoder_input_text(input, i, &size);
+        const char *second = encoder_input_second(input, i, &second_size);
+
+        if (i == 0 || input->route != ENCODER_ROUTE_RERANK) {
+            const bool whole = second != NULL || input->truncate_left;
+
+            token_list_begin(&texts->one, whole ? UINT32_MAX : texts->token_count_max - 2, spans);
+            tokenizer_cut(texts->tokenizer, text, size, &texts->one);
+        }
+        token_list_begin(&texts->two, UINT32_MAX, false);
+        if (second != NULL)
+            tokenizer_cut(texts->tokenizer, second, second_size, &texts->two);
+        put_text(texts, req, i, second != NULL);
         if (req->truncated[i] && !input->truncate)
             return err_set(err, ERR_TOO_BIG,
                            "input[%u] has more tokens than the model's limit of "
                            "%u, and truncate is false",
-                           i, limit);
+                           i, texts->token_count_max);
     }
-    *ret_req = TAKE(req);
     return 0;
+}
+
+static bool has_route(const struct encoder_texts *texts, enum encoder_route route)
+{
+    switch (texts->head) {
+    case ENCODER_HEAD_EMBED:
+        return route == ENCODER_ROUTE_EMBEDDINGS;
+    case ENCODER_HEAD_CLASSIFY:
+        return route == ENCODER_ROUTE_PREDICT ||
+               (route == ENCODER_ROUTE_RERANK && texts->labels.count == 1);
+    case ENCODER_HEAD_TOKENS:
+        return route == ENCODER_ROUTE_PREDICT_TOKENS;
+    }
+    NEVER("head is out of range; encoder_config_read() sets it");
+}
+
+/* The route that a request names, or the one that stands for predict. */
+static int find_route(const struct encoder_texts *texts, const char *text,
+                      enum encoder_route *ret_route, struct err *err)
+{
+    enum encoder_route first = ENCODER_ROUTE_EMBEDDINGS;
+
+    while (!has_route(texts, first))
+        first++;
+    *ret_route = first;
+    if (text == NULL)
+        return 0;
+    if (encoder_route_find(text, ret_route) && has_route(texts, *ret_route))
+        return 0;
+    return err_set(err, ERR_NOT_FOUND, "there is no route '%.60s' of this model; there is %s%s",
+                   text, encoder_route_name(first),
+                   first == ENCODER_ROUTE_RERANK ? " and POST /predict" : "");
+}
+
+static int check_answer_size(const struct encoder_texts *texts, const struct encoder_req *req,
+                             size_t input_size, struct err *err)
+{
+    uint64_t size;
+
+    if (req->input.route == ENCODER_ROUTE_EMBEDDINGS)
+        size = encoder_output_size_max(req->text_count, texts->width);
+    else
+        size = encoder_scores_size_max(&req->input, input_size, &texts->labels, req->tokens.count);
+    if (size <= ENCODER_OUTPUT_SIZE_MAX)
+        return 0;
+    return err_set(err, ERR_TOO_BIG,
+                   "input has %u texts, whose answer may have %llu bytes, "
+                   "limit %u",
+                   req->text_count, (unsigned long long)size, ENCODER_OUTPUT_SIZE_MAX);
 }
 
 static int accept(struct encoder_texts *texts, const struct engine_req *from, uint64_t now_us,
                   struct encoder_req **ret_req, struct err *err)
 {
     OWNED(encoder_input_done) struct encoder_input input = {0};
-    uint64_t out_size;
+    OWNED(encoder_req_free) struct encoder_req *req = NULL;
+    enum encoder_route route;
     int r;
 
+    r = find_route(texts, from->route, &route, err);
+    if (r < 0)
+        return r;
     if (from->input_size > texts->input_size_max)
         return err_set(err, ERR_TOO_BIG, "model_input has %zu bytes, limit %u", from->input_size,
                        texts->input_size_max);
-    r = encoder_input_parse(from->input, from->input_size, texts->dimension_count, &input, err);
+    r = encoder_input_parse(from->input, from->input_size, route, texts->width, &input, err);
     if (r < 0)
         return r;
-    out_size = encoder_output_size_max(input.text_count, texts->dimension_count);
-    if (out_size > ENCODER_OUTPUT_SIZE_MAX)
-        return err_set(err, ERR_TOO_BIG,
-                       "input has %u texts, whose answer may have %llu bytes, "
-                       "limit %u",
-                       input.text_count, (unsigned long long)out_size, ENCODER_OUTPUT_SIZE_MAX);
-    r = tokenize(texts, &input, ret_req, err);
+    req = encoder_req_new(input.text_count);
+    req->id = from->id;
+    req->deadline_us = from->deadline_us;
+    req->alone = from->alone;
+    req->arrived_us = now_us;
+    req->input = input;
+    input = (struct encoder_input){0};
+    r = check_answer_size(texts, req, from->input_size, err);
+    if (r == 0)
+        r = tokenize(texts, req, err);
+    if (r == 0)
+        r = check_answer_size(texts, req, from->input_size, err);
     if (r < 0)
         return r;
-    (*ret_req)->id = from->id;
-    (*ret_req)->deadline_us = from->deadline_us;
-    (*ret_req)->alone = from->alone;
-    (*ret_req)->arrived_us = now_us;
-    (*ret_req)->base64 = input.base64;
-    (*ret_req)->warnings = TAKE(input.warnings);
+    if (!req->input.return_text && req->input.aggregation == ENCODER_AGGREGATE_NONE) {
+        json_decref(req->input.json);
+        req->input.json = NULL;
+    }
+    *ret_req = TAKE(req);
     return 0;
-}
-
-/* It answers predict, and the one route that means the same. */
-static bool is_known_route(const struct engine_req *req)
-{
-    return req->route == NULL || strcmp(req->route, "POST /v1/embeddings") == 0;
 }
 
 int encoder_texts_submit(struct encoder_texts *texts, const struct engine_req *from,
@@ -142,11 +261,6 @@ int encoder_texts_submit(struct encoder_texts *texts, const struct engine_req *f
     if (encoder_queue_find(&texts->queue, from->id) != NULL)
         return err_set(err, ERR_CONFLICT, "request %llu is held already",
                        (unsigned long long)from->id);
-    if (!is_known_route(from)) {
-        emit_error(texts, from->id, ENGINE_ERROR_BAD_INPUT,
-                   "there is no such route; there is POST /v1/embeddings", 0);
-        return 0;
-    }
     if (accept(texts, from, now_us, &req, &fault) < 0) {
         emit_error(texts, from->id, ENGINE_ERROR_BAD_INPUT, fault.text, 0);
         return 0;
@@ -178,42 +292,67 @@ static uint32_t gather(struct encoder_texts *texts, uint32_t pick_count)
     for (uint32_t i = 0; i < pick_count; i++) {
         const struct encoder_pick *pick = &texts->picks[i];
 
-        memcpy(texts->ids + at, pick->req->ids + pick->req->offsets[pick->index],
+        memcpy(texts->ids + at, pick->req->tokens.ids + pick->req->offsets[pick->index],
                pick->token_count * sizeof(*texts->ids));
+        texts->seconds[i] = pick->req->seconds[pick->index];
         at += pick->token_count;
         texts->offsets[i + 1] = at;
     }
     return at;
 }
 
+/* A row a text, or one a token. */
 static void scatter(struct encoder_texts *texts, uint32_t pick_count)
 {
-    const size_t hidden = texts->dimension_count;
+    const bool by_token = texts->head == ENCODER_HEAD_TOKENS;
+    const size_t width = texts->width;
 
     for (uint32_t i = 0; i < pick_count; i++) {
         struct encoder_req *req = texts->picks[i].req;
+        const uint32_t index = texts->picks[i].index;
+        const size_t row = by_token ? req->offsets[index] : index;
+        const size_t from = by_token ? texts->offsets[i] : i;
 
-        if (req->vectors == NULL)
-            req->vectors = xcalloc(req->text_count * hidden, sizeof(float));
-        memcpy(req->vectors + texts->picks[i].index * hidden, texts->vectors + i * hidden,
-               hidden * sizeof(float));
+        if (req->rows == NULL)
+            req->rows = xcalloc((by_token ? req->tokens.count : req->text_count) * width,
+                                sizeof(float));
+        memcpy(req->rows + row * width, texts->rows + from * width,
+               (by_token ? texts->picks[i].token_count : 1) * width * sizeof(float));
         req->done_count++;
     }
+}
+
+static int write_answer(struct encoder_texts *texts, const struct encoder_req *req, struct err *err)
+{
+    const struct encoder_output output = {
+        .model_json = texts->model_json,
+        .vectors = req->rows,
+        .truncated = req->truncated,
+        .text_count = req->text_count,
+        .dimension_count = texts->width,
+        .token_count = req->offsets[req->text_count],
+        .base64 = req->input.base64,
+        .warnings = req->input.warnings,
+    };
+    const struct encoder_scores scores = {
+        .input = &req->input,
+        .labels = &texts->labels,
+        .multi_label = texts->multi_label,
+        .rows = req->rows,
+        .tokenizer = texts->tokenizer,
+        .tokens = &req->tokens,
+        .offsets = req->offsets,
+    };
+
+    buf_clear(&texts->out);
+    return req->input.route == ENCODER_ROUTE_EMBEDDINGS
+               ? encoder_output_write(&output, &texts->out, err)
+               : encoder_scores_write(&scores, &texts->out, err);
 }
 
 static void answer(struct encoder_texts *texts, const struct encoder_req *req,
                    uint32_t batch_req_count)
 {
-    const struct encoder_output output = {
-        .model_json = texts->model_json,
-        .vectors = req->vectors,
-        .truncated = req->truncated,
-        .text_count = req->text_count,
-        .dimension_count = texts->dimension_count,
-        .token_count = req->offsets[req->text_count],
-        .base64 = req->base64,
-        .warnings = req->warnings,
-    };
     struct engine_event event = {
         .type = ENGINE_EVENT_OUTPUT,
         .req_id = req->id,
@@ -222,8 +361,7 @@ static void answer(struct encoder_texts *texts, const struct encoder_req *req,
     };
     struct err err;
 
-    buf_clear(&texts->out);
-    if (encoder_output_write(&output, &texts->out, &err) < 0) {
+    if (write_answer(texts, req, &err) < 0) {
         emit_error(texts, req->id, ENGINE_ERROR_MODEL_ERROR, err.text, batch_req_count);
         return;
     }
@@ -275,7 +413,7 @@ static void finish_batch(struct encoder_texts *texts, uint32_t req_count)
 
 static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
 {
-    const struct bert_batch batch = {texts->ids, texts->offsets, pick_count};
+    const struct bert_batch batch = {texts->ids, texts->offsets, pick_count, texts->seconds};
     const uint32_t req_count = count_reqs(texts, pick_count);
     const uint32_t token_count = gather(texts, pick_count);
     const uint64_t start_us = clock_mono_us();
@@ -283,7 +421,7 @@ static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
     struct err err;
     int r;
 
-    r = texts->runner.run(texts->runner.self, &batch, texts->vectors, &pad_count, &err);
+    r = texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, &err);
     texts->stats.step_count++;
     texts->stats.step_req_count += req_count;
     texts->stats.step_token_count += token_count;
@@ -412,16 +550,21 @@ static char *quote_model(const char *model)
 }
 
 int encoder_texts_new(const struct engine_load *load, const struct encoder_texts_options *options,
-                      struct wordpiece **pieces_p, struct encoder_texts **ret_texts,
+                      struct tokenizer **tokenizer_p, struct encoder_texts **ret_texts,
                       struct err *err)
 {
     OWNED(encoder_texts_free) struct encoder_texts *texts = xcalloc(1, sizeof(*texts));
     const size_t token_max = options->batching.token_max;
     int r;
 
+    if (options->head == ENCODER_HEAD_CLASSIFY && options->token_count_max < PAIR_TOKENS_MIN)
+        return err_set(err, ERR_RANGE, "the model has %u tokens a text, a pair needs %u",
+                       options->token_count_max, PAIR_TOKENS_MIN);
     texts->sink = load->sink;
     texts->runner = options->runner;
-    texts->dimension_count = options->dimension_count;
+    texts->head = options->head;
+    texts->multi_label = options->multi_label;
+    texts->width = options->width;
     texts->token_count_max = options->token_count_max;
     texts->batching = options->batching;
     r = encoder_limits(load, &texts->req_count_max, &texts->input_size_max, err);
@@ -433,9 +576,16 @@ int encoder_texts_new(const struct engine_load *load, const struct encoder_texts
     texts->picks = xcalloc(token_max, sizeof(*texts->picks));
     texts->ids = xcalloc(token_max, sizeof(*texts->ids));
     texts->offsets = xcalloc(token_max + 1, sizeof(*texts->offsets));
-    texts->vectors = xcalloc((token_max / 2 + 1) * texts->dimension_count, sizeof(float));
+    texts->seconds = xcalloc(token_max, sizeof(*texts->seconds));
+    texts->rows = xcalloc((options->head == ENCODER_HEAD_TOKENS ? token_max : token_max / 2 + 1) *
+                              texts->width,
+                          sizeof(float));
     texts->out = BUF_WITH_LIMIT(2ull * ENCODER_OUTPUT_SIZE_MAX);
-    texts->pieces = TAKE(*pieces_p);
+    texts->tokenizer = TAKE(*tokenizer_p);
+    if (options->labels != NULL) {
+        texts->labels = *options->labels;
+        *options->labels = (struct encoder_labels){0};
+    }
     *ret_texts = TAKE(texts);
     return 0;
 }
@@ -447,9 +597,13 @@ void encoder_texts_free(struct encoder_texts **texts_p)
     if (texts == NULL)
         return;
     encoder_queue_done(&texts->queue);
-    wordpiece_free(&texts->pieces);
+    tokenizer_free(&texts->tokenizer);
+    encoder_labels_done(&texts->labels);
     buf_done(&texts->out);
-    free(texts->vectors);
+    token_list_done(&texts->two);
+    token_list_done(&texts->one);
+    free(texts->rows);
+    free(texts->seconds);
     free(texts->offsets);
     free(texts->ids);
     free(texts->picks);
@@ -460,10 +614,10 @@ void encoder_texts_free(struct encoder_texts **texts_p)
 int encoder_texts_warm_up(struct encoder_texts *texts, struct err *err)
 {
     const uint32_t offsets[] = {0, 2};
-    const struct bert_batch batch = {texts->ids, offsets, 1};
+    const struct bert_batch batch = {texts->ids, offsets, 1, NULL};
     uint32_t pad_count;
 
-    return texts->runner.run(texts->runner.self, &batch, texts->vectors, &pad_count, err);
+    return texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, err);
 }
 
 uint32_t encoder_texts_req_count_max(const struct encoder_texts *texts)

@@ -2,12 +2,16 @@
 #pragma once
 
 /*
- * Texts in, vectors out, whatever computes them: the part of an engine that `encoder` and the text
- * task of `onnx` share.
+ * Texts in, vectors or scores out, whatever computes them: the part of an engine that `encoder` and
+ * the text task of `onnx` share.
  *
- *     submit   JSON -> texts -> ids (encoder_input, wordpiece), queued (encoder_queue)
+ *     submit   JSON -> texts -> ids (encoder_input, tokenizer), queued (encoder_queue)
  *     step     one batch, when it is due (encoder_batching) -> runner.run -> answers
- * (encoder_output)
+ *              (encoder_output, encoder_scores)
+ *
+ * The head decides which routes there are: /v1/embeddings without one; /predict of texts' labels,
+ * and /rerank where there is but one; /predict_tokens of tokens' labels. A request without a route
+ * means the first of /v1/embeddings, /rerank, /predict and /predict_tokens that there is.
  *
  * The functions mirror engine.h, whose rules hold for them. The runner is borrowed and outlives it.
  *
@@ -24,28 +28,32 @@
 #include "workers/engines/encoder/bert.h"
 #include "workers/engines/encoder/encoder.h"
 #include "workers/engines/encoder/encoder_batching.h"
-#include "workers/engines/encoder/wordpiece.h"
+#include "workers/engines/encoder/tokenizer.h"
 
 struct encoder_texts;
 
 struct encoder_runner {
-    /* Writes a vector for each text of the batch, and how many tokens were computed for nothing.
-     * The longest text comes first. ERR_MEMORY: the batch was too large. */
-    int (*run)(void *self, const struct bert_batch *batch, float *vectors, uint32_t *ret_pad_count,
+    /* Writes a row of `width` numbers for each text of the batch, or for each token where the head
+     * is TOKENS, and how many tokens were computed for nothing. The longest text comes first.
+     * ERR_MEMORY: the batch was too large. */
+    int (*run)(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
                struct err *err);
     void *self;
 };
 
 struct encoder_texts_options {
     struct encoder_runner runner;
-    uint32_t dimension_count; /* of a vector */
-    uint32_t token_count_max; /* of one text, [CLS] and [SEP] included */
+    enum encoder_head head;
+    bool multi_label;
+    struct encoder_labels *labels; /* taken on success; NULL: no head */
+    uint32_t width;                /* of a row */
+    uint32_t token_count_max;      /* of one text, [CLS] and [SEP] included */
     struct encoder_batching batching;
 };
 
-/* Takes *pieces_p on success. ERR_RANGE names the limit of the load that is too large. */
+/* Takes *tokenizer_p on success. ERR_RANGE names the limit of the load that is too large. */
 int encoder_texts_new(const struct engine_load *load, const struct encoder_texts_options *options,
-                      struct wordpiece **pieces_p, struct encoder_texts **ret_texts,
+                      struct tokenizer **tokenizer_p, struct encoder_texts **ret_texts,
                       struct err *err) MUST_CHECK;
 void encoder_texts_free(struct encoder_texts **texts_p);
 

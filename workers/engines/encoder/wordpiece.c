@@ -47,9 +47,10 @@ static void fill_char_classes(void)
 /* One text on its way: the word that is being collected, and the ids so far. */
 struct encoding {
     const struct wordpiece *pieces;
-    uint32_t *ids;
-    uint32_t id_count, id_count_max; /* the maximum leaves room for [SEP] */
-    bool truncated;
+    struct token_list *tokens;
+    uint32_t position; /* of the character of the text that is being read */
+    uint32_t word_first, word_last;
+    uint32_t positions[WORDPIECE_WORD_CHARS_MAX]; /* of the word's characters */
     uint32_t word_size, word_char_count;
     uint8_t char_ends[WORD_SIZE_MAX + 1]; /* 1 where a character of the word ends */
     char word[WORD_SIZE_MAX];
@@ -114,6 +115,7 @@ void wordpiece_free(struct wordpiece **pieces_p)
 
     if (pieces == NULL)
         return;
+    free(pieces->slot_of_id);
     free(pieces->texts);
     free(pieces->slots);
     free(pieces);
@@ -122,6 +124,21 @@ void wordpiece_free(struct wordpiece **pieces_p)
 uint32_t wordpiece_id_count(const struct wordpiece *pieces)
 {
     return pieces->id_count;
+}
+
+uint32_t wordpiece_cls(const struct wordpiece *pieces)
+{
+    return pieces->cls_id;
+}
+
+uint32_t wordpiece_sep(const struct wordpiece *pieces)
+{
+    return pieces->sep_id;
+}
+
+uint32_t wordpiece_unk(const struct wordpiece *pieces)
+{
+    return pieces->unk_id;
 }
 
 /* The slot of the text, or the free one where it would go. `hash` is hash_end's. */
@@ -208,10 +225,44 @@ int wordpiece_finish(struct wordpiece *pieces, struct err *err)
     if (r == 0)
         r = find_id(pieces, pieces->options.sep, &pieces->sep_id, err);
     for (uint32_t i = 0; i < pieces->options.special_count; i++) {
-        if (pieces->options.specials[i].id >= pieces->id_count)
-            pieces->id_count = pieces->options.specials[i].id + 1;
+        struct wordpiece_special *special = &pieces->options.specials[i];
+
+        special->char_count = 0;
+        for (uint32_t j = 0; j < special->size; j++)
+            special->char_count += ((uint8_t)special->text[j] & 0xc0u) != 0x80u;
+        if (special->id >= pieces->id_count)
+            pieces->id_count = special->id + 1;
+    }
+    pieces->slot_of_id = xcalloc(pieces->id_count, sizeof(*pieces->slot_of_id));
+    for (uint32_t i = 0; i <= pieces->slot_mask; i++) {
+        if (pieces->slots[i].hash != 0)
+            pieces->slot_of_id[pieces->slots[i].id] = i + 1;
     }
     return r;
+}
+
+size_t wordpiece_text(const struct wordpiece *pieces, uint32_t id, const char **ret_text,
+                      bool *ret_continues)
+{
+    const struct wordpiece_slot *slot;
+
+    *ret_text = "";
+    *ret_continues = false;
+    if (id >= pieces->id_count)
+        return 0;
+    if (pieces->slot_of_id[id] == 0) {
+        for (uint32_t i = 0; i < pieces->options.special_count; i++) {
+            if (pieces->options.specials[i].id == id) {
+                *ret_text = pieces->options.specials[i].text;
+                return pieces->options.specials[i].size;
+            }
+        }
+        return 0;
+    }
+    slot = &pieces->slots[pieces->slot_of_id[id] - 1];
+    *ret_text = pieces->texts + slot->text_offset;
+    *ret_continues = slot->continues;
+    return slot->size;
 }
 
 int wordpiece_new(const struct wordpiece_options *options, const char *vocab, size_t vocab_size,
@@ -244,14 +295,6 @@ int wordpiece_new(const struct wordpiece_options *options, const char *vocab, si
     return r;
 }
 
-static void put_id(struct encoding *to, uint32_t id)
-{
-    if (to->id_count < to->id_count_max)
-        to->ids[to->id_count++] = id;
-    else
-        to->truncated = true;
-}
-
 /* The longest piece that the word has at `start`. 0: none; else its size, and its id. */
 static uint32_t match_piece(const struct encoding *to, uint32_t start, uint32_t *ret_id)
 {
@@ -279,9 +322,26 @@ static uint32_t match_piece(const struct encoding *to, uint32_t start, uint32_t 
     return 0;
 }
 
+/* Pieces end at bytes of the word, spans at characters of the text. */
+static void put_pieces(struct encoding *to, const uint32_t *ids, const uint32_t *ends,
+                       uint32_t count)
+{
+    uint32_t at = 0, first = 0, last = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        for (; to->tokens->with_spans && at < ends[i]; at++)
+            last += to->char_ends[at + 1];
+        if (to->tokens->with_spans)
+            token_list_put(to->tokens, ids[i], to->positions[first], to->positions[last - 1] + 1);
+        else
+            token_list_put(to->tokens, ids[i], 0, 0);
+        first = last;
+    }
+}
+
 static void end_word(struct encoding *to)
 {
-    uint32_t ids[WORDPIECE_WORD_CHARS_MAX];
+    uint32_t ids[WORDPIECE_WORD_CHARS_MAX], ends[WORDPIECE_WORD_CHARS_MAX];
     uint32_t count = 0, at = 0, id = 0, size = 1;
 
     if (to->word_char_count == 0)
@@ -290,16 +350,15 @@ static void end_word(struct encoding *to)
         size = 0;
     while (size > 0 && at < to->word_size) {
         size = match_piece(to, at, &id);
-        ids[count] = id;
-        count += size > 0;
         at += size;
+        ids[count] = id;
+        ends[count] = at;
+        count += size > 0;
     }
-    if (size == 0) {
-        put_id(to, to->pieces->unk_id);
-    } else {
-        for (uint32_t i = 0; i < count; i++)
-            put_id(to, ids[i]);
-    }
+    if (size == 0)
+        token_list_put(to->tokens, to->pieces->unk_id, to->word_first, to->word_last + 1);
+    else
+        put_pieces(to, ids, ends, count);
     to->word_size = 0;
     to->word_char_count = 0;
 }
@@ -310,9 +369,13 @@ static void add_char(struct encoding *to, utf8proc_int32_t c)
     utf8proc_uint8_t bytes[CHAR_SIZE_MAX];
     uint32_t size;
 
+    if (to->word_char_count == 0)
+        to->word_first = to->position;
+    to->word_last = to->position;
     to->word_char_count++;
     if (to->word_char_count > to->pieces->options.word_chars_max)
         return;
+    to->positions[to->word_char_count - 1] = to->position;
     size = (uint32_t)utf8proc_encode_char(c, bytes);
     for (uint32_t i = 0; i < size; i++) {
         to->word[to->word_size + i] = (char)bytes[i];
@@ -431,40 +494,49 @@ static bool put_ascii(struct encoding *to, char c)
     return false;
 }
 
-uint32_t wordpiece_encode(const struct wordpiece *pieces, const char *text, size_t text_size,
-                          uint32_t *ids, uint32_t id_count_max, bool *ret_truncated)
+void wordpiece_cut(const struct wordpiece *pieces, const char *text, size_t text_size,
+                   struct token_list *tokens)
 {
-    struct encoding to = {.pieces = pieces, .ids = ids, .id_count_max = id_count_max - 1};
+    struct encoding to = {.pieces = pieces, .tokens = tokens};
     size_t at = 0;
 
-    assert(id_count_max >= 2);
-    put_id(&to, pieces->cls_id);
-    while (at < text_size && !to.truncated) {
+    while (at < text_size && !tokens->truncated) {
         const struct wordpiece_special *special = match_special(pieces, text + at, text_size - at);
         utf8proc_int32_t c = 0;
         utf8proc_ssize_t size;
 
         if (special != NULL) {
             end_word(&to);
-            put_id(&to, special->id);
+            token_list_put(tokens, special->id, to.position, to.position + special->char_count);
+            to.position += special->char_count;
             at += special->size;
             continue;
         }
         if (put_ascii(&to, text[at])) {
+            to.position++;
             at++;
             continue;
         }
         size = utf8proc_iterate((const utf8proc_uint8_t *)text + at,
                                 (utf8proc_ssize_t)(text_size - at), &c);
-        if (size <= 0) {
-            at++;
-            continue;
-        }
-        put_raw(&to, c);
-        at += (size_t)size;
+        if (size > 0)
+            put_raw(&to, c);
+        to.position++;
+        at += size > 0 ? (size_t)size : 1;
     }
     end_word(&to);
-    ids[to.id_count++] = pieces->sep_id;
-    *ret_truncated = to.truncated;
-    return to.id_count;
+}
+
+uint32_t wordpiece_encode(const struct wordpiece *pieces, const char *text, size_t text_size,
+                          uint32_t *ids, uint32_t id_count_max, bool *ret_truncated)
+{
+    struct token_list tokens = {
+        .ids = ids + 1, .room = id_count_max - 2, .count_max = id_count_max - 2};
+
+    assert(id_count_max >= 2);
+    ids[0] = pieces->cls_id;
+    wordpiece_cut(pieces, text, text_size, &tokens);
+    ids[1 + tokens.count] = pieces->sep_id;
+    *ret_truncated = tokens.truncated;
+    return tokens.count + 2;
 }

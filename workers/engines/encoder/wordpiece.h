@@ -25,6 +25,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "workers/engines/encoder/tokens.h"
 
 #define WORDPIECE_FILE_SIZE_MAX (64u << 20)
 #define WORDPIECE_TOKEN_COUNT_MAX (1u << 20)
@@ -38,6 +39,7 @@ struct wordpiece;
 struct wordpiece_special {
     char text[WORDPIECE_SPECIAL_SIZE_MAX];
     uint32_t size; /* bytes of text */
+    uint32_t char_count;
     uint32_t id;
 };
 
@@ -68,6 +70,20 @@ void wordpiece_free(struct wordpiece **pieces_p);
 
 /* Highest id plus one: the rows that the embedding matrix must have. */
 uint32_t wordpiece_id_count(const struct wordpiece *pieces);
+
+/* The ids of the three that every text of a model has around it, or for what it lacks. */
+uint32_t wordpiece_cls(const struct wordpiece *pieces);
+uint32_t wordpiece_sep(const struct wordpiece *pieces);
+uint32_t wordpiece_unk(const struct wordpiece *pieces);
+
+/* The text of a token, not terminated, without the "##" of one that continues a word; returns its
+ * size, 0 for an id that is no token. */
+size_t wordpiece_text(const struct wordpiece *pieces, uint32_t id, const char **ret_text,
+                      bool *ret_continues);
+
+/* Appends the pieces of the text alone, and stops when the list is full. */
+void wordpiece_cut(const struct wordpiece *pieces, const char *text, size_t text_size,
+                   struct token_list *tokens);
 
 /* Writes [CLS], at most id_count_max - 2 pieces, [SEP], and returns how many ids that is.
  * *ret_truncated: some of the text did not fit. id_count_max is 2 at least. */

@@ -21,6 +21,7 @@ struct wordpiece {
     uint32_t id_count;
     struct wordpiece_slot *slots; /* open addressing, at most half full */
     uint32_t slot_mask;
+    uint32_t *slot_of_id; /* index plus one; 0: no slot has that id */
     uint32_t piece_size_max;
     char *texts; /* all pieces, back to back */
     size_t texts_size, texts_room;

@@ -270,14 +270,14 @@ static int open_tensors(struct engine *engine, const struct engine_load *load,
 static int open_texts(struct engine *engine, const struct engine_load *load,
                       const struct onnx_settings *settings, struct err *err)
 {
-    OWNED(wordpiece_free) struct wordpiece *pieces = NULL;
-    struct encoder_texts_options options = {.dimension_count = 0};
+    OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
+    struct encoder_texts_options options = {.width = 0};
     struct onnx_text_options text = {engine->session, engine->model, load->dir, 0};
     int r;
 
     r = onnx_text_token_max(load->dir, engine->model, &options.token_count_max, err);
     if (r == 0)
-        r = wordpiece_open(load->dir, &pieces, err);
+        r = tokenizer_open(load->dir, &tokenizer, err);
     if (r == 0)
         r = encoder_texts_batching(load, settings->json, options.token_count_max,
                                    options.token_count_max > ONNX_BATCH_TOKEN_DEFAULT
@@ -290,9 +290,9 @@ static int open_texts(struct engine *engine, const struct engine_load *load,
     r = onnx_text_open(&text, &engine->text, err);
     if (r < 0)
         return r;
-    options.dimension_count = onnx_text_width(engine->text);
+    options.width = onnx_text_width(engine->text);
     options.runner = (struct encoder_runner){onnx_text_run, engine->text};
-    return encoder_texts_new(load, &options, &pieces, &engine->texts, err);
+    return encoder_texts_new(load, &options, &tokenizer, &engine->texts, err);
 }
 
 static void describe(const struct engine *engine, const struct onnx_settings *settings,

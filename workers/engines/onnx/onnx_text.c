@@ -292,7 +292,7 @@ int onnx_text_open(const struct onnx_text_options *options, struct onnx_text **r
 {
     OWNED(onnx_text_close) struct onnx_text *text = xcalloc(1, sizeof(*text));
     const uint32_t ids[] = {0, 0}, offsets[] = {0, 2};
-    const struct bert_batch one = {ids, offsets, 1};
+    const struct bert_batch one = {ids, offsets, 1, NULL};
     int r;
 
     text->session = options->session;
