@@ -93,9 +93,9 @@ def close(got, want):
 def test_four_routes(stack, minilm):
     """An embedding model, a classifier, a reranker and a token classifier, each on its route: sync as in
     the reference's files, and async without a route. A wrong one is the caller's fault."""
-    for head in ("classify", "rerank", "tokens"):
-        golden = json.loads((KINDS / f"bert-{head}" / "golden.json").read_text())
-        stack.push(KINDS / f"bert-{head}", head)
+    for family, head in (("bert", "classify"), ("roberta", "rerank"), ("distilbert", "tokens")):
+        golden = json.loads((KINDS / f"{family}-{head}" / "golden.json").read_text())
+        stack.push(KINDS / f"{family}-{head}", head)
         for asked in golden:
             reply = stack.http("POST", f"/model/{head}/production/sync{asked['route']}", asked["body"])
             assert reply.status == 200 and reply.headers["content-type"] == "application/json", reply

@@ -32,6 +32,17 @@ static const struct {
     {"bert-classify", "classify", "BertForSequenceClassification, 2 layers of 16, 4 labels"},
     {"bert-multi", "classify", "BertForSequenceClassification, 2 layers of 16, 3 labels"},
     {"bert-tokens", "classify_tokens", "BertForTokenClassification, 2 layers of 16, 6 labels"},
+    {"distilbert-embed", "embed", "DistilBertModel, 2 layers of 16, mean pooling"},
+    {"distilbert-rerank", "rerank", "DistilBertForSequenceClassification, 2 layers of 16, 1 label"},
+    {"distilbert-classify", "classify",
+     "DistilBertForSequenceClassification, 2 layers of 16, 4 labels"},
+    {"distilbert-tokens", "classify_tokens",
+     "DistilBertForTokenClassification, 2 layers of 16, 6 labels"},
+    {"roberta-embed", "embed", "RobertaModel, 2 layers of 16, mean pooling"},
+    {"roberta-rerank", "rerank", "RobertaForSequenceClassification, 2 layers of 16, 1 label"},
+    {"roberta-classify", "classify", "RobertaForSequenceClassification, 2 layers of 16, 4 labels"},
+    {"roberta-tokens", "classify_tokens",
+     "RobertaForTokenClassification, 2 layers of 16, 6 labels"},
 };
 
 /* Where the two differ, as a path; empty: nowhere. */

@@ -5,6 +5,9 @@ implementation answers for them.
 
     kinds/NAME/      config.json, model.safetensors (F16), tokenizer.json, tokenizer_config.json
     kinds/NAME/golden.json   [{"route", "body", "answer"}, …]: of /v1/embeddings "answer" is the vectors
+    kinds/FAMILY.tokens      where the tokenizer is not WordPiece: of each text of minilm/texts.json its tokens'
+                             count, then id, start and end of each; u16 little-endian, not cut, nothing around;
+                             "-prefix" with add_prefix_space
 
 The reference is Hugging Face transformers on torch, in float64: its models, its fast tokenizers
 (truncation "longest_first"), its token-classification pipeline for what is aggregated. Softmax,
@@ -20,8 +23,10 @@ import shutil
 import warnings
 
 import numpy
+import tokenizers
 import torch
 import transformers
+from make_reference import PLAIN, UNICODE
 from make_tiny import PIECES, WORDS, tokenizer as wordpiece_json
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
@@ -33,7 +38,7 @@ TAGS = ["O", "B-PER", "I-PER", "B-ORG", "I-ORG", "LOC"]
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "water wheel", "", "Paris, the capital of France!",
          "kafka keeps a request until the worker has taken it and loses none of the requests that it keeps, never",
-         "unbelievably large houses in Berlin", "caf\u00e9 na\u00efve \u4e2d\u6587 \U0001f600 zzz", "a"]  # fmt: skip
+         "unbelievably large houses in Berlin, it's <mask> <pad> [MASK]", "caf\u00e9 na\u00efve \u4e2d\u6587 \U0001f600 zzz", "a"]  # fmt: skip
 
 
 def save(folder, config, model, tokenizer_files):
@@ -45,7 +50,7 @@ def save(folder, config, model, tokenizer_files):
             continue
         noise = torch.randn(value.shape, generator=generator)
         # Logits that differ, so that labels and ranks do.
-        scale = 0.1 if value.dim() == 1 else 1.0 if "classifier" in name or "out_proj" in name else 0.4
+        scale = 0.1 if value.dim() == 1 or "pre_" in name else 1.0 if "classifier" in name else 0.4
         value.copy_(noise * scale + (1 if "norm.weight" in name.lower() else 0))
         state[name] = value.half().contiguous()
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
@@ -62,6 +67,37 @@ def bert_tokenizer():
     return tokens, {"tokenizer.json": wordpiece_json(tokens),
                     "tokenizer_config.json": {"do_lower_case": True, "model_max_length": LENGTH,
                                               "tokenizer_class": "BertTokenizer"}}
+
+
+def roberta_tokenizer():
+    """Byte-level BPE of 256 bytes and some 250 merges, as RobertaTokenizerFast writes it."""
+    work = tokenizers.ByteLevelBPETokenizer()
+    work.train_from_iterator(PLAIN + UNICODE, vocab_size=520, show_progress=False,
+                             special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    work._tokenizer.post_processor = tokenizers.processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=False)  # fmt: skip
+    work._tokenizer.add_special_tokens([tokenizers.AddedToken("<mask>", lstrip=True, special=True)])
+    json_text = json.loads(work._tokenizer.to_str())
+    json_text["truncation"] = json_text["padding"] = None
+    return work.get_vocab_size(), {"tokenizer.json": json_text,
+                       "tokenizer_config.json": {"model_max_length": LENGTH, "tokenizer_class": "RobertaTokenizer",
+                                                 "add_prefix_space": False}}  # fmt: skip
+
+
+def write_tokens(name, folder, **options):
+    """All of a tokenizer, not cut."""
+    backend = AutoTokenizer.from_pretrained(folder, **options).backend_tokenizer
+    backend.no_truncation()
+    words = []
+    for text in json.loads((HERE / "minilm/texts.json").read_text()):
+        encoded = backend.encode(text, add_special_tokens=True)
+        inner = list(zip(encoded.ids, encoded.offsets))[1:-1]
+        words += [len(inner)] + [word for id, (start, end) in inner for word in (id, start, end)]
+    (OUT / f"{name}.tokens").write_bytes(numpy.array(words, "<u2").tobytes())
+
+
+def write_more_tokens():
+    write_tokens("roberta-prefix", OUT / "roberta-embed", add_prefix_space=True)
 
 
 class Reference:
@@ -143,7 +179,8 @@ class Reference:
 
 REQUESTS = {
     "Model": [("/v1/embeddings", {"input": TEXTS})],
-    "rerank": [("/rerank", {"query": "water wheel", "texts": TEXTS[:4] + TEXTS[5:], "return_text": True}),
+    "rerank": [("/rerank", {"query": "water wheel", "texts": TEXTS[:4] + TEXTS[5:], "return_text": True,
+                           "truncate": True}),
                ("/rerank", {"query": TEXTS[4], "texts": TEXTS, "truncate": True, "raw_scores": True}),
                ("/rerank", {"query": TEXTS[0], "texts": TEXTS, "truncate": True, "truncation_direction": "Left"}),
                ("/predict", {"inputs": "water wheel"})],
@@ -171,6 +208,17 @@ def labels(names):
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {n: i for i, n in enumerate(names)}}
 
 
+def roberta_config(vocabulary):
+    return {**bert_config(vocabulary), "model_type": "roberta", "layer_norm_eps": 1e-5, "max_position_embeddings": 34,
+            "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}  # fmt: skip
+
+
+def distil_config(vocabulary):
+    return {"model_type": "distilbert", "activation": "gelu", "dim": HIDDEN, "hidden_dim": INTERMEDIATE, "n_heads": HEADS,
+            "n_layers": LAYERS, "max_position_embeddings": 32, "pad_token_id": 0, "sinusoidal_pos_embds": False,
+            "vocab_size": vocabulary}  # fmt: skip
+
+
 def heads(family):
     classify = family + "ForSequenceClassification"
     return [("embed", family + "Model", "Model", {}), ("rerank", classify, "rerank", labels(["LABEL_0"])),
@@ -181,6 +229,10 @@ def heads(family):
 def families():
     tokens, files = bert_tokenizer()
     yield "bert", "Bert", bert_config(len(tokens)), files
+    distil = {**files, "tokenizer_config.json": {**files["tokenizer_config.json"], "tokenizer_class": "DistilBertTokenizer"}}
+    yield "distilbert", "DistilBert", distil_config(len(tokens)), distil
+    count, files = roberta_tokenizer()
+    yield "roberta", "Roberta", roberta_config(count), files
 
 
 def write_kind(name, architecture, config, files, requests):
@@ -202,6 +254,9 @@ def main():
     for name, family, config, files in families():
         for head, architecture, requests, extra in heads(family):
             write_kind(f"{name}-{head}", architecture, {**config, **extra}, files, REQUESTS[requests])
+        if "WordPiece" not in json.dumps(files["tokenizer.json"]["model"]["type"]):
+            write_tokens(name, OUT / f"{name}-embed")
+    write_more_tokens()
     tokens, files = bert_tokenizer()
     write_kind("bert-multi", "BertForSequenceClassification",
                {**bert_config(len(tokens)), **labels(["joy", "anger", "fear"]),

@@ -249,12 +249,19 @@ static int project_qkv(struct run *run, const struct bert_tile *tile, uint32_t l
 /* Where each token stands in its text, and in which of two texts. */
 static void place_rows(struct bert *bert, const struct bert_batch *batch)
 {
+    const struct encoder_config *config = &bert->config;
+
     for (uint32_t i = 0; i < batch->text_count; i++) {
         const uint32_t first = batch->offsets[i], count = batch->offsets[i + 1] - first;
         const uint32_t second = batch->seconds != NULL ? batch->seconds[i] : 0;
+        uint32_t position = config->position_first;
 
         for (uint32_t t = 0; t < count; t++) {
-            bert->row_positions[first + t] = t;
+            const bool nowhere = config->position_first > 0 &&
+                                 batch->ids[first + t] == config->pad_id;
+
+            bert->row_positions[first + t] = nowhere ? config->pad_id : position;
+            position += !nowhere;
             bert->row_seconds[first + t] = second > 0 && t >= second && bert->type_step != NULL;
         }
     }

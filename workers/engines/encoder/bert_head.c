@@ -42,9 +42,15 @@ void bert_head_classify(const struct bert *bert, const float *x, float *row)
     const uint32_t hidden = bert->config.hidden;
     float dense[ENCODER_HIDDEN_MAX];
 
-    for (uint32_t i = 0; i < hidden; i++)
-        dense[i] = tanhf(dot(bert->head.dense + (size_t)i * hidden, x, hidden) +
-                         bert->head.dense_bias[i]);
+    for (uint32_t i = 0; i < hidden; i++) {
+        const float sum = dot(bert->head.dense + (size_t)i * hidden, x, hidden) +
+                          bert->head.dense_bias[i];
+
+        if (bert->config.family == ENCODER_FAMILY_DISTILBERT)
+            dense[i] = sum > 0 ? sum : 0;
+        else
+            dense[i] = tanhf(sum);
+    }
     put_labels(bert, dense, row);
 }
 

@@ -18,8 +18,40 @@
 
 #define NAME_SIZE 192
 
+/* Names of a family's tensors; those of the head stand beside the model unless head_inside. */
+struct names {
+    const char *prefix;
+    const char *layer; /* before its number */
+    const char *qkv[3], *out, *out_norm, *up, *down, *down_norm;
+    const char *head_dense, *head_labels;
+    bool head_inside;
+};
+
+#define BERT_NAMES                                                                                 \
+    "encoder.layer.", {"attention.self.query", "attention.self.key", "attention.self.value"},      \
+        "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense",              \
+        "output.dense", "output.LayerNorm"
+
+static const struct names all_names[] = {
+    [ENCODER_FAMILY_BERT] = {"bert.", BERT_NAMES, "pooler.dense", "classifier", true},
+    [ENCODER_FAMILY_ROBERTA] = {"roberta.", BERT_NAMES, "classifier.dense", "classifier.out_proj",
+                                false},
+    [ENCODER_FAMILY_DISTILBERT] = {"distilbert.",
+                                   "transformer.layer.",
+                                   {"attention.q_lin", "attention.k_lin", "attention.v_lin"},
+                                   "attention.out_lin",
+                                   "sa_layer_norm",
+                                   "ffn.lin1",
+                                   "ffn.lin2",
+                                   "output_layer_norm",
+                                   "pre_classifier",
+                                   "classifier",
+                                   false},
+};
+
 struct loader {
     const struct encoder_config *config;
+    const struct names *names;
     const struct safetensors *file;
     struct bert *bert; /* NULL: compare names and shapes, read nothing */
     const struct bert_options *options;
@@ -111,17 +143,25 @@ static int read_norm(struct loader *loader, const char *name, float **ret_gain, 
     return r;
 }
 
+/* "encoder.layer.3.output.dense" */
+static void name_in_layer(const struct loader *loader, uint32_t layer, const char *name,
+                          char to[NAME_SIZE])
+{
+    (void)snprintf(to, NAME_SIZE, "%s%u.%s", loader->names->layer, layer, name);
+}
+
 /* Reads one linear step's weight and bias behind what is in the loader's buffers already. */
 static int read_linear(struct loader *loader, uint32_t layer, const char *name, uint32_t output,
                        uint32_t input, uint32_t first_row, struct err *err)
 {
-    char full[NAME_SIZE];
+    char step[NAME_SIZE], full[NAME_SIZE + 8];
     int r;
 
-    (void)snprintf(full, sizeof(full), "encoder.layer.%u.%s.weight", layer, name);
+    name_in_layer(loader, layer, name, step);
+    (void)snprintf(full, sizeof(full), "%s.weight", step);
     r = read_into(loader, full, output, input,
                   loader->bert != NULL ? loader->matrix + (size_t)first_row * input : NULL, err);
-    (void)snprintf(full, sizeof(full), "encoder.layer.%u.%s.bias", layer, name);
+    (void)snprintf(full, sizeof(full), "%s.bias", step);
     if (r == 0)
         r = read_into(loader, full, output, 0,
                       loader->bert != NULL ? loader->bias + first_row : NULL, err);
@@ -146,8 +186,7 @@ static int pack(struct loader *loader, uint32_t layer, enum bert_product product
 /* q, k and v are three steps in the file and one product here. */
 static int load_layer(struct loader *loader, uint32_t index, struct err *err)
 {
-    static const char *const qkv[] = {"attention.self.query", "attention.self.key",
-                                      "attention.self.value"};
+    const struct names *names = loader->names;
     const uint32_t hidden = loader->config->hidden;
     const uint32_t intermediate = loader->config->intermediate;
     struct bert_layer unread, *layer = &unread;
@@ -156,26 +195,26 @@ static int load_layer(struct loader *loader, uint32_t index, struct err *err)
 
     if (loader->bert != NULL)
         layer = &loader->bert->layers[index];
-    for (uint32_t i = 0; r == 0 && i < COUNT_OF(qkv); i++)
-        r = read_linear(loader, index, qkv[i], hidden, hidden, i * hidden, err);
+    for (uint32_t i = 0; r == 0 && i < COUNT_OF(names->qkv); i++)
+        r = read_linear(loader, index, names->qkv[i], hidden, hidden, i * hidden, err);
     if (r == 0)
         r = pack(loader, index, BERT_QKV, err);
     if (r == 0)
-        r = read_linear(loader, index, "attention.output.dense", hidden, hidden, 0, err);
+        r = read_linear(loader, index, names->out, hidden, hidden, 0, err);
     if (r == 0)
         r = pack(loader, index, BERT_OUT, err);
     if (r == 0)
-        r = read_linear(loader, index, "intermediate.dense", intermediate, hidden, 0, err);
+        r = read_linear(loader, index, names->up, intermediate, hidden, 0, err);
     if (r == 0)
         r = pack(loader, index, BERT_UP, err);
     if (r == 0)
-        r = read_linear(loader, index, "output.dense", hidden, intermediate, 0, err);
+        r = read_linear(loader, index, names->down, hidden, intermediate, 0, err);
     if (r == 0)
         r = pack(loader, index, BERT_DOWN, err);
-    (void)snprintf(name, sizeof(name), "encoder.layer.%u.attention.output.LayerNorm", index);
+    name_in_layer(loader, index, names->out_norm, name);
     if (r == 0)
         r = read_norm(loader, name, &layer->out_gain, &layer->out_bias, err);
-    (void)snprintf(name, sizeof(name), "encoder.layer.%u.output.LayerNorm", index);
+    name_in_layer(loader, index, names->down_norm, name);
     if (r == 0)
         r = read_norm(loader, name, &layer->down_gain, &layer->down_bias, err);
     return r;
@@ -224,9 +263,10 @@ static int load_positions(struct loader *loader, struct err *err)
     if (r == 0)
         r = read_into(loader, "embeddings.position_embeddings.weight", config->position_count,
                       config->hidden, positions, err);
-    if (r == 0)
-        r = check(loader, "embeddings.token_type_embeddings.weight", config->type_count,
-                  config->hidden, &types, err);
+    if (r < 0 || config->type_count == 0)
+        return r;
+    r = check(loader, "embeddings.token_type_embeddings.weight", config->type_count, config->hidden,
+              &types, err);
     if (r == 0)
         r = safetensors_read_f32(types, 0, config->hidden, type, err);
     for (size_t i = 0; r == 0 && bert != NULL && i < count; i++)
@@ -263,7 +303,6 @@ static int read_step(struct loader *loader, const char *name, uint32_t rows, flo
     return r;
 }
 
-/* The head stands beside the model, so its names have no prefix; BERT's pooler has. */
 static int load_head(struct loader *loader, struct err *err)
 {
     const struct encoder_config *config = loader->config;
@@ -273,12 +312,17 @@ static int load_head(struct loader *loader, struct err *err)
 
     if (config->head == ENCODER_HEAD_EMBED)
         return 0;
+    if (!loader->names->head_inside)
+        loader->prefix = "";
     if (config->head == ENCODER_HEAD_CLASSIFY)
-        r = read_step(loader, "pooler.dense", config->hidden, &head->dense, &head->dense_bias, err);
+        r = read_step(loader, loader->names->head_dense, config->hidden, &head->dense,
+                      &head->dense_bias, err);
     loader->prefix = "";
     if (r == 0)
-        r = read_step(loader, "classifier", config->label_count, &head->labels, &head->labels_bias,
-                      err);
+        r = read_step(loader,
+                      config->head == ENCODER_HEAD_CLASSIFY ? loader->names->head_labels
+                                                            : "classifier",
+                      config->label_count, &head->labels, &head->labels_bias, err);
     loader->prefix = prefix;
     return r;
 }
@@ -296,7 +340,7 @@ static int load_all(struct loader *loader, struct err *err)
                        " bytes at least, the weights have %" PRIu64,
                        want_size, safetensors_data_size(loader->file));
     if (find(loader, "embeddings.word_embeddings.weight") == NULL)
-        loader->prefix = "bert.";
+        loader->prefix = loader->names->prefix;
     r = load_words(loader, err);
     if (r == 0)
         r = load_positions(loader, err);
@@ -311,7 +355,12 @@ static int load_all(struct loader *loader, struct err *err)
 
 int bert_check(const struct encoder_config *config, const struct safetensors *file, struct err *err)
 {
-    struct loader loader = {.config = config, .file = file, .prefix = ""};
+    struct loader loader = {
+        .config = config,
+        .names = &all_names[config->family],
+        .file = file,
+        .prefix = "",
+    };
 
     return load_all(&loader, err);
 }
@@ -325,6 +374,7 @@ int bert_load_weights(struct bert *bert, const struct bert_options *options, str
     OWNED(mem_free) float *bias = xmalloc(widest * sizeof(float));
     struct loader loader = {
         .config = &bert->config,
+        .names = &all_names[bert->config.family],
         .file = bert->file,
         .bert = bert,
         .options = options,

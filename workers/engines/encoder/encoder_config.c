@@ -141,12 +141,103 @@ static int read_label_count(const json_t *json, struct encoder_config *config, s
     return 0;
 }
 
-static int read_activation(const json_t *json, struct encoder_config *config, struct err *err)
+/* What a family calls its shapes, and what they are where config.json is silent. */
+static const struct {
+    const char *layers, *heads, *hidden, *intermediate, *activation;
+    struct encoder_config defaults;
+} shapes[] = {
+    [ENCODER_FAMILY_BERT] = {"num_hidden_layers",
+                             "num_attention_heads",
+                             "hidden_size",
+                             "intermediate_size",
+                             "hidden_act",
+                             {.layer_count = 12, .vocab_count = 30522, .type_count = 2}},
+    [ENCODER_FAMILY_ROBERTA] = {"num_hidden_layers",
+                                "num_attention_heads",
+                                "hidden_size",
+                                "intermediate_size",
+                                "hidden_act",
+                                {.layer_count = 12, .vocab_count = 50265, .type_count = 2}},
+    [ENCODER_FAMILY_DISTILBERT] = {"n_layers",
+                                   "n_heads",
+                                   "dim",
+                                   "hidden_dim",
+                                   "activation",
+                                   {.layer_count = 6, .vocab_count = 30522}},
+};
+
+/* RoBERTa's positions count from behind that of its padding, whose token stands nowhere itself. */
+static int read_padding(const json_t *json, struct encoder_config *config, struct err *err)
 {
-    const char *name = "gelu";
     int r;
 
-    r = encoder_json_get_text(json, "hidden_act", &name, err);
+    if (config->family == ENCODER_FAMILY_ROBERTA) {
+        config->pad_id = 1;
+        r = encoder_json_get_u32(json, "pad_token_id", 0, config->vocab_count - 1, &config->pad_id,
+                                 err);
+        if (r < 0)
+            return r;
+        config->position_first = config->pad_id + 1;
+    }
+    if (config->position_count < config->position_first + 2)
+        return err_set(err, ERR_RANGE, "max_position_embeddings is %u, %u are the least",
+                       config->position_count, config->position_first + 2);
+    return 0;
+}
+
+static int read_eps(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const json_t *eps = json_object_get(json, "layer_norm_eps");
+
+    config->norm_eps = (float)EPS_DEFAULT;
+    if (eps == NULL || config->family == ENCODER_FAMILY_DISTILBERT) /* which has no such key */
+        return 0;
+    if (!json_is_number(eps) || !(json_number_value(eps) >= 0) || json_number_value(eps) > 1)
+        return err_set(err, ERR_RANGE, "layer_norm_eps is none of 0 to 1");
+    config->norm_eps = (float)json_number_value(eps);
+    return 0;
+}
+
+static int read_shapes(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const bool has_types = shapes[config->family].defaults.type_count > 0;
+    const struct {
+        const char *key;
+        uint32_t max, otherwise;
+        uint32_t *value;
+    } sizes[] = {
+        {shapes[config->family].layers, ENCODER_LAYER_COUNT_MAX,
+         shapes[config->family].defaults.layer_count, &config->layer_count},
+        {shapes[config->family].heads, ENCODER_HEAD_COUNT_MAX, 12, &config->head_count},
+        {shapes[config->family].hidden, ENCODER_HIDDEN_MAX, 768, &config->hidden},
+        {shapes[config->family].intermediate, ENCODER_INTERMEDIATE_MAX, 3072,
+         &config->intermediate},
+        {"vocab_size", ENCODER_VOCAB_MAX, shapes[config->family].defaults.vocab_count,
+         &config->vocab_count},
+        {"max_position_embeddings", ENCODER_TOKEN_COUNT_MAX, 512, &config->position_count},
+        {"type_vocab_size", 16, shapes[config->family].defaults.type_count, &config->type_count},
+    };
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && i < COUNT_OF(sizes) - !has_types; i++) {
+        *sizes[i].value = sizes[i].otherwise;
+        r = encoder_json_get_u32(json, sizes[i].key, 1, sizes[i].max, sizes[i].value, err);
+    }
+    if (r == 0 && config->hidden % config->head_count != 0)
+        r = err_set(err, ERR_MISMATCH, "%s %u is no multiple of %s %u",
+                    shapes[config->family].hidden, config->hidden, shapes[config->family].heads,
+                    config->head_count);
+    if (r == 0)
+        r = read_padding(json, config, err);
+    return r < 0 ? r : read_eps(json, config, err);
+}
+
+static int read_activation(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    const char *key = shapes[config->family].activation, *name = "gelu";
+    int r;
+
+    r = encoder_json_get_text(json, key, &name, err);
     if (r < 0)
         return r;
     for (size_t i = 0; i < COUNT_OF(activations); i++) {
@@ -156,46 +247,9 @@ static int read_activation(const json_t *json, struct encoder_config *config, st
         }
     }
     return err_set(err, ERR_UNSUPPORTED,
-                   "hidden_act is '%.40s', the encoder has gelu, gelu_new, "
+                   "%s is '%.40s', the encoder has gelu, gelu_new, "
                    "gelu_pytorch_tanh and relu",
-                   name);
-}
-
-/* Defaults are BertConfig's. */
-static int read_shapes(const json_t *json, struct encoder_config *config, struct err *err)
-{
-    const json_t *eps = json_object_get(json, "layer_norm_eps");
-    const struct {
-        const char *key;
-        uint32_t max;
-        uint32_t *value;
-    } sizes[] = {
-        {"num_hidden_layers", ENCODER_LAYER_COUNT_MAX, &config->layer_count},
-        {"num_attention_heads", ENCODER_HEAD_COUNT_MAX, &config->head_count},
-        {"hidden_size", ENCODER_HIDDEN_MAX, &config->hidden},
-        {"intermediate_size", ENCODER_INTERMEDIATE_MAX, &config->intermediate},
-        {"vocab_size", ENCODER_VOCAB_MAX, &config->vocab_count},
-        {"max_position_embeddings", ENCODER_TOKEN_COUNT_MAX, &config->position_count},
-        {"type_vocab_size", 16, &config->type_count},
-    };
-
-    for (size_t i = 0; i < COUNT_OF(sizes); i++) {
-        int r = encoder_json_get_u32(json, sizes[i].key, 1, sizes[i].max, sizes[i].value, err);
-
-        if (r < 0)
-            return r;
-    }
-    if (config->hidden % config->head_count != 0)
-        return err_set(err, ERR_MISMATCH, "hidden_size %u is no multiple of num_attention_heads %u",
-                       config->hidden, config->head_count);
-    if (config->position_count < 2)
-        return err_set(err, ERR_RANGE, "max_position_embeddings is %u, two tokens are the least",
-                       config->position_count);
-    if (eps != NULL &&
-        (!json_is_number(eps) || !(json_number_value(eps) >= 0) || json_number_value(eps) > 1))
-        return err_set(err, ERR_RANGE, "layer_norm_eps is none of 0 to 1");
-    config->norm_eps = eps != NULL ? (float)json_number_value(eps) : (float)EPS_DEFAULT;
-    return 0;
+                   key, name);
 }
 
 static int read_length(const char *dir, struct encoder_config *config, struct err *err)
@@ -207,7 +261,7 @@ static int read_length(const char *dir, struct encoder_config *config, struct er
         {"tokenizer_config.json", "model_max_length"},
     };
 
-    config->token_count_max = config->position_count;
+    config->token_count_max = config->position_count - config->position_first;
     for (size_t i = 0; i < COUNT_OF(places); i++) {
         OWNED(encoder_json_free) json_t *json = NULL;
         const json_t *value;
@@ -325,15 +379,7 @@ int encoder_config_read_texts(const char *dir, struct encoder_config *config, st
 int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
-    struct encoder_config config = {
-        .layer_count = 12,
-        .head_count = 12,
-        .hidden = 768,
-        .intermediate = 3072,
-        .vocab_count = 30522,
-        .position_count = 512,
-        .type_count = 2,
-    };
+    struct encoder_config config = {.layer_count = 0};
     int r;
 
     r = encoder_json_read(dir, "config.json", ENCODER_FILE_SIZE_MAX, &json, err);

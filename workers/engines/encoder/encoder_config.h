@@ -66,7 +66,9 @@ struct encoder_config {
     uint32_t intermediate; /* width inside the feed-forward step */
     uint32_t vocab_count;
     uint32_t position_count;
-    uint32_t type_count;
+    uint32_t position_first;  /* of a text's first token: RoBERTa begins behind its padding's */
+    uint32_t pad_id;          /* where position_first is not 0: tokens of this id stand nowhere */
+    uint32_t type_count;      /* 0: the family has none */
     uint32_t token_count_max; /* of one text, [CLS] and [SEP] included */
     float norm_eps;
     enum encoder_activation activation;

@@ -7,7 +7,11 @@
  *     one text     begin  a…  end                   [CLS] a [SEP]
  *     two texts    begin  a…  middle…  b…  end      [CLS] a [SEP] b [SEP],  <s> a </s></s> b </s>
  *
- *     WordPiece    tokenizer.json or vocab.txt      wordpiece.h
+ *     WordPiece        tokenizer.json or vocab.txt, tokenizer_config.json    wordpiece.h
+ *     byte-level BPE   tokenizer.json                                        bpe.h
+ *
+ * Of the latter special tokens are cut out of a text first, with the white space at their sides
+ * where the file says so, and what is between them is cut up part by part.
  *
  * Thread: any, once opened.   Tests: tests/unit/test_tokenizer.c
  */
