@@ -430,6 +430,32 @@ const char *http_transfer_header(const struct http_transfer *transfer, const cha
     return header->value;
 }
 
+int http_url_resolve(const char *url, const char *reference, char **ret_url, struct err *err)
+{
+    CURLU *parts = curl_url();
+    char *scheme = NULL, *text = NULL;
+    CURLUcode code = curl_url_set(parts, CURLUPART_URL, url, 0);
+    int r = 0;
+
+    if (code == CURLUE_OK)
+        code = curl_url_set(parts, CURLUPART_URL, reference, 0);
+    if (code == CURLUE_OK)
+        code = curl_url_get(parts, CURLUPART_SCHEME, &scheme, 0);
+    if (code == CURLUE_OK)
+        code = curl_url_get(parts, CURLUPART_URL, &text, 0);
+    if (code != CURLUE_OK)
+        r = err_set(err, ERR_MALFORMED, "'%.100s' is no URL: %s", reference,
+                    curl_url_strerror(code));
+    else if (strcmp(scheme, "http") != 0 && strcmp(scheme, "https") != 0)
+        r = err_set(err, ERR_MALFORMED, "'%.100s' is neither http nor https", reference);
+    else
+        *ret_url = xstrdup(text);
+    curl_free(scheme);
+    curl_free(text);
+    curl_url_cleanup(parts);
+    return r;
+}
+
 int64_t http_date_parse(const char *text)
 {
     return (int64_t)curl_getdate(text, NULL);

@@ -76,6 +76,11 @@ struct http_result {
 /* A header of the answer, during on_done; NULL when absent. */
 const char *http_transfer_header(const struct http_transfer *transfer, const char *name);
 
+/* Where `reference` (a Location) leads to, seen from `url`; the caller frees. ERR_MALFORMED: to no
+ * URL of http or https. Thread: any. */
+int http_url_resolve(const char *url, const char *reference, char **ret_url,
+                     struct err *err) MUST_CHECK;
+
 /* Seconds since 1970 of an HTTP date in any of its three forms; -1: it is none. Thread: any. */
 int64_t http_date_parse(const char *text);
 

@@ -29,8 +29,10 @@ int bulk_main(int argc, char **argv);
     SETTING_STRING(model, "", "submit: model that runs the lines, by name or id")                  \
     SETTING_STRING(environment, "production", "submit: environment of it")                         \
     SETTING_STRING(file_id, "", "submit: an uploaded file instead of FILE")                        \
+    SETTING_STRING(input_url, "", "submit: a URL that is read instead of FILE")                    \
     SETTING_STRING(endpoint, "",                                                                   \
-                   "submit: with --file-id, lines as OpenAI's clients write them, for this route") \
+                   "submit: with --file-id or --input-url, lines as OpenAI's clients write them, " \
+                   "for this route")                                                               \
     SETTING_STRING(window, "24h", "submit: when what has not run is given up; 1h to 72h")          \
     SETTING_STRING(on_bad_line, "stop",                                                            \
                    "submit: stop, so that no line is run; or skip, so that it fails alone")        \
@@ -213,14 +215,14 @@ static int submit_native(const struct client *client, const struct bulk_settings
                          const char *file, json_t **ret_batch, struct err *err)
 {
     OWNED(mem_free)
-    char *path = file == NULL
-                     ? path_make("/model/%/environments/%/bulk?completion_window=%&on_bad_line=%"
-                                 "&input_file_id=%",
-                                 settings->model, settings->environment, settings->window,
-                                 settings->on_bad_line, settings->file_id)
-                     : path_make("/model/%/environments/%/bulk?completion_window=%&on_bad_line=%",
-                                 settings->model, settings->environment, settings->window,
-                                 settings->on_bad_line);
+    char *where = file != NULL                   ? xstrdup("")
+                  : settings->file_id[0] != '\0' ? path_make("&input_file_id=%", settings->file_id)
+                                                 : path_make("&input_url=%", settings->input_url);
+    OWNED(mem_free)
+    char *head = path_make("/model/%/environments/%/bulk?completion_window=%&on_bad_line=%",
+                           settings->model, settings->environment, settings->window,
+                           settings->on_bad_line);
+    OWNED(mem_free) char *path = xasprintf("%s%s", head, where);
     struct client_call call = {.method = "POST", .path = path};
     uint64_t size = 0;
     int status, fd = -1, r;
@@ -242,9 +244,11 @@ static int submit_openai(const struct client *client, const struct bulk_settings
                          json_t **ret_batch, struct err *err)
 {
     OWNED(client_json_free)
-    json_t *body = json_pack("{s:s, s:s, s:s, s:s}", "input_file_id", settings->file_id, "endpoint",
-                             settings->endpoint, "completion_window", settings->window,
-                             "on_bad_line", settings->on_bad_line);
+    json_t *body = json_pack(
+        "{s:s, s:s, s:s, s:s}", settings->input_url[0] != '\0' ? "input_url" : "input_file_id",
+        settings->input_url[0] != '\0' ? settings->input_url : settings->file_id, "endpoint",
+        settings->endpoint, "completion_window", settings->window, "on_bad_line",
+        settings->on_bad_line);
     const struct client_call call = {.method = "POST", .path = "/v1/batches", .body = body};
     int status;
 
@@ -261,14 +265,16 @@ static int bulk_submit(const struct client *client, const void *values, char **o
     struct err err;
     int r;
 
-    if (!verb_operands("one FILE, or --file-id", operand_count, 0, 1))
+    if (!verb_operands("one FILE, --file-id or --input-url", operand_count, 0, 1))
         return CLI_EXIT_USAGE;
-    if ((operand_count == 1) == (settings->file_id[0] != '\0'))
-        r = err_set(&err, ERR_USAGE, "it takes one FILE, or --file-id");
+    if ((operand_count == 1) + (settings->file_id[0] != '\0') + (settings->input_url[0] != '\0') !=
+        1)
+        r = err_set(&err, ERR_USAGE, "it takes one FILE, --file-id or --input-url");
     else if (native == (settings->endpoint[0] != '\0') || (!native && operand_count == 1))
-        r = err_set(&err, ERR_USAGE,
-                    "say --model and FILE or --file-id; or --endpoint and --file-id, for lines as "
-                    "OpenAI's clients write them");
+        r = err_set(
+            &err, ERR_USAGE,
+            "say --model and FILE, --file-id or --input-url; or --endpoint and --file-id or "
+            "--input-url, for lines as OpenAI's clients write them");
     else if (native)
         r = submit_native(client, settings, operand_count == 1 ? operands[0] : NULL, &batch, &err);
     else

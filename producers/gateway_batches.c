@@ -13,6 +13,7 @@
 
 #include "base/assert.h"
 #include "base/clock.h"
+#include "base/http_client.h"
 #include "base/settings.h"
 #include "brokers/pg.h"
 #include "producers/bulk_line.h"
@@ -23,6 +24,7 @@
 #define PAGE_DEFAULT 20
 #define PAGE_MAX 100
 #define WINDOW_HOURS_MAX 72
+#define URL_SIZE_MAX 2048
 #define METADATA_COUNT_MAX 16
 #define METADATA_KEY_MAX 64
 #define METADATA_VALUE_MAX 512
@@ -49,6 +51,17 @@ PG_STATEMENT(
     "IS NULL AND (f.expires_at > now()) IS NOT FALSE AND f.purpose = 'batch' AND f.blob "
     "IS NOT NULL AND (SELECT count(*) FROM bulk o WHERE o.tenant = $1 AND o.status IN " OPEN_STATES
     ") < $10 RETURNING " BATCH_COLUMNS);
+/* As the two above, of an input that is at a URL: the ingest makes a file of it. */
+PG_STATEMENT(batch_open,
+             "SELECT 'batch', true, count(*) FROM bulk b WHERE b.tenant = $1 AND b.status "
+             "IN " OPEN_STATES);
+PG_STATEMENT(
+    batch_create_url,
+    "INSERT INTO bulk AS b (id, tenant, key_prefix, endpoint, input_file_id, input_blob, "
+    "input_size, completion_window, expires_at, metadata, output_expiry_s, targets, skip_bad, "
+    "input_url) SELECT $3, $1, $4, $5, $2, '', 0, $6, now() + $7 * interval '1 hour', $8, "
+    "nullif($9::bigint, 0), $11, $12, $13 WHERE (SELECT count(*) FROM bulk o WHERE o.tenant = $1 "
+    "AND o.status IN " OPEN_STATES ") < $10 RETURNING " BATCH_COLUMNS);
 PG_STATEMENT(batch_notify, "SELECT pg_notify('headrace_bulk', '')");
 PG_STATEMENT(batches_newest, "SELECT " BATCH_COLUMNS " FROM bulk b WHERE b.tenant = $1 AND ($2 > "
                              "b.id) IS NOT FALSE ORDER BY b.id DESC LIMIT $3");
@@ -111,7 +124,7 @@ static json_t *batch_json(const struct pg_answer *answer, size_t at, size_t row)
 
 struct batch_ask {
     struct wire_id input;
-    const char *endpoint, *window; /* borrowed */
+    const char *endpoint, *window, *url; /* borrowed; url NULL: the input is a file */
     int64_t hours, expiry_s;
     bool skip_bad;
     json_t *body, *metadata;
@@ -229,15 +242,56 @@ static int read_on_bad_line(struct batch_ask *ask, struct err *err)
     return check_on_bad_line(ask, json_string_value(value), err);
 }
 
+static void new_id(struct wire_id *ret_id)
+{
+    uint8_t entropy[JOB_ID_RANDOM_SIZE];
+
+    rng_secret_bytes(entropy, sizeof(entropy));
+    *ret_id = job_id_make(0, clock_wall_ms(), entropy);
+}
+
+/* The input is one or the other. */
+static int check_input(struct batch_ask *ask, const char *file, const char *url, struct err *err)
+{
+    OWNED(mem_free) char *whole = NULL;
+    int r;
+
+    if ((file != NULL) == (url != NULL))
+        return err_set(err, ERR_MALFORMED,
+                       "where is the input? one of input_file_id and input_url");
+    if (file != NULL)
+        return openai_id_parse(FILE_ID_PREFIX, file, &ask->input)
+                   ? 0
+                   : err_set(err, ERR_NOT_FOUND, "input_file_id: there is no file '%.60s'", file);
+    if (strlen(url) > URL_SIZE_MAX)
+        return err_set(err, ERR_RANGE, "input_url has %zu bytes; at most %d are allowed",
+                       strlen(url), URL_SIZE_MAX);
+    r = http_url_resolve(url, url, &whole, err);
+    if (r < 0)
+        return err_wrap(err, "input_url");
+    ask->url = url;
+    new_id(&ask->input);
+    return 0;
+}
+
+static int read_input(struct batch_ask *ask, struct err *err)
+{
+    const char *file = NULL, *url = NULL;
+    int r = 0;
+
+    if (json_object_get(ask->body, "input_file_id") != NULL)
+        r = read_text(ask->body, "input_file_id", &file, err);
+    if (r == 0 && json_object_get(ask->body, "input_url") != NULL)
+        r = read_text(ask->body, "input_url", &url, err);
+    return r < 0 ? r : check_input(ask, file, url, err);
+}
+
 static int read_ask(struct call *call, struct batch_ask *ask, struct err *err)
 {
-    const char *input;
     int r = call_read_json(call, &ask->body, err);
 
     if (r == 0)
-        r = read_text(ask->body, "input_file_id", &input, err);
-    if (r == 0 && !openai_id_parse(FILE_ID_PREFIX, input, &ask->input))
-        r = err_set(err, ERR_NOT_FOUND, "input_file_id: there is no file '%.60s'", input);
+        r = read_input(ask, err);
     if (r == 0)
         r = read_endpoint(ask, err);
     if (r == 0)
@@ -276,16 +330,15 @@ static void answer_created(struct call *call, const struct pg_answer *answer, si
 
 static void ask_add(struct pg_batch *batch, const struct call *call, const struct batch_ask *ask)
 {
-    uint8_t entropy[JOB_ID_RANDOM_SIZE];
     struct wire_id id;
     char *metadata = ask->metadata == NULL ? NULL : json_dumps(ask->metadata, JSON_COMPACT);
 
-    rng_secret_bytes(entropy, sizeof(entropy));
-    id = job_id_make(0, clock_wall_ms(), entropy);
-    pg_add(batch, &batch_input);
+    new_id(&id);
+    pg_add(batch, ask->url == NULL ? &batch_input : &batch_open);
     pg_bind_c(batch, call->tenant);
-    pg_bind_id(batch, &ask->input);
-    pg_add(batch, &batch_create);
+    if (ask->url == NULL)
+        pg_bind_id(batch, &ask->input);
+    pg_add(batch, ask->url == NULL ? &batch_create : &batch_create_url);
     pg_bind_c(batch, call->tenant);
     pg_bind_id(batch, &ask->input);
     pg_bind_id(batch, &id);
@@ -298,6 +351,8 @@ static void ask_add(struct pg_batch *batch, const struct call *call, const struc
     pg_bind_i64(batch, call->gateway->settings.batches_open_max);
     pg_bind_json(batch, ask->targets);
     pg_bind_bool(batch, ask->skip_bad);
+    if (ask->url != NULL)
+        pg_bind_c(batch, ask->url);
     pg_add(batch, &batch_notify);
     free(metadata);
 }
@@ -528,18 +583,19 @@ static void on_native(void *opaque, const struct pg_answer *answer)
 static void on_choice(struct call *call, const struct config_choice *choice)
 {
     const char *file = http_target_query(&call->target, "input_file_id");
+    const char *url = http_target_query(&call->target, "input_url");
     OWNED(mem_free) char *targets = targets_of(choice);
     struct batch_ask ask = {.targets = targets};
     struct pg_batch *batch;
     struct err err;
     int r = native_ask(call, &ask, &err);
 
-    if (r == 0 && file == NULL) {
+    if (r == 0 && file == NULL && url == NULL) {
         file_upload_lines(call, targets);
         return;
     }
-    if (r == 0 && !openai_id_parse(FILE_ID_PREFIX, file, &ask.input))
-        r = err_set(&err, ERR_NOT_FOUND, "input_file_id: there is no file '%.60s'", file);
+    if (r == 0)
+        r = check_input(&ask, file, url, &err);
     if (r < 0) {
         call_fail(&call, &err);
         return;
@@ -578,7 +634,6 @@ static void on_retried(void *opaque, const struct pg_answer *answer)
 
 void batch_retry_begin(struct call *call)
 {
-    uint8_t entropy[JOB_ID_RANDOM_SIZE];
     struct wire_id id, again;
     struct pg_batch *batch;
     struct err err;
@@ -587,8 +642,7 @@ void batch_retry_begin(struct call *call)
         call_fail(&call, &err);
         return;
     }
-    rng_secret_bytes(entropy, sizeof(entropy));
-    again = job_id_make(0, clock_wall_ms(), entropy);
+    new_id(&again);
     batch = pg_batch_new();
     pg_add(batch, &batch_find);
     pg_bind_c(batch, call->tenant);

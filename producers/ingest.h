@@ -8,7 +8,7 @@
  *   ingest_main.c     opens, runs, drains           ingest_bulk.c     which bulk jobs are ours
  *   ingest_scan.c     input -> chunks, or errors    ingest_target.c   whom a line goes to
  *   ingest_send.c     chunk -> jobs                 ingest_collect.c  jobs -> output, in order
- *   ingest_sweep.c    files that are to go
+ *   ingest_sweep.c    files that are to go          ingest_fetch.c    inputs that are at a URL
  *   pure: bulk_line, bulk_seen, bulk_pace (how many lines may be jobs at a time)
  *
  *     claimed -> scan: every line is looked at, once, and chunks are rows
@@ -31,6 +31,7 @@
 #include "base/assert.h"
 #include "base/loop.h"
 #include "base/metrics.h"
+#include "brokers/address_guard.h"
 #include "brokers/blob.h"
 #include "brokers/pg.h"
 #include "brokers/queue.h"
@@ -39,6 +40,8 @@
 #include "producers/bulk_seen.h"
 #include "schema/job_id.h"
 
+struct fetch;
+struct http_client;
 struct http_server;
 struct json_t;
 
@@ -76,6 +79,8 @@ struct ingest {
     struct queue_producer *producer;
     struct queue_topic *intake;
     struct blob_store *blobs;
+    struct http_client *http; /* for URLs of users */
+    struct address_allow url_allow;
     struct metrics *metrics;
     struct metrics_pages pages;
     struct http_server *server;
@@ -154,7 +159,9 @@ struct bulk {
     int64_t epoch;
     char text[JOB_ID_TEXT_SIZE], tenant[INGEST_NAME_SIZE], key_prefix[INGEST_NAME_SIZE];
     char endpoint[INGEST_NAME_SIZE], route[INGEST_NAME_SIZE + 8];
-    char blob[BLOB_KEY_SIZE];
+    char blob[BLOB_KEY_SIZE]; /* "": its input is at a URL yet */
+    struct wire_id input_file;
+    struct fetch *fetch; /* while that is read; NULL: it is not */
     uint64_t input_size, expires_us;
     int fd;                                     /* of the input; -1: not yet open */
     uint32_t pin_count;                         /* answers that are out */
@@ -190,10 +197,17 @@ void bulk_drop(struct bulk *bulk); /* it is somebody else's, or over */
 /* Sends and frees the batch, pinned; false: not sent, and the bulk job goes on by its step. */
 bool bulk_query(struct bulk *bulk, struct pg_batch **batch_p, pg_done_fn *done, void *opaque);
 void bulk_go_on(struct bulk *bulk, uint64_t in_ms);
+void bulk_open_input(struct bulk *bulk); /* its blob is there */
 /* Its input is not what it was when it was validated; line 0: none is to blame. What is written
  * stays, and what is not cannot be told apart any more, and has failed. */
 void bulk_lose_input(struct bulk *bulk, const char *code, uint64_t line, const char *text);
 void bulk_key(const struct bulk *bulk, uint32_t chunk, int part, char to[BLOB_KEY_SIZE]);
+
+/* ---- ingest_fetch.c: an input that is at a URL ---- */
+
+void bulk_fetch_begin(struct bulk *bulk, const char *url); /* then bulk_open_input(), or refused */
+void bulk_fetch_stop(struct bulk *bulk);                   /* it is dead */
+void bulk_fetch_free(struct fetch **fetch_p);              /* when nothing answers any more */
 
 /* ---- ingest_sweep.c: files that are to go ---- */
 

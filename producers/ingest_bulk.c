@@ -27,8 +27,8 @@
 
 PG_STATEMENT(bulk_claim,
              "SELECT id, epoch, tenant, key_prefix, endpoint, input_blob, input_size, expires_at, "
-             "status, in_progress_at IS NOT NULL, targets::text, skip_bad FROM bulk_claim($1, $2 * "
-             "interval '1 ms', $3)");
+             "status, in_progress_at IS NOT NULL, targets::text, skip_bad, input_file_id, "
+             "coalesce(input_url, '') FROM bulk_claim($1, $2 * interval '1 ms', $3)");
 PG_STATEMENT(bulk_renew,
              "UPDATE bulk SET leased_until = now() + $2 * interval '1 ms' WHERE owner = $1 AND id "
              "= ANY($3) AND leased_until < 'infinity' RETURNING id, epoch, status");
@@ -70,6 +70,7 @@ static void bulk_free(struct bulk **bulk_p)
     while ((chunk = TAILQ_FIRST(&bulk->chunks)) != NULL)
         chunk_free(&chunk);
     bulk_scan_end(&bulk->scan);
+    bulk_fetch_free(&bulk->fetch);
     loop_timer_free(&bulk->step);
     if (bulk->fd >= 0)
         (void)close(bulk->fd);
@@ -99,7 +100,9 @@ void bulk_drop(struct bulk *bulk)
         return;
     bulk->dead = true;
     loop_timer_stop(bulk->step);
-    if (bulk->pin_count == 0)
+    bulk->pin_count++; /* what stops here must not free it in here */
+    bulk_fetch_stop(bulk);
+    if (--bulk->pin_count == 0)
         bulk_free(&bulk);
 }
 
@@ -473,15 +476,21 @@ static void on_input(void *opaque, int fd, uint64_t size, const struct err *err)
         bulk_begin(bulk);
 }
 
-static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size_t row)
+void bulk_open_input(struct bulk *bulk)
 {
-    struct bulk *bulk = xcalloc(1, sizeof(*bulk));
-    const char *status = pg_c(answer, 0, row, 8);
-    struct err err = {.code = ERR_OK};
+    struct err err;
 
-    bulk->ingest = ingest;
-    bulk->fd = -1;
-    bulk->newest = -1;
+    if (blob_open(bulk->ingest->blobs, bulk->blob, on_input, bulk, &err) == 0) {
+        bulk_pin(bulk);
+        return;
+    }
+    log_warn("bulk_not_begun", LOG_STR("bulk", bulk->text), LOG_ERR(&err));
+    bulk_drop(bulk);
+}
+
+/* What its row says. */
+static void bulk_read_row(struct bulk *bulk, const struct pg_answer *answer, size_t row)
+{
     bulk->id = pg_id(answer, 0, row, 0);
     job_id_format(&bulk->id, bulk->text);
     bulk->epoch = pg_i64(answer, 0, row, 1);
@@ -494,27 +503,41 @@ static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size
     mem_copy_text(bulk->blob, pg_c(answer, 0, row, 5));
     bulk->input_size = pg_u64(answer, 0, row, 6);
     bulk->expires_us = pg_time_us(answer, 0, row, 7);
-    bulk->cancelling = strcmp(status, "cancelling") == 0;
+    bulk->cancelling = strcmp(pg_c(answer, 0, row, 8), "cancelling") == 0;
     bulk->validated = pg_bool(answer, 0, row, 9);
     bulk->skip_bad = pg_bool(answer, 0, row, 11);
+    bulk->input_file = pg_id(answer, 0, row, 12);
     bulk->again = bulk->epoch > 1;
+}
+
+static void bulk_new(struct ingest *ingest, const struct pg_answer *answer, size_t row)
+{
+    struct bulk *bulk = xcalloc(1, sizeof(*bulk));
+    struct err err = {.code = ERR_OK};
+
+    bulk->ingest = ingest;
+    bulk->fd = -1;
+    bulk->newest = -1;
+    bulk_read_row(bulk, answer, row);
     TAILQ_INIT(&bulk->chunks);
     bulk_pace_init(&bulk->pace);
     bulk->step = loop_timer_new(ingest->loop, on_step, bulk);
     LIST_INSERT_HEAD(&ingest->bulks, bulk, link);
     metric_set(metrics_of(ingest->metrics, INGEST_METRIC_ingest_bulk_jobs), ++ingest->bulk_count);
     log_info("bulk_claimed", LOG_STR("bulk", bulk->text), LOG_STR("tenant", bulk->tenant),
-             LOG_STR("status", status), LOG_I64("epoch", bulk->epoch));
+             LOG_STR("status", pg_c(answer, 0, row, 8)), LOG_I64("epoch", bulk->epoch));
     if (bulk->validated || bulk->native)
         err.code = targets_read(bulk, pg_c(answer, 0, row, 10), &err);
-    if (err.code == ERR_OK)
-        err.code = blob_open(ingest->blobs, bulk->blob, on_input, bulk, &err);
     if (err.code < 0) {
         log_warn("bulk_not_begun", LOG_STR("bulk", bulk->text), LOG_ERR(&err));
         bulk_drop(bulk);
-        return;
+    } else if (bulk->blob[0] != '\0') {
+        bulk_open_input(bulk);
+    } else if (bulk->cancelling) {
+        bulk_go_on(bulk, 0);
+    } else {
+        bulk_fetch_begin(bulk, pg_c(answer, 0, row, 13));
     }
-    bulk_pin(bulk);
 }
 
 /* ---- leases ---- */

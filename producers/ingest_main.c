@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/http_client.h"
 #include "base/http_server.h"
 #include "base/log.h"
 #include "base/rng.h"
@@ -138,6 +139,25 @@ static int open_pages(struct ingest *ingest, struct err *err)
                          &ingest->server, err);
 }
 
+static bool check_address(const struct sockaddr *address, socklen_t size, void *opaque)
+{
+    const struct ingest *ingest = opaque;
+
+    (void)size;
+    return address_allowed(&ingest->url_allow, address);
+}
+
+static int open_http(struct ingest *ingest, struct err *err)
+{
+    const struct http_client_options options = {.check_address = check_address,
+                                                .check_opaque = ingest};
+    int r = address_allow_parse(ingest->settings.url_allow, &ingest->url_allow, err);
+
+    if (r < 0)
+        return err_wrap(err, "url-allow");
+    return http_client_open(ingest->loop, &options, &ingest->http, err);
+}
+
 static int open_servers(struct ingest *ingest, struct err *err)
 {
     /* As the broker's session (store_postgres.c): a plan that is right for ten rows of a day that
@@ -157,6 +177,8 @@ static int open_servers(struct ingest *ingest, struct err *err)
         r = queue_producer_open(ingest->loop, &producer, &ingest->producer, err);
     if (r == 0)
         r = blob_store_open(ingest->loop, ingest->settings.blobs, &ingest->blobs, err);
+    if (r == 0)
+        r = open_http(ingest, err);
     if (r < 0)
         return r;
     ingest->intake = queue_producer_topic(ingest->producer, topic_name(TOPIC_INTAKE));
@@ -199,6 +221,7 @@ static void ingest_close(struct ingest *ingest)
     queue_producer_close(&ingest->producer);
     pg_close(&ingest->pg);
     ingest_sweep_close(ingest);
+    http_client_close(&ingest->http);
     ingest_bulks_close(ingest);
     blob_store_close(&ingest->blobs);
     topics_close(&ingest->topics); /* whatever could answer it is gone */

@@ -41,7 +41,8 @@ PG_STATEMENT(scan_good,
              "= $4, errors = $5 WHERE id = $1 AND epoch = $2 AND status = 'validating'");
 PG_STATEMENT(scan_bad,
              "UPDATE bulk SET status = 'failed', failed_at = now(), total = $3, errors = $4, "
-             "leased_until = 'infinity' WHERE id = $1 AND epoch = $2 AND status = 'validating'");
+             "input_url = NULL, leased_until = 'infinity' WHERE id = $1 AND epoch = $2 AND status "
+             "= 'validating'");
 
 struct scan {
     struct buf text; /* of the input, from `start` on; JSON_FAST_PADDING bytes of room behind it */

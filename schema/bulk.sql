@@ -35,7 +35,8 @@ CREATE TABLE bulk (
     owner text,
     leased_until timestamptz NOT NULL DEFAULT '-infinity',
     retry_of uuid, -- whose failed lines it has; null: of none
-    skip_bad boolean NOT NULL DEFAULT false -- bad lines fail alone, and not all of it
+    skip_bad boolean NOT NULL DEFAULT false, -- bad lines fail alone, and not all of it
+    input_url text -- null: the input is input_blob
 );
 CREATE INDEX bulk_tenant ON bulk (tenant, id);
 CREATE INDEX bulk_open ON bulk (id) WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling');

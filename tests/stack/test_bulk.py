@@ -6,11 +6,14 @@ Method: one stack; the client runs as a user's script in its own environment (sc
 """
 
 import gzip
+import http.server
 import json
 import os
 import pathlib
 import socket
 import subprocess
+import threading
+import urllib.parse
 
 import bulk_kill
 import pytest
@@ -29,7 +32,8 @@ EVERY_KILL = [(victim, 0.1 * n) for n, victim in enumerate(bulk_kill.VICTIMS, 2)
 @pytest.fixture(scope="module")
 def stack(request, tmp_path_factory):
     journal = tmp_path_factory.mktemp("journal") / "calls"
-    for stack in run_stack(request, env={**bulk_kill.LEASE, "HEADRACE_SIM_JOURNAL": journal}):
+    env = {**bulk_kill.LEASE, "HEADRACE_SIM_JOURNAL": journal, "HEADRACE_URL_ALLOW": "127.0.0.1", "HEADRACE_URL_MAX": "2MiB"}
+    for stack in run_stack(request, env=env):
         stack.journal = journal
         yield stack
 
@@ -577,6 +581,139 @@ def test_lines_of_one_model(stack, sim):
             (submit_lines(stack, b"x", query="?completion_window=1d"), 400, "completion_window is '1d'"),
             (submit_lines(stack, b"", query="?input_file_id=x"), 404, "no file 'x'")):
         assert reply.status == status and text in reply.body.decode(), reply
+
+
+class Lender(http.server.BaseHTTPRequestHandler):
+    """A server of inputs: by path, with what goes wrong."""
+
+    protocol_version = "HTTP/1.1"
+    files, asked = {}, []
+
+    def do_GET(self):
+        type(self).asked.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+        to = self.path.removeprefix("/to/")
+        content = type(self).files.get(self.path)
+        if to != self.path:
+            self.send_response(302)
+            self.send_header("Location", to)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif content is None:
+            self.send_error(404)
+        else:
+            self.give(content)
+
+    def give(self, content):
+        cut, start = self.path.startswith("/cut"), 0
+        if self.headers.get("Range") and self.headers.get("If-Range") == '"v1"':
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("ETag", '"v1"' if not self.path.endswith("weak") else 'W/"v1"')
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if not cut or len([one for one in type(self).asked if one[0] == self.path]) > 1:
+            self.wfile.write(content[start:])
+            return
+        self.wfile.write(content[:len(content) // 2])
+        self.close_connection = True
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def lender():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Lender)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_input_at_a_url(stack, sim, lender):
+    """Read through the guard, as it is or packed, through redirects and cuts; then it is a file as any other."""
+    lines = jsonl([{"model_input": {"n": n, "padding": "x" * 800}} for n in range(1500)])
+    Lender.files = {"/plain.jsonl": lines, "/packed.jsonl.gz": gzip.compress(lines), "/cut.jsonl": lines, "/cut.weak": lines,
+                    "/empty": b"", "/large": lines * 2}
+
+    def submit(url):
+        reply = submit_lines(stack, b"", query="?input_url=" + urllib.parse.quote(url, safe=""))
+        assert reply.status == 201 and reply.json["status"] == "validating", reply
+        return reply.json["id"]
+
+    names = ["/plain.jsonl", "/packed.jsonl.gz", "/cut.jsonl", "/cut.weak", f"/to/{lender}/plain.jsonl"]
+    good = {name: submit(lender + name) for name in names}
+    refused = [
+        (lender + "/nobody", "url_not_read", "answers 404"), (lender + "/empty", "empty_file", "is empty"),
+        (lender + "/large", "url_not_read", "has more than the 2097152 bytes of url-max"),
+        (lender.replace("127.0.0.1", "127.0.0.2") + "/plain.jsonl", "url_not_read", "an address that is not public"),
+        (lender + "/to/http://10.0.0.1/x", "url_not_read", "an address that is not public"),
+        (lender + "/to/file:///etc/passwd", "url_not_read", "neither http nor https"),
+        (lender + "/to/" + "/to/".join([lender] * 7) + "/plain.jsonl", "url_not_read", "more than 5 redirects"),
+    ]
+    bad = [(submit(url), code, text) for url, code, text in refused]
+    for name, id in good.items():
+        batch = wait_over(stack, id)
+        assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 1500, (name, batch)
+    file = stack.http("GET", f"/v1/files/{batch_of(stack, good['/plain.jsonl'])['input_file_id']}").json
+    assert file["filename"] == "plain.jsonl" and file["bytes"] == len(lines) and file["purpose"] == "batch", file
+    assert stack.http("GET", f"/v1/files/{file['id']}/content").body == lines
+    ranges = {name: [one[1:] for one in Lender.asked if one[0] == name] for name in names}
+    assert ranges["/cut.jsonl"] == [(None, None), (f"bytes={len(lines) // 2}-", '"v1"')]  # it went on
+    assert ranges["/cut.weak"] == [(None, None), (None, None)]  # it began anew
+    for id, code, text in bad:
+        batch = wait_over(stack, id)
+        assert batch["status"] == "failed" and batch["errors"]["data"][0]["code"] == code, batch
+        assert text in batch["errors"]["data"][0]["message"], batch
+    assert stack.sql("SELECT count(*) FROM headrace.bulk WHERE input_url IS NOT NULL") == [["0"]]
+    batch = {"endpoint": "/v1/embeddings", "completion_window": "24h"}
+    Lender.files["/openai.jsonl"] = jsonl([line(n) for n in range(3)])
+    made = stack.http("POST", "/v1/batches", {**batch, "input_url": lender + "/openai.jsonl"})
+    assert made.status == 200 and wait_over(stack, made.json["id"])["request_counts"]["completed"] == 3, made
+    done = stack.cli("bulk", "submit", "--model", "sim", "--input-url", lender + "/plain.jsonl", "--wait", "--json")
+    assert json.loads(done.stdout)["request_counts"]["completed"] == 1500
+    for fields, text in (({"input_url": "ftp://a/b"}, "neither http nor https"), ({"input_url": "x" * 2049}, "2049 bytes"),
+                         ({"input_url": "no url"}, "input_url: "), ({}, "one of input_file_id and input_url"),
+                         ({"input_url": lender, "input_file_id": file["id"]}, "one of input_file_id and input_url")):
+        reply = stack.http("POST", "/v1/batches", {**batch, **fields})
+        assert reply.status == 400 and text in reply.json["error"]["message"], (fields, reply)
+
+
+def test_a_url_is_read_again_after_a_kill(stack, sim):
+    """The ingest dies while it reads; the next one begins anew, and nothing remains of the first."""
+    content, gates = jsonl([{"model_input": {"n": n, "padding": "x" * 1000}} for n in range(1200)]), []
+
+    def serve(server):
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            peer.recv(65536)
+            peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content[:1_100_000])
+            gates.append(peer)
+            if len(gates) > 1:
+                peer.sendall(content[1_100_000:])
+                peer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, args=(server,), daemon=True).start()
+        url = urllib.parse.quote(f"http://127.0.0.1:{server.getsockname()[1]}/lines", safe="")
+        id = submit_lines(stack, b"", query="?input_url=" + url).json["id"]
+        wait_until("the first half to be sent", lambda: gates)
+        stack.restart_service("ingest", kill=True)
+        batch = wait_over(stack, id)
+        assert batch["status"] == "completed" and batch["request_counts"]["completed"] == 1200 and len(gates) == 2, batch
+        gates[0].close()
+        # One that is canceled while it is read.
+        gates.clear()
+        id = submit_lines(stack, b"", query="?input_url=" + url).json["id"]
+        wait_until("the first half to be sent", lambda: gates)
+        assert stack.http("POST", f"/v1/batches/{id}/cancel").status == 200
+        assert wait_over(stack, id)["status"] == "cancelled"
+        gates[0].close()
 
 
 def test_bad_lines_are_skipped(stack, sim):

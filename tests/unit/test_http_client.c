@@ -479,11 +479,44 @@ static void test_blocking_call(void **state)
     assert_int_equal(world.done_count, 1);
 }
 
+static void test_where_a_redirect_leads_to(void **state)
+{
+    static const struct {
+        const char *url, *location, *expected; /* NULL: to no URL of ours */
+    } rows[] = {
+        {"http://a.example/b/c?d=1", "e", "http://a.example/b/e"},
+        {"http://a.example/b/c?d=1", "/e?f", "http://a.example/e?f"},
+        {"https://a.example/b", "//other.example/x", "https://other.example/x"},
+        {"http://a.example/", "https://b.example:8443/c", "https://b.example:8443/c"},
+        {"http://a.example/", "ftp://a.example/", NULL},
+        {"http://a.example/", "file:///etc/passwd", NULL},
+        {"a", "b", NULL},
+        {"http://", "http://", NULL},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        char *url = NULL;
+        struct err err;
+        int r = http_url_resolve(rows[i].url, rows[i].location, &url, &err);
+
+        if (rows[i].expected == NULL) {
+            assert_int_equal(r, ERR_MALFORMED);
+            assert_non_null(strstr(err.text, rows[i].location));
+        } else {
+            assert_int_equal(r, 0);
+            assert_string_equal(url, rows[i].expected);
+        }
+        free(url);
+    }
+}
+
 #define IN_WORLD(test) cmocka_unit_test_setup_teardown(test, world_open, world_close)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_where_a_redirect_leads_to),
         IN_WORLD(test_methods_bodies_and_headers),
         IN_WORLD(test_redirects_are_not_followed),
         IN_WORLD(test_answer_limit_and_streaming),
