@@ -32,6 +32,7 @@ int predict_main(int argc, char **argv);
     SETTING_STRING(environment, "production", "environment of the model to ask")                   \
     SETTING_STRING(deployment, "", "deployment to ask instead of an environment")                  \
     SETTING_BOOL(async, false, "submit a job, print its id and go, instead of waiting")            \
+    SETTING_STRING(run_at, "", "with --async: not before this time (2026-12-24T18:00:00Z)")        \
     SETTING_BOOL(wait, false, "with --async: wait for the result all the same")                    \
     SETTING_BOOL(stream, false, "print the pieces of the answer as they come")                     \
     SETTING_STRING(content_type, "", "media type of the input, which is sent as it is; JSON")      \
@@ -100,6 +101,8 @@ static int submit(const struct client *client, const struct predict_settings *se
         (void)json_object_set_new(body, "webhook_endpoint", json_string(settings->webhook));
     if (settings->stream)
         (void)json_object_set_new(body, "stream", json_true());
+    if (*settings->run_at != '\0')
+        (void)json_object_set_new(body, "run_at", json_string(settings->run_at));
     call.send.headers = headers;
     call.send.header_count = common_headers(settings, headers);
     call.body = body;
@@ -219,6 +222,8 @@ static int check_settings(const struct predict_settings *settings)
                       "--content-type does not go with --async, whose input is JSON");
     else if (!settings->async && *settings->webhook != '\0')
         (void)err_set(&err, ERR_USAGE, "--webhook goes with --async");
+    else if (!settings->async && *settings->run_at != '\0')
+        (void)err_set(&err, ERR_USAGE, "--run-at goes with --async");
     else if (!settings->async && settings->wait)
         (void)err_set(&err, ERR_USAGE, "--wait goes with --async");
     else

@@ -22,7 +22,7 @@
  *   gateway_content.c  their output
  *   gateway_schedules.c schedules                    gateway_ticks.c   what they are due for
  *   gateway_topics.c   bindings of topics             gateway_peers.c   gateways that are lost
- *   gateway_training*.c training jobs
+ *   gateway_training*.c training jobs                gateway_plan.c    what has a run_at
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
  *         gateway_delivery_id, gateway_file, gateway_lease
  *
@@ -74,6 +74,7 @@ struct rates;
 struct seal_key;
 struct submits;
 struct syncs;
+struct plans;
 struct ticks;
 struct peers;
 struct trainings;
@@ -123,6 +124,7 @@ struct gateway {
     struct watch *watch;
     struct submits *submits;
     struct ticks *ticks;
+    struct plans *plans;
     struct peers *peers;
     struct trainings *trainings;
     struct caps *caps;
@@ -329,6 +331,12 @@ void gateway_cancel_silently(struct gateway *gateway, const struct wire_id *id, 
 int gateway_ticks_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void gateway_ticks_close(struct ticks **ticks_p);
 void gateway_ticks_look(struct ticks *ticks); /* each second */
+
+/* ---- gateway_plan.c: what was submitted with a run_at goes to Kafka then ---- */
+
+int gateway_plans_open(struct gateway *gateway, struct err *err) MUST_CHECK;
+void gateway_plans_close(struct plans **plans_p);
+void gateway_plans_look(struct plans *plans); /* each second */
 
 /* ---- gateway_peers.c: what the callers of a lost gateway had waited for is canceled ---- */
 

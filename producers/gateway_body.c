@@ -8,6 +8,7 @@
 #include <strings.h>
 
 #include "base/json_fast.h"
+#include "producers/gateway_time.h"
 #include "schema/job.h"
 
 #define NAME_SHOWN_MAX 64
@@ -238,6 +239,28 @@ static int read_webhook(struct body_reader *reader, const struct json_field *fie
     return r;
 }
 
+static int read_run_at(struct body_reader *reader, const struct json_field *field,
+                       struct submit_body *body, struct err *err)
+{
+    const char *text;
+    int r;
+
+    if (field->type == JSON_TYPE_NULL)
+        return 0;
+    if (field->type != JSON_TYPE_STRING)
+        return err_set(err, ERR_MALFORMED,
+                       "run_at is of type %s; it must be a time as in 2026-12-24T18:00:00Z",
+                       json_type_name(field->type));
+    r = json_fast_string(reader->outer, field, &text, NULL, err);
+    if (r == 0)
+        r = gateway_time_parse(text, &body->run_at_us, err);
+    if (r < 0)
+        return err_wrap(err, "run_at");
+    if (body->run_at_us == 0)
+        return err_set(err, ERR_RANGE, "run_at is '%.40s', which is before 1970", text);
+    return 0;
+}
+
 static int read_flag(const struct json_field *field, bool *ret_flag, struct err *err)
 {
     if (field->type == JSON_TYPE_NULL)
@@ -269,6 +292,8 @@ static int read_field(struct body_reader *reader, const struct json_field *field
     }
     if (key_is(field, "webhook_endpoint"))
         return read_webhook(reader, field, loopback_http, body, err);
+    if (key_is(field, "run_at"))
+        return read_run_at(reader, field, body, err);
     if (key_is(field, "refuse_late"))
         return read_flag(field, &body->refuse_late, err);
     if (key_is(field, "stream"))

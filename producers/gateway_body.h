@@ -29,8 +29,9 @@ struct submit_body {
     uint32_t priority, queue_limit_s;
     uint32_t max_attempts, initial_delay_ms, max_delay_ms;
     uint32_t slot_count;
-    bool refuse_late; /* rather than accept what will expire */
-    bool stream;      /* the answer's pieces can be followed */
+    uint64_t run_at_us; /* not before; 0: now */
+    bool refuse_late;   /* rather than accept what will expire */
+    bool stream;        /* the answer's pieces can be followed */
     uint32_t warning_count;
     struct buf warnings; /* `"…","…"`: the items of a JSON array; empty: none */
 };

@@ -36,6 +36,14 @@
 PG_STATEMENT(cancel_find, "SELECT state, tenant FROM job WHERE id = $1");
 PG_STATEMENT(cancel_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
                            "ORDER BY epoch DESC, number DESC LIMIT 1");
+/* Of one that waits for its run_at, and that no gateway is sending: then nobody else has to do with
+ * it. The second statement also tells of one that was canceled before. */
+PG_STATEMENT(cancel_plan,
+             "UPDATE planned SET canceled_at = now() WHERE job_id = $1 AND tenant = $2 "
+             "AND canceled_at IS NULL AND (claimed_until > now()) IS NOT TRUE AND NOT "
+             "EXISTS (SELECT FROM job WHERE id = $1)");
+PG_STATEMENT(cancel_planned, "SELECT canceled_at IS NOT NULL FROM planned WHERE job_id = $1 AND "
+                             "tenant = $2 AND NOT EXISTS (SELECT FROM job WHERE id = $1)");
 PG_STATEMENT(cancel_look, "SELECT id, state, tenant FROM job WHERE id = ANY($1)");
 
 struct cancel {
@@ -314,6 +322,7 @@ static void cancel_send(struct call *call, const struct wire_id *id)
 /* Results of the question. The floor comes first, as in gateway_status.h. */
 #define FOUND_FLOOR 0
 #define FOUND_ROW 1
+#define FOUND_PLANNED 3
 
 static void on_found(void *opaque, const struct pg_answer *answer)
 {
@@ -340,6 +349,8 @@ static void on_found(void *opaque, const struct pg_answer *answer)
             answer_final(call, state);
         else
             cancel_send(call, &id);
+    } else if (pg_row_count(answer, FOUND_PLANNED) == 1 && pg_bool(answer, FOUND_PLANNED, 0, 0)) {
+        answer_final(call, JOB_CANCELED);
     } else {
         if (pg_row_count(answer, FOUND_FLOOR) == 1)
             floor_us = pg_time_us(answer, FOUND_FLOOR, 0, 0);
@@ -352,6 +363,7 @@ static void on_found(void *opaque, const struct pg_answer *answer)
 
 void cancel_begin(struct call *call)
 {
+    static const struct pg_statement *const of_plans[] = {&cancel_plan, &cancel_planned};
     struct gateway *gateway = call->gateway;
     uint32_t shards = gateway_watch_shard_count(gateway->watch);
     struct pg_batch *batch;
@@ -376,6 +388,11 @@ void cancel_begin(struct call *call)
     pg_bind_i16(batch, job_id_shard(&id));
     pg_add(batch, &cancel_find);
     pg_bind_id(batch, &id);
+    for (size_t i = 0; i < COUNT_OF(of_plans); i++) {
+        pg_add(batch, of_plans[i]);
+        pg_bind_id(batch, &id);
+        pg_bind_c(batch, call->tenant);
+    }
     r = pg_pool_send(gateway->pg, &batch, GATEWAY_QUERY_TIMEOUT_MS, on_found, call, &err);
     pg_batch_free(&batch);
     if (r < 0)

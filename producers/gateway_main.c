@@ -93,6 +93,7 @@ static void on_tick(void *opaque)
     gateway_websockets_tick(gateway->websockets, loop_now_ms(gateway->loop));
     gateway_ticks_look(gateway->ticks);
     gateway_trainings_look(gateway->trainings);
+    gateway_plans_look(gateway->plans);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_connections),
                gateway->server == NULL ? 0 : http_server_counts(gateway->server).connections);
     metric_set(metrics_of(gateway->metrics, GATEWAY_METRIC_gateway_ready),
@@ -348,6 +349,7 @@ static int gateway_open(struct gateway *gateway, struct err *err)
         gateway_watch_open,
         gateway_submits_open,
         gateway_ticks_open,
+        gateway_plans_open,
         gateway_peers_open,
         gateway_trainings_open,
         gateway_cancels_open,
@@ -410,6 +412,7 @@ static void gateway_close(struct gateway *gateway)
     gateway_follows_close(&gateway->follows);
     gateway_cancels_close(&gateway->cancels);
     gateway_ticks_close(&gateway->ticks);
+    gateway_plans_close(&gateway->plans);
     gateway_peers_close(&gateway->peers);
     gateway_trainings_close(&gateway->trainings);
     if (gateway->submits != NULL)

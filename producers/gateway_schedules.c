@@ -235,6 +235,8 @@ static int read_request(const struct call *call, const json_t *body, struct want
     if (r < 0)
         return err_wrap(err, "request");
     submit_body_done(&submit);
+    if (submit.run_at_us > 0)
+        return err_set(err, ERR_RANGE, "request.run_at: it is the schedule that says when");
     return 0;
 }
 

@@ -19,6 +19,7 @@
 #include "brokers/cache.h"
 #include "brokers/pg.h"
 #include "producers/gateway.h"
+#include "producers/gateway_plan.h"
 #include "producers/gateway_status.h"
 #include "producers/gateway_view.h"
 #include "schema/message.h"
@@ -26,9 +27,9 @@
 #define ANSWER_SIZE_MAX (2u << 20)
 
 PG_STATEMENT(status_find,
-             "SELECT " STATUS_COLUMNS " FROM job j "
+             "SELECT " STATUS_COLUMNS ", NULL::timestamptz FROM job j "
              "LEFT JOIN delivery d ON d.job_id = j.id AND d.round = j.round AND d.endpoint = 'job' "
-             "WHERE j.id = $1 AND j.tenant = $2");
+             "WHERE j.id = $1 AND j.tenant = $2 UNION ALL " PLAN_STATUS_ROW);
 PG_STATEMENT(status_floor, "SELECT floor_at FROM flush WHERE shard = $1 "
                            "ORDER BY epoch DESC, number DESC LIMIT 1");
 PG_STATEMENT(status_result, "SELECT r.output, coalesce(r.output_blob, ''), r.output_size, "
@@ -217,6 +218,7 @@ static void on_rows(void *opaque, const struct pg_answer *answer)
         return;
     }
     view = status_read(answer, &id);
+    view.run_at_us = pg_time_us(answer, STATUS_ROW, 0, STATUS_COLUMN_COUNT);
     if (wants_result(call) && pg_row_count(answer, STATUS_MORE) == 1) {
         output = pg_bytes(answer, STATUS_MORE, 0, 0);
         blob = pg_c(answer, STATUS_MORE, 0, 1);

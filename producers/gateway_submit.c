@@ -4,8 +4,8 @@
  * Accept: from a submit's headers to its 201.
  *
  *   limits of the tenant, rate -> choose the deployment -> limits of its pool -> body -> check
- *   -> (Idempotency-Key: reserve) -> (large input: blob) -> produce Submit to intake[s] -> Kafka's
- *   report -> 201
+ *   -> (Idempotency-Key: reserve) -> (large input: blob) -> produce Submit to intake[s], or keep it
+ *   until its run_at (gateway_plan.c) -> the report -> 201
  *
  * Refusals come before anything is produced. From the produce on, a struct submit waits for its
  * report; it outlives the call when the report takes longer than accept_wait: then the client has
@@ -38,6 +38,7 @@
 #include "producers/gateway_body.h"
 #include "producers/gateway_large.h"
 #include "producers/gateway_late.h"
+#include "producers/gateway_plan.h"
 #include "producers/gateway_reserve.h"
 #include "producers/gateway_sync.h"
 #include "producers/gateway_tags.h"
@@ -172,18 +173,6 @@ static void submit_new(struct call *call, const struct config_choice *choice)
 
 /* ---- the answer ---- */
 
-static void answer_url(struct buf *to, const char *name, const struct buf *base, const char *id,
-                       const char *suffix)
-{
-    struct buf url = BUF_WITH_LIMIT(4096);
-
-    buf_append(&url, base->bytes, base->size);
-    buf_printf(&url, "/async_request/%s%s", id, suffix);
-    buf_printf(to, ",\"%s\":", name);
-    json_append_string(to, (const char *)url.bytes, url.size);
-    buf_done(&url);
-}
-
 static void submit_wait(struct submit *submit, bool replayed)
 {
     const struct sync_job job = {.id = submit->id, .keyed = submit->key != NULL, .known = replayed};
@@ -216,11 +205,11 @@ static void submit_answer(struct submit *submit, bool replayed)
         mem_copy_text(call->idempotent_replay, "true");
     gateway_append_base_url(call, &base);
     buf_printf(&to, "{\"request_id\":\"%s\"", call->job);
-    answer_url(&to, "status_url", &base, call->job, "");
-    answer_url(&to, "result_url", &base, call->job, "/result");
-    answer_url(&to, "cancel_url", &base, call->job, "");
+    view_append_url(&to, "status_url", &base, call->job, "");
+    view_append_url(&to, "result_url", &base, call->job, "/result");
+    view_append_url(&to, "cancel_url", &base, call->job, "");
     if (submit->body.stream)
-        answer_url(&to, "stream_url", &base, call->job, "/stream");
+        view_append_url(&to, "stream_url", &base, call->job, "/stream");
     if (submit->body.warnings.size > 0) {
         buf_append_text(&to, ",\"warnings\":[");
         buf_append(&to, submit->body.warnings.bytes, submit->body.warnings.size);
@@ -374,17 +363,29 @@ static struct message_submit submit_message(const struct submit *submit, char id
     return message;
 }
 
+static void on_planned(void *opaque, const struct pg_answer *answer)
+{
+    struct submit *submit = opaque;
+
+    if (call_take_answer(&submit->call, answer) && plan_taken(&submit->call, answer))
+        submit_answer(submit, submit->repeat);
+    submit_free(&submit);
+}
+
 static void submit_produce(struct submit *submit)
 {
     struct gateway *gateway = submit->gateway;
     struct submits *submits = gateway->submits;
     char id[JOB_ID_TEXT_SIZE];
-    const struct message_submit fields = submit_message(submit, id);
+    struct message_submit fields = submit_message(submit, id);
     OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(RECORD_SIZE_MAX);
+    uint64_t run_at_us = submit->body.run_at_us;
     struct queue_message message;
     struct err err;
-    int r = message_encode(MESSAGE_SUBMIT, &fields, &record, &err);
+    int r;
 
+    fields.repeat |= run_at_us > 0;
+    r = message_encode(MESSAGE_SUBMIT, &fields, &record, &err);
     message = (struct queue_message){.topic = gateway->intake,
                                      .partition = job_id_shard(&submit->id),
                                      .bytes = record.bytes,
@@ -392,12 +393,14 @@ static void submit_produce(struct submit *submit)
                                      .trace = submit->trace,
                                      .done = on_report,
                                      .opaque = submit};
-    if (r == 0)
+    if (r == 0 && run_at_us > 0)
+        r = plan_send(gateway, &fields, run_at_us, &record, on_planned, submit, &err);
+    else if (r == 0)
         r = queue_produce(gateway->producer, &message, &err);
-    if (r < 0) {
+    if (r < 0)
         submit_fail(&submit, &err);
+    if (r < 0 || run_at_us > 0)
         return;
-    }
     submit->produced_us = clock_wall_us();
     submit->answer_by_ms = loop_now_ms(gateway->loop) + gateway->settings.accept_wait_ms;
     TAILQ_INSERT_TAIL(&submits->waiting, submit, link);
@@ -632,11 +635,14 @@ static bool submits_admit(const struct submits *submits, size_t size, struct ref
 static void submit_take_id(struct submit *submit, size_t size)
 {
     uint8_t entropy[JOB_ID_RANDOM_SIZE];
+    uint64_t now_ms = clock_wall_ms();
 
     submit->size += size;
     submit->gateway->submits->bytes += size;
     rng_secret_bytes(entropy, sizeof(entropy));
-    submit->id = job_id_make(job_id_shard(&submit->id), clock_wall_ms(), entropy);
+    if (submit->body.run_at_us / 1000 > now_ms)
+        now_ms = submit->body.run_at_us / 1000; /* its rows are of the day on which it runs */
+    submit->id = job_id_make(job_id_shard(&submit->id), now_ms, entropy);
     job_id_format(&submit->id, submit->call->job);
     if (submit->body.refuse_late)
         submit_ask_late(submit);

@@ -105,7 +105,23 @@ static void append_members(const struct job_view *view, struct buf *to)
                "\"status_at\":\"%s\",\"attempts\":%llu",
                view_status(view), view_webhook_status(view), accepted, since,
                (unsigned long long)view->attempts);
+    if (view->run_at_us > 0) {
+        clock_format_iso(view->run_at_us, since);
+        buf_printf(to, ",\"run_at\":\"%s\"", since);
+    }
     append_errors(view, to);
+}
+
+void view_append_url(struct buf *to, const char *name, const struct buf *base, const char *id,
+                     const char *suffix)
+{
+    struct buf url = BUF_WITH_LIMIT(4096);
+
+    buf_append(&url, base->bytes, base->size);
+    buf_printf(&url, "/async_request/%s%s", id, suffix);
+    buf_printf(to, ",\"%s\":", name);
+    json_append_string(to, (const char *)url.bytes, url.size);
+    buf_done(&url);
 }
 
 void view_append_json(const struct job_view *view, struct buf *to)

@@ -30,6 +30,7 @@ struct job_view { /* texts are borrowed */
     enum job_state state;
     struct wire_text model, model_name, deployment, environment, error_message;
     uint64_t accepted_us, state_us;
+    uint64_t run_at_us; /* of one that is to run at a time which has not come; 0: none */
     enum error_class error_class;
     bool has_webhook;
     bool is_chain; /* the model is called chain_id then */
@@ -46,7 +47,11 @@ struct job_view view_of_queued(const struct wire_id *id);
 const char *view_status(const struct job_view *view);         /* "WEBHOOK_FAILED" too */
 const char *view_webhook_status(const struct job_view *view); /* static storage, both */
 
-/* Appends the object of SURFACE 1.3, with model_name, environment and attempts besides. */
+/* Appends `,"name":"base/async_request/<id><suffix>"`. */
+void view_append_url(struct buf *to, const char *name, const struct buf *base, const char *id,
+                     const char *suffix);
+
+/* Appends the object of SURFACE 1.3, with model_name, environment, attempts and run_at besides. */
 void view_append_json(const struct job_view *view, struct buf *to);
 
 /* What is known of a job besides: times are 0 where there is none. */

@@ -8,6 +8,7 @@ while they carry commands out.
 
 import json
 import subprocess
+import time
 
 import msgpack
 import pytest
@@ -279,6 +280,65 @@ def test_cli_by_ids(stack):
     assert "2 applied" in done.stdout
     again = stack.cli("jobs", "cancel", *jobs, "019ab2c4-7d51-7c11-8000-5d1f0a6c9e42", check=False)
     assert again.returncode == 3 and "no such request" in again.stderr
+
+
+# --- a request with a time -------------------------------------------------------------------------
+
+
+def at(seconds):
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + seconds))
+
+
+def planned(stack, job):
+    return stack.sql("SELECT status FROM headrace_v1.planned_jobs WHERE id = :'a1'", job)
+
+
+def test_a_request_runs_at_its_time(stack):
+    """Until then a row keeps it; it may be canceled, its key finds it, and gateways that die cost nothing."""
+    headers = {"Idempotency-Key": "planned-1", "X-Headrace-Tags": "later"}
+    soon, far = at(4), at(3600)
+    first = stack.submit("sim", {"number": 7}, headers=headers, run_at=soon)
+    again = stack.http("POST", "/model/sim/production/async_predict", {"model_input": {"number": 7}, "run_at": soon}, headers)
+    assert again.status == 201 and again.json["request_id"] == first and again.headers["x-headrace-idempotent-replay"] == "true", again
+    later, past = stack.submit("sim", {}, run_at=far), stack.submit("sim", {}, run_at="2020-01-01")
+    for job, when in ((first, soon), (later, far)):
+        status = stack.job(job)
+        assert status["status"] == "QUEUED" and status["run_at"].startswith(when[:-1]) and status["model_name"] == "sim", status
+        assert planned(stack, job) == [["QUEUED"]]
+    assert stack.result(first).status == 202
+    assert stack.wait_final(past)["status"] == "SUCCEEDED"
+    for _ in range(2):
+        assert stack.cancel(later).json == {"request_id": later, "canceled": True, "message": "the request is CANCELED"}
+    assert stack.job(later)["status"] == "CANCELED" and stack.job(later)["errors"][0]["code"] == "CANCELED"
+    assert planned(stack, later) == [["CANCELED"]] and stack.result(later).status == 409
+    stack.restart_service("gateway", kill=True)
+    assert stack.wait_final(first)["status"] == "SUCCEEDED"
+    row = stack.sql("SELECT extract(epoch FROM accepted_at - :'a2'::timestamptz) BETWEEN -0.01 AND 30, tags, idempotency_key "
+                    "FROM headrace_v1.jobs WHERE id = :'a1'", first, soon)
+    assert row == [["t", "{later}", "planned-1"]] and "run_at" not in stack.job(first)
+    wait_until("their rows to go", lambda: planned(stack, first) == planned(stack, past) == [])
+    # Sent and not noted, by one that has died: it goes again under its id, and the ledger has it once.
+    twice = stack.submit("sim", {}, run_at=far)
+    stack.sql("CREATE TABLE headrace.kept AS SELECT * FROM headrace.planned WHERE job_id = :'a1'; UPDATE headrace.planned "
+              "SET run_at = now() WHERE job_id = :'a1'", twice)
+    wait_until("it to be in the ledger", lambda: stack.sql("SELECT 1 FROM headrace.job WHERE id = :'a1'", twice))
+    assert stack.wait_final(twice)["status"] == "SUCCEEDED"
+    wait_until("its row to go", lambda: planned(stack, twice) == [])
+    stack.sql("INSERT INTO headrace.planned SELECT * FROM headrace.kept; UPDATE headrace.planned SET run_at = now(); "
+              "DROP TABLE headrace.kept")
+    wait_until("its row to go again", lambda: planned(stack, twice) == [])
+    assert stack.wait_final(stack.submit("sim", {}))["status"] == "SUCCEEDED"  # behind it in the same shard
+    assert stack.job(twice)["attempts"] == 1
+
+
+@pytest.mark.parametrize("fields, status, text", [
+    ({"run_at": "tomorrow"}, 400, "run_at"), ({"run_at": 5}, 400, "run_at is of type number"),
+    ({"run_at": "1969-01-01"}, 400, "which is before 1970"), ({"run_at": "2999-01-01"}, 400, "more than 366 days ahead"),
+    ({"run_at": "2999-01-01", "model_input": {"x": "x" * 70_000}}, 400, "with run_at it may have 65536"),
+])
+def test_a_time_that_cannot_be_kept_is_refused(stack, fields, status, text):
+    reply = stack.http("POST", "/model/sim/production/async_predict", {"model_input": {}, **fields})
+    assert reply.status == status and text in reply.json["error"], reply
 
 
 # --- kill switches -------------------------------------------------------------------------------

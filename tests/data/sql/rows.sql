@@ -158,6 +158,9 @@ INSERT INTO schedule_tick (schedule_id, tick_at, due_at, state, done_at, reason)
 SELECT id, now() - n * interval '1 day', now() - n * interval '1 day', CASE n WHEN 1 THEN 'REFUSED' ELSE 'SUBMITTED' END,
        now() - n * interval '1 day', CASE n WHEN 1 THEN 'model ''m-sum'' is switched off' ELSE '' END
   FROM schedule, generate_series(1, 2) n;
+INSERT INTO planned (job_id, tenant, model, deployment, environment, key_prefix, run_at, record, canceled_at) VALUES
+    (gen_random_uuid(), 'acme', 'm-sum', 'd-sum2', 'production', 'hr_acme1', now() + interval '2 hours', '\x00', NULL),
+    (gen_random_uuid(), 'globex', 'm-emb', 'd-emb', 'production', 'hr_glob1', now() + interval '1 hour', '\x00', now());
 INSERT INTO audit (tenant, actor, action, target) VALUES
     ('acme', 'hr_acme1', 'MODEL_DEPLOYED', 'd-sum2'), ('globex', 'hr_glob1', 'MODEL_DEPLOYED', 'd-emb'),
     ('acme', 'ops', 'JOB_PRIORITY_ASKED', 'x');
