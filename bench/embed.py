@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`bench/run embed`: lines of real text through MiniLM by OpenAI's own client for Python, by /v1/batches.
+
+The lines are what this machine has of English text: licenses, manual pages, the documentation in Python's own
+library; each is there once. The client runs as a user's script in an environment of its own (scripts/python/venv llm)
+and knows nothing of us but its base_url. It ends with an error unless each line has one vector, in order, of length 1,
+and those of a sample are what the same text gets by itself.
+"""
+
+import gzip
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+
+MODEL, DIMENSIONS, SAMPLE = "minilm", 384, 25
+SHORTEST, LONGEST = 40, 400
+DEPS = pathlib.Path(os.environ.get("HEADRACE_DEPS", pathlib.Path(__file__).resolve().parents[1] / ".headrace/deps"))
+
+CLIENT = """
+import json, sys, time, openai
+url, key, path, output = sys.argv[1:5]
+client = openai.OpenAI(base_url=url, api_key=key)
+begun = time.monotonic()
+file = client.files.create(file=open(path, "rb"), purpose="batch")
+uploaded = time.monotonic() - begun
+batch = client.batches.create(input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h")
+validated = None
+while batch.status not in ("completed", "failed", "expired", "cancelled"):
+    time.sleep(0.2)
+    batch = client.batches.retrieve(batch.id)
+    if validated is None and batch.status != "validating":
+        validated = time.monotonic() - begun
+seconds = time.monotonic() - begun
+if batch.status == "completed":
+    client.files.content(batch.output_file_id).write_to_file(output)
+print(json.dumps({"status": batch.status, "counts": batch.request_counts.model_dump(), "uploaded": uploaded,
+                  "validated": validated, "seconds": seconds, "read": time.monotonic() - begun - seconds,
+                  "client": openai.__version__, "errors": str(batch.errors)}))
+"""
+
+
+def texts(count):
+    """Sentences of what is installed here, each once."""
+    found, seen = [], set()
+    library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    sources = [*sorted(pathlib.Path("/usr/share/common-licenses").glob("*")), *sorted(library.rglob("*.py")),
+               *sorted(pathlib.Path("/usr/share/man").glob("man*/*.gz")), *sorted(pathlib.Path("/usr/share/doc").glob("*/copyright"))]
+    for source in sources:
+        try:
+            raw = gzip.decompress(source.read_bytes()) if source.suffix == ".gz" else source.read_bytes()
+        except OSError:
+            continue
+        content = raw.decode("utf-8", "replace")
+        parts = re.findall(r'"""(.+?)"""', content, re.S) if source.suffix == ".py" else [content]
+        for sentence in (s for part in parts for s in re.split(r"(?<=[.!?])\s+|\n\s*\n", part)):
+            line = " ".join(re.sub(r"^\.\w+.*$|\\f.|\\", " ", sentence, flags=re.M).split())
+            if SHORTEST <= len(line) <= LONGEST and "\ufffd" not in line and line not in seen:
+                seen.add(line)
+                found.append(line)
+                if len(found) == count:
+                    return found
+    sys.exit(f"bench/embed: this machine has {len(found):,} lines of text, {count:,} are wanted")
+
+
+def check(stack, told, output, lines):
+    total = told["counts"]
+    if told["status"] != "completed" or total != {"completed": len(lines), "failed": 0, "total": len(lines)}:
+        sys.exit(f"bench/embed: {told}")
+    step, compared = max(1, len(lines) // SAMPLE), 0
+    with open(output, encoding="utf-8") as answers:
+        count = 0
+        for answer in map(json.loads, answers):
+            vector = answer["response"]["body"]["data"][0]["embedding"]
+            if answer["custom_id"] != f"line-{count}" or answer["response"]["status_code"] != 200:
+                sys.exit(f"bench/embed: line {count} of the output is {str(answer)[:300]}")
+            if len(vector) != DIMENSIONS or abs(sum(v * v for v in vector) - 1) > 1e-3:
+                sys.exit(f"bench/embed: line {count} has no vector of length 1 in {DIMENSIONS} dimensions")
+            if count % step == 0:
+                alone = stack.http("POST", f"/model/{MODEL}/production/sync/v1/embeddings",
+                                   {"model": MODEL, "input": lines[count]}).json["data"][0]["embedding"]
+                if max(abs(one - other) for one, other in zip(alone, vector)) > 1e-4:
+                    sys.exit(f"bench/embed: line {count} has another vector by itself")
+                compared += 1
+            count += 1
+    if count != len(lines):
+        sys.exit(f"bench/embed: {count} lines in the output of {len(lines)}")
+    return compared
+
+
+def one_round(stack, bench, folder, lines):
+    path, output = folder / "lines.jsonl", folder / "output.jsonl"
+    with open(path, "w", encoding="utf-8") as out:
+        for n, line in enumerate(lines):
+            out.write(json.dumps({"custom_id": f"line-{n}", "method": "POST", "url": "/v1/embeddings",
+                                  "body": {"model": MODEL, "input": line}}) + "\n")
+    meter = bench.Meter(stack)
+    done = subprocess.run([DEPS / "venv-llm/bin/python", "-c", CLIENT, stack.url("gateway") + "/v1", stack.key, path, output],
+                          capture_output=True, text=True)
+    used, machine = meter.read()
+    if done.returncode != 0:
+        sys.exit(f"bench/embed: the client: {done.stderr}\n{stack.tell(5)}")
+    told = json.loads(done.stdout)
+    told["compared"] = check(stack, told, output, lines)
+    told["cpu_us"] = {name: value / len(lines) for name, value in used.items()}
+    told["strangers_percent"] = 100 * max(0, machine - sum(used.values())) / max(1, machine)
+    return told
+
+
+def run(options, bench):
+    from stack import Stack
+
+    lines = texts(min(options.lines, 10_000))
+    with tempfile.TemporaryDirectory(prefix="headrace-embed-") as name, Stack() as stack:
+        folder = pathlib.Path(name)
+        stack.push(DEPS / "models/all-MiniLM-L6-v2", MODEL)
+        one_round(stack, bench, folder, lines[:200])  # kernels are compiled
+        told = one_round(stack, bench, folder, lines)
+    if options.json:
+        print(json.dumps(told))
+        return
+    print(f"\n{len(lines):,} lines of {sum(map(len, lines)) / len(lines):.0f} characters (of {len(set(lines)):,} texts), openai {told['client']}; "
+          f"CPU used by strangers {told['strangers_percent']:.0f} %\n\n| | s |\n| --- | ---: |")
+    for name, key in (("uploaded", "uploaded"), ("validated", "validated"), ("completed", "seconds"), ("output read", "read")):
+        print(f"| {name} | {told[key]:.1f} |")
+    print(f"\n{len(lines) / told['seconds']:.0f} lines/s; each once, in order, each vector of length 1; {told['compared']} compared with what "
+          "the text gets by itself\n\n| program | core-µs a line |\n| --- | ---: |")
+    for program, value in sorted(told["cpu_us"].items(), key=lambda item: -item[1]):
+        print(f"| {program} | {value:.0f} |")
