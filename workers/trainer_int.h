@@ -187,8 +187,12 @@ void node_log_close(struct node *node);
 void node_log_finish(struct node *node); /* after the end: what is in the pipe, and sends all */
 bool node_log_is_empty(const struct node *node);
 
-/* Sends all lines that are there. False: some have to wait for those under way. */
-bool node_log_push(struct node *node);
+/* Number of the line that comes after all that were printed until now. */
+uint64_t node_log_mark(struct node *node);
+
+/* Whether Postgres has said that it has all lines before that one; what is not under way is sent.
+ */
+bool node_log_has_stored(struct node *node, uint64_t mark);
 void node_log_say(struct node *node, const char *line); /* a line of ours */
 void node_log_last(const struct node *node, char *to, size_t to_size);
 

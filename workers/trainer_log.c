@@ -310,15 +310,24 @@ static void lines_drain(struct node_log *log)
         ;
 }
 
-bool node_log_push(struct node *node)
+uint64_t node_log_mark(struct node *node)
+{
+    struct node_log *log = node->log;
+
+    if (log == NULL)
+        return 0;
+    lines_drain(log);
+    return log->number + log->line_count;
+}
+
+bool node_log_has_stored(struct node *node, uint64_t mark)
 {
     struct node_log *log = node->log;
 
     if (log == NULL)
         return true;
-    lines_drain(log);
     lines_flush(log);
-    return log->lines.size == 0;
+    return (log->sent.size > 0 ? log->sent_number : log->number) >= mark;
 }
 
 void node_log_finish(struct node *node)

@@ -78,7 +78,8 @@ struct upload {
     uint64_t *numbers; /* of each: in the key of its blob */
     size_t at;
     uint64_t sent_size, began_us;
-    uint64_t mark; /* after the last file */
+    uint64_t mark;     /* after the last file */
+    uint64_t log_mark; /* lines before this one belong to it; 0: not known yet */
     int r;
     struct err err;
 };
@@ -198,13 +199,16 @@ static void upload_write(struct upload *upload)
     trainer_send(node->trainer, &batch, on_committed, upload);
 }
 
-/* Lines that were printed before it was saved are written before it: who goes on from it prints
- * what comes after them, and the log has no gap. */
+/* Lines that were printed before it was saved are stored before it is: who goes on from it prints
+ * what comes after them, and the log has no gap. It does not do that they are under way: of two
+ * statements the first one may be lost with its connection, and the second one not. */
 static void upload_commit(struct upload *upload)
 {
     struct node *node = upload->node;
 
-    if (node_log_push(node))
+    if (upload->log_mark == 0)
+        upload->log_mark = node_log_mark(node);
+    if (node_log_has_stored(node, upload->log_mark))
         upload_write(upload);
     else
         loop_timer_start(node->sync->commit_timer, COMMIT_WAIT_MS, 0);
