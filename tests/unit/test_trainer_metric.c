@@ -169,6 +169,27 @@ static void test_gpus_are_optional(void **state)
     assert_true(count == 0 || (found[0].value >= 0 && found[0].value <= 1));
 }
 
+/* With the library that tests/unit/CMakeLists.txt puts there in place of NVIDIA's: each GPU has the
+ * figures of its own index under its number in the node; one that is not there has none. */
+static void test_gpus_are_read(void **state)
+{
+    const unsigned indices[] = {2, 9, 0};
+    struct trainer_metric found[8];
+    size_t count;
+
+    (void)state;
+    if (getenv("HEADRACE_NVML_FAKE") == NULL)
+        skip();
+    count = trainer_metric_gpus(indices, 3, found, 8);
+    assert_int_equal(count, 4);
+    assert_true(value_of(found, count, "gpu.0.utilization") == 0.27);
+    assert_true(value_of(found, count, "gpu.0.memory_bytes") == 3.0 * (1 << 30));
+    assert_true(value_of(found, count, "gpu.1.utilization") < 0);
+    assert_true(value_of(found, count, "gpu.2.utilization") == 0.07);
+    assert_true(value_of(found, count, "gpu.2.memory_bytes") == 1.0 * (1 << 30));
+    assert_int_equal(trainer_metric_gpus(indices, 3, found, 1), 1); /* no more than there is room */
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -177,6 +198,7 @@ int main(void)
         cmocka_unit_test(test_a_tree_is_summed_up),
         cmocka_unit_test(test_a_cgroup_is_read),
         cmocka_unit_test(test_gpus_are_optional),
+        cmocka_unit_test(test_gpus_are_read),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
