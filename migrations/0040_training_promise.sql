@@ -5,7 +5,7 @@
 -- submit them again.
 -- Lock: training_job, ACCESS EXCLUSIVE for as long as an index over the jobs that wait takes.
 -- A million rows: below a second; the columns have constant defaults.
--- Undo: DROP the function, the index and the columns.
+-- Undo: DROP the function, the index and the columns; training_job_put() as in 0030.
 
 ALTER TABLE training_job ADD COLUMN submit_at timestamptz NOT NULL DEFAULT now(); -- when its Submit was sent last
 ALTER TABLE training_job ADD COLUMN promised boolean NOT NULL DEFAULT false; -- the ledger was seen to have it
@@ -27,4 +27,31 @@ CREATE FUNCTION training_unpromised(p_limit integer)
         RETURNING t.job_id, t.tenant, t.project_id, t.spec, t.created_by, t.created_at, t.promised)
     SELECT k.job_id, k.tenant, k.project_id, d.id, d.pool, k.spec, k.created_by, k.created_at
       FROM looked k JOIN deployment d ON d.model_id = k.project_id AND d.deleted_at IS NULL WHERE NOT k.promised
+$$;
+
+-- What there was of its hardware when it was accepted: how long a job waited means little without it.
+ALTER TABLE training_job ADD COLUMN capacity jsonb; -- GPUs of its type then: limit, usage_count; null: it wants none
+
+-- Unless it is there already: by who accepts it, and by who holds it first.
+CREATE OR REPLACE FUNCTION training_job_put(p_job uuid, p_project text, p_tenant text, p_spec jsonb, p_by text) RETURNS boolean
+    LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO training_job (job_id, project_id, tenant, name, spec, archive_digest, priority, node_count, accelerator,
+                              gpu_count, cpu_count, memory_bytes, created_by, max_attempts, capacity)
+    VALUES (p_job, p_project, p_tenant, coalesce(p_spec->>'name', ''), p_spec,
+            decode(nullif(p_spec->>'archive', ''), 'hex'), coalesce((p_spec->>'priority')::bigint, 0),
+            coalesce((p_spec->>'node_count')::integer, 1), coalesce(p_spec->>'accelerator', ''),
+            coalesce((p_spec->>'gpu_count')::integer, 0), coalesce((p_spec->>'cpu_count')::integer, 1),
+            coalesce((p_spec->>'memory_bytes')::bigint, 0), p_by, coalesce((p_spec->>'max_attempts')::integer, 1),
+            (SELECT jsonb_build_object('limit', coalesce(sum(r.gpu_count), 0), 'usage_count', coalesce(sum(r.gpus_used), 0))
+               FROM headrace_v1.training_trainers r
+              WHERE r.alive AND NOT r.draining AND r.accelerator = p_spec->>'accelerator'
+             HAVING coalesce((p_spec->>'gpu_count')::integer, 0) > 0))
+    ON CONFLICT (job_id) DO NOTHING;
+    IF FOUND THEN
+        PERFORM training_tell(p_job, 'PENDING');
+        RETURN true;
+    END IF;
+    RETURN false;
+END
 $$;

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "producers/gateway_training.h"
 
 #define LIST_MAX 1000
@@ -55,6 +56,9 @@ PG_STATEMENT(
     "(o.status = 'PENDING' AND (o.priority > t.priority OR (o.priority = t.priority AND "
     "(o.created_at, o.job_id) < (t.created_at, t.job_id))))) ORDER BY o.priority DESC, "
     "o.created_at LIMIT 100");
+PG_STATEMENT(training_queue_capacity,
+             "SELECT (capacity ->> 'limit')::bigint, (capacity ->> 'usage_count')::bigint FROM "
+             "training_job WHERE tenant = $1 AND job_id = $2");
 PG_STATEMENT(training_capacity_all,
              "SELECT coalesce(accelerator, ''), count(*), sum(gpu_count)::bigint, "
              "sum(gpus_used)::bigint, sum(cpu_count)::bigint, sum(cpus_used)::bigint, "
@@ -543,6 +547,29 @@ static json_t *events_json(const struct pg_answer *answer, size_t at, const json
     return events;
 }
 
+/* From its acceptance to its first start, to its end without one, or to now. */
+static json_int_t pending_s(const struct pg_answer *answer)
+{
+    enum { CREATED = 7, STARTED = 15, ENDED = 16 };
+    uint64_t from_us = pg_time_us(answer, 0, 0, CREATED), to_us = clock_wall_us();
+
+    if (!pg_is_null(answer, 0, 0, STARTED))
+        to_us = pg_time_us(answer, 0, 0, STARTED);
+    else if (!pg_is_null(answer, 0, 0, ENDED))
+        to_us = pg_time_us(answer, 0, 0, ENDED);
+    return to_us > from_us ? (json_int_t)((to_us - from_us) / 1000000) : 0;
+}
+
+/* What there was of its type of GPU when it was accepted; nobody reserves any. */
+static json_t *capacity_then_json(const struct pg_answer *answer, size_t at)
+{
+    if (pg_row_count(answer, at) == 0 || pg_is_null(answer, at, 0, 0))
+        return json_null();
+    return json_pack("{s:I, s:I, s:I}", "baseline", (json_int_t)pg_i64(answer, at, 0, 0), "limit",
+                     (json_int_t)pg_i64(answer, at, 0, 0), "usage_count",
+                     (json_int_t)pg_i64(answer, at, 0, 1));
+}
+
 static void on_queue(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
@@ -555,16 +582,16 @@ static void on_queue(void *opaque, const struct pg_answer *answer)
         return;
     }
     job = training_job_json_at(answer, 0, 0, 0);
-    body = json_pack("{s:O, s:O, s:s, s:I, s:O, s:o, s:n, s:n, s:n, s:O, s:O, s:O, s:o}",
-                     "target_job_id", json_object_get(job, "id"), "target_job_name",
-                     json_object_get(job, "name"), "gpu_type", pg_c(answer, 0, 0, 9),
-                     "requested_gpus",
-                     (json_int_t)(pg_i64(answer, 0, 0, 10) * pg_i64(answer, 0, 0, 13)),
-                     "submitted_at", json_object_get(job, "created_at"), "released_at",
-                     json_of_time(answer, 0, 0, 15), "pending_seconds", "org_capacity",
-                     "team_capacity", "queue_position", json_object_get(job, "queue_position"),
-                     "outlook", json_object_get(job, "outlook"), "events_window_end",
-                     json_object_get(job, "updated_at"), "events", events_json(answer, 2, job));
+    body = json_pack(
+        "{s:O, s:O, s:s, s:I, s:O, s:o, s:I, s:o, s:n, s:O, s:O, s:O, s:o}", "target_job_id",
+        json_object_get(job, "id"), "target_job_name", json_object_get(job, "name"), "gpu_type",
+        pg_c(answer, 0, 0, 9), "requested_gpus",
+        (json_int_t)(pg_i64(answer, 0, 0, 10) * pg_i64(answer, 0, 0, 13)), "submitted_at",
+        json_object_get(job, "created_at"), "released_at", json_of_time(answer, 0, 0, 15),
+        "pending_seconds", pending_s(answer), "org_capacity", capacity_then_json(answer, 3),
+        "team_capacity", "queue_position", json_object_get(job, "queue_position"), "outlook",
+        json_object_get(job, "outlook"), "events_window_end", json_object_get(job, "updated_at"),
+        "events", events_json(answer, 2, job));
     add_others(body, answer, 1);
     json_decref(job);
     call_answer_json(&call, 200, &body);
@@ -589,6 +616,9 @@ void training_queue_begin(struct call *call)
     pg_bind_c(batch, call->tenant);
     pg_bind_id(batch, &job);
     pg_add(batch, &training_queue_events);
+    pg_bind_c(batch, call->tenant);
+    pg_bind_id(batch, &job);
+    pg_add(batch, &training_queue_capacity);
     pg_bind_c(batch, call->tenant);
     pg_bind_id(batch, &job);
     call_query(call, &batch, on_queue);

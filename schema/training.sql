@@ -48,7 +48,8 @@ CREATE TABLE training_job (
     signal integer,
     error_message text,
     submit_at timestamptz NOT NULL DEFAULT now(), -- when its Submit was sent last
-    promised boolean NOT NULL DEFAULT false -- the ledger was seen to have it
+    promised boolean NOT NULL DEFAULT false, -- the ledger was seen to have it
+    capacity jsonb -- GPUs of its type when it was accepted: limit, usage_count; null: it wants none
 );
 CREATE INDEX training_job_unpromised ON training_job (submit_at) WHERE status = 'PENDING' AND token = 0 AND NOT promised;
 CREATE INDEX training_job_project ON training_job (project_id, created_at);

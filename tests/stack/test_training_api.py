@@ -99,6 +99,10 @@ def test_a_job_waits_says_why_and_stops(stack):
     queue = stack.http("GET", f"/v1/training/jobs/{low['id']}/queue_context").json
     assert [one["training_job_id"] for one in queue["pending_ahead_at_submit"]].count(high["id"]) == 1
     assert [event["status"] for event in queue["events"]] == ["TRAINING_JOB_PENDING"]
+    assert 0 <= queue["pending_seconds"] < 60 and queue["released_at"] is None
+    assert queue["org_capacity"] == {"baseline": 0, "limit": 0, "usage_count": 0} and queue["team_capacity"] is None
+    waited = stack.sql("UPDATE headrace.training_job SET started_at = created_at + interval '90 s' WHERE job_id = :'a1' RETURNING 1", high["id"])
+    assert waited and stack.http("GET", f"/v1/training/jobs/{high['id']}/queue_context").json["pending_seconds"] == 90
     path = f"/v1/training_projects/waits/jobs/{low['id']}"
     assert stack.http("PATCH", path, {"priority": 9}).json["training_job"]["priority"] == 9
     assert stack.http("GET", f"/v1/training_projects/other/jobs/{low['id']}").status == 404
