@@ -201,3 +201,27 @@ $$;
 
 COMMENT ON COLUMN headrace_v1.training_jobs.cause IS 'Why it ended: exit, signal, out_of_memory, time_limit, disk_quota, command_not_found, stopped, lost, store, workspace, restore or secret.';
 COMMENT ON COLUMN headrace_v1.training_checkpoints.state IS 'SYNCING, COMPLETE or DELETED; DELETED, too, when a file of it could not be read any more.';
+
+-- A gang goes on from a checkpoint whose parts are of one placement. Ranks save at their own pace: when one of them had
+-- saved a name before a loss and another one saved it after, the two parts were of different runs, and together a model
+-- that nobody had trained.
+
+-- What is complete stays that of the placement that completed it, until another one has completed it anew.
+CREATE OR REPLACE FUNCTION training_checkpoint_begin(p_job uuid, p_placement integer, p_rank integer, p_boot bigint, p_name text)
+    RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM training_fence(p_job, p_placement, p_rank, p_boot);
+    INSERT INTO training_checkpoint AS c (job_id, rank, name, placement) VALUES (p_job, p_rank, p_name, p_placement)
+    ON CONFLICT (job_id, rank, name) DO UPDATE
+        SET placement = CASE WHEN c.state = 'COMPLETE' THEN c.placement ELSE excluded.placement END,
+            state = CASE WHEN c.state = 'DELETED' THEN 'SYNCING' ELSE c.state END;
+END
+$$;
+
+CREATE OR REPLACE FUNCTION training_newest(p_job uuid) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT name FROM training_checkpoint WHERE job_id = p_job AND state <> 'DELETED'
+     GROUP BY name
+    HAVING bool_and(state = 'COMPLETE') AND count(DISTINCT placement) = 1
+       AND count(*) = (SELECT count(DISTINCT rank) FROM training_checkpoint WHERE job_id = p_job AND state <> 'DELETED')
+     ORDER BY max(completed_at) DESC LIMIT 1
+$$;

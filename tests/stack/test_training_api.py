@@ -208,6 +208,14 @@ def test_checkpoints_and_the_bytes_of_their_files(stack, job):
     assert stack.http("GET", "/v1/" + target).body == data
     assert stack.http("GET", "/v1/" + target.replace("step-10", "step-20")).status == 404
     assert stack.http("GET", path + "/checkpoint_file?checkpoint=a").status == 400
+    # A gang does not go on from parts that were saved by different placements.
+    stack.sql(f"""INSERT INTO headrace.training_checkpoint (job_id, rank, name, placement, state, files, completed_at) VALUES
+            ('{job}', 0, 'mixed', 1, 'COMPLETE', '[]', now() + '1 s'), ('{job}', 1, 'mixed', 2, 'COMPLETE', '[]', now() + '1 s')""")
+    newest = f"SELECT headrace.training_newest('{job}')"
+    assert stack.sql(newest) == [["step-10"]]
+    stack.sql("UPDATE headrace.training_checkpoint SET placement = 2 WHERE name = 'mixed'")
+    assert stack.sql(newest) == [["mixed"]]
+    stack.sql("DELETE FROM headrace.training_checkpoint WHERE name = 'mixed'")
 
 
 def archive_of(**files):
