@@ -40,8 +40,8 @@ int train_choose(const struct client *client, const char *job, const char *name,
         const char *id = json_string_value(json_object_get(one, "checkpoint_id"));
         const char *state = json_string_value(json_object_get(one, "sync_status"));
 
-        if (id != NULL && state != NULL && strcmp(state, "COMPLETE") == 0 &&
-            (*name == '\0' || strcmp(name, id) == 0))
+        if (id != NULL && strchr(id, '/') == NULL && state != NULL &&
+            strcmp(state, "COMPLETE") == 0 && (*name == '\0' || strcmp(name, id) == 0))
             found = id;
     }
     if (found == NULL)

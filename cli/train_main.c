@@ -247,7 +247,14 @@ static int train_download_run(const struct client *client, const void *values, c
     to = *settings->to != '\0' ? settings->to : checkpoint;
     if (train_download(client, operands[0], checkpoint, -1, to, &err) < 0)
         return client_complain("train download", &err);
-    (void)printf("%s: checkpoint %s\n", to, checkpoint);
+    if (settings->json) {
+        OWNED(client_json_free)
+        json_t *told = json_pack("{s:s, s:s}", "checkpoint", checkpoint, "folder", to);
+
+        table_print_json(stdout, told);
+    } else {
+        (void)printf("%s: checkpoint %s\n", to, checkpoint);
+    }
     return CLI_EXIT_OK;
 }
 

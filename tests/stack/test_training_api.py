@@ -294,7 +294,8 @@ def test_lines_curves_and_checkpoints_at_a_terminal(stack, job, tmp_path):
     assert stack.cli("train", "logs", job, "--search", "^one", "--node", "1").stdout.endswith("node-1 one one\n")
     assert "loss: last" in stack.cli("train", "metrics", job).stdout or "no figures" in stack.cli("train", "metrics", job).stdout
     assert "step-10" in stack.cli("train", "checkpoints", job).stdout
-    stack.cli("train", "download", job, "--to", tmp_path / "here")
+    told = stack.cli("train", "download", job, "--to", tmp_path / "here", "--json")
+    assert json.loads(told.stdout) == {"checkpoint": "step-10", "folder": str(tmp_path / "here")}
     assert (tmp_path / "here/rank-1/model dir/w.bin").read_bytes() == b"weights" * 1000
     again = stack.cli("train", "download", job, "--to", tmp_path / "here", check=False)
     assert again.returncode == 1 and "is there already" in again.stderr
