@@ -165,7 +165,8 @@ static int read_references(const char *folder, json_t **ret_references, struct e
     int r = push_archive_look(folder, &facts, err);
 
     *ret_references = NULL;
-    if (r < 0 || facts.config_yaml == NULL || strstr(facts.config_yaml, "checkpoints") == NULL)
+    if (r < 0 || facts.config_yaml == NULL ||
+        strstr(facts.config_yaml, TRUSS_CHECKPOINTS_FOLDER) == NULL)
         return r;
     r = truss_config_parse(facts.config_yaml, strlen(facts.config_yaml), &truss, err);
     if (r == 0)
