@@ -38,7 +38,8 @@ static const struct {
     {"config.json", "", "[]", ERR_UNSUPPORTED, "architectures[0] is '(none)'"},
     {"config.json", "architectures", "[\"BartModel\"]", ERR_UNSUPPORTED,
      "config.json: architectures[0] is 'BartModel', the encoder has Model, "
-     "ForSequenceClassification and ForTokenClassification of Bert, Roberta, DistilBert"},
+     "ForSequenceClassification and ForTokenClassification of Bert, Roberta, XLMRoberta, "
+     "DistilBert"},
     {"config.json", "model_type", "\"roberta\"", ERR_UNSUPPORTED, "model_type is 'roberta'"},
     {"config.json", "position_embedding_type", "\"relative_key\"", ERR_UNSUPPORTED,
      "position_embedding_type is 'relative_key'"},

@@ -40,7 +40,7 @@ static const struct {
     {BERT_FILES, BERT, NULL, 0, "encoder"},
     {BERT_FILES, "{\"architectures\":[\"BertModel\"]}", NULL, 0, "encoder"},
     {BERT_FILES " onnx/model.onnx", BERT, NULL, 0, "encoder"},
-    {BERT_FILES, NULL, NULL, ERR_UNSUPPORTED, "'bert|roberta|distilbert' (missing)"},
+    {BERT_FILES, NULL, NULL, ERR_UNSUPPORTED, "'bert|roberta|xlm-roberta|distilbert' (missing)"},
     {BERT_FILES, "{\"model_type\":\"roberta\"}", NULL, 0, "encoder"},
     {BERT_FILES, "{\"architectures\":[\"DistilBertForTokenClassification\"]}", NULL, 0, "encoder"},
     {"vocab.txt", BERT, NULL, ERR_UNSUPPORTED, "*.safetensors (missing)"},
@@ -58,7 +58,7 @@ static const struct {
     {BERT_FILES, HEAD("BertForTokenClassification"), NULL, 0, "encoder"},
     {BERT_FILES, HEAD("BertForMaskedLM"), NULL, ERR_UNSUPPORTED,
      "it says 'BertForMaskedLM'; the encoder has Model, ForSequenceClassification and "
-     "ForTokenClassification of bert, roberta, distilbert"},
+     "ForTokenClassification of bert, roberta, xlm-roberta, distilbert"},
     {BERT_FILES, HEAD("BertForMaskedLM"), "{\"engine\":\"encoder\"}", ERR_UNSUPPORTED,
      "it says 'BertForMaskedLM'"},
     {BERT_FILES " model.onnx", HEAD("BertForMaskedLM"), NULL, 0, "onnx"},

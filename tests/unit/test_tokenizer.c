@@ -23,6 +23,7 @@
 
 #define DATA "tests/data/encoder"
 #define ROBERTA DATA "/kinds/roberta-embed"
+#define XLM DATA "/kinds/xlm-embed"
 
 /* Where a token that is all space begins and ends is nobody's business, but it is one place. */
 static bool same_span(struct token_span got, uint32_t first, uint32_t last)
@@ -81,6 +82,12 @@ static void test_bpe_equals_the_reference(void **state)
     check_reference(ROBERTA, "roberta.tokens");
 }
 
+static void test_unigram_equals_the_reference(void **state)
+{
+    (void)state;
+    check_reference(XLM, "xlm.tokens");
+}
+
 static void write_file(const char *dir, const char *name, const json_t *json)
 {
     OWNED(mem_free) char *path = xasprintf("%s/%s", dir, name);
@@ -122,16 +129,52 @@ static void test_prefix_space(void **state)
     remove_dir(dir);
 }
 
+/* Other files of the same model: white space split off before anything else, or ends stripped. */
+static void test_forms_of_unigram(void **state)
+{
+    static const struct {
+        const char *part, *json, *tokens;
+    } rows[] = {
+        {"pre_tokenizer",
+         "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"WhitespaceSplit\"},{\"type\":"
+         "\"Metaspace\",\"replacement\":\"\\u2581\",\"add_prefix_space\":true}]}",
+         "xlm-split.tokens"},
+        {"normalizer", NULL, "xlm-strip.tokens"},
+    };
+    const char *strip = "[{\"type\":\"Strip\",\"strip_left\":false,\"strip_right\":true},{\"type\":"
+                        "\"Replace\",\"pattern\":{\"Regex\":\" {2,}\"},\"content\":\"\\u2581\"}]";
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        OWNED(encoder_json_free) json_t *json = read_tokenizer(XLM);
+        OWNED(encoder_json_free) json_t *more = json_loads(strip, 0, NULL);
+        json_t *normalizer = json_object_get(json, "normalizer");
+        char dir[] = "/tmp/tokenizer-XXXXXX";
+
+        assert_non_null(mkdtemp(dir));
+        if (rows[i].json != NULL) {
+            (void)json_object_set_new(json, rows[i].part, json_loads(rows[i].json, 0, NULL));
+        } else {
+            json_t *steps = json_object_get(normalizer, "normalizers");
+
+            assert_int_equal(json_array_remove(steps, 1), 0);
+            assert_int_equal(json_array_extend(steps, more), 0);
+        }
+        write_file(dir, "tokenizer.json", json);
+        check_reference(dir, rows[i].tokens);
+        remove_dir(dir);
+    }
+}
+
 /* A list that is full stops the cutting, and has what a longer one begins with. */
-static void test_full_list_stops(void **state)
+static void check_full_list(const char *dir)
 {
     static const char text[] = "the quick <mask> brown fox, it's 12 dogs";
     OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
     OWNED(token_list_done) struct token_list all = {0}, some = {0};
     struct err err;
 
-    (void)state;
-    assert_int_equal(tokenizer_open(ROBERTA, &tokenizer, &err), 0);
+    assert_int_equal(tokenizer_open(dir, &tokenizer, &err), 0);
     token_list_begin(&all, UINT32_MAX, false);
     tokenizer_cut(tokenizer, text, strlen(text), &all);
     assert_false(all.truncated);
@@ -143,11 +186,17 @@ static void test_full_list_stops(void **state)
         if (max > 0)
             assert_memory_equal(some.ids, all.ids, max * sizeof(*all.ids));
     }
-    token_list_done(&some);
+}
+
+static void test_full_list_stops(void **state)
+{
+    (void)state;
+    check_full_list(ROBERTA);
+    check_full_list(XLM);
 }
 
 /* A word of a hundred thousand letters costs what its length does, not its square. */
-static void test_long_word(void **state)
+static void check_long_word(const char *dir)
 {
     enum { SIZE = 100000 };
     OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
@@ -155,14 +204,20 @@ static void test_long_word(void **state)
     OWNED(mem_free) char *text = xmalloc(SIZE);
     struct err err;
 
-    (void)state;
     for (int i = 0; i < SIZE; i++)
         text[i] = "the"[i % 3];
-    assert_int_equal(tokenizer_open(ROBERTA, &tokenizer, &err), 0);
+    assert_int_equal(tokenizer_open(dir, &tokenizer, &err), 0);
     token_list_begin(&tokens, UINT32_MAX, true);
     tokenizer_cut(tokenizer, text, SIZE, &tokens);
     assert_true(tokens.count > SIZE / 8 && tokens.count < SIZE);
     assert_int_equal(tokens.spans[tokens.count - 1].last, SIZE);
+}
+
+static void test_long_word(void **state)
+{
+    (void)state;
+    check_long_word(ROBERTA);
+    check_long_word(XLM);
 }
 
 static void test_refusals(void **state)
@@ -172,6 +227,13 @@ static void test_refusals(void **state)
         int code;
         const char *text;
     } rows[] = {
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[]}", ERR_RANGE, "model.vocab has 0 tokens"},
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[7]}", ERR_MALFORMED,
+         "model.vocab[0] is no text with a score"},
+        {"model", "{\"type\":\"Unigram\",\"byte_fallback\":true}", ERR_UNSUPPORTED,
+         "byte_fallback"},
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[[\"a\",0]]}", ERR_UNSUPPORTED,
+         "pre_tokenizer is 'ByteLevel', the encoder has for Unigram Metaspace"},
         {"pre_tokenizer", "{\"type\":\"Whitespace\"}", ERR_UNSUPPORTED,
          "pre_tokenizer is 'Whitespace', the encoder has 'ByteLevel' for BPE"},
         {"pre_tokenizer", "{\"type\":\"ByteLevel\",\"use_regex\":false}", ERR_UNSUPPORTED,
@@ -200,6 +262,53 @@ static void test_refusals(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
         OWNED(encoder_json_free) json_t *json = read_tokenizer(ROBERTA);
+        OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
+        char dir[] = "/tmp/tokenizer-XXXXXX";
+        struct err err = {0};
+        int r;
+
+        assert_non_null(mkdtemp(dir));
+        (void)json_object_set_new(json, rows[i].part, json_loads(rows[i].json, 0, NULL));
+        write_file(dir, "tokenizer.json", json);
+        r = tokenizer_open(dir, &tokenizer, &err);
+        remove_dir(dir);
+        if (r != rows[i].code || strstr(err.text, rows[i].text) == NULL)
+            fail_msg("row %zu: %s (%s)", i, err_name(r), err.text);
+    }
+}
+
+static void test_unigrams_that_are_refused(void **state)
+{
+    static const struct {
+        const char *part, *json;
+        int code;
+        const char *text;
+    } rows[] = {
+        {"normalizer", "{\"type\":\"NFKC\"}", ERR_UNSUPPORTED, "normalizer is 'NFKC'"},
+        {"normalizer", "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"?\"}", ERR_MALFORMED,
+         "precompiled_charsmap is not base64"},
+        {"normalizer", "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"AAAA\"}", ERR_RANGE,
+         "precompiled_charsmap has 3 bytes"},
+        {"normalizer", "{\"type\":\"Precompiled\",\"precompiled_charsmap\":\"//////////8=\"}",
+         ERR_MALFORMED, "precompiled_charsmap says 4294967295 bytes of trie"},
+        {"normalizer", "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"a\"},\"content\":\"b\"}",
+         ERR_UNSUPPORTED, "normalizer is 'Replace'"},
+        {"pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\"}", ERR_UNSUPPORTED,
+         "Metaspace has U+2581"},
+        {"pre_tokenizer",
+         "{\"type\":\"Metaspace\",\"replacement\":\"\\u2581\",\"prepend_scheme\":\"first\"}",
+         ERR_UNSUPPORTED, "Metaspace has U+2581"},
+        {"pre_tokenizer", "{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\"},{}]}",
+         ERR_UNSUPPORTED, "pre_tokenizer is 'Sequence'"},
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[[\"a\",0]],\"unk_id\":1}", ERR_RANGE,
+         "model.unk_id is none of 0 to 0"},
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[[\"a\",\"b\"]],\"unk_id\":0}", ERR_MALFORMED,
+         "model.vocab[0] has no score"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        OWNED(encoder_json_free) json_t *json = read_tokenizer(XLM);
         OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
         char dir[] = "/tmp/tokenizer-XXXXXX";
         struct err err = {0};
@@ -252,10 +361,13 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bpe_equals_the_reference),
+        cmocka_unit_test(test_unigram_equals_the_reference),
         cmocka_unit_test(test_prefix_space),
+        cmocka_unit_test(test_forms_of_unigram),
         cmocka_unit_test(test_full_list_stops),
         cmocka_unit_test(test_long_word),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_unigrams_that_are_refused),
         cmocka_unit_test(test_merges_that_are_refused),
     };
 

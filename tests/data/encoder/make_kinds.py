@@ -7,22 +7,27 @@ implementation answers for them.
     kinds/NAME/golden.json   [{"route", "body", "answer"}, …]: of /v1/embeddings "answer" is the vectors
     kinds/FAMILY.tokens      where the tokenizer is not WordPiece: of each text of minilm/texts.json its tokens'
                              count, then id, start and end of each; u16 little-endian, not cut, nothing around;
-                             "-prefix" with add_prefix_space
+                             "-prefix" with add_prefix_space, "-split" with white space split off first, "-strip" with
+                             the ends stripped, as older and newer files of XLM-RoBERTa have it
 
 The reference is Hugging Face transformers on torch, in float64: its models, its fast tokenizers
 (truncation "longest_first"), its token-classification pipeline for what is aggregated. Softmax,
 sigmoid, order and shape of the answers are written down here.
 
     apt install python3-torch; /usr/bin/python3 -m venv --system-site-packages venv
-    venv/bin/pip install 'transformers==4.36.2' 'numpy<2'
+    venv/bin/pip install 'transformers==4.36.2' 'numpy<2' sentencepiece protobuf
     venv/bin/python make_kinds.py
 """
+import base64
+import io
 import json
 import pathlib
 import shutil
+import tempfile
 import warnings
 
 import numpy
+import sentencepiece
 import tokenizers
 import torch
 import transformers
@@ -84,10 +89,29 @@ def roberta_tokenizer():
                                                  "add_prefix_space": False}}  # fmt: skip
 
 
-def write_tokens(name, folder, **options):
+def xlm_tokenizer():
+    """A unigram model of 600 pieces with XLM-RoBERTa's normalization (nmt_nfkc), converted as transformers does."""
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter((PLAIN + UNICODE) * 3), model_writer=out, vocab_size=600, model_type="unigram",
+        character_coverage=0.98, num_threads=1, minloglevel=2, hard_vocab_limit=False, max_sentence_length=1 << 16)  # fmt: skip
+    with tempfile.NamedTemporaryFile(suffix=".model") as file:
+        file.write(out.getvalue())
+        file.flush()
+        fast = transformers.convert_slow_tokenizer.convert_slow_tokenizer(transformers.XLMRobertaTokenizer(file.name))
+    whole = transformers.XLMRobertaTokenizerFast(tokenizer_object=fast)
+    state = json.loads(whole.backend_tokenizer.to_str())
+    return len(whole), {"tokenizer.json": state,
+                                   "tokenizer_config.json": {"model_max_length": LENGTH,
+                                                             "tokenizer_class": "XLMRobertaTokenizer"}}  # fmt: skip
+
+
+def write_tokens(name, folder, change=None, **options):
     """All of a tokenizer, not cut."""
     backend = AutoTokenizer.from_pretrained(folder, **options).backend_tokenizer
     backend.no_truncation()
+    if change is not None:
+        change(backend)
     words = []
     for text in json.loads((HERE / "minilm/texts.json").read_text()):
         encoded = backend.encode(text, add_special_tokens=True)
@@ -97,7 +121,19 @@ def write_tokens(name, folder, **options):
 
 
 def write_more_tokens():
+    def split(backend):
+        words = [tokenizers.pre_tokenizers.WhitespaceSplit(), tokenizers.pre_tokenizers.Metaspace()]
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(words)
+
+    def strip(backend):
+        map = json.loads(backend.to_str())["normalizer"]["normalizers"][0]["precompiled_charsmap"]
+        steps = [tokenizers.normalizers.Precompiled(base64.b64decode(map)), tokenizers.normalizers.Strip(False, True),
+                 tokenizers.normalizers.Replace(tokenizers.Regex(" {2,}"), "\u2581")]  # fmt: skip
+        backend.normalizer = tokenizers.normalizers.Sequence(steps)
+
     write_tokens("roberta-prefix", OUT / "roberta-embed", add_prefix_space=True)
+    write_tokens("xlm-split", OUT / "xlm-embed", split)
+    write_tokens("xlm-strip", OUT / "xlm-embed", strip)
 
 
 class Reference:
@@ -213,6 +249,10 @@ def roberta_config(vocabulary):
             "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}  # fmt: skip
 
 
+def xlm_config(vocabulary):
+    return {**roberta_config(vocabulary), "model_type": "xlm-roberta"}
+
+
 def distil_config(vocabulary):
     return {"model_type": "distilbert", "activation": "gelu", "dim": HIDDEN, "hidden_dim": INTERMEDIATE, "n_heads": HEADS,
             "n_layers": LAYERS, "max_position_embeddings": 32, "pad_token_id": 0, "sinusoidal_pos_embds": False,
@@ -233,6 +273,16 @@ def families():
     yield "distilbert", "DistilBert", distil_config(len(tokens)), distil
     count, files = roberta_tokenizer()
     yield "roberta", "Roberta", roberta_config(count), files
+    count, files = xlm_tokenizer()
+    yield "xlm", "XLMRoberta", xlm_config(count), files
+
+
+def rounded(value):
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return [rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def write_kind(name, architecture, config, files, requests):
@@ -245,7 +295,7 @@ def write_kind(name, architecture, config, files, requests):
     reference = Reference(folder, architecture)
     golden = [{"route": route, "body": body, "answer": getattr(reference, ROUTES[route])(body)}
               for route, body in requests]
-    (folder / "golden.json").write_text(json.dumps(golden, ensure_ascii=True) + "\n")
+    (folder / "golden.json").write_text(json.dumps(rounded(golden), ensure_ascii=True) + "\n")
 
 
 def main():
@@ -253,9 +303,14 @@ def main():
     shutil.rmtree(OUT, ignore_errors=True)
     for name, family, config, files in families():
         for head, architecture, requests, extra in heads(family):
+            if name == "xlm" and head in ("classify", "tokens"):
+                continue  # as RoBERTa's
             write_kind(f"{name}-{head}", architecture, {**config, **extra}, files, REQUESTS[requests])
         if "WordPiece" not in json.dumps(files["tokenizer.json"]["model"]["type"]):
             write_tokens(name, OUT / f"{name}-embed")
+    # One copy of its large normalization is enough.
+    (OUT / "xlm-rerank/tokenizer.json").unlink()
+    (OUT / "xlm-rerank/tokenizer.json").symlink_to("../xlm-embed/tokenizer.json")
     write_more_tokens()
     tokens, files = bert_tokenizer()
     write_kind("bert-multi", "BertForSequenceClassification",

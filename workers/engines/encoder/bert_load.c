@@ -36,6 +36,8 @@ static const struct names all_names[] = {
     [ENCODER_FAMILY_BERT] = {"bert.", BERT_NAMES, "pooler.dense", "classifier", true},
     [ENCODER_FAMILY_ROBERTA] = {"roberta.", BERT_NAMES, "classifier.dense", "classifier.out_proj",
                                 false},
+    [ENCODER_FAMILY_XLM_ROBERTA] = {"roberta.", BERT_NAMES, "classifier.dense",
+                                    "classifier.out_proj", false},
     [ENCODER_FAMILY_DISTILBERT] = {"distilbert.",
                                    "transformer.layer.",
                                    {"attention.q_lin", "attention.k_lin", "attention.v_lin"},

@@ -158,6 +158,12 @@ static const struct {
                                 "intermediate_size",
                                 "hidden_act",
                                 {.layer_count = 12, .vocab_count = 50265, .type_count = 2}},
+    [ENCODER_FAMILY_XLM_ROBERTA] = {"num_hidden_layers",
+                                    "num_attention_heads",
+                                    "hidden_size",
+                                    "intermediate_size",
+                                    "hidden_act",
+                                    {.layer_count = 12, .vocab_count = 30522, .type_count = 2}},
     [ENCODER_FAMILY_DISTILBERT] = {"n_layers",
                                    "n_heads",
                                    "dim",
@@ -171,7 +177,7 @@ static int read_padding(const json_t *json, struct encoder_config *config, struc
 {
     int r;
 
-    if (config->family == ENCODER_FAMILY_ROBERTA) {
+    if (config->family == ENCODER_FAMILY_ROBERTA || config->family == ENCODER_FAMILY_XLM_ROBERTA) {
         config->pad_id = 1;
         r = encoder_json_get_u32(json, "pad_token_id", 0, config->vocab_count - 1, &config->pad_id,
                                  err);

@@ -43,6 +43,7 @@ void tokenizer_free(struct tokenizer **tokenizer_p)
         return;
     wordpiece_free(&tokenizer->pieces);
     bpe_free(&tokenizer->bpe);
+    unigram_free(&tokenizer->unigram);
     vocab_free(&tokenizer->vocab);
     free(tokenizer);
 }
@@ -92,7 +93,12 @@ static bool is_white(char c)
 static void cut_part(const struct tokenizer *tokenizer, const char *text, size_t size,
                      uint32_t first, struct token_list *tokens)
 {
-    bpe_cut(tokenizer->bpe, text, size, first, tokens);
+    if (size == 0)
+        return;
+    if (tokenizer->bpe != NULL)
+        bpe_cut(tokenizer->bpe, text, size, first, tokens);
+    else
+        unigram_cut(tokenizer->unigram, text, size, first, tokens);
 }
 
 void tokenizer_cut(const struct tokenizer *tokenizer, const char *text, size_t text_size,

@@ -9,8 +9,9 @@
  *
  *     WordPiece        tokenizer.json or vocab.txt, tokenizer_config.json    wordpiece.h
  *     byte-level BPE   tokenizer.json                                        bpe.h
+ *     Unigram          tokenizer.json                                        unigram.h
  *
- * Of the latter special tokens are cut out of a text first, with the white space at their sides
+ * Of the latter two special tokens are cut out of a text first, with the white space at their sides
  * where the file says so, and what is between them is cut up part by part.
  *
  * Thread: any, once opened.   Tests: tests/unit/test_tokenizer.c

@@ -5,6 +5,7 @@
 
 #include "workers/engines/encoder/bpe.h"
 #include "workers/engines/encoder/tokenizer.h"
+#include "workers/engines/encoder/unigram.h"
 #include "workers/engines/encoder/vocab.h"
 #include "workers/engines/encoder/wordpiece.h"
 
@@ -18,12 +19,13 @@ struct tokenizer_added {
     bool takes_left, takes_right; /* the white space beside it */
 };
 
-/* pieces alone, or vocab and bpe. */
+/* pieces alone, or vocab and one of bpe and unigram. */
 struct tokenizer {
     struct tokenizer_frame frame;
     struct wordpiece *pieces;
     struct vocab *vocab;
     struct bpe *bpe;
+    struct unigram *unigram;
     struct tokenizer_added added[TOKENIZER_ADDED_COUNT_MAX];
     uint32_t added_count;
     bool added_starts[256]; /* first bytes of added */

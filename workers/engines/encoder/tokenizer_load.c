@@ -32,7 +32,8 @@ int tokenizer_is_loaded(const char *dir, bool *ret_answer, struct err *err)
     OWNED(encoder_json_free) json_t *json = NULL;
     int r = encoder_json_read(dir, "tokenizer.json", TOKENIZER_FILE_SIZE_MAX, &json, err);
 
-    *ret_answer = r == 0 && strcmp(type_of(json, "model"), "BPE") == 0;
+    *ret_answer = r == 0 && (strcmp(type_of(json, "model"), "BPE") == 0 ||
+                             strcmp(type_of(json, "model"), "Unigram") == 0);
     return r == ERR_NOT_FOUND ? 0 : r;
 }
 
@@ -286,6 +287,144 @@ static int load_bpe(const char *dir, const json_t *json, struct tokenizer *token
     return r < 0 ? err_wrap(err, "tokenizer.json") : 0;
 }
 
+/* ---- Unigram ---- */
+
+static int fill_pieces(const json_t *pieces, struct tokenizer *tokenizer, struct err *err)
+{
+    size_t texts_size = 0, i;
+    const json_t *piece;
+
+    if (json_array_size(pieces) == 0 || json_array_size(pieces) > VOCAB_TOKEN_COUNT_MAX)
+        return err_set(err, ERR_RANGE, "model.vocab has %zu tokens, allowed are 1 to %u",
+                       json_array_size(pieces), VOCAB_TOKEN_COUNT_MAX);
+    json_array_foreach(pieces, i, piece) texts_size += json_string_length(json_array_get(piece, 0));
+    tokenizer->vocab = vocab_new((uint32_t)json_array_size(pieces), texts_size);
+    json_array_foreach(pieces, i, piece)
+    {
+        const json_t *text = json_array_get(piece, 0);
+        int r;
+
+        if (!json_is_string(text))
+            return err_set(err, ERR_MALFORMED, "model.vocab[%zu] is no text with a score", i);
+        r = vocab_add(tokenizer->vocab, json_string_value(text), json_string_length(text),
+                      (uint32_t)i, err);
+        if (r < 0)
+            return r;
+    }
+    tokenizer->id_count = vocab_id_count(tokenizer->vocab);
+    return 0;
+}
+
+static int read_step(const json_t *step, struct unigram_options *options, struct err *err)
+{
+    const char *type = json_string_value(json_object_get(step, "type"));
+    const json_t *pattern = json_object_get(json_object_get(step, "pattern"), "Regex");
+    const char *content = json_string_value(json_object_get(step, "content"));
+    const char *map = json_string_value(json_object_get(step, "precompiled_charsmap"));
+    int r;
+
+    if (type != NULL && strcmp(type, "Precompiled") == 0 && map != NULL && options->map == NULL)
+        return charsmap_decode(map, &options->map, err);
+    if (type != NULL && strcmp(type, "Strip") == 0) {
+        r = encoder_json_get_bool(step, "strip_left", &options->strip_left, err);
+        return r == 0 ? encoder_json_get_bool(step, "strip_right", &options->strip_right, err) : r;
+    }
+    if (type != NULL && strcmp(type, "Replace") == 0 && json_is_string(pattern) &&
+        strcmp(json_string_value(pattern), " {2,}") == 0 && content != NULL &&
+        (strcmp(content, " ") == 0 || strcmp(content, "\u2581") == 0)) {
+        options->join_spaces = true;
+        return 0;
+    }
+    return refuse("normalizer", type != NULL ? type : "(none)",
+                  "for Unigram Precompiled, Strip, and Replace of ' {2,}' by one space", err);
+}
+
+static int read_normalizer(const json_t *json, struct unigram_options *options, struct err *err)
+{
+    const json_t *normalizer = json_object_get(json, "normalizer"), *step;
+    const json_t *steps = json_object_get(normalizer, "normalizers");
+    size_t i;
+
+    if (normalizer == NULL || json_is_null(normalizer))
+        return 0;
+    if (strcmp(type_of(json, "normalizer"), "Sequence") != 0)
+        return read_step(normalizer, options, err);
+    json_array_foreach(steps, i, step)
+    {
+        int r = read_step(step, options, err);
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* Older files say add_prefix_space, newer ones prepend_scheme. */
+static int read_metaspace(const json_t *pre, struct err *err)
+{
+    const char *type = json_string_value(json_object_get(pre, "type"));
+    const char *mark = "", *scheme = "always";
+    bool prefix = true, split = true;
+    int r;
+
+    if (type == NULL || strcmp(type, "Metaspace") != 0)
+        return refuse("pre_tokenizer", type != NULL ? type : "(none)",
+                      "for Unigram Metaspace, or WhitespaceSplit and Metaspace", err);
+    r = encoder_json_get_text(pre, "replacement", &mark, err);
+    if (r == 0)
+        r = encoder_json_get_text(pre, "prepend_scheme", &scheme, err);
+    if (r == 0)
+        r = encoder_json_get_bool(pre, "add_prefix_space", &prefix, err);
+    if (r == 0)
+        r = encoder_json_get_bool(pre, "split", &split, err);
+    if (r == 0 &&
+        (strcmp(mark, "\u2581") != 0 || strcmp(scheme, "always") != 0 || !prefix || !split))
+        r = err_set(
+            err, ERR_UNSUPPORTED,
+            "pre_tokenizer: the encoder's Metaspace has U+2581, before every text, and splits");
+    return r < 0 ? err_wrap(err, "tokenizer.json") : 0;
+}
+
+static int read_words(const json_t *json, struct unigram_options *options, struct err *err)
+{
+    const json_t *pre = json_object_get(json, "pre_tokenizer");
+    const json_t *steps = json_object_get(pre, "pretokenizers");
+    const char *first = json_string_value(json_object_get(json_array_get(steps, 0), "type"));
+
+    if (strcmp(type_of(json, "pre_tokenizer"), "Sequence") != 0)
+        return read_metaspace(pre, err);
+    if (json_array_size(steps) != 2 || first == NULL || strcmp(first, "WhitespaceSplit") != 0)
+        return refuse("pre_tokenizer", "Sequence",
+                      "for Unigram Metaspace, or WhitespaceSplit and Metaspace", err);
+    options->split_white = true;
+    return read_metaspace(json_array_get(steps, 1), err);
+}
+
+static int load_unigram(const json_t *json, struct tokenizer *tokenizer, struct err *err)
+{
+    const json_t *model = json_object_get(json, "model");
+    struct unigram_options options = {.map = NULL};
+    bool fallback = false;
+    int r;
+
+    r = encoder_json_get_bool(model, "byte_fallback", &fallback, err);
+    if (r == 0 && fallback)
+        r = err_set(err, ERR_UNSUPPORTED, "model has byte_fallback, the encoder has none");
+    if (r == 0)
+        r = fill_pieces(json_object_get(model, "vocab"), tokenizer, err);
+    if (r < 0)
+        return err_wrap(err, "tokenizer.json");
+    r = read_words(json, &options, err);
+    if (r == 0)
+        r = read_normalizer(json, &options, err);
+    if (r == 0)
+        r = unigram_new(model, tokenizer->vocab, &options, &tokenizer->unigram, err);
+    charsmap_free(&options.map);
+    if (r == 0)
+        tokenizer->unk_id = unigram_unk(tokenizer->unigram);
+    return r;
+}
+
 int tokenizer_load(const char *dir, struct tokenizer *tokenizer, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
@@ -294,7 +433,8 @@ int tokenizer_load(const char *dir, struct tokenizer *tokenizer, struct err *err
     tokenizer->unk_id = UINT32_MAX;
     r = encoder_json_read(dir, "tokenizer.json", TOKENIZER_FILE_SIZE_MAX, &json, err);
     if (r == 0)
-        r = load_bpe(dir, json, tokenizer, err);
+        r = strcmp(type_of(json, "model"), "BPE") == 0 ? load_bpe(dir, json, tokenizer, err)
+                                                       : load_unigram(json, tokenizer, err);
     if (r == 0)
         r = read_all_added(json, tokenizer, err);
     return r < 0 ? r : read_frame(json, tokenizer, err);
