@@ -5,6 +5,7 @@
  * driver can let it and a rival take turns.
  *
  *     in   TEXTS TOKENS THREADS DTYPE MILLISECONDS     e.g. "8 128 1 f32 500"
+ *     in   mixed TEXTS TOKENS THREADS DTYPE MS         texts of 8 to TOKENS tokens instead
  *     out  RUNS WALL_SECONDS CPU_SECONDS V0 V1 …       of one batch again and again; V are the
  * first text's vector, to be compared in   engine TEXTS TOKENS THREADS DTYPE MS        the same
  * through JSON, tokenizer and queue, out  RUNS WALL_SECONDS CPU_SECONDS               as a job goes
@@ -31,6 +32,7 @@ struct bench {
     const char *dir;
     uint32_t text_count, token_count, thread_count;
     uint64_t budget_us;
+    bool mixed;
     char dtype[8];
     struct bert *bert; /* of thread_count and dtype */
     uint32_t bert_thread_count;
@@ -77,6 +79,18 @@ static int open_bert(struct bench *bench, struct err *err)
     return r;
 }
 
+#define MIXED_LEAST 8u
+
+/* Lengths evenly from MIXED_LEAST to token_count, in an order that is neither; or all the same. */
+static uint32_t length_of(const struct bench *bench, uint32_t text)
+{
+    const uint32_t place = (uint32_t)((uint64_t)text * 7919u % bench->text_count);
+
+    if (!bench->mixed || bench->text_count < 2)
+        return bench->token_count;
+    return MIXED_LEAST + (bench->token_count - MIXED_LEAST) * place / (bench->text_count - 1);
+}
+
 static int run_forward(struct bench *bench, struct spent *spent, struct err *err)
 {
     const uint32_t n = bench->text_count, t = bench->token_count;
@@ -93,9 +107,11 @@ static int run_forward(struct bench *bench, struct spent *spent, struct err *err
         return r;
     vectors = xcalloc((size_t)n * bench->config.hidden, sizeof(float));
     for (uint32_t i = 0; i < n; i++) {
-        for (uint32_t j = 0; j < t; j++)
-            ids[i * t + j] = j == 0 ? 101 : j + 1 == t ? 102 : (1000 + 7 * j + i) % 20000 + 1000;
-        offsets[i + 1] = (i + 1) * t;
+        const uint32_t length = length_of(bench, i), at = offsets[i];
+
+        for (uint32_t j = 0; j < length; j++)
+            ids[at + j] = j == 0 ? 101 : j + 1 == length ? 102 : (1000 + 7 * j + i) % 20000 + 1000;
+        offsets[i + 1] = at + length;
     }
     r = bert_run(bench->bert, &batch, vectors, err); /* warm */
     start_cpu_s = cpu_now_s();
@@ -185,9 +201,14 @@ static int run_line(struct bench *bench, const char *line, struct err *err)
     struct spent spent = {0};
     unsigned milliseconds;
 
-    if (sscanf(line + (whole ? 7 : 0), "%u %u %u %7s %u", &bench->text_count, &bench->token_count,
-               &bench->thread_count, bench->dtype, &milliseconds) != 5 ||
-        bench->text_count < 1 || bench->text_count > TEXT_COUNT_MAX || bench->token_count < 2 ||
+    bench->mixed = strncmp(line, "mixed ", 6) == 0;
+    if (sscanf(line + (whole          ? 7
+                       : bench->mixed ? 6
+                                      : 0),
+               "%u %u %u %7s %u", &bench->text_count, &bench->token_count, &bench->thread_count,
+               bench->dtype, &milliseconds) != 5 ||
+        bench->text_count < 1 || bench->text_count > TEXT_COUNT_MAX ||
+        bench->token_count < (bench->mixed ? MIXED_LEAST : 2) ||
         bench->token_count > BATCH_TOKEN_MAX / bench->text_count || bench->thread_count < 1)
         return err_set(err, ERR_USAGE, "cannot run '%s'", line);
     bench->budget_us = milliseconds * 1000ull;

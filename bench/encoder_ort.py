@@ -20,6 +20,8 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
+MIXED = [(32, 128), (64, 256)]  # texts, and the longest; the shortest has MIXED_LEAST
+MIXED_LEAST = 8
 SHAPES = [(1, 16), (8, 16), (32, 16), (1, 128), (8, 128), (32, 128)]
 
 
@@ -106,8 +108,8 @@ class Native:
         self.child = subprocess.Popen([binary, model_dir], stdin=subprocess.PIPE,
                                       stdout=subprocess.PIPE, text=True)
 
-    def run(self, texts, tokens, threads, dtype, seconds, whole=False):
-        self.child.stdin.write(f"{'engine ' if whole else ''}{texts} {tokens} {threads} {dtype} "
+    def run(self, texts, tokens, threads, dtype, seconds, kind=""):
+        self.child.stdin.write(f"{kind}{texts} {tokens} {threads} {dtype} "
                                f"{int(seconds * 1000)}\n")
         self.child.stdin.flush()
         fields = self.child.stdout.readline().split()
@@ -129,6 +131,19 @@ def rate(result, texts, threads):
 def cosine(a, b):
     a, b = a.astype(float), b.astype(float)
     return a @ b / numpy.sqrt((a @ a) * (b @ b))
+
+
+def compare_mixed(native, texts, longest, threads, dtype, args):
+    """Tokens a second of texts of all lengths, and of as many texts of the mean length."""
+    mean = (MIXED_LEAST + longest) // 2
+    rates = {"mixed ": [], "": []}
+    for _ in range(args.rounds):
+        for kind, tokens in (("mixed ", longest), ("", mean)):
+            result = native.run(texts, tokens, threads, dtype, args.seconds, kind)
+            rates[kind].append(rate(result, texts, threads) * mean)
+    mixed, fixed = (statistics.median(values) for values in rates.values())
+    return (f"threads={threads} texts={texts:<3} tokens={MIXED_LEAST}-{longest} {dtype}: {mixed:.0f} tokens/s, of {mean} "
+            f"tokens each {fixed:.0f}: {mixed / fixed:.2f}")
 
 
 def main():
@@ -158,7 +173,7 @@ def main():
                     mine = native.run(texts, tokens, threads, dtype, args.seconds)
                     rates[dtype].append(rate(mine, texts, threads))
                     cosines[dtype] = cosine(mine[3], result[3])
-                whole = natives[dtypes[0]].run(texts, tokens, threads, dtypes[0], args.seconds, True)
+                whole = natives[dtypes[0]].run(texts, tokens, threads, dtypes[0], args.seconds, "engine ")
                 rates["engine"].append(rate(whole, texts, threads))
             middle = {name: statistics.median(values) for name, values in rates.items()}
             line = f"threads={threads} texts={texts:<3} tokens={tokens:<4} ort={middle['ort']:7.1f}"
@@ -166,6 +181,9 @@ def main():
                 line += (f"  {dtype}={middle[dtype]:7.1f} ({middle[dtype] / middle['ort']:.2f}x, "
                          f"{cosines[dtype]:.6f})")
             print(line + f"  json-to-json {dtypes[0]}={middle['engine']:7.1f}", flush=True)
+        for texts, longest in MIXED:
+            for dtype, native in natives.items():
+                print(compare_mixed(native, texts, longest, threads, dtype, args), flush=True)
         for native in natives.values():
             native.close()
 
