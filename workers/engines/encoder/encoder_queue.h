@@ -28,7 +28,8 @@ struct encoder_req {
     struct encoder_input input; /* its JSON is gone where the answer needs none of it */
     uint32_t text_count;
     uint32_t taken_count;     /* texts that were put into batches */
-    uint32_t done_count;      /* texts whose rows are there */
+    uint32_t done_count;      /* texts whose rows are there, or that found no memory alone */
+    bool starved;             /* one of its texts found no memory, even alone */
     struct token_list tokens; /* of all texts, back to back */
     uint32_t *offsets;        /* text_count + 1 */
     uint32_t *seconds;        /* per text: where the second of a pair begins; 0: no pair */

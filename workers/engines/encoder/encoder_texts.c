@@ -31,6 +31,7 @@ struct encoder_texts {
     uint32_t input_size_max;
     struct encoder_queue queue;
     struct engine_stats stats;
+    struct err no_memory; /* why the last text that found none did not */
 
     /* One batch: at most token_max tokens, of which a text has [CLS] and [SEP] at least. */
     struct encoder_pick *picks;
@@ -283,14 +284,14 @@ int encoder_texts_cancel(struct encoder_texts *texts, uint64_t req_id, struct er
     return 0;
 }
 
-/* Copies the picks' ids into the batch, in the picks' order. Returns the number of tokens. */
-static uint32_t gather(struct encoder_texts *texts, uint32_t pick_count)
+/* Copies the ids of `count` picks from `first` on into the batch. Returns the number of tokens. */
+static uint32_t gather(struct encoder_texts *texts, uint32_t first, uint32_t count)
 {
     uint32_t at = 0;
 
     texts->offsets[0] = 0;
-    for (uint32_t i = 0; i < pick_count; i++) {
-        const struct encoder_pick *pick = &texts->picks[i];
+    for (uint32_t i = 0; i < count; i++) {
+        const struct encoder_pick *pick = &texts->picks[first + i];
 
         memcpy(texts->ids + at, pick->req->tokens.ids + pick->req->offsets[pick->index],
                pick->token_count * sizeof(*texts->ids));
@@ -302,14 +303,14 @@ static uint32_t gather(struct encoder_texts *texts, uint32_t pick_count)
 }
 
 /* A row a text, or one a token. */
-static void scatter(struct encoder_texts *texts, uint32_t pick_count)
+static void scatter(struct encoder_texts *texts, uint32_t first, uint32_t count)
 {
     const bool by_token = texts->head == ENCODER_HEAD_TOKENS;
     const size_t width = texts->width;
 
-    for (uint32_t i = 0; i < pick_count; i++) {
-        struct encoder_req *req = texts->picks[i].req;
-        const uint32_t index = texts->picks[i].index;
+    for (uint32_t i = 0; i < count; i++) {
+        struct encoder_req *req = texts->picks[first + i].req;
+        const uint32_t index = texts->picks[first + i].index;
         const size_t row = by_token ? req->offsets[index] : index;
         const size_t from = by_token ? texts->offsets[i] : i;
 
@@ -317,7 +318,7 @@ static void scatter(struct encoder_texts *texts, uint32_t pick_count)
             req->rows = xcalloc((by_token ? req->tokens.count : req->text_count) * width,
                                 sizeof(float));
         memcpy(req->rows + row * width, texts->rows + from * width,
-               (by_token ? texts->picks[i].token_count : 1) * width * sizeof(float));
+               (by_token ? texts->picks[first + i].token_count : 1) * width * sizeof(float));
         req->done_count++;
     }
 }
@@ -383,8 +384,6 @@ static uint32_t count_reqs(const struct encoder_texts *texts, uint32_t pick_coun
 
 static void fail_batch(struct encoder_texts *texts, uint32_t req_count, const struct err *err)
 {
-    const enum engine_error class = err->code == ERR_MEMORY ? ENGINE_ERROR_OOM
-                                                            : ENGINE_ERROR_MODEL_ERROR;
     struct encoder_req *next;
 
     for (struct encoder_req *req = texts->queue.first; req != NULL; req = next) {
@@ -392,7 +391,7 @@ static void fail_batch(struct encoder_texts *texts, uint32_t req_count, const st
         if (req->taken_count == req->done_count)
             continue;
         req = encoder_queue_remove(&texts->queue, req);
-        emit_error(texts, req->id, class, err->text, req_count);
+        emit_error(texts, req->id, ENGINE_ERROR_MODEL_ERROR, err->text, req_count);
         encoder_req_free(&req);
     }
 }
@@ -403,35 +402,56 @@ static void finish_batch(struct encoder_texts *texts, uint32_t req_count)
 
     for (struct encoder_req *req = texts->queue.first; req != NULL; req = next) {
         next = req->next;
-        if (req->done_count < req->text_count)
+        if (req->done_count < req->text_count && !req->starved)
             continue;
         req = encoder_queue_remove(&texts->queue, req);
-        answer(texts, req, req_count);
+        if (req->starved)
+            emit_error(texts, req->id, ENGINE_ERROR_OOM, texts->no_memory.text, req_count);
+        else
+            answer(texts, req, req_count);
         encoder_req_free(&req);
     }
 }
 
-static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
+/* Runs picks [first, first + count), by halves where memory is short; what finds none alone is
+ * marked, and no failure of the rest. */
+static int run_picks(struct encoder_texts *texts, uint32_t first, uint32_t count, struct err *err)
 {
-    const struct bert_batch batch = {texts->ids, texts->offsets, pick_count, texts->seconds};
-    const uint32_t req_count = count_reqs(texts, pick_count);
-    const uint32_t token_count = gather(texts, pick_count);
+    const struct bert_batch batch = {texts->ids, texts->offsets, count, texts->seconds};
+    const uint32_t token_count = gather(texts, first, count);
     const uint64_t start_us = clock_mono_us();
     uint32_t pad_count = 0;
-    struct err err;
     int r;
 
-    r = texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, &err);
-    texts->stats.step_count++;
-    texts->stats.step_req_count += req_count;
+    r = texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, err);
     texts->stats.step_token_count += token_count;
     texts->stats.step_pad_count += pad_count;
     texts->stats.step_busy_us += clock_mono_us() - start_us;
-    if (r < 0) {
-        fail_batch(texts, req_count, &err);
-        return;
+    if (r == 0) {
+        scatter(texts, first, count);
+        return 0;
     }
-    scatter(texts, pick_count);
+    if (r != ERR_MEMORY)
+        return r;
+    if (count == 1) {
+        texts->picks[first].req->starved = true;
+        texts->picks[first].req->done_count++;
+        texts->no_memory = *err;
+        return 0;
+    }
+    r = run_picks(texts, first, count / 2, err);
+    return r == 0 ? run_picks(texts, first + count / 2, count - count / 2, err) : r;
+}
+
+static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
+{
+    const uint32_t req_count = count_reqs(texts, pick_count);
+    struct err err;
+
+    texts->stats.step_count++;
+    texts->stats.step_req_count += req_count;
+    if (run_picks(texts, 0, pick_count, &err) < 0)
+        fail_batch(texts, req_count, &err);
     finish_batch(texts, req_count);
 }
 

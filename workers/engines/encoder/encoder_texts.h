@@ -15,10 +15,13 @@
  *
  * The functions mirror engine.h, whose rules hold for them. The runner is borrowed and outlives it.
  *
- * Failures of a request: bad_input for what the user sent, model_error for a run that failed or a
- * vector that is not finite, oom with its batch when memory is short, expired, canceled.
+ * A batch that finds no memory runs again as two halves, each of which may do so again; a text that
+ * finds none alone costs its request, and nobody else.
  *
- * Thread: its engine's.   Tests: tests/unit/test_encoder.c, test_onnx_text.c
+ * Failures of a request: bad_input for what the user sent, model_error for a run that failed or a
+ * vector that is not finite, oom, expired, canceled.
+ *
+ * Thread: its engine's.   Tests: tests/unit/test_encoder.c, test_encoder_texts.c, test_onnx.c
  */
 
 #include <jansson.h>

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Goal: a batch that finds no memory shrinks until it fits, a text that finds none alone costs its
+ * own request and no other, and a run that fails otherwise costs those whose texts it had. Method:
+ * a runner that is no model: it has so many tokens of memory, fails as it is told, and writes each
+ * text's number of tokens as its vector.
+ */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "tests/unit/encoder_drive.h"
+#include "workers/engines/encoder/encoder_texts.h"
+
+#define TINY "tests/data/encoder/tiny"
+#define LENGTH 48u
+#define ROOMY UINT32_MAX
+
+struct memory {
+    uint32_t token_room;   /* more tokens than these find no memory */
+    uint32_t broken_count; /* a batch of so many texts fails otherwise; 0: none */
+    uint32_t run_count;
+};
+
+static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
+               struct err *err)
+{
+    struct memory *memory = self;
+    const uint32_t token_count = batch->offsets[batch->text_count];
+
+    *ret_pad_count = 0;
+    memory->run_count++;
+    if (token_count > memory->token_room)
+        return err_set(err, ERR_MEMORY, "no memory for %u tokens", token_count);
+    if (batch->text_count == memory->broken_count)
+        return err_set(err, ERR_INTERNAL, "broken");
+    for (uint32_t i = 0; i < batch->text_count; i++)
+        rows[i] = (float)(batch->offsets[i + 1] - batch->offsets[i]);
+    return 0;
+}
+
+struct world {
+    struct drive drive; /* its events */
+    struct memory memory;
+    struct encoder_texts *texts;
+};
+
+static void open_world(struct world *world)
+{
+    OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
+    const struct engine_load load = {.model = "fake", .sink = {drive_emit, NULL, &world->drive}};
+    const struct encoder_texts_options options = {
+        .runner = {run, &world->memory},
+        .width = 1,
+        .token_count_max = LENGTH,
+        .batching = {.item_max = 64, .token_max = 4 * LENGTH},
+    };
+    struct err err;
+
+    world->memory.token_room = ROOMY;
+    assert_int_equal(tokenizer_open(TINY, &tokenizer, &err), 0);
+    assert_int_equal(encoder_texts_new(&load, &options, &tokenizer, &world->texts, &err), 0);
+}
+
+static void close_world(struct world *world)
+{
+    drive_clear(&world->drive);
+    encoder_texts_free(&world->texts);
+}
+
+static void submit(struct world *world, uint64_t id, const char *input)
+{
+    const struct engine_req req = {.id = id, .input = input, .input_size = strlen(input)};
+    struct err err;
+
+    assert_int_equal(encoder_texts_submit(world->texts, &req, 1, &err), 0);
+}
+
+static void step(struct world *world)
+{
+    uint64_t wake_us = 0;
+    struct err err;
+
+    while (wake_us == 0)
+        assert_int_equal(encoder_texts_step(world->texts, 1, &wake_us, &err), 0);
+}
+
+/* Vectors are lengths: each answer belongs to its text. */
+static void check_answer(const struct world *world, uint64_t id, uint32_t index, double want)
+{
+    const struct drive_event *event = drive_final(&world->drive, id);
+    const json_t *data = json_object_get(event->output, "data");
+    const json_t *vector = json_object_get(json_array_get(data, index), "embedding");
+
+    assert_int_equal(event->type, ENGINE_EVENT_OUTPUT);
+    assert_true(json_number_value(json_array_get(vector, 0)) == want);
+}
+
+static void check_error(const struct world *world, uint64_t id, enum engine_error class,
+                        const char *text)
+{
+    const struct drive_event *event = drive_final(&world->drive, id);
+
+    assert_int_equal(event->type, ENGINE_EVENT_ERROR);
+    assert_int_equal(event->error, class);
+    assert_string_equal(event->text, text);
+}
+
+#define LONG_TEXT                                                                                  \
+    "\"the cat sat on the mat the cat sat on the mat the cat sat on the mat\"" /* 20 */
+
+static void submit_four(struct world *world)
+{
+    submit(world, 1, "{\"input\":[\"a\",\"the cat\"]}");
+    submit(world, 2, "{\"input\":" LONG_TEXT "}");
+    submit(world, 3, "{\"input\":[\"the cat sat\"," LONG_TEXT ",\"a\"]}");
+    submit(world, 4, "{\"input\":\"the cat sat on\"}");
+}
+
+static void test_a_batch_shrinks_until_it_fits(void **state)
+{
+    for (uint32_t room = 20; room < 80; room++) {
+        OWNED(close_world) struct world world = {.texts = NULL};
+        struct engine_stats stats;
+
+        (void)state;
+        open_world(&world);
+        world.memory.token_room = room;
+        submit_four(&world);
+        step(&world);
+        check_answer(&world, 1, 0, 3);
+        check_answer(&world, 1, 1, 4);
+        check_answer(&world, 2, 0, 20);
+        check_answer(&world, 3, 0, 5);
+        check_answer(&world, 3, 1, 20);
+        check_answer(&world, 3, 2, 3);
+        check_answer(&world, 4, 0, 6);
+        encoder_texts_stats(world.texts, &stats);
+        assert_int_equal(stats.oom_count, 0);
+        assert_int_equal(stats.step_count, 1);
+        assert_int_equal(world.memory.run_count, room >= 61 ? 1 : world.memory.run_count);
+        assert_true(room >= 61 || world.memory.run_count > 1);
+    }
+}
+
+static void test_what_does_not_fit_alone_costs_its_request(void **state)
+{
+    OWNED(close_world) struct world world = {.texts = NULL};
+    struct engine_stats stats;
+
+    (void)state;
+    open_world(&world);
+    world.memory.token_room = 19;
+    submit_four(&world);
+    step(&world);
+    check_answer(&world, 1, 1, 4);
+    check_error(&world, 2, ENGINE_ERROR_OOM, "no memory for 20 tokens");
+    check_error(&world, 3, ENGINE_ERROR_OOM, "no memory for 20 tokens");
+    check_answer(&world, 4, 0, 6);
+    encoder_texts_stats(world.texts, &stats);
+    assert_int_equal(stats.oom_count, 2);
+    assert_int_equal(stats.queue_req_count, 0);
+    world.memory.token_room = ROOMY; /* and it goes on */
+    submit(&world, 5, "{\"input\":" LONG_TEXT "}");
+    step(&world);
+    check_answer(&world, 5, 0, 20);
+}
+
+/* The half that ran is answered, what was in the other is not. */
+static void test_other_failures_cost_those_they_met(void **state)
+{
+    OWNED(close_world) struct world world = {.texts = NULL};
+
+    (void)state;
+    open_world(&world);
+    world.memory.token_room = 50;
+    world.memory.broken_count = 2;
+    submit(&world, 1, "{\"input\":" LONG_TEXT "}");
+    submit(&world, 2, "{\"input\":" LONG_TEXT "}");
+    submit(&world, 3, "{\"input\":" LONG_TEXT "}");
+    submit(&world, 4, "{\"input\":\"a\"}");
+    submit(&world, 5, "{\"input\":\"a\"}");
+    step(&world);
+    /* 66 tokens do not fit; the first half is two long texts, which break. */
+    for (uint64_t id = 1; id <= 5; id++)
+        check_error(&world, id, ENGINE_ERROR_MODEL_ERROR, "broken");
+    drive_clear(&world.drive);
+    world.memory.token_room = 40; /* 40, and then 26 of three texts, whose first half is one */
+    world.memory.broken_count = 3;
+    submit(&world, 6, "{\"input\":" LONG_TEXT "}");
+    submit(&world, 7, "{\"input\":" LONG_TEXT "}");
+    submit(&world, 8, "{\"input\":[" LONG_TEXT ",\"a\",\"a\"]}");
+    step(&world);
+    check_answer(&world, 6, 0, 20);
+    check_answer(&world, 7, 0, 20);
+    check_error(&world, 8, ENGINE_ERROR_MODEL_ERROR, "broken");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_batch_shrinks_until_it_fits),
+        cmocka_unit_test(test_what_does_not_fit_alone_costs_its_request),
+        cmocka_unit_test(test_other_failures_cost_those_they_met),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
