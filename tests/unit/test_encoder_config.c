@@ -36,6 +36,7 @@ static const struct {
 } rows[] = {
     {"config.json", "", NULL, ERR_NOT_FOUND, "config.json"},
     {"config.json", "", "[]", ERR_UNSUPPORTED, "architectures[0] is '(none)'"},
+    {"config.json", "architectures", "[\"BertForMaskedLM\"]", 0, ""},
     {"config.json", "architectures", "[\"BartModel\"]", ERR_UNSUPPORTED,
      "config.json: architectures[0] is 'BartModel', the encoder has Model, "
      "ForSequenceClassification and ForTokenClassification of Bert, Roberta, XLMRoberta, "
@@ -133,6 +134,25 @@ static void test_refusals(void **state)
     remove_files(dir);
 }
 
+static void test_what_fills_masks_needs_modules(void **state)
+{
+    char dir[] = "/tmp/encoder-XXXXXX";
+    OWNED(mem_free) char *modules = NULL;
+    struct encoder_config config;
+    struct err err = {0};
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    modules = xasprintf("%s/modules.json", dir);
+    write_files(dir, "config.json", "architectures", "[\"BertForMaskedLM\"]");
+    assert_int_equal(encoder_config_read(dir, &config, &err), 0);
+    assert_string_equal(encoder_task_name(&config), "embed");
+    assert_int_equal(unlink(modules), 0);
+    assert_int_equal(encoder_config_read(dir, &config, &err), ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "architectures[0] is 'BertForMaskedLM', which fills masks"));
+    remove_files(dir);
+}
+
 static void read_changed(const char *file, const char *key, const char *json,
                          struct encoder_config *config)
 {
@@ -188,6 +208,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_what_fills_masks_needs_modules),
         cmocka_unit_test(test_the_files_decide),
         cmocka_unit_test(test_the_shortest_length_rules),
     };

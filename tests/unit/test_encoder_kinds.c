@@ -38,6 +38,8 @@ static const struct {
      "DistilBertForSequenceClassification, 2 layers of 16, 4 labels"},
     {"distilbert-tokens", "classify_tokens",
      "DistilBertForTokenClassification, 2 layers of 16, 6 labels"},
+    {"mpnet-embed", "embed", "MPNetModel, 2 layers of 16, mean pooling"},
+    {"mpnet-rerank", "rerank", "MPNetForSequenceClassification, 2 layers of 16, 1 label"},
     {"xlm-embed", "embed", "XLMRobertaModel, 2 layers of 16, mean pooling"},
     {"xlm-rerank", "rerank", "XLMRobertaForSequenceClassification, 2 layers of 16, 1 label"},
     {"roberta-embed", "embed", "RobertaModel, 2 layers of 16, mean pooling"},

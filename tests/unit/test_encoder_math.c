@@ -45,7 +45,7 @@ static float from_bf16(uint16_t half)
     return value;
 }
 
-/* One output row of softmax(q k' scale) v, in double. */
+/* One output row of softmax(q k' scale + bias) v, in double. */
 static void attend_plainly(const struct bert_attention *a, uint32_t t, double *to)
 {
     OWNED(mem_free) double *scores = xcalloc(a->token_count, sizeof(double));
@@ -55,6 +55,7 @@ static void attend_plainly(const struct bert_attention *a, uint32_t t, double *t
         for (uint32_t d = 0; d < a->head_size; d++)
             scores[i] += (double)a->q[t * a->row_stride + d] * (double)a->k[i * a->row_stride + d];
         scores[i] *= (double)a->scale;
+        scores[i] += a->bias != NULL ? (double)a->bias[(int)i - (int)t] : 0;
         high = fmax(high, scores[i]);
     }
     for (uint32_t i = 0; i < a->token_count; i++)
@@ -67,11 +68,12 @@ static void attend_plainly(const struct bert_attention *a, uint32_t t, double *t
 }
 
 static void check_attention(const struct bert_kernels *kernels, uint32_t tokens, uint32_t size,
-                            double spread)
+                            double spread, bool biased)
 {
     const size_t stride = 3 * size + 5;
     OWNED(mem_free) float *qkv = random_floats(tokens * stride, spread);
     OWNED(mem_free) float *context = random_floats(tokens * size, 1);
+    OWNED(mem_free) float *bias = random_floats(2 * (size_t)tokens - 1, 3);
     OWNED(mem_free) uint16_t *rounded = xcalloc(tokens * size, sizeof(uint16_t));
     OWNED(mem_free)
     float *scratch = random_floats(bert_attention_scratch_size(tokens, size) / sizeof(float), 1e30);
@@ -84,6 +86,7 @@ static void check_attention(const struct bert_kernels *kernels, uint32_t tokens,
         .token_count = tokens,
         .head_size = size,
         .scale = 1 / sqrtf((float)size),
+        .bias = biased ? bias + tokens - 1 : NULL,
         .context = context,
         .context_stride = size,
         .scratch = scratch,
@@ -119,8 +122,9 @@ static void test_attention(void **state)
     for (int k = 0; bert_kernels_at(k) != NULL; k++) {
         for (size_t i = 0; i < COUNT_OF(token_counts); i++) {
             for (size_t j = 0; j < COUNT_OF(sizes); j++) {
-                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1);
-                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 10);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, false);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 10, false);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, true);
             }
         }
         (void)printf("kernels %s: attention is right\n", bert_kernels_at(k)->name);

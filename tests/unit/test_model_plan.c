@@ -40,7 +40,8 @@ static const struct {
     {BERT_FILES, BERT, NULL, 0, "encoder"},
     {BERT_FILES, "{\"architectures\":[\"BertModel\"]}", NULL, 0, "encoder"},
     {BERT_FILES " onnx/model.onnx", BERT, NULL, 0, "encoder"},
-    {BERT_FILES, NULL, NULL, ERR_UNSUPPORTED, "'bert|roberta|xlm-roberta|distilbert' (missing)"},
+    {BERT_FILES, NULL, NULL, ERR_UNSUPPORTED,
+     "'bert|roberta|xlm-roberta|distilbert|mpnet' (missing)"},
     {BERT_FILES, "{\"model_type\":\"roberta\"}", NULL, 0, "encoder"},
     {BERT_FILES, "{\"architectures\":[\"DistilBertForTokenClassification\"]}", NULL, 0, "encoder"},
     {"vocab.txt", BERT, NULL, ERR_UNSUPPORTED, "*.safetensors (missing)"},
@@ -56,12 +57,15 @@ static const struct {
      "it says 'GPT2Model'"},
     {BERT_FILES, HEAD("BertForSequenceClassification"), NULL, 0, "encoder"},
     {BERT_FILES, HEAD("BertForTokenClassification"), NULL, 0, "encoder"},
-    {BERT_FILES, HEAD("BertForMaskedLM"), NULL, ERR_UNSUPPORTED,
-     "it says 'BertForMaskedLM'; the encoder has Model, ForSequenceClassification and "
-     "ForTokenClassification of bert, roberta, xlm-roberta, distilbert"},
-    {BERT_FILES, HEAD("BertForMaskedLM"), "{\"engine\":\"encoder\"}", ERR_UNSUPPORTED,
-     "it says 'BertForMaskedLM'"},
-    {BERT_FILES " model.onnx", HEAD("BertForMaskedLM"), NULL, 0, "onnx"},
+    {BERT_FILES, HEAD("BertForMaskedLM"), NULL, 0,
+     "encoder"}, /* the engine looks for modules.json */
+    {BERT_FILES, HEAD("BertForQuestionAnswering"), NULL, ERR_UNSUPPORTED,
+     "it says 'BertForQuestionAnswering'; the encoder has Model, ForSequenceClassification and "
+     "ForTokenClassification of bert, roberta, xlm-roberta, distilbert, "
+     "mpnet"},
+    {BERT_FILES, HEAD("BertForQuestionAnswering"), "{\"engine\":\"encoder\"}", ERR_UNSUPPORTED,
+     "it says 'BertForQuestionAnswering'"},
+    {BERT_FILES " model.onnx", HEAD("BertForQuestionAnswering"), NULL, 0, "onnx"},
     {BERT_FILES, "{", NULL, ERR_UNSUPPORTED, "of another kind"},
     {"weights.gguf", NULL, NULL, ERR_UNSUPPORTED, "*.gguf is there"},
     {"readme.md", NULL, NULL, ERR_UNSUPPORTED, "single *.onnx"},

@@ -223,7 +223,7 @@ static const struct {
     {"normalizer.clean_text", "false", ERR_UNSUPPORTED, "clean_text is false"},
     {"normalizer.lowercase", "\"yes\"", ERR_MALFORMED, "'lowercase' is neither true nor false"},
     {"pre_tokenizer.type", "\"ByteLevel\"", ERR_UNSUPPORTED, "pre_tokenizer is 'ByteLevel'"},
-    {"post_processor.type", "\"RobertaProcessing\"", ERR_UNSUPPORTED, "'RobertaProcessing'"},
+    {"post_processor.type", "\"ByteLevel\"", ERR_UNSUPPORTED, "'ByteLevel'"},
     {"post_processor.single", "[]", ERR_UNSUPPORTED, "post_processor.single"},
     {"model.max_input_chars_per_word", "1000", ERR_RANGE, "is 1000, allowed are 1 to 100"},
     {"model.continuing_subword_prefix", "\"@@\"", ERR_UNSUPPORTED, "'@@', not '##'"},

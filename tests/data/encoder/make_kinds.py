@@ -106,6 +106,18 @@ def xlm_tokenizer():
                                                              "tokenizer_class": "XLMRobertaTokenizer"}}  # fmt: skip
 
 
+def mpnet_tokenizer():
+    """WordPiece between <s> and </s>, as transformers converts it."""
+    tokens = ["<s>", "<pad>", "</s>", "[UNK]"] + bert_tokenizer()[0][5:] + ["<mask>"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "vocab.txt"
+        path.write_text("\n".join(tokens) + "\n")
+        fast = transformers.MPNetTokenizerFast(str(path), model_max_length=LENGTH)
+    return len(tokens), {"tokenizer.json": json.loads(fast.backend_tokenizer.to_str()),
+                         "tokenizer_config.json": {"model_max_length": LENGTH, "do_lower_case": True,
+                                                   "tokenizer_class": "MPNetTokenizer"}}  # fmt: skip
+
+
 def write_tokens(name, folder, change=None, **options):
     """All of a tokenizer, not cut."""
     backend = AutoTokenizer.from_pretrained(folder, **options).backend_tokenizer
@@ -253,6 +265,12 @@ def xlm_config(vocabulary):
     return {**roberta_config(vocabulary), "model_type": "xlm-roberta"}
 
 
+def mpnet_config(vocabulary):
+    config = {**roberta_config(vocabulary), "model_type": "mpnet", "relative_attention_num_buckets": 32}
+    del config["type_vocab_size"]
+    return config
+
+
 def distil_config(vocabulary):
     return {"model_type": "distilbert", "activation": "gelu", "dim": HIDDEN, "hidden_dim": INTERMEDIATE, "n_heads": HEADS,
             "n_layers": LAYERS, "max_position_embeddings": 32, "pad_token_id": 0, "sinusoidal_pos_embds": False,
@@ -273,6 +291,8 @@ def families():
     yield "distilbert", "DistilBert", distil_config(len(tokens)), distil
     count, files = roberta_tokenizer()
     yield "roberta", "Roberta", roberta_config(count), files
+    count, files = mpnet_tokenizer()
+    yield "mpnet", "MPNet", mpnet_config(count), files
     count, files = xlm_tokenizer()
     yield "xlm", "XLMRoberta", xlm_config(count), files
 
@@ -303,7 +323,7 @@ def main():
     shutil.rmtree(OUT, ignore_errors=True)
     for name, family, config, files in families():
         for head, architecture, requests, extra in heads(family):
-            if name == "xlm" and head in ("classify", "tokens"):
+            if name in ("xlm", "mpnet") and head in ("classify", "tokens"):
                 continue  # as RoBERTa's
             write_kind(f"{name}-{head}", architecture, {**config, **extra}, files, REQUESTS[requests])
         if "WordPiece" not in json.dumps(files["tokenizer.json"]["model"]["type"]):

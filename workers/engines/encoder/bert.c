@@ -158,6 +158,7 @@ void bert_close(struct bert **bert_p)
     free(bert->head.labels);
     free(bert->head.dense_bias);
     free(bert->head.dense);
+    free(bert->distances);
     free(bert->type_step);
     free(bert->context);
     free(bert->qkv);
@@ -316,6 +317,7 @@ static void turn_attend(void *context, uint32_t member, uint32_t index)
     const uint32_t first = run->batch->offsets[text];
     const float *q = bert->qkv + 3 * (size_t)first * hidden + (size_t)head * head_size;
     const size_t out = (size_t)first * hidden + (size_t)head * head_size;
+    const size_t distance_count = 2 * (size_t)bert->config.token_count_max - 1;
     const struct bert_attention attention = {
         .q = q,
         .k = q + hidden,
@@ -324,6 +326,9 @@ static void turn_attend(void *context, uint32_t member, uint32_t index)
         .token_count = run->batch->offsets[text + 1] - first,
         .head_size = head_size,
         .scale = 1.0f / sqrtf((float)head_size),
+        .bias = bert->distances != NULL
+                    ? bert->distances + head * distance_count + distance_count / 2
+                    : NULL,
         .context = bert->bf16 ? NULL : (float *)bert->context + out,
         .context_bf16 = bert->bf16 ? (uint16_t *)bert->context + out : NULL,
         .context_stride = hidden,
@@ -424,6 +429,8 @@ static void turn_end(void *context, uint32_t member, uint32_t index)
     case ENCODER_HEAD_TOKENS:
         bert_head_tokens(bert, x, token_count, run->rows + first * width);
         return;
+    case ENCODER_HEAD_MASKED:
+        break; /* encoder_config_read() gives none */
     }
 }
 

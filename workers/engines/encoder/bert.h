@@ -8,10 +8,9 @@
  *
  *     x = norm(word[id] + position[t] + type[of one text or the second])
  *     per layer:  q, k, v = x Wqkv + b         products: gemm.h (oneDNN)
- *                 c = attention(q, k, v)       per text and head: bert_kernels.h
- *                 x = norm(x + c Wo + b)
- *                 x = norm(x + act(x W1 + b) W2 + b)
- *     embed     row = mean or first of x, scaled to length 1 where the model asks for it
+ *                 c = attention(q, k, v)       per text and head: bert_kernels.h; MPNet adds a
+ * number to each score, by the tokens' distance x = norm(x + c Wo + b) x = norm(x + act(x W1 + b)
+ * W2 + b) embed     row = mean or first of x, scaled to length 1 where the model asks for it
  *     classify  row = act(x[first] Wd + b) Wl + b        a number a label
  *     tokens    row = x[t] Wl + b                        of each token, [CLS] and [SEP] too
  *

@@ -39,6 +39,7 @@ struct bert {
     float *words_copy;  /* where the file has another type or alignment */
     float *positions;   /* position_count rows, type 0 added */
     float *type_step;   /* type 1 less type 0; NULL: the model has no type 1 */
+    float *distances;   /* per head 2 * token_count_max - 1 numbers; NULL: distances do not count */
     struct bert_head head;
     float *gain, *bias; /* norm of the sum */
     bool bf16;

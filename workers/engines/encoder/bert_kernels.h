@@ -16,14 +16,17 @@
 
 #define BERT_SCRATCH_ALIGN 64u
 
-/* One head of one text: context = softmax(q k' scale) v. Rows are row_stride floats apart. */
+/* One head of one text: context = softmax(q k' scale + bias) v. Rows are row_stride floats apart.
+ */
 struct bert_attention {
     const float *q, *k, *v;
     size_t row_stride;
     uint32_t token_count;
     uint32_t head_size;
     float scale;
-    float *context; /* or, where it is NULL, context_bf16 */
+    const float *bias; /* at distance 0 of one number a distance, how far a key is behind its query,
+                        * from 1 - token_count to token_count - 1; NULL: none */
+    float *context;    /* or, where it is NULL, context_bf16 */
     uint16_t *context_bf16;
     size_t context_stride;
     float *scratch; /* bert_attention_scratch_size() bytes, aligned to BERT_SCRATCH_ALIGN */

@@ -10,6 +10,7 @@
  */
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,7 @@
 #include "workers/engines/encoder/bert_int.h"
 
 #define NAME_SIZE 192
+#define DISTANCE_FAR 128 /* from here on all distances are of one kind */
 
 /* Names of a family's tensors; those of the head stand beside the model unless head_inside. */
 struct names {
@@ -49,6 +51,17 @@ static const struct names all_names[] = {
                                    "pre_classifier",
                                    "classifier",
                                    false},
+    [ENCODER_FAMILY_MPNET] = {"mpnet.",
+                              "encoder.layer.",
+                              {"attention.attn.q", "attention.attn.k", "attention.attn.v"},
+                              "attention.attn.o",
+                              "attention.LayerNorm",
+                              "intermediate.dense",
+                              "output.dense",
+                              "output.LayerNorm",
+                              "classifier.dense",
+                              "classifier.out_proj",
+                              false},
 };
 
 struct loader {
@@ -283,6 +296,47 @@ static int load_positions(struct loader *loader, struct err *err)
     return r;
 }
 
+/* Half of the kinds are for keys behind the query, half for those before it: of each half the first
+ * half are single distances, the rest grow with their logarithm up to DISTANCE_FAR. */
+static uint32_t kind_of_distance(int64_t distance, uint32_t kind_count)
+{
+    const uint32_t half = kind_count / 2, single = half / 2;
+    const double size = (double)(distance < 0 ? -distance : distance);
+    uint32_t kind = (uint32_t)size;
+
+    if (size >= single) {
+        kind = single + (uint32_t)(log(size / single) / log((double)DISTANCE_FAR / single) *
+                                   (half - single));
+        kind = kind < half ? kind : half - 1;
+    }
+    return distance > 0 ? half + kind : kind;
+}
+
+/* One number a kind of distance and head, the same in all layers, spread out over the distances. */
+static int load_distances(struct loader *loader, struct err *err)
+{
+    const struct encoder_config *config = loader->config;
+    const uint32_t heads = config->head_count, far = config->token_count_max - 1;
+    OWNED(mem_free) float *kinds = NULL;
+    int r;
+
+    if (config->distance_count == 0)
+        return 0;
+    kinds = xcalloc((size_t)config->distance_count * heads, sizeof(*kinds));
+    r = read_into(loader, "encoder.relative_attention_bias.weight", config->distance_count, heads,
+                  kinds, err);
+    if (r < 0 || loader->bert == NULL)
+        return r;
+    r = bert_alloc(loader->bert, (size_t)heads * (2 * (size_t)far + 1), sizeof(float),
+                   &loader->bert->distances, err);
+    for (uint32_t head = 0; r == 0 && head < heads; head++) {
+        for (uint32_t i = 0; i <= 2 * far; i++)
+            loader->bert->distances[head * (2 * (size_t)far + 1) + i] =
+                kinds[kind_of_distance((int64_t)i - far, config->distance_count) * heads + head];
+    }
+    return r;
+}
+
 /* A matrix of `rows` by hidden and its bias, read as they are. */
 static int read_step(struct loader *loader, const char *name, uint32_t rows, float **ret_matrix,
                      float **ret_bias, struct err *err)
@@ -352,6 +406,8 @@ static int load_all(struct loader *loader, struct err *err)
                       loader->bert != NULL ? &loader->bert->bias : &bias, err);
     for (uint32_t i = 0; r == 0 && i < loader->config->layer_count; i++)
         r = load_layer(loader, i, err);
+    if (r == 0)
+        r = load_distances(loader, err);
     return r == 0 ? load_head(loader, err) : r;
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/assert.h"
 #include "workers/engines/encoder/encoder_json.h"
@@ -53,6 +54,8 @@ const char *encoder_task_name(const struct encoder_config *config)
         return config->label_count == 1 ? "rerank" : "classify";
     case ENCODER_HEAD_TOKENS:
         return "classify_tokens";
+    case ENCODER_HEAD_MASKED:
+        break;
     }
     NEVER("head is out of range; encoder_config_read() sets it");
 }
@@ -170,6 +173,12 @@ static const struct {
                                    "hidden_dim",
                                    "activation",
                                    {.layer_count = 6, .vocab_count = 30522}},
+    [ENCODER_FAMILY_MPNET] = {"num_hidden_layers",
+                              "num_attention_heads",
+                              "hidden_size",
+                              "intermediate_size",
+                              "hidden_act",
+                              {.layer_count = 12, .vocab_count = 30527, .distance_count = 32}},
 };
 
 /* RoBERTa's positions count from behind that of its padding, whose token stands nowhere itself. */
@@ -177,7 +186,8 @@ static int read_padding(const json_t *json, struct encoder_config *config, struc
 {
     int r;
 
-    if (config->family == ENCODER_FAMILY_ROBERTA || config->family == ENCODER_FAMILY_XLM_ROBERTA) {
+    if (config->family == ENCODER_FAMILY_ROBERTA || config->family == ENCODER_FAMILY_XLM_ROBERTA ||
+        config->family == ENCODER_FAMILY_MPNET) {
         config->pad_id = 1;
         r = encoder_json_get_u32(json, "pad_token_id", 0, config->vocab_count - 1, &config->pad_id,
                                  err);
@@ -233,6 +243,10 @@ static int read_shapes(const json_t *json, struct encoder_config *config, struct
         r = err_set(err, ERR_MISMATCH, "%s %u is no multiple of %s %u",
                     shapes[config->family].hidden, config->hidden, shapes[config->family].heads,
                     config->head_count);
+    config->distance_count = shapes[config->family].defaults.distance_count;
+    if (r == 0 && config->distance_count > 0)
+        r = encoder_json_get_u32(json, "relative_attention_num_buckets", 4,
+                                 ENCODER_DISTANCE_COUNT_MAX, &config->distance_count, err);
     if (r == 0)
         r = read_padding(json, config, err);
     return r < 0 ? r : read_eps(json, config, err);
@@ -382,6 +396,24 @@ int encoder_config_read_texts(const char *dir, struct encoder_config *config, st
     return r < 0 || config->head != ENCODER_HEAD_EMBED ? r : read_modules(dir, config, err);
 }
 
+/* What was trained to fill masks is often published as what makes vectors: with modules.json. */
+static int leave_out_masks(const char *dir, struct encoder_config *config, struct err *err)
+{
+    OWNED(mem_free) char *path = xasprintf("%s/modules.json", dir);
+    char name[64];
+
+    if (config->head != ENCODER_HEAD_MASKED)
+        return 0;
+    if (access(path, R_OK) < 0)
+        return err_set(
+            err, ERR_UNSUPPORTED,
+            "config.json: architectures[0] is '%s', which fills masks; the encoder makes "
+            "vectors of it where modules.json says how, and there is none",
+            encoder_architecture_name(config, name));
+    config->head = ENCODER_HEAD_EMBED;
+    return 0;
+}
+
 int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
@@ -400,7 +432,9 @@ int encoder_config_read(const char *dir, struct encoder_config *ret_config, stru
         r = read_label_count(json, &config, err);
     if (r < 0)
         return err_wrap(err, "config.json");
-    r = encoder_config_read_texts(dir, &config, err);
+    r = leave_out_masks(dir, &config, err);
+    if (r == 0)
+        r = encoder_config_read_texts(dir, &config, err);
     if (r == 0)
         *ret_config = config;
     return r;

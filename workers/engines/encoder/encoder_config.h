@@ -31,6 +31,7 @@
 #define ENCODER_INTERMEDIATE_MAX 65536u
 #define ENCODER_TOKEN_COUNT_MAX 8192u
 #define ENCODER_VOCAB_MAX (1u << 20)
+#define ENCODER_DISTANCE_COUNT_MAX 1024u
 #define ENCODER_LABEL_COUNT_MAX 4096u
 #define ENCODER_LABEL_SIZE_MAX 128u
 
@@ -66,9 +67,11 @@ struct encoder_config {
     uint32_t intermediate; /* width inside the feed-forward step */
     uint32_t vocab_count;
     uint32_t position_count;
-    uint32_t position_first;  /* of a text's first token: RoBERTa begins behind its padding's */
-    uint32_t pad_id;          /* where position_first is not 0: tokens of this id stand nowhere */
-    uint32_t type_count;      /* 0: the family has none */
+    uint32_t position_first; /* of a text's first token: RoBERTa begins behind its padding's */
+    uint32_t pad_id;         /* where position_first is not 0: tokens of this id stand nowhere */
+    uint32_t type_count;     /* 0: the family has none */
+    uint32_t
+        distance_count; /* kinds of distance between two tokens (MPNet); 0: none is looked at */
     uint32_t token_count_max; /* of one text, [CLS] and [SEP] included */
     float norm_eps;
     enum encoder_activation activation;

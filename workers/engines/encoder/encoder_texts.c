@@ -172,6 +172,8 @@ static bool has_route(const struct encoder_texts *texts, enum encoder_route rout
                (route == ENCODER_ROUTE_RERANK && texts->labels.count == 1);
     case ENCODER_HEAD_TOKENS:
         return route == ENCODER_ROUTE_PREDICT_TOKENS;
+    case ENCODER_HEAD_MASKED:
+        break;
     }
     NEVER("head is out of range; encoder_config_read() sets it");
 }

@@ -22,8 +22,8 @@ int tokenizer_open(const char *dir, struct tokenizer **ret_tokenizer, struct err
             return r;
         tokenizer->frame = (struct tokenizer_frame){
             .begin = wordpiece_cls(tokenizer->pieces),
-            .middle = {wordpiece_sep(tokenizer->pieces)},
-            .middle_count = 1,
+            .middle = {wordpiece_sep(tokenizer->pieces), wordpiece_sep(tokenizer->pieces)},
+            .middle_count = wordpiece_sep_count(tokenizer->pieces),
             .end = wordpiece_sep(tokenizer->pieces),
         };
         tokenizer->unk_id = wordpiece_unk(tokenizer->pieces);

@@ -62,6 +62,7 @@ void wordpiece_options_init(struct wordpiece_options *options)
         .lower_case = true,
         .strip_accents = true,
         .split_ideographs = true,
+        .sep_count = 1,
         .word_chars_max = WORDPIECE_WORD_CHARS_MAX,
         .unk = "[UNK]",
         .cls = "[CLS]",
@@ -139,6 +140,11 @@ uint32_t wordpiece_sep(const struct wordpiece *pieces)
 uint32_t wordpiece_unk(const struct wordpiece *pieces)
 {
     return pieces->unk_id;
+}
+
+uint32_t wordpiece_sep_count(const struct wordpiece *pieces)
+{
+    return pieces->options.sep_count;
 }
 
 /* The slot of the text, or the free one where it would go. `hash` is hash_end's. */
@@ -458,6 +464,14 @@ static void put_raw(struct encoding *to, utf8proc_int32_t c)
         end_word(to);
 }
 
+static bool is_special(const struct wordpiece *pieces, const struct wordpiece_special *special,
+                       const char *text)
+{
+    if (special->any_case && pieces->options.lower_case)
+        return strncasecmp(special->text, text, special->size) == 0;
+    return memcmp(special->text, text, special->size) == 0;
+}
+
 /* The longest special token at the front of the text, or NULL. */
 static const struct wordpiece_special *match_special(const struct wordpiece *pieces,
                                                      const char *text, size_t size)
@@ -470,7 +484,7 @@ static const struct wordpiece_special *match_special(const struct wordpiece *pie
         const struct wordpiece_special *special = &pieces->options.specials[i];
 
         if (special->size <= size && (best == NULL || special->size > best->size) &&
-            memcmp(special->text, text, special->size) == 0)
+            is_special(pieces, special, text))
             best = special;
     }
     return best;

@@ -41,12 +41,14 @@ struct wordpiece_special {
     uint32_t size; /* bytes of text */
     uint32_t char_count;
     uint32_t id;
+    bool any_case; /* matched behind the step that lowers the case */
 };
 
 struct wordpiece_options {
     bool lower_case;
     bool strip_accents;
     bool split_ideographs;
+    uint32_t sep_count; /* [SEP]s between two texts: 1, or 2 */
     uint32_t word_chars_max;
     uint32_t special_count;
     struct wordpiece_special specials[WORDPIECE_SPECIAL_COUNT_MAX]; /* matched in raw text */
@@ -75,6 +77,7 @@ uint32_t wordpiece_id_count(const struct wordpiece *pieces);
 uint32_t wordpiece_cls(const struct wordpiece *pieces);
 uint32_t wordpiece_sep(const struct wordpiece *pieces);
 uint32_t wordpiece_unk(const struct wordpiece *pieces);
+uint32_t wordpiece_sep_count(const struct wordpiece *pieces);
 
 /* The text of a token, not terminated, without the "##" of one that continues a word; returns its
  * size, 0 for an id that is no token. */

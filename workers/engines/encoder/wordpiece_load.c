@@ -51,6 +51,22 @@ static int add_special(struct wordpiece_options *options, const char *text, uint
     return 0;
 }
 
+/* "<mask>", "[UNK]": letters of ASCII between brackets, so that it is found in a text as in its
+ * normal form, but for its case. */
+static bool is_marked(const char *text)
+{
+    const size_t size = strlen(text);
+
+    for (size_t i = 0; i < size; i++) {
+        const char lower = (char)(text[i] | 0x20);
+
+        if (!(lower >= 'a' && lower <= 'z') && strchr("/<>[]", text[i]) == NULL)
+            return false;
+    }
+    return size > 2 &&
+           ((text[0] == '<' && text[size - 1] == '>') || (text[0] == '[' && text[size - 1] == ']'));
+}
+
 /* lstrip and rstrip eat white space around the token, which separates words and nothing else
  * here: both are right as they are. */
 static int read_added_tokens(const json_t *json, struct wordpiece_options *options, struct err *err)
@@ -79,12 +95,14 @@ static int read_added_tokens(const json_t *json, struct wordpiece_options *optio
                            "tokenizer.json: added_tokens[%zu] has no content "
                            "or no id",
                            i);
-        if (single_word || normalized)
+        if (single_word || (normalized && !is_marked(text)))
             return err_set(err, ERR_UNSUPPORTED,
-                           "tokenizer.json: added token '%.40s' is "
-                           "single_word or normalized, the encoder has neither",
+                           "tokenizer.json: added token '%.40s' is single_word, or normalized and "
+                           "not letters in brackets; the encoder has neither",
                            text);
         r = add_special(options, text, id, err);
+        if (r == 0)
+            options->specials[options->special_count - 1].any_case = normalized;
         if (r < 0)
             return err_wrap(err, "tokenizer.json");
     }
@@ -130,7 +148,11 @@ static int read_post_processor(const json_t *json, struct wordpiece_options *opt
             return err_set(err, ERR_UNSUPPORTED,
                            "tokenizer.json: post_processor.single is not one "
                            "special token, the text, one special token");
-    } else if (type != NULL && strcmp(type, "BertProcessing") == 0) {
+        if (json_array_size(json_object_get(post, "pair")) == 6)
+            options->sep_count = 2;
+    } else if (type != NULL &&
+               (strcmp(type, "BertProcessing") == 0 || strcmp(type, "RobertaProcessing") == 0)) {
+        options->sep_count = type[0] == 'R' ? 2 : 1;
         cls = json_string_value(json_array_get(json_object_get(post, "cls"), 0));
         sep = json_string_value(json_array_get(json_object_get(post, "sep"), 0));
         if (cls == NULL || sep == NULL)
@@ -138,7 +160,7 @@ static int read_post_processor(const json_t *json, struct wordpiece_options *opt
     } else {
         return err_set(err, ERR_UNSUPPORTED,
                        "tokenizer.json: post_processor is '%.40s', the "
-                       "encoder has TemplateProcessing and BertProcessing",
+                       "encoder has TemplateProcessing, BertProcessing and RobertaProcessing",
                        type != NULL ? type : "(none)");
     }
     r = copy_special(options->cls, cls, "tokenizer.json: cls", err);
