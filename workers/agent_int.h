@@ -23,6 +23,7 @@
 #include "brokers/queue.h"
 #include "workers/agent_core.h"
 #include "workers/child.h"
+#include "workers/confine.h"
 
 struct http_server;
 struct seal_key;
@@ -75,6 +76,8 @@ struct agent {
     struct agent_series *series; /* agent_pages.c */
     size_t series_count;
     bool adopted, reading, read_again, writes_lost, has_read, exiting;
+    enum confine_level isolation; /* once isolation_tried: what works here */
+    bool isolation_tried;
     int exit_code;
 };
 

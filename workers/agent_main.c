@@ -193,6 +193,19 @@ static int agent_open_queue(struct agent *agent, struct err *err)
     return r;
 }
 
+/* Once for all workers: it takes as long as a sandbox does. Where the level cannot be had each
+ * worker says so, as the reason of its deployment. */
+static int agent_find_isolation(struct agent *agent, struct err *err)
+{
+    int r = confine_level_parse(agent->settings.isolation, &agent->isolation, err);
+    struct err why;
+
+    if (r < 0)
+        return r;
+    agent->isolation_tried = confine_level_find(agent->isolation, &agent->isolation, &why) == 0;
+    return 0;
+}
+
 static int agent_open(struct agent *agent, struct err *err)
 {
     int r = loop_open(&agent->loop, err);
@@ -201,6 +214,8 @@ static int agent_open(struct agent *agent, struct err *err)
         r = agent_make_folders(agent, err);
     if (r == 0)
         r = agent_lock(agent, err);
+    if (r == 0)
+        r = agent_find_isolation(agent, err);
     if (r == 0)
         r = loop_on_signals(agent->loop, agent_on_drain, NULL, agent, err);
     if (r == 0 && agent->settings.seal_key_file[0] != '\0')

@@ -175,7 +175,11 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
                 xasprintf("--stream-ttl=%llums", (unsigned long long)settings->stream_ttl_ms));
     command_add(command,
                 xasprintf("--stream-max=%lluB", (unsigned long long)settings->stream_max_size));
-    command_add(command, xasprintf("--isolation=%s", settings->isolation));
+    command_add(command, xasprintf("--isolation=%s", agent->isolation_tried
+                                                         ? confine_level_name(agent->isolation)
+                                                         : settings->isolation));
+    if (agent->isolation_tried)
+        command_add(command, xstrdup("--isolation-tried"));
     command_add(command, xasprintf("--isolation-read=%s", settings->isolation_read));
     command_add(command,
                 xasprintf("--host-memory=%llu", (unsigned long long)settings->host_memory_size));

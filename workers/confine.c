@@ -296,6 +296,16 @@ static int run_strict(const struct confine_settings *settings, char **argv, stru
     return confine_strict_exec(settings, argv, err);
 }
 
+/* Trying it takes as long as a sandbox does. */
+static int level_of(const struct confine_settings *settings, enum confine_level asked,
+                    enum confine_level *ret_level, struct err *err)
+{
+    if (!settings->tried || asked == CONFINE_AUTO)
+        return confine_level_find(asked, ret_level, err);
+    *ret_level = asked;
+    return 0;
+}
+
 static int check_settings(const struct confine_settings *settings, enum confine_level *ret_level,
                           struct err *err)
 {
@@ -307,7 +317,7 @@ static int check_settings(const struct confine_settings *settings, enum confine_
         return r;
     for (size_t i = 0; i < COUNT_OF(networks); i++) {
         if (strcmp(settings->network, networks[i]) == 0)
-            return settings->inner ? 0 : confine_level_find(asked, ret_level, err);
+            return settings->inner ? 0 : level_of(settings, asked, ret_level, err);
     }
     return err_set(err, ERR_USAGE, "--network is '%.40s'; it is none, out or host",
                    settings->network);

@@ -47,7 +47,7 @@ int engine_host_find(const char *engine, const char *engines_folder, struct engi
 void engine_host_done(struct engine_host *host);
 
 struct engine_confine {
-    enum confine_level level;            /* as confine_level_find() found it */
+    enum confine_level level;            /* as confine_level_find() found it; not tried again */
     const char *dir;                     /* of the model */
     const char *read;                    /* what else may be read, with colons between */
     const char *group;                   /* of its cgroup */

@@ -234,7 +234,8 @@ static int worker_find_isolation(struct worker *worker, struct err *err)
 
     if (r < 0 || kind == ENGINE_HOST_C || is_ours(worker))
         return r;
-    r = confine_level_find(worker->isolation, &worker->isolation, err);
+    if (!worker->settings.isolation_tried || worker->isolation == CONFINE_AUTO)
+        r = confine_level_find(worker->isolation, &worker->isolation, err);
     if (r < 0)
         return r;
     confine_describe(worker->isolation,

@@ -4,20 +4,15 @@
  * Entry point of the one binary: picks the subcommand and hands it the rest of the line.
  */
 
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 
-#include "base/mem.h"
-#include "brokers/fault.h"
+#include "cli/main/prepare.h"
 #include "schema/message.h"
 
 #define COMMAND(name, function, section, help) int function(int argc, char **argv);
 #include "cli/commands.def"
 #undef COMMAND
-
-#define FILES_MAX 65536
 
 struct command {
     const char *name;
@@ -52,18 +47,6 @@ static void usage_print(FILE *to)
                 to);
 }
 
-/* Connections, streams and models' answers have a descriptor each; the usual soft limit of 1,024 is
- * for programs that select(2). */
-static void raise_file_limit(void)
-{
-    struct rlimit files;
-
-    if (getrlimit(RLIMIT_NOFILE, &files) < 0 || files.rlim_cur >= FILES_MAX)
-        return;
-    files.rlim_cur = files.rlim_max < FILES_MAX ? files.rlim_max : FILES_MAX;
-    (void)setrlimit(RLIMIT_NOFILE, &files);
-}
-
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -79,10 +62,7 @@ int main(int argc, char **argv)
         (void)printf("headrace %s (wire %d)\n", HEADRACE_VERSION, MESSAGE_WIRE_VERSION);
         return 0;
     }
-    /* Every socket of ours may be written to after its peer is gone. */
-    (void)signal(SIGPIPE, SIG_IGN);
-    raise_file_limit();
-    fault_open();
+    main_prepare();
     for (const struct command *c = commands; c->name != NULL; c++) {
         if (strcmp(argv[1], c->name) == 0)
             return c->run(argc - 1, argv + 1);

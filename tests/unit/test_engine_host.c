@@ -50,6 +50,32 @@ static void test_each_engine_has_its_host(void **state)
     assert_int_equal(engine_host_kind("python"), ENGINE_HOST_PY);
 }
 
+/* The program that starts fast is beside this one, as it is beside the binary. */
+static void test_what_starts_often_starts_fast(void **state)
+{
+    OWNED(engine_host_done) struct engine_host native = {0}, python = {0}, chain = {0};
+    const struct engine_confine how = {.level = CONFINE_STRICT,
+                                       .dir = "/m",
+                                       .read = "",
+                                       .group = "",
+                                       .settings_json = "{}",
+                                       .gateway = ""};
+    struct err err;
+
+    (void)state;
+    assert_int_equal(engine_host_find("sim", "", &native, &err), 0);
+    assert_string_equal(strrchr(native.path, '/'), "/headrace-host");
+    assert_int_equal(engine_host_find("chain", "", &chain, &err), 0);
+    assert_string_equal(chain.path, "/proc/self/exe");
+    if (engine_host_find("python", "", &python, &err) < 0)
+        return; /* none on this machine */
+    engine_host_confine(&python, &how);
+    assert_string_equal(strrchr(python.argv[3], '/'), "/headrace-host");
+    assert_string_equal(python.argv[4], "confine");
+    assert_string_equal(python.argv[5], "--level=strict");
+    assert_string_equal(python.argv[6], "--tried"); /* the worker has */
+}
+
 static void test_no_python_is_said(void **state)
 {
     OWNED(mem_free) char *path = xstrdup(getenv("PATH"));
@@ -181,6 +207,7 @@ int main(int argc, char **argv)
 
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_engine_has_its_host),
+        cmocka_unit_test(test_what_starts_often_starts_fast),
         cmocka_unit_test(test_no_python_is_said),
         cmocka_unit_test(test_the_network_is_as_the_settings_ask),
         cmocka_unit_test(test_checkpoints_are_bound_at_their_place),

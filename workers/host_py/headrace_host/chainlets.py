@@ -6,7 +6,6 @@ gateway is this machine's. In a sandbox of level `strict` the file is mounted wh
 elsewhere it is in the folder for temporary files, and the truss package is told so.
 """
 
-import hashlib
 import json
 import os
 import sys
@@ -35,6 +34,8 @@ def text(config, gateway):
 
 def bind(wired, cache):
     """An argument of `headrace confine`. Files of the same text are one and stay."""
+    import hashlib  # loads OpenSSL, and most models are no chainlets
+
     folder = os.path.join(cache, "chainlets")
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, hashlib.sha256(wired.encode()).hexdigest())

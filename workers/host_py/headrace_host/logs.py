@@ -8,13 +8,12 @@ With DISABLE_JSON_LOGGING set, plain text. The newest lines are kept for the tex
 
 import collections
 import contextvars
-import datetime
 import io
 import json
-import logging
 import os
 import sys
 import threading
+import time
 
 LINE_MAX = 16 << 10  # bytes of one message; more is cut
 TAIL_LINES = 200
@@ -27,7 +26,8 @@ _lock = threading.Lock()
 
 
 def _stamp():
-    return datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S,%f")[:-3]
+    now = time.time()
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + ",%03d" % (now % 1 * 1000)
 
 
 def write(level, message):
@@ -56,17 +56,6 @@ def tail(request=None):
     own = [message for said_in, message in lines if request and said_in == request]
     text = "\n".join((own or [message for _, message in lines])[-20:])
     return text[-TAIL_TEXT_MAX:]
-
-
-class Handler(logging.Handler):
-    def emit(self, record):
-        try:
-            message = record.getMessage()
-            if record.exc_info:
-                message += "\n" + logging.Formatter().formatException(record.exc_info)
-            write(record.levelname, message)
-        except Exception:  # a record that cannot be formatted is the model's fault, and no end
-            write("ERROR", "a log record could not be formatted: %r" % (record.msg,))
 
 
 class Prints(io.TextIOBase):
@@ -104,6 +93,18 @@ class Prints(io.TextIOBase):
 
 def open_logs(debug):
     """What the code of this process prints and logs is told from now on. Descriptor 1 is 2."""
+    import logging  # the first half does without, and starts faster
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            try:
+                message = record.getMessage()
+                if record.exc_info:
+                    message += "\n" + logging.Formatter().formatException(record.exc_info)
+                write(record.levelname, message)
+            except Exception:  # a record that cannot be formatted is the model's fault, and no end
+                write("ERROR", "a log record could not be formatted: %r" % (record.msg,))
+
     os.dup2(2, 1)
     sys.stdout = Prints("INFO")
     sys.stderr = Prints("ERROR")

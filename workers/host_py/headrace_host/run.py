@@ -16,9 +16,11 @@ import re
 import sys
 import time
 
-from . import bodies, errors, frames, methods, requests, sockets
+from . import bodies, errors, frames, methods, requests
 
 THREADS_MIN = 4
+WEBSOCKET = "WEBSOCKET"  # as the method of a route
+PING_SECONDS = 20  # of a websocket, as uvicorn, which the Truss server runs in
 
 # What a probe asks with GET, and what is answered to it if that needs no thought.
 PROBES = {"live": b"true", "loaded": b"{}", "ready": None, "schema": None}
@@ -72,7 +74,7 @@ class Runner:
         self.methods = methods_found
         self.semaphore = asyncio.Semaphore(concurrency)
         self.stream_gap_s = stream_gap_s
-        self.pings = (sockets.PING_SECONDS, sockets.PING_SECONDS)  # interval and timeout, of websockets
+        self.pings = (PING_SECONDS, PING_SECONDS)  # interval and timeout, of websockets
         self.pool = concurrent.futures.ThreadPoolExecutor(
             max(slots, concurrency) + THREADS_MIN, thread_name_prefix="model"
         )
@@ -359,7 +361,9 @@ class Runner:
 
     async def answer(self, call, emit):
         """emit(bytes, media type) is awaited for each piece of a stream."""
-        if call.method == sockets.METHOD:
+        if call.method == WEBSOCKET:
+            from . import sockets  # most models never have one, and all of them start
+
             said = await sockets.answer(self, call)
             if said is None:
                 return Answer(b'{"detail":"Not Found"}', bodies.JSON, 404)

@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 
-from . import errors, frames, logs, model, msgpack, place, requests, run, sockets
+from . import errors, frames, logs, model, msgpack, place, requests, run
 from .link import Gone, Link, read_fd
 
 UNSENT_MAX = 4 << 20  # a stream waits for the worker beyond it
@@ -306,7 +306,7 @@ class Host:
         self.runner = run.Runner(found, concurrency, gap_s, slots)
         transport = runtime.get("transport") or {}
         self.runner.pings = tuple(
-            transport.get(name) or sockets.PING_SECONDS
+            transport.get(name) or run.PING_SECONDS
             for name in ("ping_interval_seconds", "ping_timeout_seconds")
         )
         self.granted = slots

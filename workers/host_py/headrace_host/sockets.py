@@ -23,12 +23,10 @@ from urllib.parse import unquote
 from . import errors
 from .wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFailed
 
-METHOD = "WEBSOCKET"  # of a route
 PATH = "/v1/websocket"
 GO = b"\n"
 DIAL_SECONDS = 60
 CLOSE_SECONDS = 5  # for the client's own close, after ours
-PING_SECONDS = 20  # as uvicorn, which the Truss server runs in
 READ_SIZE = 64 << 10
 QUEUED_SIZE_MAX = 1 << 20
 QUEUED_COUNT_MAX = 64
