@@ -24,6 +24,9 @@ pkg_check_modules(seccomp REQUIRED IMPORTED_TARGET libseccomp>=2.5)
 pkg_check_modules(expat REQUIRED IMPORTED_TARGET expat>=2.5)
 find_package(prometheus-cpp CONFIG REQUIRED COMPONENTS core)
 
+# Headers alone; its pkg-config file names only where they are.
+find_path(RAPIDJSON_INCLUDE_DIR rapidjson/schema.h REQUIRED)
+
 # jq 1.6 has no pkg-config file.
 find_library(JQ_LIBRARY jq REQUIRED)
 find_path(JQ_INCLUDE_DIR jq.h REQUIRED)
