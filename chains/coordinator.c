@@ -187,6 +187,7 @@ void run_pump(struct run *run)
             return;
         }
     }
+    cache_tick(coordinator);
     if (waits)
         wait_tick(coordinator);
     run_rest(run);
@@ -520,6 +521,7 @@ static void on_tick(void *opaque)
             item_send(item);
     }
     runs_end_late(coordinator);
+    cache_tick(coordinator);
     wait_tick(coordinator);
     look_run(coordinator);
     look_close(coordinator);
@@ -612,6 +614,7 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
     coordinator->wake_decoder = wire_decoder_new();
     coordinator->jq = jq_pool_new(loop, chain);
     coordinator->closed = xcalloc(CLOSED_MAX, sizeof(*coordinator->closed));
+    coordinator->cached = xcalloc(COORDINATOR_CACHED_MAX, sizeof(*coordinator->cached));
     rng_secret_bytes(&boot, sizeof(boot));
     (void)snprintf(coordinator->boot, sizeof(coordinator->boot), CHAIN_BOOT_PREFIX "%016llx",
                    (unsigned long long)boot);
@@ -673,6 +676,7 @@ void coordinator_close(struct coordinator **coordinator_p)
     mem_free(&coordinator->targets_text);
     free(coordinator->targets);
     free(coordinator->closed);
+    free(coordinator->cached);
     free(coordinator->deployment);
     free(coordinator);
 }

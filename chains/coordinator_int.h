@@ -3,8 +3,8 @@
 
 /*
  * Inside of the coordinator: coordinator.c (life, runs), coordinator_item.c (a job of a step: its
- * Submit, its outcome), coordinator_wait.c (steps that are no jobs), coordinator_look.c (questions
- * to the ledger).
+ * Submit, its outcome), coordinator_cache.c (outputs of earlier jobs), coordinator_wait.c (steps
+ * that are no jobs), coordinator_look.c (questions to the ledger).
  */
 
 #include <sys/queue.h>
@@ -41,7 +41,12 @@ struct known {
     enum job_state state; /* 0: the ledger has no row of it yet */
 };
 
+#define COORDINATOR_ASKED_MAX 32    /* of the cache at once: outputs of 512 KiB at most */
+#define COORDINATOR_CACHED_MAX 1000 /* to be told to the cache */
+
 enum item_stage {
+    ITEM_TO_ASK, /* whether its output is there already */
+    ITEM_ASKING,
     ITEM_TO_SEND, /* its Submit is to be produced, or tried again */
     ITEM_SENDING, /* Kafka, or the blob store, has not answered */
     ITEM_WATCHED, /* it is out there */
@@ -51,8 +56,9 @@ enum item_stage {
 
 /* A job of a run that is waited for. */
 struct item {
-    UT_hash_handle hh;     /* by its job */
-    LIST_ENTRY(item) link; /* of its run, or of what is forgotten */
+    UT_hash_handle hh;         /* by its job */
+    LIST_ENTRY(item) link;     /* of its run, or of what is forgotten */
+    LIST_ENTRY(item) ask_link; /* TO_ASK */
     struct coordinator *coordinator;
     struct run *run; /* NULL: forgotten while an answer is out */
     struct wire_id job;
@@ -60,6 +66,7 @@ struct item {
     enum item_stage stage;
     uint32_t pin_count; /* answers that are out */
     bool repeat, stored;
+    bool fresh; /* its job is its own, and was submitted by this attempt */
     char *text; /* its input, until Kafka has it */
     size_t text_size;
     uint8_t digest[BLOB_DIGEST_SIZE];
@@ -69,6 +76,13 @@ struct item {
 LIST_HEAD(items, item);
 LIST_HEAD(run_waits, wait);
 TAILQ_HEAD(waits, wait);
+
+/* A job that has succeeded, for the cache. */
+struct cached {
+    char deployment[CHAIN_NAME_SIZE];
+    uint8_t digest[BLOB_DIGEST_SIZE];
+    struct wire_id job;
+};
 
 struct target {
     char model[CHAIN_NAME_SIZE], deployment[CHAIN_NAME_SIZE], environment[CHAIN_NAME_SIZE];
@@ -130,6 +144,12 @@ struct coordinator {
     LIST_HEAD(, beginning) beginnings;
     struct waits waits; /* steps that wait for a time or a person */
     LIST_HEAD(, asked) asked;
+    struct items to_ask;
+    struct item *questions[COORDINATOR_ASKED_MAX]; /* that the cache is asked */
+    size_t question_count;
+    struct cached *cached;
+    size_t cached_count;
+    bool caching;
     uint64_t decided_ms; /* to look at what was decided */
     bool deciding;
     bool looking, fetching, sweeping, sweep_again;
@@ -147,6 +167,8 @@ void run_fail(struct run **run_p, enum error_class class, const char *text);
 /* coordinator_item.c */
 void item_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
 void item_send(struct item *item);
+/* An answer has come. False: nobody waits for it any more, and the item is gone. */
+bool item_unpin(struct item *item);
 void item_free(struct item **item_p); /* or forgets it, when an answer is out */
 /* A job that was submitted before is canceled, and its end told; else it is told to be none. */
 void item_settle(struct run *run, struct plan_todo *todo); /* takes the todo's text */
@@ -162,6 +184,12 @@ struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t
                            uint32_t round, uint32_t shard);
 int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const char *tenant,
                struct err *err);
+
+/* coordinator_cache.c */
+void cache_want(struct item *item); /* its output is asked for before it is sent */
+void cache_forget(struct item *item);
+void cache_note(const struct item *item); /* it has succeeded */
+void cache_tick(struct coordinator *coordinator);
 
 /* coordinator_wait.c */
 void wait_close(struct coordinator *coordinator); /* forgets what was asked, behind pg_close() */

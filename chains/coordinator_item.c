@@ -32,6 +32,7 @@ void item_free(struct item **item_p)
     struct item *item = TAKE(*item_p);
 
     if (item->run != NULL) {
+        cache_forget(item);
         LIST_REMOVE(item, link);
         HASH_DEL(item->coordinator->items, item);
         LIST_INSERT_HEAD(&item->coordinator->forgotten, item, link);
@@ -44,8 +45,7 @@ void item_free(struct item **item_p)
     free(item);
 }
 
-/* An answer has come. False: nobody waits for it any more, and the item is gone. */
-static bool item_unpin(struct item *item)
+bool item_unpin(struct item *item)
 {
     item->pin_count--;
     if (item->run != NULL)
@@ -228,7 +228,11 @@ void item_begin(struct run *run, struct plan_todo *todo)
         return;
     }
     (void)crypto_hash_sha256(item->digest, (const uint8_t *)item->text, item->text_size);
-    item_send(item);
+    item->fresh = true;
+    if (coordinator->chain->steps[item->step].cache_seconds != 0 && !run->again)
+        cache_want(item);
+    else
+        item_send(item);
 }
 
 /* ---- cancel ---- */
@@ -292,10 +296,11 @@ void item_cancel(struct run *run, const struct plan_todo *todo)
 static void item_tell(struct item *item, const struct plan_final *final)
 {
     struct run *run = item->run;
-    uint32_t step = item->step, at = item->item;
 
+    if (plan_on_final(run->plan, item->step, item->item, final) && final->state == JOB_SUCCEEDED &&
+        item->fresh)
+        cache_note(item);
     item_free(&item);
-    plan_on_final(run->plan, step, at, final);
     run_pump(run);
 }
 

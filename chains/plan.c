@@ -294,7 +294,29 @@ void plan_cancel(struct plan *plan)
 
 /* ---- events ---- */
 
-static void keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
+/* An item of a map may, up to its max_failures. */
+static void item_refused(struct plan *plan, size_t at, uint32_t item, const char *class,
+                         const char *why)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+    struct step_run *step = &plan->steps[at];
+    char text[PLAN_ERROR_SIZE];
+
+    if (step_has_failed(step))
+        return;
+    if (declared->map != NULL && ++step->failure_count <= declared->max_failures)
+        return;
+    if (declared->map == NULL && declared->until == NULL) {
+        step_fail(plan, at, class, why);
+        return;
+    }
+    (void)snprintf(text, sizeof(text), "%s %u: %.450s",
+                   declared->map != NULL ? "item" : "iteration", item, why);
+    step_fail(plan, at, class, text);
+}
+
+/* False: it is not what it must be. */
+static bool keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
     struct step_run *step = &plan->steps[at];
     json_error_t where;
@@ -303,47 +325,44 @@ static void keep_output(struct plan *plan, size_t at, uint32_t item, const struc
 
     if (!final->output_is_json) {
         step_fail(plan, at, "bad_output", "its output is not JSON, and a template reads it");
-        return;
+        return true;
     }
     if (final->output.size > 0)
         output = json_loadb((const char *) final->output.bytes, final->output.size, JSON_DECODE_ANY,
                             &where);
-    if (output == NULL)
+    if (output == NULL) {
         step_fail(plan, at, "bad_output", "its output is called JSON and is none");
-    else if (plan_keep(plan, at, item, output, final->output.size, &err) < 0)
+    } else if (plan_check(plan, at, output, &err) < 0) {
+        json_decref(output);
+        item_refused(plan, at, item, "output_mismatch", err.text);
+        return false;
+    } else if (plan_keep(plan, at, item, output, final->output.size, &err) < 0)
         step_fail(plan, at, "too_big", err.text);
     else if (step->before != NULL) {
         (void)json_array_set_new(step->before, item, json_null());
         (void)json_array_append(step->before, step->output);
         step->judging = true;
     }
+    return true;
 }
 
 static void item_failed(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
-    const struct chain_step *declared = &plan->chain->steps[at];
-    struct step_run *step = &plan->steps[at];
     const char *class = final->error_class == ERROR_CLASS_NONE
                             ? job_state_name(final->state)
                             : error_class_name(final->error_class);
     size_t size = final->error_message.size > 300 ? 300 : final->error_message.size;
-    char why[PLAN_ERROR_SIZE], place[32] = "";
+    char why[PLAN_ERROR_SIZE];
 
     while (size > 0 && size < final->error_message.size &&
            ((unsigned char) final->error_message.text[size] & 0xc0) == 0x80)
-        size--; /* not inside of a character */
-    if (declared->map != NULL && ++step->failure_count <= declared->max_failures)
-        return;
-    if (declared->map != NULL || declared->until != NULL)
-        (void)snprintf(place, sizeof(place),
-                       "%s %u: ", declared->map != NULL ? "item" : "iteration", item);
+        size--;                                        /* not inside of a character */
     if (final->error_class == ERROR_CLASS_STEP_FAILED) /* of a chain: it names its own step */
-        (void)snprintf(why, sizeof(why), "%s%.*s", place, (int)size, final->error_message.text);
+        (void)snprintf(why, sizeof(why), "%.*s", (int)size, final->error_message.text);
     else
-        (void)snprintf(why, sizeof(why), "%s%s (%s)%s%.*s", place, job_state_name(final->state),
-                       class, size > 0 ? ": " : "", (int)size,
-                       size > 0 ? final->error_message.text : "");
-    step_fail(plan, at, class, why);
+        (void)snprintf(why, sizeof(why), "%s (%s)%s%.*s", job_state_name(final->state), class,
+                       size > 0 ? ": " : "", (int)size, size > 0 ? final->error_message.text : "");
+    item_refused(plan, at, item, class, why);
 }
 
 /* False: it was not out there, or is over. */
@@ -360,11 +379,13 @@ bool item_take(struct plan *plan, uint32_t at, uint32_t item)
     return true;
 }
 
-void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct plan_final *final)
+bool plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct plan_final *final)
 {
+    bool right = true;
+
     assert(job_state_final(final->state));
     if (!item_take(plan, at, item))
-        return;
+        return true;
     plan->steps[at].tried = plan->steps[at].tried || !final->never;
     plan->steps[at].success_count += final->state == JOB_SUCCEEDED;
     if (plan_stopped(plan) || plan->canceled ||
@@ -374,8 +395,9 @@ void plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct p
     else if (final->state != JOB_SUCCEEDED)
         item_failed(plan, at, item, final);
     else if (plan_reads(plan, at))
-        keep_output(plan, at, item, final);
+        right = keep_output(plan, at, item, final);
     step_check_end(plan, at);
+    return right;
 }
 
 void plan_on_waited(struct plan *plan, uint32_t at, json_t *output, const char *class,
@@ -387,10 +409,14 @@ void plan_on_waited(struct plan *plan, uint32_t at, json_t *output, const char *
         json_decref(output);
         return;
     }
-    if (output == NULL)
+    if (output == NULL) {
         step_fail(plan, at, class, why);
-    else if (plan_keep(plan, at, 0, output,
-                       json_dumpb(output, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err) < 0)
+    } else if (plan_check(plan, at, output, &err) < 0) {
+        json_decref(output);
+        step_fail(plan, at, "output_mismatch", err.text);
+    } else if (plan_keep(plan, at, 0, output,
+                         json_dumpb(output, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err) < 0) {
         step_fail(plan, at, "too_big", err.text);
+    }
     step_check_end(plan, at);
 }

@@ -81,8 +81,9 @@ void plan_give(struct plan *plan, uint32_t step, json_t *value);
 /* False: nothing before the next event. After a FINISH always. */
 bool plan_next(struct plan *plan, struct plan_todo *ret_todo);
 
-/* Of a job that was submitted; ignored when it is over already or was never asked for. */
-void plan_on_final(struct plan *plan, uint32_t step, uint32_t item, const struct plan_final *final);
+/* Of a job that was submitted; ignored when it is over already or was never asked for. False: it
+ * has succeeded, and its output is refused. */
+bool plan_on_final(struct plan *plan, uint32_t step, uint32_t item, const struct plan_final *final);
 
 /* Answers an EVALUATE, with the step that it was for. Takes the values: for each item that it had
  * room for a list of what each expression came to. NULL: an expression failed, and error says why.

@@ -93,6 +93,8 @@ bool judge_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo);
 
 /* plan_value.c */
+/* Whether the output is what the step's output_schema says. */
+int plan_check(const struct plan *plan, size_t at, const json_t *value, struct err *err);
 /* The value as JSON in the to-do's text, the caller's to free. */
 int plan_dump(const json_t *value, size_t limit, const char *what, struct plan_todo *todo,
               struct err *err);

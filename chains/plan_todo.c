@@ -59,6 +59,11 @@ bool transform_next(struct plan *plan, size_t at, struct plan_todo *todo)
         json_t *value;
 
         r = item_make(plan, at, step->next_item, &value, todo, &err);
+        if (r == 0 && plan_check(plan, at, value, &err) < 0) {
+            json_decref(value);
+            step_fail(plan, at, "output_mismatch", err.text);
+            return false;
+        }
         if (r == 0)
             r = plan_keep(plan, at, step->next_item, value,
                           json_dumpb(value, NULL, 0, JSON_COMPACT | JSON_ENCODE_ANY), &err);

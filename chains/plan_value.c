@@ -4,6 +4,9 @@
 
 #include "chains/plan_int.h"
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "base/buf.h"
 #include "schema/chain_template.h"
 
@@ -139,6 +142,18 @@ void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char
     else
         mem_copy_text(ask->error, error == NULL ? "it came to nothing" : error);
     json_decref(values);
+}
+
+int plan_check(const struct plan *plan, size_t at, const json_t *value, struct err *err)
+{
+    const struct json_schema *schema = plan->chain->steps[at].output_schema;
+    char *text = schema == NULL ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    int r = 0;
+
+    if (text != NULL)
+        r = json_schema_check(schema, text, strlen(text), err);
+    free(text);
+    return r < 0 ? err_wrap(err, "output_schema") : 0;
 }
 
 /* Takes the value as the output of the item. */

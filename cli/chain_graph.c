@@ -222,7 +222,7 @@ static void label_write(const struct node *node, size_t name_width, char to[LABE
 {
     const char *model = text_of(node->step, "model");
     const char *map = json_is_true(json_object_get(node->step, "map")) ? " for each" : "";
-    char jobs[64] = "", tries[48] = "", seconds[48] = "";
+    char jobs[64] = "", tries[48] = "", seconds[48] = "", cached[48] = "";
     json_int_t count = number_of(node, "jobs"), attempts = number_of(node, "attempts");
     const json_t *took = json_object_get(node->step, "seconds");
 
@@ -230,10 +230,13 @@ static void label_write(const struct node *node, size_t name_width, char to[LABE
         (void)snprintf(jobs, sizeof(jobs), "  %lld/%lld", number_of(node, "succeeded"), count);
     if (attempts > 1)
         (void)snprintf(tries, sizeof(tries), "  %lld attempts", attempts);
+    if (number_of(node, "cached") > 0)
+        (void)snprintf(cached, sizeof(cached), "  %lld cached", number_of(node, "cached"));
     if (json_is_number(took))
         (void)snprintf(seconds, sizeof(seconds), "  %.3f s", json_number_value(took));
-    (void)snprintf(to, LABEL_SIZE, "%-*s  %s%s%s%s%s%s%s", (int)name_width, node->name, model, map,
-                   node->status[0] != '\0' ? "  " : "", node->status, jobs, tries, seconds);
+    (void)snprintf(to, LABEL_SIZE, "%-*s  %s%s%s%s%s%s%s%s", (int)name_width, node->name, model,
+                   map, node->status[0] != '\0' ? "  " : "", node->status, jobs, cached, tries,
+                   seconds);
 }
 
 /* ---- the terminal ---- */

@@ -54,8 +54,10 @@ PG_STATEMENT(
     "WITH run AS (SELECT j.id, j.tenant, CASE d.engine WHEN 'chain' THEN d.config -> 'steps' ELSE "
     "'{}' END AS steps FROM job j JOIN deployment d ON d.id = j.deployment WHERE j.id = $1 AND "
     "j.tenant = $2), newest AS MATERIALIZED (SELECT DISTINCT ON (s.step, s.item, s.round > 0) "
-    "s.step, s.job_id, x.state, x.attempt_count, x.accepted_at, x.state_at, x.error_message FROM "
-    "run JOIN chain_step s ON s.run_id = run.id AND s.round >= 0 JOIN job x ON x.id = s.job_id AND "
+    "s.step, s.job_id, x.state, CASE WHEN s.taken_at IS NULL THEN x.attempt_count ELSE 0 END AS "
+    "attempt_count, coalesce(s.taken_at, x.accepted_at) AS accepted_at, coalesce(s.taken_at, "
+    "x.state_at) AS state_at, x.error_message, s.taken_at FROM run JOIN chain_step s ON s.run_id = "
+    "run.id AND s.round >= 0 JOIN job x ON x.id = s.job_id AND "
     "x.tenant = "
     "run.tenant ORDER BY s.step, s.item, s.round > 0, s.round DESC), names AS (SELECT k.key AS "
     "step, k.value ->> 'model' AS model FROM run CROSS JOIN LATERAL jsonb_each(run.steps) k UNION "
@@ -67,7 +69,8 @@ PG_STATEMENT(
     "FILTER (WHERE x.state IN (4, 5, 6)))[1], CASE WHEN count(x.job_id) = 1 THEN "
     "min(x.job_id::text) END, CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN extract(epoch FROM "
     "max(x.state_at) - min(x.accepted_at))::float8 END, bool_or(w.approval), bool_or(w.approved), "
-    "bool_or(w.due_at > now()), min(w.asked), min(w.due_at) FROM names k LEFT JOIN newest x ON "
+    "bool_or(w.due_at > now()), min(w.asked), min(w.due_at), count(x.taken_at) FROM names k LEFT "
+    "JOIN newest x ON "
     "x.step = k.step LEFT JOIN chain_wait w ON w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
     "k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
 
@@ -220,6 +223,9 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
         "error_message", json_of_text(answer, 1, row, 9), "request_id",
         json_of_text(answer, 1, row, 10), "seconds", seconds);
 
+    if (pg_i64(answer, 1, row, 17) > 0)
+        (void)json_object_set_new(step, "cached",
+                                  json_integer((json_int_t)pg_i64(answer, 1, row, 17)));
     if (pg_is_null(answer, 1, row, 12))
         return step;
     (void)json_object_set_new(step, "due_at", json_of_time(answer, 1, row, 16));

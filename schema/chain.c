@@ -214,7 +214,7 @@ static int link_step(struct chain *chain, struct chain_step *step, const json_t 
     if (r == 0)
         r = read_template(&reading, "loop.until", step->until, true, &step->jq[CHAIN_KEY_UNTIL],
                           err);
-    if (step->until != NULL)
+    if (step->until != NULL || step->output_schema != NULL)
         chain->used |= UINT64_C(1) << (step - chain->steps);
     if (r == 0)
         r = read_template(&reading, "map", step->map, false, &step->jq[CHAIN_KEY_MAP], err);
@@ -242,6 +242,10 @@ static int link_undo(struct chain *chain, struct chain_step *step, struct err *e
         return err_set(err, ERR_MISMATCH,
                        "step %s: compensate: step %s must have a model, no compensate, and no "
                        "switch that chooses it",
+                       step->name, undo->name);
+    if (undo->cache_seconds != 0)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: compensate: step %s has a cache, and undoing has to happen",
                        step->name, undo->name);
     if ((chain->undos >> step->undo & 1) != 0)
         return err_set(err, ERR_MISMATCH, "step %s: compensate: step %s undoes another step, too",
@@ -424,10 +428,9 @@ static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
     json_object_foreach((json_t *)steps, name, json)
     {
         chain->steps[chain->step_count].priority = chain->priority;
-        r = chain_step_read(&chain->steps[chain->step_count], name, json, err);
+        r = chain_step_read(&chain->steps[chain->step_count++], name, json, err);
         if (r < 0)
             return r;
-        chain->step_count++;
     }
     for (size_t i = 0; i < chain->step_count && r == 0; i++)
         r = link_step(chain, &chain->steps[i], json_object_get(steps, chain->steps[i].name), err);
@@ -470,8 +473,10 @@ void chain_free(struct chain **chain_p)
 
     if (chain == NULL)
         return;
-    for (size_t i = 0; i < chain->step_count; i++)
+    for (size_t i = 0; i < chain->step_count; i++) {
         free(chain->steps[i].cases);
+        json_schema_free(&chain->steps[i].output_schema);
+    }
     free(chain->steps);
     chain_jq_done(&chain->jq);
     json_decref(chain->json);

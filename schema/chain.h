@@ -30,6 +30,7 @@
 
 #include "base/err.h"
 #include "schema/chain_jq.h"
+#include "schema/json_schema.h"
 
 #define CHAIN_STEPS_MAX 64         /* a set of them is one word */
 #define CHAIN_NAME_SIZE 65         /* 64 bytes and a terminator */
@@ -40,6 +41,7 @@
 #define CHAIN_ITERATIONS_DEFAULT 10u
 #define CHAIN_PARALLEL_MAX 4096u
 #define CHAIN_PARALLEL_DEFAULT 16u
+#define CHAIN_CACHE_SECONDS_MAX 86400u /* as long as chain_cache_sweep() keeps entries */
 
 /* What a step is. All but the first have no job. */
 enum chain_kind {
@@ -77,12 +79,13 @@ struct chain_step {
     char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
     const json_t *input;              /* a template; borrowed from the chain, as all JSON here */
     enum chain_kind kind;
-    const json_t *builtin;    /* its template, when it is no model */
-    const json_t *fallback;   /* the output if it fails; NULL: null */
-    const json_t *map;        /* of a list; NULL: one job */
-    const json_t *until;      /* of a loop; NULL: none */
-    uint32_t max_iterations;  /* of it */
-    struct chain_case *cases; /* of a switch */
+    const json_t *builtin;             /* its template, when it is no model */
+    const json_t *fallback;            /* the output if it fails; NULL: null */
+    struct json_schema *output_schema; /* of what each job, or the built-in, comes to; NULL: any */
+    const json_t *map;                 /* of a list; NULL: one job */
+    const json_t *until;               /* of a loop; NULL: none */
+    uint32_t max_iterations;           /* of it */
+    struct chain_case *cases;          /* of a switch */
     size_t case_count;
     const json_t *cases_json, *otherwise_json; /* as they were declared; the second NULL: none */
     uint64_t otherwise;                        /* bits of steps that begin when no case is taken */
@@ -100,6 +103,7 @@ struct chain_step {
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
     uint64_t queue_limit_ms; /* until its first attempt */
     uint32_t priority;
+    uint32_t cache_seconds;  /* how old an output with the same input may be; 0: none is taken */
     uint32_t jq[CHAIN_KEYS]; /* the part of its expressions; CHAIN_NO_JQ: there are none */
 };
 

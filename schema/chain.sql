@@ -26,10 +26,21 @@ CREATE TABLE chain_step (
     item integer NOT NULL,   -- of a map; 0 else
     round smallint NOT NULL, -- of the run
     job_id uuid NOT NULL,
+    taken_at timestamptz, -- the job is another run's, and its output was taken over then
     PRIMARY KEY (run_id, step, item, round)
 ) PARTITION BY RANGE (run_id);
 CREATE TABLE chain_step_default PARTITION OF chain_step DEFAULT;
 CREATE INDEX chain_step_job ON chain_step (job_id);
+
+-- Jobs whose outputs may be taken over by whoever has the same input.
+CREATE TABLE chain_cache (
+    deployment_id text NOT NULL,
+    digest bytea NOT NULL, -- SHA-256 of the input
+    job_id uuid NOT NULL,  -- that succeeded with it
+    stored_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (deployment_id, digest)
+);
+CREATE INDEX chain_cache_stored ON chain_cache (stored_at);
 
 -- What a run waits for that is no job: a time, or somebody's word.
 CREATE TABLE chain_wait (

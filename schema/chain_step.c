@@ -225,6 +225,37 @@ KEY_READER(compensate)
                          step->name);
 }
 
+KEY_READER(cache)
+{
+    const char *key;
+    json_t *member;
+    int r = 0;
+
+    if (!json_is_object(value))
+        return err_set(err, ERR_MALFORMED, "step %s: cache must be an object", step->name);
+    json_object_foreach((json_t *)value, key, member)
+    {
+        if (strcmp(key, "ttl_seconds") == 0)
+            r = read_u32(step, "cache.ttl_seconds", member, 1, CHAIN_CACHE_SECONDS_MAX,
+                         &step->cache_seconds, err);
+        else
+            r = err_set(err, ERR_UNSUPPORTED,
+                        "step %s: cache has no key '%.60s'; there is ttl_seconds", step->name, key);
+        if (r < 0)
+            return r;
+    }
+    return step->cache_seconds != 0
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: cache.ttl_seconds is missing", step->name);
+}
+
+KEY_READER(output_schema)
+{
+    int r = json_schema_new(value, &step->output_schema, err);
+
+    return r < 0 ? err_wrap(err, "step %s: output_schema", step->name) : 0;
+}
+
 KEY_READER(map)
 {
     step->map = value;
@@ -346,7 +377,8 @@ static int check_builtin(const struct chain_step *step, const json_t *json, stru
                                           "timeout_seconds",
                                           "map",
                                           "loop",
-                                          "compensate"};
+                                          "compensate",
+                                          "cache"};
 
     for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
         if (json_object_get(json, of_jobs[i]) == NULL ||
@@ -358,6 +390,9 @@ static int check_builtin(const struct chain_step *step, const json_t *json, stru
     }
     if (step->kind == CHAIN_SWITCH && step->cases_json == NULL)
         return err_set(err, ERR_MALFORMED, "step %s: cases is missing", step->name);
+    if (step->output_schema != NULL && (step->kind == CHAIN_WAIT || step->kind == CHAIN_SWITCH))
+        return err_set(err, ERR_MISMATCH, "step %s: output_schema has no meaning with %s",
+                       step->name, chain_kind_name(step->kind));
     if (step->kind == CHAIN_SWITCH && step->falls_back)
         return err_set(err, ERR_MISMATCH,
                        "step %s: fallback has no meaning with switch: there is default",
@@ -407,6 +442,11 @@ static int check_step(const struct chain_step *step, const json_t *json, struct 
                        "step %s: on_error: fallback and fallback need each other", step->name);
     if (step->undo_always && step->compensate == NULL)
         return err_set(err, ERR_MISMATCH, "step %s: on_error: compensate needs compensate",
+                       step->name);
+    if (step->compensate != NULL && step->cache_seconds != 0)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: both compensate and cache are set: what was taken over is not "
+                       "this run's to undo",
                        step->name);
     if (step->compensate != NULL && step->map != NULL && step->may_fail)
         return err_set(err, ERR_MISMATCH,

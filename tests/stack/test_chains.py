@@ -68,6 +68,16 @@ ASKS = {"steps": {
     "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
+CHECKED = {"steps": {
+    "told": {"model": "echo", "input": "{{input.tell}}", "on_error": "skip",
+             "output_schema": {"required": ["output"], "properties": {"output": {"type": "string", "maxLength": 5}}}},
+    "strict": {"transform": {"n": "{{input.n}}"}, "output_schema": {"properties": {"n": {"type": "integer"}}}}},
+    "output": ["{{steps.told.state}}", "{{steps.told.error.class?}}", "{{steps.told.error.message?}}", "{{steps.strict.output.n}}"]}
+CACHED = {"steps": {
+    "once": {"model": "echo", "input": {"q": "{{input.q}}", "sim": {"output_bytes": "{{input.bytes}}"}}, "cache": {"ttl_seconds": 600}},
+    "each": {"model": "echo", "map": "{{input.items}}", "input": {"n": "{{item}}"}, "cache": {"ttl_seconds": 600}},
+    "after": {"model": "echo", "input": ["{{input.q}}", "{{steps.each.output}}"], "needs": ["once"]}},
+    "output": ["{{steps.once.output}}", "{{steps.each.output}}"]}
 HASTY = {"timeout_seconds": 1, "steps": {"slow": {"model": "echo", "map": [1, 2], "input": {"sim": {"sleep_ms": 60000}}}}}
 VERSION = {"steps": {"ask": {"approval": 1, "timeout_seconds": 120, "when": "{{input.hold?}}"},
                      "a": {"model": "echo", "input": 1, "needs": ["ask"]}}, "output": "one"}
@@ -91,9 +101,9 @@ def stack(request):
         push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED)):
             push(stack, name, chain)
-        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -267,6 +277,41 @@ def test_compensation(stack):
     stack.cli("chains", "retry", run)
     wait_until("all of it to run again", lambda: sorted(row[0::2] for row in steps_of(stack, run)) == sorted(2 * once)
                and stack.job(run)["status"] == "FAILED", 30)
+
+
+def test_outputs_are_checked(stack):
+    runs = [begin(stack, "checked", {"tell": tell, "n": 1}) for tell in ("short", "much longer")]
+    for run, output in zip(runs, (["succeeded", None, None, 1],
+                                  ["failed", "output_mismatch", "output_schema: 'maxLength' does not hold at /output", 1])):
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        assert stack.result(run).json == output
+    assert error_of(stack, begin(stack, "checked", {"tell": "x", "n": "x"}), ["step_failed", "step_failed"]) == (
+        "step strict: output_schema: 'type' does not hold at /n")
+
+
+def test_a_cache(stack):
+    """What had the same input is not asked again: also an output in the blob store; the run says so, and its rows."""
+    def run(**given):
+        run = begin(stack, "cached", {"bytes": 700_000, **given})
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        return run, {name: step_of(stack, run, name) for name in ("once", "each", "after")}
+
+    first, steps = run(q="x", items=[1, 2, 3])
+    assert all("cached" not in step for step in steps.values()), steps
+    second, steps = run(q="x", items=[3, 4, 1])
+    assert [steps[name].get("cached", 0) for name in ("once", "each", "after")] == [1, 2, 0], steps
+    assert steps["each"]["status"] == "SUCCEEDED" and steps["each"]["jobs"] == 3 and steps["once"]["attempts"] == 0
+    one, each = stack.result(second).json
+    assert one == stack.result(first).json[0] and [item["output"]["n"] for item in each] == [3, 4, 1]
+    assert stack.sql("SELECT step, item, taken_at IS NOT NULL, job_id IN (SELECT o.job_id FROM headrace_v1.chain_steps o "
+                     "WHERE o.run_id = :'a2') FROM headrace_v1.chain_steps WHERE run_id = :'a1' ORDER BY step, item", second, first
+                     ) == [["after", "0", "f", "f"], ["each", "0", "t", "t"], ["each", "1", "f", "f"], ["each", "2", "t", "t"], ["once", "0", "t", "t"]]
+    assert "1 cached" in stack.cli("chains", "show", second).stdout
+    third, steps = run(q="y", items=[])
+    assert "cached" not in steps["once"]
+    stack.sql("UPDATE headrace.chain_cache SET stored_at = now() - interval '700 s'")
+    fourth, steps = run(q="x", items=[1])
+    assert "cached" not in steps["once"] and "cached" not in steps["each"], steps
 
 
 def test_a_limit_of_the_run(stack):

@@ -22,10 +22,13 @@
 #include "brokers/jq.h"
 #include "brokers/pg.h"
 #include "brokers/queue.h"
+#include "schema/chain.h"
 #include "schema/job_id.h"
 
 #define BATCH_STATEMENTS_MAX 4
 #define BATCH_IDS_MAX 1024
+#define BATCH_VALUES_MAX 1024
+#define BATCH_DIGESTS_MAX 1024
 #define COLUMNS_MAX 6
 #define TIMERS_MAX 4
 
@@ -34,10 +37,15 @@ struct pg_batch {
     size_t count;
     struct wire_id ids[BATCH_IDS_MAX]; /* of all statements */
     size_t id_count;
-    int64_t number;
-    char text[64]; /* the first one */
+    int64_t number; /* the last one */
     bool flag;
     double seconds;
+    int64_t numbers[BATCH_VALUES_MAX];
+    size_t number_count;
+    char texts[BATCH_VALUES_MAX][CHAIN_NAME_SIZE]; /* longer ones are cut */
+    size_t text_count;
+    uint8_t digests[BATCH_DIGESTS_MAX][BLOB_DIGEST_SIZE]; /* other bytes are not kept */
+    size_t digest_count;
 };
 
 struct cell {
@@ -206,13 +214,25 @@ void pg_bind_array(struct pg_batch *batch, enum pg_type type, size_t count)
 
 void pg_bind_c(struct pg_batch *batch, const char *text)
 {
-    if (batch->text[0] == '\0' && text != NULL)
-        mem_copy_text(batch->text, text);
+    assert(batch->text_count < BATCH_VALUES_MAX);
+    mem_copy_text(batch->texts[batch->text_count], text == NULL ? "" : text);
+    batch->text_count++;
 }
 
 void pg_bind_i64(struct pg_batch *batch, int64_t value)
 {
-    batch->number = value;
+    assert(batch->number_count < BATCH_VALUES_MAX);
+    batch->number = batch->numbers[batch->number_count++] = value;
+}
+
+void pg_bind_i32(struct pg_batch *batch, int64_t value)
+{
+    pg_bind_i64(batch, value);
+}
+
+void pg_bind_i16(struct pg_batch *batch, int64_t value)
+{
+    pg_bind_i64(batch, value);
 }
 
 void pg_bind_id(struct pg_batch *batch, const struct wire_id *id)
@@ -223,8 +243,10 @@ void pg_bind_id(struct pg_batch *batch, const struct wire_id *id)
 
 void pg_bind_bytes(struct pg_batch *batch, struct wire_bytes bytes)
 {
-    (void)batch;
-    (void)bytes;
+    if (bytes.size != BLOB_DIGEST_SIZE)
+        return;
+    assert(batch->digest_count < BATCH_DIGESTS_MAX);
+    memcpy(batch->digests[batch->digest_count++], bytes.bytes, bytes.size);
 }
 
 void pg_bind_bool(struct pg_batch *batch, bool value)
@@ -235,12 +257,6 @@ void pg_bind_bool(struct pg_batch *batch, bool value)
 void pg_bind_double(struct pg_batch *batch, double value)
 {
     batch->seconds = value;
-}
-
-void pg_bind_i16(struct pg_batch *batch, int64_t value)
-{
-    (void)batch;
-    (void)value;
 }
 
 bool pg_is_null(const struct pg_answer *answer, size_t at, size_t row, size_t column)

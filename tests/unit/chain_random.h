@@ -23,6 +23,9 @@ static inline bool chance(struct rng *rng, unsigned percent)
     return rng_below(rng, 100) < percent;
 }
 
+/* Also what only the test of the coordinator answers: outputs of earlier jobs. */
+static bool chain_random_cache;
+
 /* Names some of the steps before it. */
 static inline json_t *chain_random_input(struct rng *rng, size_t at)
 {
@@ -62,6 +65,8 @@ static inline json_t *chain_random_step(struct rng *rng, size_t at)
         (void)json_object_set_new(step, "max_failures",
                                   json_integer((json_int_t)rng_below(rng, 3)));
     }
+    if (chain_random_cache && chance(rng, 40))
+        (void)json_object_set_new(step, "cache", json_pack("{s:i}", "ttl_seconds", 60));
     if (chance(rng, 20))
         (void)json_object_set_new(step, "when", json_boolean(chance(rng, 50)));
     if (chance(rng, 30))
@@ -103,7 +108,7 @@ static inline void chain_random_undo(struct rng *rng, json_t *steps, size_t at)
     bool says = json_object_get(step, "on_error") != NULL;
 
     if (json_object_get(step, "model") == NULL || !chance(rng, 50) ||
-        (says && json_object_get(step, "map") != NULL))
+        json_object_get(step, "cache") != NULL || (says && json_object_get(step, "map") != NULL))
         return;
     (void)json_object_set_new(step, "compensate", json_string(undo));
     if (!says && chance(rng, 30))

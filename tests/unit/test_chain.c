@@ -149,6 +149,45 @@ static void test_what_is_wrong_in_a_switch(void **state)
     expect_wrong(cases, COUNT_OF(cases));
 }
 
+static void test_what_is_wrong_in_a_schema(void **state)
+{
+    static const struct wrong cases[] = {
+        {STEP(", output_schema: 5"), ERR_MALFORMED,
+         "step a: output_schema: it must be a schema: an object, true or false"},
+        {STEP(", output_schema: {properties: {b: {pattern: x}}}"), ERR_UNSUPPORTED,
+         "step a: output_schema: properties.b.pattern is not checked here"},
+        {STEP(", output_schema: {allOf: [{$ref: '#'}]}"), ERR_TOO_BIG, "refers to itself"},
+        {"steps: {a: {wait: 1, output_schema: {}}}", ERR_MISMATCH,
+         "step a: output_schema has no meaning with wait"},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
+static void test_what_is_wrong_in_a_cache(void **state)
+{
+    static const struct wrong cases[] = {
+        {STEP(", cache: 5"), ERR_MALFORMED, "step a: cache must be an object"},
+        {STEP(", cache: {}"), ERR_MALFORMED, "step a: cache.ttl_seconds is missing"},
+        {STEP(", cache: {ttl_seconds: 86401}"), ERR_RANGE,
+         "step a: cache.ttl_seconds is 86401, it must be 1 to 86400"},
+        {STEP(", cache: {ttl_seconds: 9, by: x}"), ERR_UNSUPPORTED,
+         "step a: cache has no key 'by'; there is ttl_seconds"},
+        {"steps: {a: {transform: 1, cache: {ttl_seconds: 9}}}", ERR_MISMATCH,
+         "step a: cache has no meaning with transform"},
+        {"steps: {a: {model: m, input: 1, compensate: b, cache: {ttl_seconds: 9}}, b: {model: m, "
+         "input: 1}}",
+         ERR_MISMATCH, "step a: both compensate and cache are set"},
+        {"steps: {a: {model: m, input: 1, compensate: b}, b: {model: m, input: 1, cache: "
+         "{ttl_seconds: 9}}}",
+         ERR_MISMATCH, "step a: compensate: step b has a cache"},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
 #define UNDO(a, b) "steps: {a: {model: m, input: 1, compensate: b" a "}, b: {" b "}}"
 
 static void test_what_is_wrong_in_a_compensation(void **state)
@@ -455,6 +494,8 @@ int main(void)
         cmocka_unit_test(test_everything),
         cmocka_unit_test(test_what_is_wrong_is_named),
         cmocka_unit_test(test_what_is_wrong_in_a_switch),
+        cmocka_unit_test(test_what_is_wrong_in_a_schema),
+        cmocka_unit_test(test_what_is_wrong_in_a_cache),
         cmocka_unit_test(test_what_is_wrong_in_a_compensation),
         cmocka_unit_test(test_what_is_wrong_in_expressions),
         cmocka_unit_test(test_what_expressions_read),

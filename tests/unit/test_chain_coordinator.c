@@ -295,7 +295,7 @@ static void answer_wait(struct world *world, const struct pg_batch *batch, struc
                         size_t at)
 {
     struct run *run = run_find(world, &batch->ids[0]);
-    struct wait_row *row = &run->waits[chain_find(world->chain, batch->text)];
+    struct wait_row *row = &run->waits[chain_find(world->chain, batch->texts[0])];
     struct cell *cells = row_add(result, at);
 
     if (!row->open)
@@ -334,7 +334,11 @@ static void answer_statement(struct world *world, const struct pg_batch *batch, 
     if (strcmp(name, "begin_run") == 0)
         answer_begin(world, batch, result, at);
     else if (strcmp(name, "begin_known") == 0)
-        answer_known(world, batch, result, at);
+        answer_known(world, batch, result, at), answer_taken(world, batch, result, at);
+    else if (strcmp(name, "cache_take") == 0)
+        answer_take(world, batch, result, at);
+    else if (strcmp(name, "cache_put") == 0)
+        (void)row_add(result, at), take_cached(world, batch);
     else if (strcmp(name, "begin_losses") == 0)
         (void)row_add(result, at); /* false */
     else if (strcmp(name, "look_final") == 0 || strcmp(name, "look_output") == 0)
@@ -728,13 +732,27 @@ static void tell_wait(const struct run *run, struct plan *plan, struct plan_todo
         plan_on_waited(plan, todo->step, json_null(), NULL, NULL);
 }
 
+/* … or has taken one over, and then it has none of its own. */
+static const struct job *job_used(struct world *world, size_t run, const char *step_name,
+                                  uint32_t item)
+{
+    const struct taken *taken = taken_find(world, run, step_name, item);
+    const struct job *job = job_of(world, run, step_name, item);
+
+    if (taken == NULL)
+        return job;
+    assert_null(job);
+    return job_find(world, &taken->job);
+}
+
 /* The same run without faults, told what the ledger has: it must come to the same. */
-static void check_success(const struct world *world, size_t at)
+static void check_success(struct world *world, size_t at)
 {
     const struct run *run = &world->runs[at];
     OWNED(plan_free) struct plan *plan = plan_new(world->chain, json_null(), run->text);
     struct plan_todo todo;
     size_t used = 0, there = 0;
+    const struct taken *taken;
     const struct job *job;
 
     while (plan_next(plan, &todo) && todo.type != PLAN_FINISH) {
@@ -745,7 +763,7 @@ static void check_success(const struct world *world, size_t at)
             continue;
         }
         assert_int_equal(todo.type, PLAN_SUBMIT);
-        job = job_of(world, at, world->chain->steps[todo.step].name, todo.item);
+        job = job_used(world, at, world->chain->steps[todo.step].name, todo.item);
         assert_non_null(job);
         assert_true(strlen(job->input) == todo.text_size &&
                     memcmp(job->input, todo.text, todo.text_size) == 0);
@@ -767,6 +785,10 @@ static void check_success(const struct world *world, size_t at)
     {
         there += job->run == at;
     }
+    TAILQ_FOREACH(taken, &world->taken, link)
+    {
+        there += taken->run == at;
+    }
     if (world->fail_percent == 0) /* else items may have begun beside one that failed */
         assert_int_equal(there, used);
 }
@@ -786,7 +808,7 @@ static void check_undone(const struct world *world, size_t at)
     }
 }
 
-static void check(const struct world *world)
+static void check(struct world *world)
 {
     const struct job *job;
 
@@ -818,6 +840,8 @@ static void world_begin(struct world *world, uint64_t seed)
     rng_seed(&world->rng, seed);
     TAILQ_INIT(&world->jobs);
     TAILQ_INIT(&world->intake);
+    TAILQ_INIT(&world->taken);
+    TAILQ_INIT(&world->cache);
     fake_clock_ms = 1000000;
     world->chain = chain_random(&world->rng);
     world->decoder = wire_decoder_new();
@@ -858,6 +882,8 @@ static void world_end(struct world *world)
         free(world->runs[i].output);
         free(world->runs[i].error);
     }
+    taken_done(&world->taken);
+    taken_done(&world->cache);
     chain_free(&world->chain);
     wire_decoder_free(&world->decoder);
 }
@@ -866,11 +892,12 @@ static int64_t first_seed = 1, world_count = WORLDS;
 
 static void test_runs_end_as_the_ledger_says(void **state)
 {
-    uint64_t crashes = 0, takeovers = 0, repeats = 0, put_offs = 0, wakes = 0;
+    uint64_t crashes = 0, takeovers = 0, repeats = 0, put_offs = 0, wakes = 0, hits = 0;
     uint64_t ends[JOB_CANCELED + 1] = {0};
     struct world world;
 
     (void)state;
+    chain_random_cache = true;
     for (int64_t seed = first_seed; seed < first_seed + world_count; seed++) {
         world_begin(&world, (uint64_t)seed);
         if (world_count <= 20)
@@ -882,22 +909,24 @@ static void test_runs_end_as_the_ledger_says(void **state)
         repeats += world.repeats;
         put_offs += world.put_offs;
         wakes += world.wakes;
+        hits += world.hits;
         for (size_t i = 0; i < RUNS; i++)
             ends[world.runs[i].state]++;
         world_end(&world);
     }
     print_message(
         "%llu worlds of %d runs: %llu crashes, %llu runs taken from a living coordinator, "
-        "%llu Submits came twice, %llu times a run that waited was given back, %llu times woken; "
-        "%llu runs succeeded, %llu failed, %llu were canceled\n",
+        "%llu Submits came twice, %llu outputs were taken over, %llu times a run that waited was "
+        "given back, %llu times woken; %llu runs succeeded, %llu failed, %llu were canceled\n",
         (long long)world_count, RUNS, (unsigned long long)crashes, (unsigned long long)takeovers,
-        (unsigned long long)repeats, (unsigned long long)put_offs, (unsigned long long)wakes,
+        (unsigned long long)repeats, (unsigned long long)hits, (unsigned long long)put_offs,
+        (unsigned long long)wakes,
         (unsigned long long)ends[JOB_SUCCEEDED], (unsigned long long)ends[JOB_FAILED],
         (unsigned long long)ends[JOB_CANCELED]);
     if (world_count >= WORLDS)
         assert_true(crashes > WORLDS && takeovers > WORLDS && repeats > WORLDS &&
-                    put_offs > WORLDS / 2 && wakes > WORLDS / 4 && ends[JOB_SUCCEEDED] > WORLDS &&
-                    ends[JOB_FAILED] > 0 && ends[JOB_CANCELED] > 0);
+                    put_offs > WORLDS / 2 && wakes > WORLDS / 4 && hits > WORLDS / 4 &&
+                    ends[JOB_SUCCEEDED] > WORLDS && ends[JOB_FAILED] > 0 && ends[JOB_CANCELED] > 0);
 }
 
 int main(int argc, char **argv)

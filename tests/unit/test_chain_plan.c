@@ -560,6 +560,42 @@ static void test_map_may_lose_some(void **state)
     expect_failure(&two, "step e: item 2: FAILED (MODEL_ERROR): it broke");
 }
 
+static void test_outputs_that_are_not_as_promised(void **state)
+{
+    static const char yaml[] =
+        "steps:\n"
+        "  each: {model: m, map: '{{input}}', input: '{{item}}', max_failures: 1, "
+        "output_schema: {type: integer}}\n"
+        "  told: {model: m, input: '{{steps.each.output}}', on_error: skip, "
+        "output_schema: {required: [a]}}\n"
+        "  also: {transform: ['{{steps.told.error.class?}}', '{{steps.told.error.message?}}'], "
+        "output_schema: {items: {type: string}}}\n";
+    OWNED(world_done) struct world one = {0};
+    OWNED(world_done) struct world two = {0};
+    OWNED(world_done) struct world three = {0};
+
+    (void)state;
+    world_make(&one, yaml, "[1,2]");
+    expect_submit(&one, "each", 0, "1");
+    expect_submit(&one, "each", 1, "2");
+    succeed(&one, "each", 0, "\"text\"");
+    succeed(&one, "each", 1, "7");
+    expect_submit(&one, "told", 0, "[null,7]");
+    succeed(&one, "told", 0, "{\"b\":1}");
+    expect_output(&one, "[\"output_mismatch\",\"output_schema: 'required' does not hold at its "
+                        "top\"]");
+    world_make(&two, yaml, "[1,2]");
+    expect_submit(&two, "each", 0, "1");
+    expect_submit(&two, "each", 1, "2");
+    succeed(&two, "each", 1, "\"text\"");
+    break_job(&two, "each", 0);
+    expect_failure(&two, "step each: item 0: FAILED (MODEL_ERROR): it broke");
+    world_make(&three, yaml, "[]");
+    expect_submit(&three, "told", 0, "[]");
+    succeed(&three, "told", 0, "{\"a\":1}");
+    expect_failure(&three, "step also: output_schema: 'type' does not hold at /0");
+}
+
 static void test_conditions(void **state)
 {
     static const char yaml[] = "steps:\n"
@@ -917,6 +953,7 @@ int main(void)
         cmocka_unit_test(test_map_keeps_order_and_room),
         cmocka_unit_test(test_map_of_nothing_and_of_what_is_no_list),
         cmocka_unit_test(test_map_may_lose_some),
+        cmocka_unit_test(test_outputs_that_are_not_as_promised),
         cmocka_unit_test(test_conditions),
         cmocka_unit_test(test_a_failure_ends_the_run),
         cmocka_unit_test(test_a_failure_may_be_passed_over),
