@@ -91,6 +91,7 @@ bool switch_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool wait_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool judge_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo);
+bool stand_in_next(struct plan *plan, size_t at);
 
 /* plan_value.c */
 /* Whether the output is what the step's output_schema says. */

@@ -45,6 +45,11 @@ static void step_give_up(struct plan *plan, size_t at)
         return;
     }
     step->falling = plan->moved = true;
+    if (plan->chain->steps[at].stand_in >= 0) /* which may tell why it runs */
+        (void)json_object_set_new(plan->scope, plan->chain->steps[at].name,
+                                  json_pack("{s:n, s:s, s:{s:s, s:s}}", "output", "state",
+                                            plan_state_name(PLAN_FAILED), "error", "class",
+                                            step->error_class, "message", step->error));
     json_decref(step->output);
     json_decref(step->ask.values);
     step->output = NULL;
@@ -188,14 +193,26 @@ static bool step_is_chosen(const struct plan *plan, size_t at)
     return true;
 }
 
+/* What others fall back to begins when it is fallen back to. */
+static bool step_may_begin(const struct plan *plan, size_t at)
+{
+    const struct chain_step *declared = &plan->chain->steps[at];
+
+    return (declared->needs & ~plan->over) == 0 &&
+           (declared->stands_in < 0 || (plan->over >> declared->stands_in & 1) != 0 ||
+            plan->steps[declared->stands_in].falling);
+}
+
 /* One key after the other, each as often as it takes to know it. True: there is a to-do. */
 static bool step_begin(struct plan *plan, size_t at, struct plan_todo *todo)
 {
+    const struct chain_step *declared = &plan->chain->steps[at];
     struct step_run *step = &plan->steps[at];
     struct err err;
     int r = 0;
 
-    if (!step_is_chosen(plan, at))
+    if (!step_is_chosen(plan, at) ||
+        (declared->stands_in >= 0 && !plan->steps[declared->stands_in].falling))
         step_end(plan, at, PLAN_SKIPPED);
     while (r == 0 && step->next < CHAIN_KEY_INPUT && step->state == PLAN_WAITING) {
         enum chain_key key = step->next;
@@ -226,13 +243,12 @@ bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
     const struct chain_step *declared = &plan->chain->steps[at];
     struct step_run *step = &plan->steps[at];
 
-    if (step->state == PLAN_WAITING && (declared->needs & ~plan->over) == 0 &&
-        step_begin(plan, at, todo))
+    if (step->state == PLAN_WAITING && step_may_begin(plan, at) && step_begin(plan, at, todo))
         return true;
     if (step->state != PLAN_RUNNING || plan_stopped(plan))
         return false;
     if (step->falling)
-        return fallback_next(plan, at, todo);
+        return declared->stand_in < 0 ? fallback_next(plan, at, todo) : stand_in_next(plan, at);
     if (step_has_failed(step))
         return step_looks_on(plan, at) && submit_next(plan, at, todo);
     if (step->judging)

@@ -123,6 +123,20 @@ bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo)
     return r == MADE_ASKED;
 }
 
+/* Its output is that of the step that it falls back to, which is counted already. */
+bool stand_in_next(struct plan *plan, size_t at)
+{
+    const struct chain *chain = plan->chain;
+    int other = chain->steps[at].stand_in;
+
+    if ((plan->over >> other & 1) == 0)
+        return false;
+    plan->steps[at].output = json_incref(
+        json_object_get(json_object_get(plan->scope, chain->steps[other].name), "output"));
+    step_end(plan, at, PLAN_FAILED);
+    return false;
+}
+
 /* "2026-11-26T12:00:00Z", also with parts of a second, or with +01:00 for Z. Whether there is such
  * a day is for the ledger to say. */
 static bool is_time(const char *text)

@@ -27,6 +27,9 @@ json_t *chain_needs_json(const struct chain *chain, size_t step)
         if ((chain->steps[step].needs >> i & 1) != 0)
             (void)json_array_append_new(names, json_string(chain->steps[i].name));
     }
+    if (chain->steps[step].stands_in >= 0)
+        (void)json_array_append_new(names,
+                                    json_string(chain->steps[chain->steps[step].stands_in].name));
     return names;
 }
 
@@ -39,6 +42,14 @@ int chain_find(const struct chain *chain, const char *name)
     return -1;
 }
 
+/* What has to be over before the step can be: also what it falls back to. */
+static uint64_t waits_for(const struct chain *chain, size_t step)
+{
+    int stand_in = chain->steps[step].stand_in;
+
+    return chain->steps[step].needs | (stand_in < 0 ? 0 : UINT64_C(1) << stand_in);
+}
+
 uint64_t chain_steps_behind(const struct chain *chain, size_t from)
 {
     uint64_t found = UINT64_C(1) << from, before = 0;
@@ -46,8 +57,10 @@ uint64_t chain_steps_behind(const struct chain *chain, size_t from)
     while (found != before) {
         before = found;
         for (size_t i = 0; i < chain->step_count; i++) {
-            if ((chain->steps[i].needs & found) != 0)
+            if ((waits_for(chain, i) & found) != 0)
                 found |= UINT64_C(1) << i;
+            if ((found >> i & 1) != 0 && chain->steps[i].stand_in >= 0)
+                found |= UINT64_C(1) << chain->steps[i].stand_in;
         }
     }
     return found;
@@ -255,6 +268,33 @@ static int link_undo(struct chain *chain, struct chain_step *step, struct err *e
     return 0;
 }
 
+/* The other step begins when this one has failed, and may tell why it did; this one is over when
+ * the other one is. */
+static int link_stand_in(struct chain *chain, size_t at, struct err *err)
+{
+    struct chain_step *step = &chain->steps[at], *other;
+
+    step->stand_in = chain_find(chain, step->fallback_step);
+    if (step->stand_in < 0)
+        return err_set(err, ERR_RANGE, "step %s: fallback_step: there is no step '%.64s'",
+                       step->name, step->fallback_step);
+    other = &chain->steps[step->stand_in];
+    if (other == step || other->kind == CHAIN_SWITCH || other->switches != 0 ||
+        (chain->undos >> step->stand_in & 1) != 0)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: fallback_step: step %s must be another one, no switch, chosen by "
+                       "none, and undo nothing",
+                       step->name, other->name);
+    if (other->stands_in >= 0)
+        return err_set(err, ERR_MISMATCH,
+                       "step %s: fallback_step: step %s is that of another step, too", step->name,
+                       other->name);
+    other->stands_in = (int)at;
+    other->needs &= ~(UINT64_C(1) << at);
+    chain->used |= UINT64_C(1) << step->stand_in;
+    return 0;
+}
+
 static int check_undo_is_free(const struct chain *chain, const char *where, uint64_t reads,
                               struct err *err)
 {
@@ -273,6 +313,10 @@ static int link_undos(struct chain *chain, struct err *err)
         if (chain->steps[i].compensate != NULL)
             r = link_undo(chain, &chain->steps[i], err);
     }
+    for (size_t i = 0; i < chain->step_count && r == 0; i++) {
+        if (chain->steps[i].fallback_step != NULL)
+            r = link_stand_in(chain, i, err);
+    }
     for (size_t i = 0; i < chain->step_count && r == 0; i++)
         r = check_undo_is_free(chain, chain->steps[i].name, chain->steps[i].needs, err);
     return r;
@@ -285,10 +329,10 @@ static int tell_cycle(const struct chain *chain, uint64_t stuck, struct err *err
     size_t at = (size_t)__builtin_ctzll(stuck);
 
     for (size_t i = 0; i < chain->step_count; i++) /* into the cycle itself */
-        at = (size_t)__builtin_ctzll(chain->steps[at].needs & stuck);
+        at = (size_t)__builtin_ctzll(waits_for(chain, at) & stuck);
     for (size_t first = at, i = 0; i == 0 || at != first; i++) {
         buf_printf(&text, "%s -> ", chain->steps[at].name);
-        at = (size_t)__builtin_ctzll(chain->steps[at].needs & stuck);
+        at = (size_t)__builtin_ctzll(waits_for(chain, at) & stuck);
     }
     buf_append_text(&text, chain->steps[at].name);
     return err_set(err, ERR_MISMATCH, "steps wait for each other: %s",
@@ -305,7 +349,7 @@ static int check_order(struct chain *chain, struct err *err)
     while (done != before) {
         before = done;
         for (size_t i = 0; i < chain->step_count; i++) {
-            if ((done >> i & 1) != 0 || (chain->steps[i].needs & ~done) != 0)
+            if ((done >> i & 1) != 0 || (waits_for(chain, i) & ~done) != 0)
                 continue;
             done |= UINT64_C(1) << i;
             chain->order[count++] = (uint8_t)i;
@@ -322,7 +366,7 @@ static int find_last(struct chain *chain, struct err *err)
 
     needed = chain->undos;
     for (size_t i = 0; i < chain->step_count; i++)
-        needed |= (chain->undos >> i & 1) != 0 ? 0 : chain->steps[i].needs;
+        needed |= (chain->undos >> i & 1) != 0 ? 0 : waits_for(chain, i);
     for (size_t i = 0; i < chain->step_count; i++) {
         if ((needed >> i & 1) != 0)
             continue;

@@ -79,8 +79,11 @@ struct chain_step {
     char deployment[CHAIN_NAME_SIZE]; /* pinned; "": the environment chooses as a run begins */
     const json_t *input;              /* a template; borrowed from the chain, as all JSON here */
     enum chain_kind kind;
-    const json_t *builtin;             /* its template, when it is no model */
-    const json_t *fallback;            /* the output if it fails; NULL: null */
+    const json_t *builtin;     /* its template, when it is no model */
+    const json_t *fallback;    /* the output if it fails; NULL: null */
+    const char *fallback_step; /* …or that of this step, which runs for nothing else; NULL: none */
+    int stand_in;              /* its place; -1 */
+    int stands_in;             /* of what falls back to this step: its place; -1 */
     struct json_schema *output_schema; /* of what each job, or the built-in, comes to; NULL: any */
     const json_t *map;                 /* of a list; NULL: one job */
     const json_t *until;               /* of a loop; NULL: none */

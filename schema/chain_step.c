@@ -216,6 +216,15 @@ KEY_READER(fallback)
     return 0;
 }
 
+KEY_READER(fallback_step)
+{
+    step->fallback_step = json_string_value(value);
+    return step->fallback_step != NULL
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: fallback_step must be the name of a step",
+                         step->name);
+}
+
 KEY_READER(compensate)
 {
     step->compensate = json_string_value(value);
@@ -437,9 +446,14 @@ static int check_step(const struct chain_step *step, const json_t *json, struct 
     if (step->kind != CHAIN_SWITCH && (step->cases_json != NULL || step->otherwise_json != NULL))
         return err_set(err, ERR_MISMATCH,
                        "step %s: cases and default have a meaning only with switch", step->name);
-    if (step->falls_back != (step->fallback != NULL))
+    if (step->fallback != NULL && step->fallback_step != NULL)
+        return err_set(err, ERR_MISMATCH, "step %s: both fallback and fallback_step are set",
+                       step->name);
+    if (step->falls_back != (step->fallback != NULL || step->fallback_step != NULL))
         return err_set(err, ERR_MISMATCH,
-                       "step %s: on_error: fallback and fallback need each other", step->name);
+                       "step %s: on_error: fallback and fallback need each other (or "
+                       "fallback_step)",
+                       step->name);
     if (step->undo_always && step->compensate == NULL)
         return err_set(err, ERR_MISMATCH, "step %s: on_error: compensate needs compensate",
                        step->name);
@@ -467,6 +481,8 @@ int chain_step_read(struct chain_step *step, const char *name, const json_t *jso
     *step = (struct chain_step){.environment = "production",
                                 .priority = step->priority,
                                 .undo = -1,
+                                .stand_in = -1,
+                                .stands_in = -1,
                                 .max_parallel = CHAIN_PARALLEL_DEFAULT,
                                 .max_attempts = JOB_ATTEMPTS_DEFAULT,
                                 .initial_delay_ms = JOB_INITIAL_DELAY_MS_DEFAULT,

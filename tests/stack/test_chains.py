@@ -68,6 +68,10 @@ ASKS = {"steps": {
     "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
+STANDS_IN = {"steps": {
+    "big": {"model": "echo", "input": {"sim": "{{input.sim}}"}, "on_error": "fallback", "fallback_step": "small"},
+    "small": {"model": "echo", "input": {"for": "{{steps.big.error.class}}"}}},
+    "output": ["{{steps.big.output.output.for?}}", "{{steps.small.state}}"]}
 CHECKED = {"steps": {
     "told": {"model": "echo", "input": "{{input.tell}}", "on_error": "skip",
              "output_schema": {"required": ["output"], "properties": {"output": {"type": "string", "maxLength": 5}}}},
@@ -101,9 +105,9 @@ def stack(request):
         push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN)):
             push(stack, name, chain)
-        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked", "stands-in"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -277,6 +281,14 @@ def test_compensation(stack):
     stack.cli("chains", "retry", run)
     wait_until("all of it to run again", lambda: sorted(row[0::2] for row in steps_of(stack, run)) == sorted(2 * once)
                and stack.job(run)["status"] == "FAILED", 30)
+
+
+def test_another_model_stands_in(stack):
+    runs = [begin(stack, "stands-in", {"sim": sim}) for sim in ({"fail": "bad_input"}, {})]
+    for run, output in zip(runs, (["BAD_INPUT", "succeeded"], [None, "skipped"])):
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        assert stack.result(run).json == output
+    assert step_of(stack, runs[0], "small")["needs"] == ["big"]
 
 
 def test_outputs_are_checked(stack):

@@ -116,6 +116,24 @@ static inline void chain_random_undo(struct rng *rng, json_t *steps, size_t at)
     (void)json_object_set_new(steps, undo, json_pack("{s:s, s:s}", "model", "m", "input", text));
 }
 
+/* Some steps fall back to one of their own. */
+static inline void chain_random_stand_in(struct rng *rng, json_t *steps, size_t at)
+{
+    OWNED(mem_free) char *name = xasprintf("s%zu", at);
+    OWNED(mem_free) char *other = xasprintf("f%zu", at);
+    OWNED(mem_free) char *why = xasprintf("{{steps.s%zu.error.class}}", at);
+    json_t *step = json_object_get(steps, name), *input;
+
+    if (json_object_get(step, "on_error") != NULL || json_object_get(step, "switch") != NULL ||
+        json_object_get(step, "compensate") != NULL || !chance(rng, 25))
+        return;
+    input = chain_random_input(rng, at);
+    (void)json_array_append_new(input, json_string(why));
+    (void)json_object_update_new(
+        step, json_pack("{s:s, s:s}", "on_error", "fallback", "fallback_step", other));
+    (void)json_object_set_new(steps, other, json_pack("{s:s, s:o}", "model", "m", "input", input));
+}
+
 static inline struct chain *chain_random(struct rng *rng)
 {
     json_t *steps = json_object(), *json;
@@ -132,6 +150,8 @@ static inline struct chain *chain_random(struct rng *rng)
     }
     for (size_t i = 0, undoes = chance(rng, 30); undoes != 0 && i < count; i++)
         chain_random_undo(rng, steps, i);
+    for (size_t i = 0; i < count; i++)
+        chain_random_stand_in(rng, steps, i);
     json = json_pack("{s:o, s:o}", "steps", steps, "output", chain_random_input(rng, count));
     if (chain_parse(json, &chain, &err) < 0)
         fail_msg("%s", err.text);

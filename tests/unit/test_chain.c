@@ -188,6 +188,39 @@ static void test_what_is_wrong_in_a_cache(void **state)
     expect_wrong(cases, COUNT_OF(cases));
 }
 
+#define FALL(a, b)                                                                                 \
+    "steps: {a: {model: m, input: 1, on_error: fallback, fallback_step: b" a "}, b: {" b "}}"
+
+static void test_what_is_wrong_in_a_stand_in(void **state)
+{
+    static const struct wrong cases[] = {
+        {STEP(", on_error: fallback, fallback_step: 5"), ERR_MALFORMED,
+         "step a: fallback_step must be the name of a step"},
+        {STEP(", on_error: fallback, fallback_step: b"), ERR_RANGE,
+         "step a: fallback_step: there is no step 'b'"},
+        {STEP(", on_error: fallback, fallback_step: a"), ERR_MISMATCH, "must be another one"},
+        {STEP(", fallback_step: a"), ERR_MISMATCH, "need each other"},
+        {FALL(", fallback: 1", "model: m, input: 1"), ERR_MISMATCH,
+         "step a: both fallback and fallback_step are set"},
+        {FALL("", "switch: 1, cases: {x: []}"), ERR_MISMATCH, "step b must be another one, no sw"},
+        {FALL("", "model: m, input: 1}, c: {switch: 1, cases: {x: b}"), ERR_MISMATCH,
+         "chosen by none"},
+        {FALL("", "model: m, input: 1}, c: {model: m, input: 1, compensate: b"), ERR_MISMATCH,
+         "undo nothing"},
+        {FALL("", "model: m, input: 1}, c: {model: m, input: 1, on_error: fallback, "
+                  "fallback_step: b"),
+         ERR_MISMATCH, "step b is that of another step, too"},
+        {FALL("", "model: m, input: '{{steps.c.output}}'}, c: {model: m, input: "
+                  "'{{steps.a.output}}'"),
+         ERR_MISMATCH, "steps wait for each other: "},
+        {FALL("", "model: m, input: 1, on_error: fallback, fallback_step: a"), ERR_MISMATCH,
+         "steps wait for each other: "},
+    };
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+}
+
 #define UNDO(a, b) "steps: {a: {model: m, input: 1, compensate: b" a "}, b: {" b "}}"
 
 static void test_what_is_wrong_in_a_compensation(void **state)
@@ -495,6 +528,7 @@ int main(void)
         cmocka_unit_test(test_what_is_wrong_is_named),
         cmocka_unit_test(test_what_is_wrong_in_a_switch),
         cmocka_unit_test(test_what_is_wrong_in_a_schema),
+        cmocka_unit_test(test_what_is_wrong_in_a_stand_in),
         cmocka_unit_test(test_what_is_wrong_in_a_cache),
         cmocka_unit_test(test_what_is_wrong_in_a_compensation),
         cmocka_unit_test(test_what_is_wrong_in_expressions),

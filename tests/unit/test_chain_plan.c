@@ -293,6 +293,67 @@ static void test_fallbacks(void **state)
     expect_output(&world, "[{\"was\":7},\"failed\",[\"none\"],5,4,\"succeeded\"]");
 }
 
+static void test_another_step_stands_in(void **state)
+{
+    static const char yaml[] =
+        "steps:\n"
+        "  big: {model: m, input: 1, on_error: fallback, fallback_step: small}\n"
+        "  small: {model: n, input: '{{steps.big.error.message}}', on_error: fallback, "
+        "fallback_step: none}\n"
+        "  none: {transform: '{{steps.small.state}}'}\n"
+        "  last: {model: m, input: ['{{steps.big.output}}', '{{steps.big.state}}', "
+        "'{{steps.small.state}}', '{{steps.none.state}}']}\n";
+    OWNED(world_done) struct world well = {0};
+    OWNED(world_done) struct world once = {0};
+    OWNED(world_done) struct world twice = {0};
+
+    (void)state;
+    world_make(&well, yaml, "1");
+    expect_submit(&well, "big", 0, "1");
+    expect_nothing(&well);
+    succeed(&well, "big", 0, "5");
+    expect_submit(&well, "last", 0, "[5,\"succeeded\",\"skipped\",\"skipped\"]");
+    succeed(&well, "last", 0, "1");
+    expect_output(&well, "1");
+    world_make(&once, yaml, "1");
+    expect_submit(&once, "big", 0, "1");
+    break_job(&once, "big", 0);
+    expect_submit(&once, "small", 0, "\"FAILED (MODEL_ERROR): it broke\"");
+    expect_nothing(&once);
+    succeed(&once, "small", 0, "7");
+    expect_submit(&once, "last", 0, "[7,\"failed\",\"succeeded\",\"skipped\"]");
+    world_make(&twice, yaml, "1");
+    expect_submit(&twice, "big", 0, "1");
+    break_job(&twice, "big", 0);
+    expect_submit(&twice, "small", 0, "\"FAILED (MODEL_ERROR): it broke\"");
+    break_job(&twice, "small", 0);
+    expect_submit(&twice, "last", 0, "[\"failed\",\"failed\",\"failed\",\"succeeded\"]");
+}
+
+static void test_a_stand_in_that_fails_ends_the_run(void **state)
+{
+    static const char yaml[] =
+        "steps:\n"
+        "  big: {model: m, map: '{{input}}', input: 1, on_error: fallback, fallback_step: small}\n"
+        "  small: {model: n, input: 2}\n"
+        "  beside: {model: m, input: 3}\n"
+        "output: '{{steps.big.output}}'\n";
+    OWNED(world_done) struct world world = {0};
+
+    (void)state;
+    world_make(&world, yaml, "[1,2]");
+    expect_submit(&world, "big", 0, "1");
+    expect_submit(&world, "big", 1, "1");
+    expect_submit(&world, "beside", 0, "3");
+    break_job(&world, "big", 0);
+    expect_nothing(&world); /* its other item still runs */
+    succeed(&world, "big", 1, "1");
+    expect_submit(&world, "small", 0, "2");
+    break_job(&world, "small", 0);
+    expect_cancel(&world, "beside", 0);
+    expect_failure(&world, "step small: FAILED (MODEL_ERROR): it broke");
+}
+
 static void test_a_fallback_that_fails_ends_the_run(void **state)
 {
     OWNED(world_done) struct world world = {0};
@@ -942,6 +1003,8 @@ int main(void)
         cmocka_unit_test(test_transforms),
         cmocka_unit_test(test_a_transform_has_a_limit),
         cmocka_unit_test(test_fallbacks),
+        cmocka_unit_test(test_another_step_stands_in),
+        cmocka_unit_test(test_a_stand_in_that_fails_ends_the_run),
         cmocka_unit_test(test_a_fallback_that_fails_ends_the_run),
         cmocka_unit_test(test_waits_and_approvals),
         cmocka_unit_test(test_waits_that_fail),
