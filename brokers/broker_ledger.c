@@ -83,7 +83,8 @@ PG_STATEMENT(days_make, "SELECT partitions_make(now())");
 PG_STATEMENT(days_drop, "SELECT retention_drop($1 * interval '1 second')");
 PG_STATEMENT(days_sweep, "SELECT retention_sweep($1 * interval '1 second') + "
                          "retention_sweep_control($1 * interval '1 second', "
-                         "$2 * interval '1 second') + chain_cache_sweep()");
+                         "$2 * interval '1 second') + chain_cache_sweep() + "
+                         "chain_call_sweep($1 * interval '1 second')");
 PG_STATEMENT(days_drop_flush, "SELECT flush_drop()");
 PG_STATEMENT(depths_compact, "SELECT queue_compact()");
 PG_STATEMENT(hours_fill, "SELECT hours_fill()");

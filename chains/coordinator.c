@@ -56,6 +56,7 @@ static void run_free(struct run **run_p)
     while ((item = LIST_FIRST(&run->items)) != NULL)
         item_free(&item);
     wait_forget(run);
+    urls_forget(run);
     HASH_ITER(hh, run->known, known, next_known)
     {
         HASH_DEL(run->known, known);
@@ -105,6 +106,10 @@ static bool run_submit(struct run *run, struct plan_todo *todo)
     const struct chain_step *step = &run->coordinator->chain->steps[todo->step];
     char why[256];
 
+    if (step->kind == CHAIN_HTTP) {
+        url_begin(run, todo);
+        return true;
+    }
     if (todo->settle) {
         item_settle(run, todo);
         return true;
@@ -119,6 +124,14 @@ static bool run_submit(struct run *run, struct plan_todo *todo)
                    step->deployment[0] == '\0' ? step->environment : step->deployment);
     run_fail(&run, ERROR_CLASS_MODEL_MISSING, why);
     return false;
+}
+
+static void run_cancel_one(struct run *run, const struct plan_todo *todo)
+{
+    if (run->coordinator->chain->steps[todo->step].kind == CHAIN_HTTP)
+        url_cancel(run, todo);
+    else
+        item_cancel(run, todo);
 }
 
 /* What an answer of jq is for: the run may be forgotten by then. */
@@ -173,7 +186,7 @@ void run_pump(struct run *run)
                 return;
             break;
         case PLAN_CANCEL:
-            item_cancel(run, &todo);
+            run_cancel_one(run, &todo);
             break;
         case PLAN_EVALUATE:
             run_evaluate(run, &todo);
@@ -188,6 +201,7 @@ void run_pump(struct run *run)
         }
     }
     cache_tick(coordinator);
+    urls_tick(coordinator);
     if (waits)
         wait_tick(coordinator);
     run_rest(run);
@@ -200,8 +214,8 @@ void run_rest(struct run *run)
 
     if (run->end_ms != 0 && run->end_ms < due_ms)
         due_ms = run->end_ms;
-    if (!LIST_EMPTY(&run->items) || run->evaluation_count > 0 || run->job_count > REST_JOBS_MAX ||
-        due_ms < now_ms + REST_MS_MIN)
+    if (!LIST_EMPTY(&run->items) || run->evaluation_count > 0 || run->url_count > 0 ||
+        run->job_count > REST_JOBS_MAX || due_ms < now_ms + REST_MS_MIN)
         return;
     coordinator->calls.on_put_off(coordinator->opaque, run->id, due_ms - now_ms,
                                   "it waits, and holds no slot meanwhile");
@@ -505,7 +519,7 @@ static void runs_end_late(struct coordinator *coordinator)
         }
         plan_cancel(run->plan);
         while (plan_next(run->plan, &todo))
-            item_cancel(run, &todo);
+            run_cancel_one(run, &todo);
         run_fail(&run, ERROR_CLASS_STEP_FAILED, why);
     }
 }
@@ -522,6 +536,7 @@ static void on_tick(void *opaque)
     }
     runs_end_late(coordinator);
     cache_tick(coordinator);
+    urls_tick(coordinator);
     wait_tick(coordinator);
     look_run(coordinator);
     look_close(coordinator);
@@ -583,6 +598,36 @@ static int open_stores(struct coordinator *coordinator, const struct coordinator
     return r;
 }
 
+static bool address_is_good(const struct sockaddr *address, socklen_t address_size, void *opaque)
+{
+    const struct coordinator *coordinator = opaque;
+
+    (void)address_size;
+    return address_allowed(&coordinator->http_allow, address);
+}
+
+/* Only for who asks for it: a chain of models has no business outside. */
+static int open_http(struct coordinator *coordinator, const struct coordinator_options *options,
+                     struct err *err)
+{
+    const struct http_client_options http = {.check_address = address_is_good,
+                                             .check_opaque = coordinator};
+    const struct chain *chain = coordinator->chain;
+    bool calls = false;
+    int r;
+
+    for (size_t i = 0; i < chain->step_count; i++)
+        calls = calls || chain->steps[i].kind == CHAIN_HTTP;
+    if (!calls)
+        return 0;
+    if (options->secrets.size > 0)
+        coordinator->secrets = json_loadb((const char *)options->secrets.bytes,
+                                          options->secrets.size, 0, NULL);
+    r = address_allow_parse(options->http_allow, &coordinator->http_allow, err);
+    return r < 0 ? err_wrap(err, "http-allow")
+                 : http_client_open(coordinator->loop, &http, &coordinator->http, err);
+}
+
 static int open_queue(struct coordinator *coordinator, const struct coordinator_options *options,
                       struct err *err)
 {
@@ -625,6 +670,8 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
     r = open_stores(coordinator, options, err);
     if (r == 0)
         r = open_queue(coordinator, options, err);
+    if (r == 0)
+        r = open_http(coordinator, options, err);
     if (r < 0) {
         coordinator_close(&coordinator);
         return r;
@@ -653,6 +700,7 @@ void coordinator_close(struct coordinator **coordinator_p)
     queue_producer_close(&coordinator->producer);
     blob_store_close(&coordinator->blobs);
     pg_close(&coordinator->pg);
+    urls_close(coordinator);
     HASH_ITER(hh, coordinator->items, item, next_item)
     {
         item->pin_count = 0;
@@ -677,6 +725,7 @@ void coordinator_close(struct coordinator **coordinator_p)
     free(coordinator->targets);
     free(coordinator->closed);
     free(coordinator->cached);
+    json_decref(coordinator->secrets);
     free(coordinator->deployment);
     free(coordinator);
 }

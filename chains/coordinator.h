@@ -39,6 +39,8 @@ struct coordinator;
 struct coordinator_options {
     const char *postgres, *kafka, *kafka_properties, *redis, *blobs; /* "": no Redis, no blobs */
     const char *deployment;                                          /* id of the chain's */
+    const char *http_allow;    /* ranges that are not public and may be called all the same */
+    struct wire_bytes secrets; /* one JSON object, name to value; empty: none */
 };
 
 struct coordinator_calls {

@@ -3,14 +3,16 @@
 
 /*
  * Inside of the coordinator: coordinator.c (life, runs), coordinator_item.c (a job of a step: its
- * Submit, its outcome), coordinator_cache.c (outputs of earlier jobs), coordinator_wait.c (steps
- * that are no jobs), coordinator_look.c (questions to the ledger).
+ * Submit, its outcome), coordinator_cache.c (outputs of earlier jobs), coordinator_call.c (URLs),
+ * coordinator_wait.c (steps that wait), coordinator_look.c (questions to the ledger).
  */
 
 #include <sys/queue.h>
 
 #include "base/assert.h"
+#include "base/http_client.h"
 #include "base/loop.h"
+#include "brokers/address_guard.h"
 #include "brokers/blob.h"
 #include "brokers/cache.h"
 #include "brokers/jq.h"
@@ -76,6 +78,7 @@ struct item {
 LIST_HEAD(items, item);
 LIST_HEAD(run_waits, wait);
 TAILQ_HEAD(waits, wait);
+LIST_HEAD(calls, call);
 
 /* A job that has succeeded, for the cache. */
 struct cached {
@@ -106,6 +109,7 @@ struct run {
     struct items items;
     struct run_waits waits;
     uint32_t job_count, evaluation_count; /* that this attempt has asked for; that are out */
+    uint32_t url_count;                   /* calls that are out */
     uint32_t round, undone_round;         /* the last one before whose steps were undone; 0: none */
     uint64_t whole_limit_ms;              /* for what undoes */
     uint64_t end_ms;                      /* when its chain's limit is over; 0: it has none */
@@ -133,6 +137,10 @@ struct coordinator {
     struct cache_listener *listener;
     struct blob_store *blobs; /* NULL: none */
     struct jq_pool *jq;
+    struct http_client *http; /* NULL: no step calls a URL */
+    struct address_allow http_allow;
+    json_t *secrets; /* by name; NULL: none */
+    struct calls urls_out;
     struct wire_decoder *decoder, *wake_decoder; /* a wake-up may carry another message */
     char *targets_text; /* of the run before, with what was read from it; NULL: none yet */
     struct target *targets;
@@ -190,6 +198,13 @@ void cache_want(struct item *item); /* its output is asked for before it is sent
 void cache_forget(struct item *item);
 void cache_note(const struct item *item); /* it has succeeded */
 void cache_tick(struct coordinator *coordinator);
+
+/* coordinator_call.c */
+void url_begin(struct run *run, struct plan_todo *todo); /* takes the todo's text */
+void url_cancel(struct run *run, const struct plan_todo *todo);
+void urls_forget(const struct run *run);
+void urls_tick(struct coordinator *coordinator);
+void urls_close(struct coordinator *coordinator); /* behind pg_close() */
 
 /* coordinator_wait.c */
 void wait_close(struct coordinator *coordinator); /* forgets what was asked, behind pg_close() */

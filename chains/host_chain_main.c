@@ -82,7 +82,9 @@ static int host_on_load(void *opaque, const struct frame_load *load, struct err 
                                                 .kafka_properties = host->settings.kafka_properties,
                                                 .redis = host->settings.redis,
                                                 .blobs = host->settings.blobs,
-                                                .deployment = deployment};
+                                                .deployment = deployment,
+                                                .http_allow = host->settings.http_allow,
+                                                .secrets = load->secrets};
     json_error_t where;
     json_t *json = json_loadb(load->settings.text, load->settings.size, 0, &where);
     int r;

@@ -91,7 +91,7 @@ static bool cancel_next(struct plan *plan, struct plan_todo *todo)
          plan->cancel_step++, plan->cancel_item = 0) {
         const struct step_run *step = &plan->steps[plan->cancel_step];
 
-        if (plan->chain->steps[plan->cancel_step].kind != CHAIN_MODEL)
+        if (!chain_kind_is_sent(plan->chain->steps[plan->cancel_step].kind))
             continue; /* there is no job */
         while (step->live_count > 0 && plan->cancel_item < step->next_item) {
             uint32_t item = plan->cancel_item++;
@@ -348,7 +348,9 @@ static bool keep_output(struct plan *plan, size_t at, uint32_t item, const struc
 
 static void item_failed(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
-    const char *class = final->error_class == ERROR_CLASS_NONE
+    bool named = final->class != NULL && final->class[0] != '\0';
+    const char *class = named ? final->class
+                        : final->error_class == ERROR_CLASS_NONE
                             ? job_state_name(final->state)
                             : error_class_name(final->error_class);
     size_t size = final->error_message.size > 300 ? 300 : final->error_message.size;
@@ -356,8 +358,8 @@ static void item_failed(struct plan *plan, size_t at, uint32_t item, const struc
 
     while (size > 0 && size < final->error_message.size &&
            ((unsigned char) final->error_message.text[size] & 0xc0) == 0x80)
-        size--;                                        /* not inside of a character */
-    if (final->error_class == ERROR_CLASS_STEP_FAILED) /* of a chain: it names its own step */
+        size--;                                                 /* not inside of a character */
+    if (named || final->error_class == ERROR_CLASS_STEP_FAILED) /* of a chain: with its own step */
         (void)snprintf(why, sizeof(why), "%.*s", (int)size, final->error_message.text);
     else
         (void)snprintf(why, sizeof(why), "%s (%s)%s%.*s", job_state_name(final->state), class,

@@ -62,6 +62,7 @@ struct plan_todo {
 struct plan_final {
     enum job_state state;
     enum error_class error_class;
+    const char *class; /* of the error, as templates name it; NULL, "": that of error_class */
     struct wire_text error_message; /* borrowed for the call */
     struct wire_bytes output;       /* SUCCEEDED: JSON, or nothing; borrowed for the call */
     bool output_is_json;

@@ -99,7 +99,7 @@ static bool step_looks_on(const struct plan *plan, size_t at)
     const struct chain_step *declared = &plan->chain->steps[at];
     const struct step_run *step = &plan->steps[at];
 
-    return plan_settling(plan) && declared->kind == CHAIN_MODEL && declared->until == NULL &&
+    return plan_settling(plan) && chain_kind_is_sent(declared->kind) && declared->until == NULL &&
            step->next_item < step->item_count;
 }
 
@@ -255,6 +255,7 @@ bool step_next(struct plan *plan, size_t at, struct plan_todo *todo)
         return judge_next(plan, at, todo);
     switch (declared->kind) {
     case CHAIN_MODEL:
+    case CHAIN_HTTP:
         return submit_next(plan, at, todo);
     case CHAIN_TRANSFORM:
         return transform_next(plan, at, todo);

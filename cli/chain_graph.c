@@ -184,9 +184,10 @@ json_t *chain_graph_steps(const struct chain *chain)
     for (size_t i = 0; i < chain->step_count; i++) {
         const struct chain_step *step = &chain->steps[i];
 
-        (void)json_array_append_new(steps, json_pack("{s:s, s:s, s:b, s:o}", "name", step->name,
-                                                     "model", step->model, "map", step->map != NULL,
-                                                     "needs", chain_needs_json(chain, i)));
+        (void)json_array_append_new(
+            steps, json_pack("{s:s, s:s, s:b, s:o}", "name", step->name, "model",
+                             step->kind == CHAIN_HTTP ? "http" : step->model, "map",
+                             step->map != NULL, "needs", chain_needs_json(chain, i)));
     }
     return steps;
 }

@@ -59,19 +59,24 @@ PG_STATEMENT(
     "x.state_at) AS state_at, x.error_message, s.taken_at FROM run JOIN chain_step s ON s.run_id = "
     "run.id AND s.round >= 0 JOIN job x ON x.id = s.job_id AND "
     "x.tenant = "
-    "run.tenant ORDER BY s.step, s.item, s.round > 0, s.round DESC), names AS (SELECT k.key AS "
+    "run.tenant ORDER BY s.step, s.item, s.round > 0, s.round DESC), calls AS MATERIALIZED (SELECT "
+    "DISTINCT ON (c.step, c.item) c.step, NULL::uuid AS job_id, coalesce(c.state, 2) AS state, "
+    "c.attempts::integer AS attempt_count, c.began_at AS accepted_at, c.ended_at AS state_at, "
+    "c.error_message, NULL::timestamptz AS taken_at FROM run JOIN chain_call c ON c.run_id = "
+    "run.id "
+    "AND c.round > 0 ORDER BY c.step, c.item, c.round DESC), names AS (SELECT k.key AS "
     "step, k.value ->> 'model' AS model FROM run CROSS JOIN LATERAL jsonb_each(run.steps) k UNION "
     "SELECT n.step, n.step FROM newest n, run WHERE NOT run.steps ? n.step) SELECT k.step, "
     "k.model, "
-    "count(x.job_id), count(*) FILTER (WHERE x.state = 3), count(*) FILTER (WHERE x.state IN (4, "
+    "count(x.state), count(*) FILTER (WHERE x.state = 3), count(*) FILTER (WHERE x.state IN (4, "
     "5, 6)), count(*) FILTER (WHERE x.state = 2), max(x.attempt_count), min(x.accepted_at), CASE "
     "WHEN bool_and(x.state NOT IN (1, 2)) THEN max(x.state_at) END, (array_agg(x.error_message) "
     "FILTER (WHERE x.state IN (4, 5, 6)))[1], CASE WHEN count(x.job_id) = 1 THEN "
     "min(x.job_id::text) END, CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN extract(epoch FROM "
     "max(x.state_at) - min(x.accepted_at))::float8 END, bool_or(w.approval), bool_or(w.approved), "
     "bool_or(w.due_at > now()), min(w.asked), min(w.due_at), count(x.taken_at) FROM names k LEFT "
-    "JOIN newest x ON "
-    "x.step = k.step LEFT JOIN chain_wait w ON w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
+    "JOIN (TABLE newest UNION ALL TABLE calls) x ON x.step = k.step LEFT JOIN chain_wait w ON "
+    "w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
     "k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
 
 /* Models with a deployment that is a chain, or the entrypoint of one in Python. */
@@ -198,7 +203,7 @@ static const char *step_status(const struct pg_answer *answer, size_t row, bool 
     int64_t jobs = pg_i64(answer, 1, row, 2);
     bool over = !pg_is_null(answer, 1, row, 8);
 
-    if (pg_is_null(answer, 1, row, 1)) /* a built-in */
+    if (pg_is_null(answer, 1, row, 1) && jobs == 0) /* a built-in that calls nobody */
         return wait_status(answer, row, run_is_over);
     if (jobs == 0)
         return run_is_over ? "NOT_RUN" : "WAITING";
@@ -338,7 +343,10 @@ void chain_run_begin(struct call *call)
 /* Rounds that do not count are negative. One statement decides that the run is over and writes. */
 PG_STATEMENT(
     chain_forget,
-    "WITH gone AS (UPDATE chain_step s SET round = -s.round WHERE s.run_id = $1 AND s.round > 0 "
+    "WITH calls AS (UPDATE chain_call c SET round = -c.round WHERE c.run_id = $1 AND c.round > 0 "
+    "AND c.step = ANY (string_to_array($3, ',')) AND EXISTS (SELECT FROM job j WHERE j.id = $1 AND "
+    "j.tenant = $2 AND j.state NOT IN (1, 2))), gone AS (UPDATE chain_step s SET round = -s.round "
+    "WHERE s.run_id = $1 AND s.round > 0 "
     "AND s.step = ANY (string_to_array($3, ',')) AND EXISTS (SELECT FROM job j WHERE j.id = $1 AND "
     "j.tenant = $2 AND j.state NOT IN (1, 2)) RETURNING 1), told AS (INSERT INTO audit (tenant, "
     "actor, action, target) SELECT $2, $4, 'CHAIN_RUN_FORGOTTEN', $1::text FROM (SELECT FROM gone "

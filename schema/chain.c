@@ -10,6 +10,7 @@
 #include "schema/chain_int.h"
 #include "schema/chain_template.h"
 #include "schema/job.h"
+#include "schema/secret.h"
 
 /* What is being read, for errors and for who a template needs. */
 struct reading {
@@ -68,8 +69,8 @@ uint64_t chain_steps_behind(const struct chain *chain, size_t from)
 
 const char *chain_kind_name(enum chain_kind kind)
 {
-    static const char *const names[CHAIN_KINDS] = {"model", "transform", "wait", "approval",
-                                                   "switch"};
+    static const char *const names[CHAIN_KINDS] = {"model",    "transform", "wait",
+                                                   "approval", "switch",    "http"};
 
     return names[kind];
 }
@@ -394,8 +395,8 @@ static int check_size(const json_t *json, struct err *err)
     return 0;
 }
 
-static const char *const chain_keys[] = {"description", "timeout_seconds", "priority", "steps",
-                                         "output"};
+static const char *const chain_keys[] = {"description", "timeout_seconds", "priority",
+                                         "secrets",     "steps",           "output"};
 
 const char *chain_key(size_t at)
 {
@@ -410,7 +411,7 @@ static int check_key(const char *key, struct err *err)
     }
     return err_set(err, ERR_UNSUPPORTED,
                    "a chain has no key '%.60s'; there are description, timeout_seconds, priority, "
-                   "steps and output",
+                   "secrets, steps and output",
                    key);
 }
 
@@ -429,6 +430,24 @@ static int read_limit(const json_t *json, const char *key, json_int_t lowest, js
         return err_set(err, ERR_RANGE, "%s is %lld, it must be %lld to %lld", key,
                        (long long)number, (long long)lowest, (long long)highest);
     *ret_number = (uint64_t)number;
+    return 0;
+}
+
+/* The agent reads them as the deployment starts, by these names (workers/agent_secrets.c). */
+static int check_secrets(const json_t *secrets, struct err *err)
+{
+    json_t *name;
+    size_t i;
+
+    if (secrets != NULL &&
+        (!json_is_array(secrets) || json_array_size(secrets) > CHAIN_SECRETS_MAX))
+        return err_set(err, ERR_RANGE, "secrets must be a list of up to %d names",
+                       CHAIN_SECRETS_MAX);
+    json_array_foreach(secrets, i, name)
+    {
+        if (!json_is_string(name) || secret_name_check(json_string_value(name), err) < 0)
+            return err_set(err, ERR_RANGE, "secrets.%zu is no name of a secret", i);
+    }
     return 0;
 }
 
@@ -451,6 +470,8 @@ static int read_keys(struct chain *chain, const json_t *json, struct err *err)
         return err_set(err, ERR_MALFORMED, "description must be a text");
     if (!json_is_object(json_object_get(json, "steps")))
         return err_set(err, ERR_MALFORMED, "steps must be an object: a member for each step");
+    if (check_secrets(json_object_get(json, "secrets"), err) < 0)
+        return err->code;
     r = read_limit(json, "timeout_seconds", 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000, &seconds, err);
     if (r == 0)
         r = read_limit(json, "priority", 0, JOB_PRIORITY_MAX, &priority, err);
@@ -473,6 +494,9 @@ static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
     {
         chain->steps[chain->step_count].priority = chain->priority;
         r = chain_step_read(&chain->steps[chain->step_count++], name, json, err);
+        if (r == 0 && chain->steps[chain->step_count - 1].kind == CHAIN_HTTP)
+            r = chain_http_check_secrets(json_object_get(json, "http"), name,
+                                         json_object_get(chain->json, "secrets"), err);
         if (r < 0)
             return r;
     }

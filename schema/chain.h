@@ -29,6 +29,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "schema/chain_http.h"
 #include "schema/chain_jq.h"
 #include "schema/json_schema.h"
 
@@ -43,13 +44,14 @@
 #define CHAIN_PARALLEL_DEFAULT 16u
 #define CHAIN_CACHE_SECONDS_MAX 86400u /* as long as chain_cache_sweep() keeps entries */
 
-/* What a step is. All but the first have no job. */
+/* What a step is. All but the first have no job; an item of the last is a call. */
 enum chain_kind {
     CHAIN_MODEL,
     CHAIN_TRANSFORM, /* its template is the output */
     CHAIN_WAIT,      /* …is how many seconds, or until when */
     CHAIN_APPROVAL,  /* …is shown to who decides */
     CHAIN_SWITCH,    /* …says which of its cases is taken: those steps, and no others of it */
+    CHAIN_HTTP,      /* …is a request; the answer is the output */
     CHAIN_KINDS,
 };
 
@@ -80,6 +82,7 @@ struct chain_step {
     const json_t *input;              /* a template; borrowed from the chain, as all JSON here */
     enum chain_kind kind;
     const json_t *builtin;     /* its template, when it is no model */
+    struct chain_http http;    /* HTTP */
     const json_t *fallback;    /* the output if it fails; NULL: null */
     const char *fallback_step; /* …or that of this step, which runs for nothing else; NULL: none */
     int stand_in;              /* its place; -1 */
@@ -129,6 +132,12 @@ struct chain {
  * expression only jq knows: brokers/jq.h asks it. */
 int chain_parse(json_t *json, struct chain **ret_chain, struct err *err) MUST_CHECK;
 void chain_free(struct chain **chain_p);
+
+/* Its items are sent somewhere, and come back: a job or a call each. */
+static inline bool chain_kind_is_sent(enum chain_kind kind)
+{
+    return kind == CHAIN_MODEL || kind == CHAIN_HTTP;
+}
 
 const char *chain_kind_name(enum chain_kind kind); /* "model"; its key; static storage */
 

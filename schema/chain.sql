@@ -42,6 +42,25 @@ CREATE TABLE chain_cache (
 );
 CREATE INDEX chain_cache_stored ON chain_cache (stored_at);
 
+-- Calls of URLs by steps of runs: what each came to is written down before the run goes on.
+CREATE TABLE chain_call (
+    run_id uuid NOT NULL,
+    step text NOT NULL,
+    item integer NOT NULL,   -- of a map or a loop; 0 else
+    round smallint NOT NULL, -- of the run; negative: it does not count
+    token bigint NOT NULL,   -- of the attempt of the run that calls
+    attempts smallint NOT NULL DEFAULT 1,
+    began_at timestamptz NOT NULL DEFAULT now(),
+    ended_at timestamptz,
+    state smallint,  -- 3 succeeded, 4 failed; null: under way
+    http_status smallint,
+    output bytea,    -- JSON: the step's output
+    error_class text,
+    error_message text,
+    PRIMARY KEY (run_id, step, item, round)
+);
+CREATE INDEX chain_call_began ON chain_call (began_at);
+
 -- What a run waits for that is no job: a time, or somebody's word.
 CREATE TABLE chain_wait (
     run_id uuid NOT NULL,

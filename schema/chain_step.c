@@ -168,6 +168,13 @@ KEY_READER(switch)
     return read_builtin(step, CHAIN_SWITCH, value, err);
 }
 
+KEY_READER(http)
+{
+    int r = chain_http_read(value, step->name, &step->http, err);
+
+    return r < 0 ? r : read_builtin(step, CHAIN_HTTP, value, err);
+}
+
 /* Which steps those are is known when all are. */
 static int check_branch(const struct chain_step *step, const char *where, const char *key,
                         const json_t *names, struct err *err)
@@ -372,6 +379,18 @@ static int read_key(struct chain_step *step, const char *key, const json_t *valu
     return err_set(err, ERR_UNSUPPORTED, "step %s: there is no key '%.60s'", step->name, key);
 }
 
+static bool is_of_calls(const char *key)
+{
+    static const char *const keys_of_calls[] = {"map",  "max_parallel", "max_failures",
+                                                "loop", "retry",        "timeout_seconds"};
+
+    for (size_t i = 0; i < COUNT_OF(keys_of_calls); i++) {
+        if (strcmp(key, keys_of_calls[i]) == 0)
+            return true;
+    }
+    return false;
+}
+
 /* Those are no jobs: what is said of jobs has no meaning for them. */
 static int check_builtin(const struct chain_step *step, const json_t *json, struct err *err)
 {
@@ -392,7 +411,8 @@ static int check_builtin(const struct chain_step *step, const json_t *json, stru
     for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
         if (json_object_get(json, of_jobs[i]) == NULL ||
             (step->kind == CHAIN_TRANSFORM && strcmp(of_jobs[i], "map") == 0) ||
-            (step->kind == CHAIN_APPROVAL && strcmp(of_jobs[i], "timeout_seconds") == 0))
+            (step->kind == CHAIN_APPROVAL && strcmp(of_jobs[i], "timeout_seconds") == 0) ||
+            (step->kind == CHAIN_HTTP && is_of_calls(of_jobs[i])))
             continue;
         return err_set(err, ERR_MISMATCH, "step %s: %s has no meaning with %s", step->name,
                        of_jobs[i], chain_kind_name(step->kind));
@@ -419,9 +439,10 @@ static int check_kind(const struct chain_step *step, const json_t *json, struct 
     if (step->builtin != NULL)
         return check_builtin(step, json, err);
     if (!has_model)
-        return err_set(err, ERR_MALFORMED,
-                       "step %s: one of model, transform, wait, approval and switch is missing",
-                       step->name);
+        return err_set(
+            err, ERR_MALFORMED,
+            "step %s: one of model, transform, wait, approval, switch and http is missing",
+            step->name);
     if (step->input == NULL)
         return err_set(err, ERR_MALFORMED, "step %s: input is missing", step->name);
     return 0;

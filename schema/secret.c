@@ -30,6 +30,7 @@ bool secrets_are_named(const char *settings_json)
 {
     json_t *root = json_loads(settings_json, 0, NULL);
     bool named = json_object_size(json_object_get(root, "secrets")) > 0 ||
+                 json_array_size(json_object_get(root, "secrets")) > 0 ||
                  json_object_size(json_object_get(json_object_get(root, "truss"), "secrets")) > 0;
 
     json_decref(root);

@@ -28,5 +28,6 @@ int secret_name_check(const char *name, struct err *err) MUST_CHECK;
 /* The context for seal_close() and seal_open(): a row that is copied to another does not open. */
 void secret_context(const char *tenant, const char *name, char to[SECRET_CONTEXT_SIZE]);
 
-/* Whether a deployment's settings name any: a non-empty object `secrets`, or `truss.secrets`. */
+/* Whether a deployment's settings name any: a non-empty object or list (of a chain) `secrets`, or
+ * an object `truss.secrets`. */
 bool secrets_are_named(const char *settings_json);

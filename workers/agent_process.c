@@ -111,7 +111,7 @@ struct command {
     char *args[ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
-    char *ours[5]; /* in the environment, which others do not see: addresses may hold a password */
+    char *ours[6]; /* in the environment, which others do not see: addresses may hold a password */
     size_t ours_count;
 };
 
@@ -142,6 +142,7 @@ static void command_add_chain(struct command *command, const struct agent_settin
     command_add_ours(command, xasprintf("HEADRACE_POSTGRES=%s", settings->postgres));
     command_add_ours(command, xasprintf("HEADRACE_KAFKA=%s", settings->kafka));
     command_add_ours(command, xasprintf("HEADRACE_BLOBS=%s", settings->blobs));
+    command_add_ours(command, xasprintf("HEADRACE_HTTP_ALLOW=%s", settings->http_allow));
 }
 
 static void command_make(const struct agent *agent, const struct agent_todo *todo,

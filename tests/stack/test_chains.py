@@ -3,11 +3,13 @@
 coordinator, a worker or the broker is killed, no step has two jobs, and a cancel leaves nothing running.
 Method: one stack, chains over the simulated engine, which answers {"output": its input, "sim": …}."""
 
+import http.server
 import json
 import os
 import pathlib
 import signal
 import tempfile
+import threading
 import time
 
 import pytest
@@ -68,6 +70,14 @@ ASKS = {"steps": {
     "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
+CALLS = {"secrets": ["TOKEN"], "steps": {
+    "get": {"http": {"url": "http://127.0.0.1:PORT/{{input.path}}", "headers": {"X-Run": "{{run.id}}", "Authorization": {
+        "secret": "TOKEN", "prefix": "Bearer "}}, "max_bytes": 2000}, "timeout_seconds": 5, "retry": {"max_attempts": 3, "initial_delay_ms": 50}},
+    "put": {"http": {"method": "PUT", "url": "http://127.0.0.1:PORT/echo", "body": {"got": "{{item}}"}, "statuses": [201]},
+            "map": "{{steps.get.output.body.items?}}", "needs": ["get"]}},
+    "output": ["{{steps.get.output}}", "{{steps.put.output}}"]}
+ESCAPES = {"steps": {"get": {"http": {"url": "{{input.url}}"}, "on_error": "skip", "retry": {"max_attempts": 1}}},
+           "output": ["{{steps.get.error.class}}", "{{steps.get.error.message}}"]}
 STANDS_IN = {"steps": {
     "big": {"model": "echo", "input": {"sim": "{{input.sim}}"}, "on_error": "fallback", "fallback_step": "small"},
     "small": {"model": "echo", "input": {"for": "{{steps.big.error.class}}"}}},
@@ -115,7 +125,7 @@ def stack(request):
 
     with tempfile.TemporaryDirectory() as folder:
         journal = pathlib.Path(folder) / "journal"
-        for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms", "HEADRACE_SIM_JOURNAL": journal}):
+        for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms", "HEADRACE_SIM_JOURNAL": journal, "HEADRACE_HTTP_ALLOW": "127.0.0.1"}):
             stack.journal = journal
             begin(stack)
             yield stack
@@ -281,6 +291,79 @@ def test_compensation(stack):
     stack.cli("chains", "retry", run)
     wait_until("all of it to run again", lambda: sorted(row[0::2] for row in steps_of(stack, run)) == sorted(2 * once)
                and stack.job(run)["status"] == "FAILED", 30)
+
+
+class Receiver(http.server.BaseHTTPRequestHandler):
+    """GET /flaky: 503 once; /items: JSON; /moved: a redirect; /large; /never: hangs. PUT answers 201 with what it got."""
+    seen = []
+
+    def answer(self, status, body, type="application/json", **headers):
+        self.send_response(status)
+        for name, value in {"Content-Type": type, "Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_GET(self):
+        self.seen.append((self.path, dict(self.headers)))
+        if self.path == "/flaky" and sum(path == "/flaky" for path, _ in self.seen) == 1:
+            return self.answer(503, b"busy")
+        if self.path in ("/items", "/flaky"):
+            return self.answer(200, b'{"items": [1, 2]}')
+        if self.path == "/moved":
+            return self.answer(302, b"", Location="http://127.0.0.1:1/")
+        if self.path == "/never":
+            time.sleep(20)
+        return self.answer(200 if self.path == "/large" else 404, b"x" * 3000, "text/plain")
+
+    def do_PUT(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append((self.path, dict(self.headers)))
+        self.answer(201, body)
+
+    def log_message(self, *words):
+        pass
+
+
+def test_calls(stack):
+    """A step calls a URL, with a secret that is nowhere to be read; what may change is tried again, and addresses
+    inside are refused but for those that the operator lists."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    port = server.server_address[1]
+    stack.cli("secrets", "set", "TOKEN", input="hunter2")
+    push(stack, "calls", json.loads(json.dumps(CALLS).replace("PORT", str(port))))
+    push(stack, "escapes", ESCAPES)
+    for name in ("calls", "escapes"):
+        wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
+    run = begin(stack, "calls", {"path": "flaky"})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    get, put = stack.result(run).json
+    assert get == {"status": 200, "type": "application/json", "body": {"items": [1, 2]}}
+    assert [one["body"] for one in put] == [{"got": 1}, {"got": 2}]
+    flaky = [headers for path, headers in Receiver.seen if path == "/flaky"]
+    assert len(flaky) == 2 and len({headers["Idempotency-Key"] for headers in flaky}) == 1, flaky
+    assert flaky[0]["Authorization"] == "Bearer hunter2" and flaky[0]["X-Run"] == run
+    assert stack.sql("SELECT step, item, status, attempts, http_status FROM headrace_v1.chain_calls WHERE run_id = :'a1' "
+                     "ORDER BY step, item", run) == [["get", "0", "SUCCEEDED", "2", "200"], ["put", "0", "SUCCEEDED", "1", "201"],
+                                                     ["put", "1", "SUCCEEDED", "1", "201"]]
+    shown = {name: step_of(stack, run, name) for name in ("get", "put")}
+    assert shown["get"]["status"] == "SUCCEEDED" and shown["get"]["attempts"] == 2 and shown["put"]["jobs"] == 2, shown
+    for path, error in (("moved", "step get: the answer is HTTP 302"), ("nothing", "step get: the answer is HTTP 404"),
+                        ("large", "step get: the answer has over 2000 bytes (http.max_bytes)")):
+        assert error_of(stack, begin(stack, "calls", {"path": path}), ["step_failed", "step_failed"]) == error
+    assert not any("hunter2" in str(row) for row in stack.sql("SELECT to_jsonb(c)::text FROM headrace.chain_call c"))
+    for url, error in ((f"http://[::1]:{port}/", "http_blocked"), ("http://169.254.169.254/", "http_blocked"),
+                       ("file:///etc/passwd", "bad_input"), ("http://127.0.0.1:1/", "http_unreachable")):
+        run = begin(stack, "escapes", {"url": url})
+        assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+        assert stack.result(run).json[0] == error, (url, stack.result(run).json)
+    calls = len(Receiver.seen)
+    run = begin(stack, "calls", {"path": "never"})
+    wait_until("it to be called", lambda: len(Receiver.seen) > calls)
+    stack.cancel(run)
+    assert stack.wait_final(run)["status"] == "CANCELED"
+    server.shutdown()
 
 
 def test_another_model_stands_in(stack):

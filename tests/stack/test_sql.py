@@ -271,7 +271,7 @@ def tell_views(url, schema):
 
 
 # Of these rows.sql has none of anybody; another one that is empty is a view that this test does not see.
-EMPTY = {"bulk_jobs", "chain_critical_path", "chain_waits", "files", "job_hours", "topic_partitions", "topic_refusals",
+EMPTY = {"bulk_jobs", "chain_calls", "chain_critical_path", "chain_waits", "files", "job_hours", "topic_partitions", "topic_refusals",
          "topics"}
 
 

@@ -15,6 +15,7 @@
 
 #include "base/assert.h"
 #include "base/buf.h"
+#include "base/http_client.h"
 #include "base/loop.h"
 #include "base/mem.h"
 #include "brokers/blob.h"
@@ -456,6 +457,44 @@ void blob_key_input(const struct wire_id *job, char to[BLOB_KEY_SIZE])
 {
     (void)job;
     to[0] = '\0';
+}
+
+/* ---- calls of URLs, which the chains of this test do not have ---- */
+
+int http_client_open(struct loop *loop, const struct http_client_options *options,
+                     struct http_client **ret_client, struct err *err)
+{
+    (void)loop;
+    (void)options;
+    (void)ret_client;
+    return err_set(err, ERR_UNSUPPORTED, "no calls here");
+}
+
+void http_client_close(struct http_client **client_p)
+{
+    *client_p = NULL;
+}
+
+int http_client_send(struct http_client *client, const struct http_send *send,
+                     struct http_transfer **ret_transfer, struct err *err)
+{
+    (void)client;
+    (void)send;
+    (void)ret_transfer;
+    return err_set(err, ERR_UNSUPPORTED, "no calls here");
+}
+
+void http_transfer_cancel(struct http_transfer *transfer)
+{
+    (void)transfer;
+    NEVER("a call");
+}
+
+const char *http_transfer_header(const struct http_transfer *transfer, const char *name)
+{
+    (void)transfer;
+    (void)name;
+    NEVER("a call");
 }
 
 /* ---- jq: the chains of this test have no expressions ---- */

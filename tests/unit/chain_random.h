@@ -26,6 +26,9 @@ static inline bool chance(struct rng *rng, unsigned percent)
 /* Also what only the test of the coordinator answers: outputs of earlier jobs. */
 static bool chain_random_cache;
 
+/* Also what only the planner's own test answers: calls of URLs, which are jobs to it. */
+static bool chain_random_calls;
+
 /* Names some of the steps before it. */
 static inline json_t *chain_random_input(struct rng *rng, size_t at)
 {
@@ -51,7 +54,10 @@ static inline json_t *chain_random_step(struct rng *rng, size_t at)
         return json_pack("{s:i}", "wait", (int)(rng_below(rng, 4) * rng_below(rng, 15)));
     if (chance(rng, 15)) /* what it reads is all that it can be told */
         return json_pack("{s:o}", "transform", chain_random_input(rng, at));
-    step = json_pack("{s:s, s:o}", "model", "m", "input", chain_random_input(rng, at));
+    step = chain_random_calls && chance(rng, 15)
+               ? json_pack("{s:{s:s, s:o}}", "http", "url", "http://a.b/", "body",
+                           chain_random_input(rng, at))
+               : json_pack("{s:s, s:o}", "model", "m", "input", chain_random_input(rng, at));
     if (chance(rng, 15)) {
         (void)json_object_set_new(step, "loop", json_pack("{s:s}", "until", "{{item.done}}"));
     } else if (chance(rng, 40)) {

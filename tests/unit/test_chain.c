@@ -188,6 +188,56 @@ static void test_what_is_wrong_in_a_cache(void **state)
     expect_wrong(cases, COUNT_OF(cases));
 }
 
+#define CALL(rest) "secrets: [S]\nsteps: {a: {http: {" rest "}}}"
+
+static void test_what_is_wrong_in_a_call(void **state)
+{
+    static const struct wrong cases[] = {
+        {"steps: {a: {http: 5}}", ERR_MALFORMED, "step a: http must be an object"},
+        {CALL(""), ERR_MALFORMED, "step a: http.url must be a text"},
+        {CALL("url: 'ftp://a/'"), ERR_RANGE, "http.url must begin with http:// or https://"},
+        {CALL("url: 'http://a/{{steps.b.output}}'"), ERR_RANGE, "there is no step 'b'"},
+        {CALL("url: 'http://a/', method: TRACE"), ERR_RANGE, "http.method must be GET, HEAD, POST"},
+        {CALL("url: 'http://a/', method: GET, body: 1"), ERR_MISMATCH, "no meaning with GET"},
+        {CALL("url: 'http://a/', verb: GET"), ERR_UNSUPPORTED, "http has no key 'verb'"},
+        {CALL("url: 'http://a/', headers: {Host: b}"), ERR_RANGE, "http.headers: 'Host' must be"},
+        {CALL("url: 'http://a/', headers: {'a b': b}"), ERR_RANGE, "http.headers: 'a b' must be"},
+        {CALL("url: 'http://a/', headers: {x: 5}"), ERR_MALFORMED,
+         "http.headers.x must be a text, or {secret"},
+        {CALL("url: 'http://a/', headers: {x: {secret: '{{input}}'}}"), ERR_MALFORMED,
+         "without templates"},
+        {CALL("url: '{{input.url}}', headers: {x: {secret: S}}"), ERR_MISMATCH,
+         "http.headers.x is a secret, so http.url must say scheme, host"},
+        {CALL("url: 'http://a{{input.b}}/', headers: {x: {secret: S}}"), ERR_MISMATCH,
+         "in plain text"},
+        {CALL("url: 'http://u@a/', headers: {x: {secret: S}}"), ERR_MISMATCH, "in plain text"},
+        {CALL("url: 'http://a/', headers: {x: {secret: T}}"), ERR_RANGE,
+         "the chain's secrets do not name 'T'"},
+        {CALL("url: 'http://a/', statuses: [99]"), ERR_RANGE, "http.statuses.0 must be 200 to 599"},
+        {CALL("url: 'http://a/', max_bytes: 1048577"), ERR_RANGE, "must be 1 to 1048576"},
+        {"secrets: [5]\nsteps: {a: {wait: 1}}", ERR_RANGE, "secrets.0 is no name of a secret"},
+        {"secrets: x\nsteps: {a: {wait: 1}}", ERR_RANGE, "secrets must be a list of up to 32"},
+        {"steps: {a: {http: {url: 'http://a/'}, cache: {ttl_seconds: 5}}}", ERR_MISMATCH,
+         "cache has no meaning with http"},
+        {"steps: {a: {http: {url: 'http://a/'}, model: m}}", ERR_MISMATCH, "both model and http"},
+    };
+    OWNED(chain_free) struct chain *chain = NULL;
+    struct err err;
+
+    (void)state;
+    expect_wrong(cases, COUNT_OF(cases));
+    assert_int_equal(
+        parse(CALL("url: 'https://a.b:1/c?{{input}}', headers: {x: {secret: S, prefix: "
+                   "'Bearer '}, y: '{{input}}'}, body: {z: '{{input}}'}, statuses: "
+                   "[201, 404]"),
+              &chain, &err),
+        0);
+    assert_string_equal(chain->steps[0].http.method, "POST");
+    assert_int_equal(chain->steps[0].http.host_size, strlen("https://a.b:1/"));
+    assert_true(chain_http_takes(&chain->steps[0].http, 404) &&
+                !chain_http_takes(&chain->steps[0].http, 200));
+}
+
 #define FALL(a, b)                                                                                 \
     "steps: {a: {model: m, input: 1, on_error: fallback, fallback_step: b" a "}, b: {" b "}}"
 
@@ -260,7 +310,7 @@ static void test_what_is_wrong_is_named(void **state)
         {"priority: low\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "must be a whole"},
         {"steps: {'a b': {model: m, input: 1}}", ERR_RANGE, "'a b' is no name"},
         {"steps: {a: {input: 1}}", ERR_MALFORMED,
-         "one of model, transform, wait, approval and switch is missing"},
+         "one of model, transform, wait, approval, switch and http is missing"},
         {"steps: {a: {model: m}}", ERR_MALFORMED, "step a: input is missing"},
         {"steps: {a: {model: 5, input: 1}}", ERR_RANGE, "step a: model must be a text"},
         {STEP(", modle: x"), ERR_UNSUPPORTED, "step a: there is no key 'modle'"},
@@ -529,6 +579,7 @@ int main(void)
         cmocka_unit_test(test_what_is_wrong_in_a_switch),
         cmocka_unit_test(test_what_is_wrong_in_a_schema),
         cmocka_unit_test(test_what_is_wrong_in_a_stand_in),
+        cmocka_unit_test(test_what_is_wrong_in_a_call),
         cmocka_unit_test(test_what_is_wrong_in_a_cache),
         cmocka_unit_test(test_what_is_wrong_in_a_compensation),
         cmocka_unit_test(test_what_is_wrong_in_expressions),

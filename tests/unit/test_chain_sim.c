@@ -292,6 +292,7 @@ static void test_runs_end_as_they_would_without_faults(void **state)
     uint64_t crashes = 0, failures = 0, undone = 0;
 
     (void)state;
+    chain_random_calls = true;
     for (uint64_t seed = 1; seed <= RUNS; seed++) {
         OWNED(world_done) struct world calm = {0};
         OWNED(world_done) struct world rough = {0};

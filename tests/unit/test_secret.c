@@ -53,7 +53,8 @@ static void test_what_settings_name(void **state)
     assert_true(secrets_are_named("{\"secrets\": {\"a\": null}}"));
     assert_true(secrets_are_named("{\"truss\": {\"secrets\": {\"a\": \"x\"}}}"));
     assert_false(secrets_are_named("{\"truss\": {\"secrets\": {}}, \"secrets\": {}}"));
-    assert_false(secrets_are_named("{\"secrets\": [\"a\"]}"));
+    assert_true(secrets_are_named("{\"secrets\": [\"a\"]}"));
+    assert_false(secrets_are_named("{\"secrets\": []}"));
     assert_false(secrets_are_named("{}"));
     assert_false(secrets_are_named("no json"));
 }
