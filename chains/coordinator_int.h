@@ -68,8 +68,9 @@ struct item {
     enum item_stage stage;
     uint32_t pin_count; /* answers that are out */
     bool repeat, stored;
-    bool fresh; /* its job is its own, and was submitted by this attempt */
-    char *text; /* its input, until Kafka has it */
+    bool is_text; /* its output is no JSON, and is read all the same */
+    bool fresh;   /* its job is its own, and was submitted by this attempt */
+    char *text;   /* its input, until Kafka has it */
     size_t text_size;
     uint8_t digest[BLOB_DIGEST_SIZE];
     char blob[BLOB_KEY_SIZE];

@@ -88,6 +88,7 @@ static struct message_submit item_message(const struct item *item)
         .trace = WIRE_TEXT_OF(run->trace),
         .received_us = clock_wall_us(),
         .slot_count = 1,
+        .stream = step->stream,
         .parent = run->job,
         .step = WIRE_TEXT_OF(step->name),
         .step_item = item->item,
@@ -307,7 +308,7 @@ static void item_tell(struct item *item, const struct plan_final *final)
 static void on_output_read(void *opaque, struct buf *bytes, const struct err *err)
 {
     struct item *item = opaque;
-    struct plan_final final = {.state = JOB_SUCCEEDED, .output_is_json = true};
+    struct plan_final final = {.state = JOB_SUCCEEDED, .output_is_json = !item->is_text};
 
     if (!item_unpin(item))
         return;
@@ -355,7 +356,9 @@ void item_over(struct item *item, enum job_state state, enum error_class class,
                                      .output = output,
                                      .output_is_json = is_json(output_type)};
 
-    if (state == JOB_SUCCEEDED && output_blob.size > 0 && final.output_is_json &&
+    item->is_text = !final.output_is_json;
+    if (state == JOB_SUCCEEDED && output_blob.size > 0 &&
+        (final.output_is_json || item->coordinator->chain->steps[item->step].stream) &&
         plan_reads(item->run->plan, item->step))
         item_read_blob(item, output_blob);
     else

@@ -323,11 +323,13 @@ static bool keep_output(struct plan *plan, size_t at, uint32_t item, const struc
     json_t *output = json_null();
     struct err err;
 
-    if (!final->output_is_json) {
+    if (!final->output_is_json && plan->chain->steps[at].stream)
+        output = json_stringn((const char *) final->output.bytes, final->output.size);
+    if (!final->output_is_json && (output == NULL || !plan->chain->steps[at].stream)) {
         step_fail(plan, at, "bad_output", "its output is not JSON, and a template reads it");
         return true;
     }
-    if (final->output.size > 0)
+    if (final->output_is_json && final->output.size > 0)
         output = json_loadb((const char *) final->output.bytes, final->output.size, JSON_DECODE_ANY,
                             &where);
     if (output == NULL) {

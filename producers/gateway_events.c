@@ -13,6 +13,9 @@
  * that comes back with Last-Event-ID goes on behind that piece, on whichever gateway. After the
  * final event its id is "final", and coming back with that is 204: an EventSource stops by itself.
  *
+ * A run of a chain has the pieces of its step with `stream`, as soon as that has begun, and ends
+ * with the run.
+ *
  * Failures: Redis is flushed: a gap is said, the result has the whole. A client that reads slowly
  * is written to as it takes it; what it has not taken waits in Redis, and may be gone by then: a
  * gap.
@@ -37,17 +40,24 @@
 #define EVENT_SIZE_MAX (1u << 20)
 #define KEEP_ALIVE_MS 15000
 #define ROW_GAP_MS 100
+#define RUN_GAP_MS 250 /* until the step of a run has begun */
 #define ROW_TRIES_MAX 100
 #define LAST_GRACE_MS 250 /* for the last pieces to be in Redis when the job is final */
 #define FINAL_ID "final"
 
-PG_STATEMENT(events_find, "SELECT j.state, j.stream FROM job j WHERE j.id = $1 AND j.tenant = $2");
+PG_STATEMENT(events_find,
+             "SELECT j.state, j.stream, (SELECT s.job_id FROM chain_step s JOIN job x ON x.id = "
+             "s.job_id WHERE s.run_id = j.id AND s.round > 0 AND x.stream ORDER BY s.round DESC "
+             "LIMIT 1), EXISTS (SELECT FROM deployment d WHERE d.id = j.deployment AND d.engine = "
+             "'chain' AND d.config -> 'steps' @? '$.*.stream ? (@ == true)') FROM job j WHERE j.id "
+             "= $1 AND j.tenant = $2");
 
 struct events {
     LIST_ENTRY(events) link;
     struct gateway *gateway;
     struct call *call;
     struct follow *follow;
+    struct follow *run; /* whose step is followed: how it ends; NULL: it is the job itself */
     struct http_stream *stream;
     struct loop_timer *timer; /* keep-alive; or what is to be done soon */
     struct cursor from;
@@ -74,6 +84,7 @@ static void events_free(struct events **events_p)
     metric_set(metrics_of(events->gateway->metrics, GATEWAY_METRIC_gateway_event_streams),
                streams->count);
     follow_free(&events->follow);
+    follow_free(&events->run);
     loop_timer_free(&events->timer);
     buf_done(&events->final);
     free(events);
@@ -212,6 +223,27 @@ static void on_final(void *opaque, const struct message_completed *completed)
     follow_read(events->follow);
 }
 
+/* The step's; the run goes on. */
+static void on_step_final(void *opaque, const struct message_completed *completed)
+{
+    struct events *events = opaque;
+
+    events->succeeded = completed->state == JOB_SUCCEEDED;
+    events->output_size = completed->output_size;
+    follow_read(events->follow);
+}
+
+static void on_run_final(void *opaque, const struct message_completed *completed)
+{
+    struct events *events = opaque;
+    struct job_view view = view_of_completed(completed);
+
+    if (events->final.size > 0)
+        return;
+    view_append_json(&view, &events->final);
+    follow_read(events->follow);
+}
+
 static void on_news(void *opaque)
 {
     struct events *events = opaque;
@@ -249,12 +281,16 @@ static void on_timer(void *opaque)
     on_news(events);
 }
 
-static void events_begin_stream(struct events *events)
+/* step: of the run that is asked for; NULL: the job itself. */
+static void events_begin_stream(struct events *events, const struct wire_id *step)
 {
     static const struct http_stream_calls stream_calls = {.on_room = on_room,
                                                           .on_gone = on_stream_gone};
     static const struct follow_calls calls = {
         .on_final = on_final, .on_news = on_news, .on_piece = on_piece, .on_read = on_read};
+    static const struct follow_calls step_calls = {
+        .on_final = on_step_final, .on_news = on_news, .on_piece = on_piece, .on_read = on_read};
+    static const struct follow_calls run_calls = {.on_final = on_run_final};
     OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(64);
     struct gateway *gateway = events->gateway;
     struct wire_id id;
@@ -265,7 +301,11 @@ static void events_begin_stream(struct events *events)
     call_set_type(events->call, WIRE_TEXT_OF(MEDIA_TYPE_EVENTS));
     events->stream = call_answer_stream(events->call, 200, gateway->settings.stream_buffer_size,
                                         &stream_calls, events);
-    events->follow = follow_new(gateway, &id, false, &events->from, &calls, events);
+    events->follow = step == NULL
+                         ? follow_new(gateway, &id, false, &events->from, &calls, events)
+                         : follow_new(gateway, step, false, &events->from, &step_calls, events);
+    if (step != NULL)
+        events->run = follow_new(gateway, &id, false, &events->from, &run_calls, events);
     buf_append_text(&text, "retry: 1000\n\n");
     (void)events_write(events, &text);
     follow_read(events->follow);
@@ -284,6 +324,7 @@ static void on_row(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
     struct events *events = call->state;
+    bool found, waits;
     struct wire_id id;
     struct err err;
 
@@ -296,9 +337,17 @@ static void on_row(void *opaque, const struct pg_answer *answer)
         return;
     }
     call->on_left = events_left;
-    if (pg_row_count(answer, STATUS_ROW) == 1 && pg_bool(answer, STATUS_ROW, 0, 1)) {
-        events_begin_stream(events);
-    } else if (pg_row_count(answer, STATUS_ROW) == 1) {
+    found = pg_row_count(answer, STATUS_ROW) == 1;
+    waits = found && pg_bool(answer, STATUS_ROW, 0, 3) &&
+            !job_state_final((enum job_state)pg_i64(answer, STATUS_ROW, 0, 0));
+    if (found && pg_bool(answer, STATUS_ROW, 0, 1)) {
+        events_begin_stream(events, NULL);
+    } else if (found && !pg_is_null(answer, STATUS_ROW, 0, 2)) {
+        id = pg_id(answer, STATUS_ROW, 0, 2);
+        events_begin_stream(events, &id);
+    } else if (waits) { /* for the step that streams */
+        loop_timer_start(events->timer, RUN_GAP_MS, 0);
+    } else if (found) {
         events_refuse(events, 409, "the request was not submitted with \"stream\": true");
     } else if (call_job_id(call, &id, &err) == 0 && status_may_be_queued(answer, &id) &&
                ++events->row_tries < ROW_TRIES_MAX) {

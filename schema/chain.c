@@ -359,6 +359,21 @@ static int check_order(struct chain *chain, struct err *err)
     return done == all ? 0 : tell_cycle(chain, all & ~done, err);
 }
 
+static int check_streams(const struct chain *chain, struct err *err)
+{
+    const struct chain_step *found = NULL;
+
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if (!chain->steps[i].stream)
+            continue;
+        if (found != NULL)
+            return err_set(err, ERR_MISMATCH, "both step %s and step %s have stream, one may",
+                           found->name, chain->steps[i].name);
+        found = &chain->steps[i];
+    }
+    return 0;
+}
+
 /* Without an output of its own the run has that of its last step. */
 static int find_last(struct chain *chain, struct err *err)
 {
@@ -504,6 +519,8 @@ static int read_steps(struct chain *chain, const json_t *steps, struct err *err)
         r = link_step(chain, &chain->steps[i], json_object_get(steps, chain->steps[i].name), err);
     if (r == 0)
         r = link_undos(chain, err);
+    if (r == 0)
+        r = check_streams(chain, err);
     return r == 0 ? check_order(chain, err) : r;
 }
 

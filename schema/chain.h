@@ -109,6 +109,7 @@ struct chain_step {
     uint64_t run_limit_ms;   /* of one attempt; 0: the deployment's */
     uint64_t queue_limit_ms; /* until its first attempt */
     uint32_t priority;
+    bool stream;             /* pieces of its answer are kept for who follows the run */
     uint32_t cache_seconds;  /* how old an output with the same input may be; 0: none is taken */
     uint32_t jq[CHAIN_KEYS]; /* the part of its expressions; CHAIN_NO_JQ: there are none */
 };

@@ -265,6 +265,14 @@ KEY_READER(cache)
                : err_set(err, ERR_MALFORMED, "step %s: cache.ttl_seconds is missing", step->name);
 }
 
+KEY_READER(stream)
+{
+    step->stream = json_is_true(value);
+    return json_is_boolean(value)
+               ? 0
+               : err_set(err, ERR_MALFORMED, "step %s: stream must be a truth value", step->name);
+}
+
 KEY_READER(output_schema)
 {
     int r = json_schema_new(value, &step->output_schema, err);
@@ -406,7 +414,8 @@ static int check_builtin(const struct chain_step *step, const json_t *json, stru
                                           "map",
                                           "loop",
                                           "compensate",
-                                          "cache"};
+                                          "cache",
+                                          "stream"};
 
     for (size_t i = 0; i < COUNT_OF(of_jobs); i++) {
         if (json_object_get(json, of_jobs[i]) == NULL ||
@@ -477,6 +486,9 @@ static int check_step(const struct chain_step *step, const json_t *json, struct 
                        step->name);
     if (step->undo_always && step->compensate == NULL)
         return err_set(err, ERR_MISMATCH, "step %s: on_error: compensate needs compensate",
+                       step->name);
+    if (step->stream && (step->map != NULL || step->until != NULL))
+        return err_set(err, ERR_MISMATCH, "step %s: stream has no meaning with map or loop",
                        step->name);
     if (step->compensate != NULL && step->cache_seconds != 0)
         return err_set(err, ERR_MISMATCH,

@@ -78,6 +78,10 @@ CALLS = {"secrets": ["TOKEN"], "steps": {
     "output": ["{{steps.get.output}}", "{{steps.put.output}}"]}
 ESCAPES = {"steps": {"get": {"http": {"url": "{{input.url}}"}, "on_error": "skip", "retry": {"max_attempts": 1}}},
            "output": ["{{steps.get.error.class}}", "{{steps.get.error.message}}"]}
+STREAMS = {"steps": {
+    "first": {"model": "echo", "input": {"sim": {"sleep_ms": 600}}},
+    "tell": {"model": "echo", "input": {"sim": {"pieces": 5, "piece_gap_ms": 100}}, "stream": True, "needs": ["first"]},
+    "after": {"transform": {"text": "{{steps.tell.output}}"}}}, "output": "{{steps.after.output}}"}
 STANDS_IN = {"steps": {
     "big": {"model": "echo", "input": {"sim": "{{input.sim}}"}, "on_error": "fallback", "fallback_step": "small"},
     "small": {"model": "echo", "input": {"for": "{{steps.big.error.class}}"}}},
@@ -115,9 +119,9 @@ def stack(request):
         push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
             push(stack, name, chain)
-        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked", "stands-in"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked", "stands-in", "streams"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -364,6 +368,23 @@ def test_calls(stack):
     stack.cancel(run)
     assert stack.wait_final(run)["status"] == "CANCELED"
     server.shutdown()
+
+
+def test_a_step_streams(stack):
+    """Who follows the run before its step has begun gets the step's pieces and the run's end; who comes late, too."""
+    run = begin(stack, "streams", {})
+    for path in (f"/chain/streams/async_request/{run}/stream", f"/async_request/{run}/stream"):
+        reply = stack.http("GET", path)
+        assert reply.status == 200, reply
+        events = [dict(line.split(": ", 1) for line in block.split("\n") if ": " in line)
+                  for block in reply.body.decode().split("\n\n")]
+        text = "".join(json.loads(event["data"])["text"] for event in events if "data" in event and "event" not in event)
+        assert text.startswith("0:") and text.count("\n") == 5, text
+        final = json.loads(next(event for event in events if event.get("event") == "final")["data"])
+        assert final["status"] == "SUCCEEDED" and final["request_id"] == run, final
+        assert stack.result(run).json == {"text": text}
+    plain = begin(stack, "linear", {"text": "a"})
+    assert stack.http("GET", f"/async_request/{plain}/stream").status == 409
 
 
 def test_another_model_stands_in(stack):

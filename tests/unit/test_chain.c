@@ -168,6 +168,13 @@ static void test_what_is_wrong_in_a_schema(void **state)
 static void test_what_is_wrong_in_a_cache(void **state)
 {
     static const struct wrong cases[] = {
+        {STEP(", stream: 5"), ERR_MALFORMED, "step a: stream must be a truth value"},
+        {STEP(", stream: true, map: []"), ERR_MISMATCH, "stream has no meaning with map or loop"},
+        {"steps: {a: {wait: 1, stream: true}}", ERR_MISMATCH, "stream has no meaning with wait"},
+        {"steps: {a: {model: m, input: 1, stream: true}, b: {model: m, input: "
+         "'{{steps.a.output}}', "
+         "stream: true}}",
+         ERR_MISMATCH, "both step a and step b have stream"},
         {STEP(", cache: 5"), ERR_MALFORMED, "step a: cache must be an object"},
         {STEP(", cache: {}"), ERR_MALFORMED, "step a: cache.ttl_seconds is missing"},
         {STEP(", cache: {ttl_seconds: 86401}"), ERR_RANGE,

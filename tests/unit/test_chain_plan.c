@@ -739,6 +739,26 @@ static void test_what_is_not_there_names_its_step(void **state)
     expect_failure(&output, "output: steps.a.output.x: there is no 'x'");
 }
 
+static void test_a_stream_comes_to_a_text(void **state)
+{
+    static const char yaml[] = "steps: {a: {model: m, input: 1, stream: true}}\n";
+    static const char bytes[] = "\xff";
+    struct plan_final final = {.state = JOB_SUCCEEDED, .output = {(const uint8_t *)"pieces\n", 7}};
+    OWNED(world_done) struct world text = {0};
+    OWNED(world_done) struct world no_text = {0};
+
+    (void)state;
+    world_make(&text, yaml, "1");
+    expect_submit(&text, "a", 0, "1");
+    (void)plan_on_final(text.plan, 0, 0, &final);
+    expect_output(&text, "\"pieces\\n\"");
+    world_make(&no_text, yaml, "1");
+    expect_submit(&no_text, "a", 0, "1");
+    final.output = (struct wire_bytes){(const uint8_t *)bytes, 1};
+    (void)plan_on_final(no_text.plan, 0, 0, &final);
+    expect_failure(&no_text, "step a: its output is not JSON, and a template reads it");
+}
+
 static void test_outputs_that_are_no_json(void **state)
 {
     static const struct plan_final image = {.state = JOB_SUCCEEDED,
@@ -1021,6 +1041,7 @@ int main(void)
         cmocka_unit_test(test_a_failure_ends_the_run),
         cmocka_unit_test(test_a_failure_may_be_passed_over),
         cmocka_unit_test(test_what_is_not_there_names_its_step),
+        cmocka_unit_test(test_a_stream_comes_to_a_text),
         cmocka_unit_test(test_outputs_that_are_no_json),
         cmocka_unit_test(test_cancel),
         cmocka_unit_test(test_a_large_map_in_little_memory),
