@@ -21,7 +21,7 @@
  * item, and outputs that a template reads, up to PLAN_SIZE_MAX; beyond, the run fails.
  *
  * Pure, but for memory. Thread: any.
- * Tests: tests/unit/test_chain_plan.c, tests/unit/test_chain_sim.c
+ * Tests: tests/unit/test_chain_plan.c, test_chain_plan_ends.c, test_chain_sim.c
  */
 
 #include <jansson.h>
