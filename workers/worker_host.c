@@ -14,9 +14,11 @@
 #include "workers/child.h"
 #include "workers/engine_host.h"
 #include "workers/frame_link.h"
+#include "workers/host_tail.h"
 
 #define HOST_WHY_SIZE 600
-#define KEEPER_MS 10000 /* what a keeper may take to end everything */
+#define HOST_SAID_SIZE 360 /* of the lines in it */
+#define KEEPER_MS 10000    /* what a keeper may take to end everything */
 
 struct worker_host {
     struct loop *loop;
@@ -41,6 +43,7 @@ struct worker_host {
     bool said_bye, final, blocked;
     enum error_class class;
     char why[HOST_WHY_SIZE];
+    uint64_t log_begin; /* of its lines in our standard error */
 };
 
 /* ---- the end of a host ---- */
@@ -70,6 +73,20 @@ static void host_break(struct worker_host *host, const struct err *err)
 
 static void host_read_all(struct worker_host *host);
 
+/* A shell, a keeper and bubblewrap tell of a signal by a number. */
+static void host_tell_end(const struct worker_host *host, const struct child_end *end,
+                          char why[HOST_WHY_SIZE])
+{
+    int number = host->confined && end->known ? end->exit_code - 128 : 0;
+    char said[HOST_SAID_SIZE], signal[64] = "";
+
+    host_tail_read(STDERR_FILENO, host->log_begin, said, sizeof(said));
+    if (number > 0 && number < NSIG)
+        (void)snprintf(signal, sizeof(signal), " (signal %d, %.40s)", number, strsignal(number));
+    (void)snprintf(why, HOST_WHY_SIZE, "the engine host %s%s%s%s", end->text, signal,
+                   said[0] == '\0' ? "" : "; its last lines: ", said);
+}
+
 static void host_on_end(void *opaque, const struct child_end *end)
 {
     struct worker_host *host = opaque;
@@ -80,7 +97,7 @@ static void host_on_end(void *opaque, const struct child_end *end)
     child_free(&host->child);
     loop_timer_stop(host->disobeyed);
     if (!host->said_bye) {
-        (void)snprintf(why, sizeof(why), "the engine host %s", end->text);
+        host_tell_end(host, end, why);
         host_note(host, ERROR_CLASS_LOST_WORKER, why);
     }
     if (host->confined && confine_group_end(host->group) && host->class != ERROR_CLASS_NONE) {
@@ -387,6 +404,7 @@ void worker_host_start(struct worker_host *host)
     host->said_bye = host->final = host->blocked = false;
     host->class = ERROR_CLASS_NONE;
     host->why[0] = '\0';
+    host->log_begin = host_tail_begin(STDERR_FILENO);
     if (host_spawn(host, &err) == 0)
         return;
     host_note(host, ERROR_CLASS_LOST_WORKER, err.text);

@@ -193,10 +193,12 @@ def test_failed_deployments_say_why(stack, tmp_path):
 
 
 def test_a_model_that_exits_costs_only_its_own_job(stack, tmp_path):
-    model = "import os\n" + ECHO.replace("return x", "return os._exit(7) if x == {'exit': True} else x")
+    end = "return print('out of cheese') or os._exit(7) if x == {'exit': True} else x"
+    model = "import os\n" + ECHO.replace("return x", end)
     push(stack, make(tmp_path / "exits", "model_name: exits\n", model))
     done = stack.cli("predict", "exits", "--input", '{"exit": true}', check=False, timeout=120)
-    assert done.returncode == 3 and "exited with code 7" in done.stderr, done.stderr
+    assert done.returncode == 3 and "exited with code 7; its last lines: " in done.stderr, done.stderr
+    assert "out of cheese" in done.stderr, done.stderr
     assert ask(stack, "exits", {"still": "here"}) == {"still": "here"}
 
 

@@ -341,7 +341,7 @@ static void test_crash_costs_what_was_in_the_host(void **state)
     world_wait(world, is_finished, 1);
     assert_int_equal(world->seen[1].class, ERROR_CLASS_LOST_WORKER);
     assert_int_equal(world->seen[2].class, ERROR_CLASS_LOST_WORKER);
-    assert_string_equal(world->seen[2].why, "the engine host was killed by signal 6 (Aborted)");
+    assert_non_null(strstr(world->seen[2].why, "the engine host was killed by signal 6 (Aborted)"));
     world_attempt(world, 3, "{}");
     world_wait(world, is_finished, 3);
     assert_int_equal(world->seen[3].class, ERROR_CLASS_NONE);
