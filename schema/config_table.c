@@ -18,9 +18,17 @@ static void json_free(json_t **json_p)
 
 /* ---- kinds ---- */
 
-static int refuse(const struct config_key *key, const char *must, struct err *err)
+/* The value is shown where it is one; NULL: it could be a secret. */
+static int refuse(const struct config_key *key, const json_t *value, const char *must,
+                  struct err *err)
 {
-    return err_set(err, ERR_RANGE, "%s must be %s", key->path, must);
+    OWNED(mem_free) char *text = NULL;
+
+    if (value != NULL && !json_is_array(value) && !json_is_object(value))
+        text = json_dumps(value, JSON_ENCODE_ANY | JSON_ENSURE_ASCII);
+    if (text == NULL)
+        return err_set(err, ERR_RANGE, "%s must be %s", key->path, must);
+    return err_set(err, ERR_RANGE, "%s must be %s, not %.60s", key->path, must, text);
 }
 
 static bool text_ok(const json_t *value)
@@ -46,7 +54,7 @@ static bool path_ok(const char *path)
 static int check_whole(const struct config_key *key, const json_t *value, struct err *err)
 {
     if (!json_is_integer(value))
-        return refuse(key, "a whole number", err);
+        return refuse(key, value, "a whole number", err);
     if (json_integer_value(value) < key->lowest || json_integer_value(value) > key->highest)
         return err_set(err, ERR_RANGE, "%s is %lld; it must be %lld to %lld", key->path,
                        (long long)json_integer_value(value), (long long)key->lowest,
@@ -60,7 +68,7 @@ static int check_texts(const struct config_key *key, const json_t *value, struct
     json_t *item;
 
     if (!json_is_array(value))
-        return refuse(key, "a list of texts", err);
+        return refuse(key, value, "a list of texts", err);
     json_array_foreach(value, i, item)
     {
         if (!text_ok(item) || json_string_length(item) == 0)
@@ -130,7 +138,7 @@ static int check_values(const struct config_key *key, json_t *value, struct err 
     void *next;
 
     if (!json_is_object(value))
-        return refuse(key, "a mapping of names to texts", err);
+        return refuse(key, NULL, "a mapping of names to texts", err);
     json_object_foreach_safe(value, next, name, item)
     {
         json_t *text = key->kind == CONFIG_ENVIRONMENT && json_is_object(item) ? secret_of(item)
@@ -152,7 +160,7 @@ static int check_secrets(const struct config_key *key, json_t *value, struct err
     json_t *item;
 
     if (!json_is_object(value))
-        return refuse(key, "a mapping of names to texts or null", err);
+        return refuse(key, NULL, "a mapping of names to texts or null", err);
     json_object_foreach(value, name, item)
     {
         if (secret_name_check(name, err) < 0)
@@ -178,7 +186,7 @@ static int check_word(const struct config_key *key, const json_t *value, const c
         free(list);
         list = longer;
     }
-    return refuse(key, list, err);
+    return refuse(key, value, list, err);
 }
 
 static int check_accelerator(const struct config_key *key, json_t *value, struct err *err)
@@ -192,12 +200,12 @@ static int check_accelerator(const struct config_key *key, json_t *value, struct
     if (json_is_null(value) || (text != NULL && *text == '\0'))
         return 0;
     if (!text_ok(value))
-        return refuse(key, "TYPE or TYPE:N", err);
+        return refuse(key, value, "TYPE or TYPE:N", err);
     count = strchrnul(text, ':');
     kind = json_stringn(text, (size_t)(count - text));
     if (*count != '\0' && (strspn(count + 1, "0123456789") != strlen(count + 1) ||
                            count[1] == '\0' || count[1] == '0' || strlen(count) > 3))
-        return refuse(key, "TYPE or TYPE:N with N of 1 to 99", err);
+        return refuse(key, value, "TYPE or TYPE:N with N of 1 to 99", err);
     return check_word(key, kind, kinds, COUNT_OF(kinds), err);
 }
 
@@ -211,7 +219,7 @@ static int check_python(const struct config_key *key, const json_t *value, struc
 static int check_text(const struct config_key *key, const json_t *value, struct err *err)
 {
     if (!text_ok(value))
-        return refuse(key, "a text", err);
+        return refuse(key, value, "a text", err);
     if ((key->kind == CONFIG_PATH || key->kind == CONFIG_PATH_OR_NULL) &&
         !path_ok(json_string_value(value)))
         return err_set(err, ERR_RANGE,
@@ -223,13 +231,13 @@ static int check_text(const struct config_key *key, const json_t *value, struct 
         return err_set(err, ERR_RANGE, "%s is '%.80s'; it must be an absolute path, without '..'",
                        key->path, json_string_value(value));
     if (key->kind == CONFIG_ENDPOINT && json_string_value(value)[0] != '/')
-        return refuse(key, "a path that begins with /", err);
+        return refuse(key, value, "a path that begins with /", err);
     return 0;
 }
 
 static int check_group(const struct config_key *key, const json_t *value, struct err *err)
 {
-    return json_is_object(value) ? 0 : refuse(key, "a mapping", err);
+    return json_is_object(value) ? 0 : refuse(key, value, "a mapping", err);
 }
 
 static bool may_be_null(enum config_kind kind)
@@ -263,19 +271,19 @@ static int check_kind(const struct config_key *key, json_t *value, struct err *e
     case CONFIG_NUMBER: /* of seconds */
         return json_is_number(value) && json_number_value(value) > 0
                    ? 0
-                   : refuse(key, "a number over 0", err);
+                   : refuse(key, value, "a number over 0", err);
     case CONFIG_BOOL:
     case CONFIG_BOOL_OR_NULL:
-        return json_is_boolean(value) ? 0 : refuse(key, "true or false", err);
+        return json_is_boolean(value) ? 0 : refuse(key, value, "true or false", err);
     case CONFIG_AMOUNT:
-        return text_ok(value) || json_is_number(value) ? 0 : refuse(key, "an amount", err);
+        return text_ok(value) || json_is_number(value) ? 0 : refuse(key, value, "an amount", err);
     case CONFIG_TEXTS:
     case CONFIG_COMMANDS:
         return check_texts(key, value, err);
     case CONFIG_LIST:
-        return json_is_array(value) ? 0 : refuse(key, "a list", err);
+        return json_is_array(value) ? 0 : refuse(key, value, "a list", err);
     case CONFIG_MAP:
-        return json_is_object(value) ? 0 : refuse(key, "a mapping", err);
+        return json_is_object(value) ? 0 : refuse(key, value, "a mapping", err);
     case CONFIG_VALUES:
     case CONFIG_ENVIRONMENT:
         return check_values(key, value, err);
