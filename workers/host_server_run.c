@@ -183,13 +183,32 @@ static void run_plain(const struct host_server *server, struct run *run)
 }
 
 /* By Docker or Podman, which publish the server's port on a port of ours. */
+/* Its command line may be there without its daemon. */
+static bool docker_answers(void)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/var/run/docker.sock"};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    bool answers = getenv("DOCKER_HOST") != NULL ||
+                   (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
+
+    if (fd >= 0)
+        (void)close(fd);
+    return answers;
+}
+
+/* NULL: there is neither. */
+static char *container_runner(void)
+{
+    OWNED(mem_free) char *docker = engine_host_program("docker");
+    OWNED(mem_free) char *podman = engine_host_program("podman");
+
+    return docker != NULL && (podman == NULL || docker_answers()) ? TAKE(docker) : TAKE(podman);
+}
+
 static int run_container(const struct host_server *server, struct run *run, struct err *err)
 {
-    static const char *const runners[] = {"docker", "podman"};
-    OWNED(mem_free) char *runner = NULL;
+    OWNED(mem_free) char *runner = container_runner();
 
-    for (size_t i = 0; i < COUNT_OF(runners) && runner == NULL; i++)
-        runner = engine_host_program(runners[i]);
     if (runner == NULL)
         return err_set(err, ERR_UNSUPPORTED,
                        "image '%.100s' needs docker or podman, and neither is in PATH",
