@@ -325,8 +325,31 @@ class Receiver(http.server.BaseHTTPRequestHandler):
         self.seen.append((self.path, dict(self.headers)))
         self.answer(201, body)
 
+    def do_POST(self):
+        self.seen.append((self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+        self.answer(200, b"{}")
+
     def log_message(self, *words):
         pass
+
+
+def test_the_webhook_of_a_run(stack):
+    """A run is delivered as a job is: once, when all of it is over, with its output or with the step that failed."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for chain, given, status in (("linear", {"text": "w"}, "SUCCEEDED"), ("fails", {}, "FAILED")):
+        reply = stack.http("POST", f"/chain/{chain}/production/async_run_remote", {
+            "model_input": given, "webhook_endpoint": f"http://127.0.0.1:{server.server_address[1]}/{chain}"})
+        assert reply.status == 201, reply
+        run = reply.json["request_id"]
+        body = wait_until("its webhook", lambda: next((b for path, b in Receiver.seen if path == f"/{chain}"), None), 30)
+        assert body["request_id"] == run and stack.job(run)["status"] == status, body
+        if status == "SUCCEEDED":
+            assert body["data"] == ["w!", run] and not body["errors"], body
+        else:
+            assert body["errors"][0]["message"].startswith("step bad: FAILED"), body
+        assert sum(path == f"/{chain}" for path, _ in Receiver.seen) == 1
+    server.shutdown()
 
 
 def test_calls(stack):
