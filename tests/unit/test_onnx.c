@@ -426,6 +426,61 @@ static void test_probe(void **state)
     assert_int_equal(onnx_api.probe("/nowhere", &probe, &err), ERR_IO);
 }
 
+static void write_positions(const char *dir, const char *config)
+{
+    OWNED(mem_free) char *path = xasprintf("%s/config.json", dir);
+    FILE *file = fopen(path, "we");
+
+    assert_non_null(file);
+    assert_true(fputs(config, file) >= 0);
+    assert_int_equal(fclose(file), 0);
+}
+
+/* RoBERTa's first positions are its padding's: a longer text would leave the table. */
+static void test_positions_of_padding_are_no_tokens(void **state)
+{
+    static const struct {
+        const char *config;
+        uint32_t token_count_max; /* 0: refused */
+    } rows[] = {
+        {"{\"model_type\":\"bert\",\"max_position_embeddings\":34}", 34},
+        {"{\"model_type\":\"roberta\",\"max_position_embeddings\":34}", 32},
+        {"{\"model_type\":\"xlm-roberta\",\"max_position_embeddings\":34,\"pad_token_id\":0}", 33},
+        {"{\"model_type\":\"mpnet\",\"max_position_embeddings\":3}", 0},
+    };
+    static const char *const names[] = {"onnx", "vocab.txt"};
+    OWNED(mem_free) char *cwd = getcwd(NULL, 0);
+    char dir[] = "/tmp/onnx-XXXXXX";
+    OWNED(mem_free) char *config = NULL;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    config = xasprintf("%s/config.json", dir);
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        OWNED(mem_free) char *from = xasprintf("%s/%stexts/%s", cwd, ONNX_DATA, names[i]);
+        OWNED(mem_free) char *to = xasprintf("%s/%s", dir, names[i]);
+
+        assert_int_equal(symlink(from, to), 0);
+    }
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct engine_probe probe;
+        struct err err;
+
+        write_positions(dir, rows[i].config);
+        assert_int_equal(onnx_api.probe(dir, &probe, &err), 0);
+        if (probe.token_count_max != rows[i].token_count_max ||
+            (probe.score > 0) != (rows[i].token_count_max > 0))
+            fail_msg("row %zu: %u tokens, %s", i, probe.token_count_max, probe.text);
+    }
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        OWNED(mem_free) char *to = xasprintf("%s/%s", dir, names[i]);
+
+        assert_int_equal(unlink(to), 0);
+    }
+    assert_int_equal(unlink(config), 0);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -446,6 +501,7 @@ int main(void)
         cmocka_unit_test(test_an_output_can_be_left_out),
         cmocka_unit_test(test_loading_can_be_stopped),
         cmocka_unit_test(test_probe),
+        cmocka_unit_test(test_positions_of_padding_are_no_tokens),
     };
 
     return onnx_world_open() ? cmocka_run_group_tests(tests, NULL, NULL) : 77;

@@ -9,8 +9,8 @@
  *              text task:   encoder_texts
  *     step     one run of joined requests, when it is due -> answers (onnx_output)
  *
- * The text task is for directories with a tokenizer (WordPiece) whose graph is a text encoder: same
- * input, same answer as the encoder engine's. Everything else is tensors in, tensors out.
+ * The text task is for directories with a tokenizer (tokenizer.h) whose graph is a text encoder:
+ * same input, same answer as the encoder engine's. Everything else is tensors in, tensors out.
  *
  * Failures of a load name the file, key, tensor or provider; settings: onnx_settings.h. Failures of
  * a request: bad_input for what the user sent, model_error with the library's text, oom when memory

@@ -91,6 +91,29 @@ int onnx_text_check(const struct onnx_model *model, struct err *err)
     return 0;
 }
 
+/* Where positions count from behind the padding's, as in RoBERTa, the first are no token's. */
+static int leave_out_padding(const json_t *json, uint32_t *count, struct err *err)
+{
+    static const char *const types[] = {"roberta", "xlm-roberta", "camembert", "mpnet"};
+    const char *type = "";
+    uint32_t pad_id = 1;
+    int r;
+
+    r = encoder_json_get_text(json, "model_type", &type, err);
+    if (r == 0)
+        r = encoder_json_get_u32(json, "pad_token_id", 0, ENCODER_VOCAB_MAX, &pad_id, err);
+    for (size_t i = 0; r == 0 && i < COUNT_OF(types); i++) {
+        if (strcmp(type, types[i]) != 0)
+            continue;
+        if (*count < pad_id + 3)
+            return err_set(err, ERR_RANGE, "max_position_embeddings is %u, %u are the least",
+                           *count, pad_id + 3);
+        *count -= pad_id + 1;
+        return 0;
+    }
+    return r;
+}
+
 static int read_positions(const char *dir, uint32_t *ret_count, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
@@ -102,6 +125,8 @@ static int read_positions(const char *dir, uint32_t *ret_count, struct err *err)
     if (r == 0)
         r = encoder_json_get_u32(json, "max_position_embeddings", 2, ENCODER_TOKEN_COUNT_MAX,
                                  ret_count, err);
+    if (r == 0)
+        r = leave_out_padding(json, ret_count, err);
     return r < 0 ? err_wrap(err, "config.json") : 0;
 }
 
