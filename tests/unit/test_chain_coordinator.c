@@ -75,6 +75,9 @@ static int world_produce(struct loop *loop, const void *bytes, size_t size)
     return fault(world, 4) ? ERR_UNKNOWN : ERR_OK;
 }
 
+/* Planned again, a job is asked for with the same input. What undoes a step may see more of it: one
+ * of its jobs that was sent in the last moment can end before its cancel arrives. The first input
+ * counts. */
 static void take_submit(struct world *world, const struct message_submit *submit)
 {
     struct job *job = job_find(world, &submit->id);
@@ -82,7 +85,8 @@ static void take_submit(struct world *world, const struct message_submit *submit
 
     input[submit->input.size] = '\0';
     if (job != NULL) {
-        assert_string_equal(job->input, input);
+        if ((world->chain->undos >> chain_find(world->chain, job->step) & 1) == 0)
+            assert_string_equal(job->input, input);
         world->repeats++;
         free(input);
         return;
