@@ -326,6 +326,7 @@ static void run_set_end(struct run *run, const struct pg_answer *answer)
 static void run_plan(struct run *run)
 {
     struct coordinator *coordinator = run->coordinator;
+    bool known = run->known != NULL;
     const char *name;
     json_t *value;
 
@@ -338,7 +339,8 @@ static void run_plan(struct run *run)
             plan_give(run->plan, (uint32_t)step, json_incref(value));
     }
     run_pump(run);
-    look_run(coordinator);
+    if (known)
+        look_run(coordinator);
 }
 
 static void on_reused(void *opaque, const struct pg_answer *answer)
@@ -657,6 +659,7 @@ int coordinator_open(struct loop *loop, const struct coordinator_options *option
     coordinator->deployment = xstrdup(options->deployment);
     coordinator->decoder = wire_decoder_new();
     coordinator->wake_decoder = wire_decoder_new();
+    coordinator->record = BUF_WITH_LIMIT(COORDINATOR_RECORD_MAX);
     coordinator->jq = jq_pool_new(loop, chain);
     coordinator->closed = xcalloc(CLOSED_MAX, sizeof(*coordinator->closed));
     coordinator->cached = xcalloc(COORDINATOR_CACHED_MAX, sizeof(*coordinator->cached));
@@ -721,6 +724,7 @@ void coordinator_close(struct coordinator **coordinator_p)
     wait_close(coordinator);
     wire_decoder_free(&coordinator->decoder);
     wire_decoder_free(&coordinator->wake_decoder);
+    buf_done(&coordinator->record);
     mem_free(&coordinator->targets_text);
     free(coordinator->targets);
     free(coordinator->closed);

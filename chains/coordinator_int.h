@@ -31,6 +31,7 @@
 #define COORDINATOR_LOOK_MS_MAX 2000
 #define COORDINATOR_BOOT_SIZE 24
 #define COORDINATOR_QUERY_MS 10000
+#define COORDINATOR_RECORD_MAX (128u << 10) /* of a Submit */
 
 /* A job that an earlier attempt, or an earlier round, has submitted. */
 struct known {
@@ -143,6 +144,7 @@ struct coordinator {
     json_t *secrets; /* by name; NULL: none */
     struct calls urls_out;
     struct wire_decoder *decoder, *wake_decoder; /* a wake-up may carry another message */
+    struct buf record;                           /* of a Submit, while it is made */
     char *targets_text; /* of the run before, with what was read from it; NULL: none yet */
     struct target *targets;
     struct loop_timer *tick, *sweep, *alarm;

@@ -9,8 +9,6 @@
 #include "chains/coordinator_int.h"
 #include "schema/topics.h"
 
-#define RECORD_SIZE_MAX (128u << 10)
-
 /* Parent's time, hash of what it is: planned again, it has the same id. */
 struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t item,
                            uint32_t round, uint32_t shard)
@@ -120,15 +118,17 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
 static void item_produce(struct item *item)
 {
     const struct message_submit fields = item_message(item);
-    OWNED(buf_done) struct buf record = BUF_WITH_LIMIT(RECORD_SIZE_MAX);
+    struct buf *record = &item->coordinator->record;
     struct queue_message message;
     struct err err;
-    int r = message_encode(MESSAGE_SUBMIT, &fields, &record, &err);
+    int r;
 
+    buf_clear(record);
+    r = message_encode(MESSAGE_SUBMIT, &fields, record, &err);
     message = (struct queue_message){.topic = item->coordinator->intake,
                                      .partition = job_id_shard(&item->job),
-                                     .bytes = record.bytes,
-                                     .size = record.size,
+                                     .bytes = record->bytes,
+                                     .size = record->size,
                                      .trace = item->run->trace,
                                      .done = on_report,
                                      .opaque = item};

@@ -10,6 +10,7 @@
 #include "base/buf.h"
 #include "schema/chain_template.h"
 
+#define DUMP_ROOM 500             /* most inputs fit: the text grows no more than once or twice */
 #define ASK_ITEMS_MAX 1000        /* of a map in one EVALUATE */
 #define ASK_SIZE_MAX (150u << 20) /* of its request */
 
@@ -26,7 +27,10 @@ int plan_dump(const json_t *value, size_t limit, const char *what, struct plan_t
               struct err *err)
 {
     struct buf to = BUF_WITH_LIMIT(limit);
-    int r = json_dump_callback(value, dump_to, &to, JSON_COMPACT | JSON_ENCODE_ANY);
+    int r;
+
+    (void)buf_reserve(&to, DUMP_ROOM < limit ? DUMP_ROOM : limit);
+    r = json_dump_callback(value, dump_to, &to, JSON_COMPACT | JSON_ENCODE_ANY);
 
     if (to.failed)
         r = err_set(err, ERR_TOO_BIG, "%s has more than %zu bytes", what, limit);
