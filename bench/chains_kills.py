@@ -3,8 +3,8 @@
 
 Killed are coordinators, their workers, workers of steps and their hosts, the broker and the gateway. Three parts: 200
 runs of 16 steps, eight of them in a map, under 100 kills; half of these again, from the first step behind the map on;
-and 100 runs whose last step fails, so that all that came before is undone. In the last two, most kills hit a
-coordinator. It ends with an error when a run does not end as it must, a step has not exactly one result, a call is not
+and 100 runs whose last step fails, so that all that came before is undone, with kills from the first one that is. In
+the last two, most kills hit a coordinator. It ends with an error when a run does not end as it must, a step has not exactly one result, a call is not
 explained by a step or a kill, or a step is called after a later one of its run.
 """
 
@@ -48,6 +48,6 @@ def run(options, bench):
                                                  victims=chain_kills.COORDINATORS)
         tell("again", killed, seconds, chain_kills.check(stack, again, sum(killed.values()), journal.name, sources))
         undone, killed, seconds = chain_kills.run(stack, UNDONE, MODEL, runs // 2, kills // 2, GAP_S, seed + 2,
-                                                  victims=chain_kills.COORDINATORS)
+                                                  victims=chain_kills.COORDINATORS, until=chain_kills.undoing)
         told = chain_kills.check_undone(stack, undone, sum(killed.values()), journal.name)
         tell("undone", killed, seconds, told, f"; {told['hit']} runs lost a coordinator while they were undone")

@@ -110,12 +110,19 @@ def begin_again(stack, run, step):
     return reply.json["request_id"]
 
 
-def run(stack, name, model, runs, kills, gap_s, seed, seconds=300, sources=None, victims=VICTIMS):
-    """Begins the runs, kills as they live, and waits for their ends. What was killed, and how long it took. Sources:
-    runs that are begun again, from their first step behind the map on."""
+def undoing(stack, ids):
+    return stack.sql("SELECT 1 FROM headrace.chain_step WHERE run_id = ANY (string_to_array(:'a1', ',')::uuid[]) AND step LIKE "
+                     "'un-%' LIMIT 1", ",".join(ids))
+
+
+def run(stack, name, model, runs, kills, gap_s, seed, seconds=300, sources=None, victims=VICTIMS, until=None):
+    """Begins the runs, kills as they live (from `until` on), and waits for their ends. What was killed, and how long it
+    took. Sources: runs that are begun again, from their first step behind the map on."""
     dice, killed = random.Random(seed), collections.Counter()
     began = time.monotonic()
     ids = [begin_again(stack, one, "b0") for one in sources] if sources else [begin(stack, name) for _ in range(runs)]
+    if until:
+        wait_until("the time to kill", lambda: until(stack, ids), seconds, 0.1)
     while sum(killed.values()) < kills:
         time.sleep(dice.uniform(0.5, 1.5) * gap_s)
         if over(stack, name)[0] == 0:
