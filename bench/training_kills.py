@@ -6,7 +6,7 @@ trainer, the broker, the gateway and Postgres; `pause` stops a trainer beyond it
 comes back with a placement that is over while its script went on all the time. Each script keeps a journal that the
 ledger knows nothing of. It ends with an error when a job does not complete, weights are not to the byte those of an
 undisturbed run, a manifest is neither whole nor absent, a log has a gap or a line twice, one placement had two
-processes, or more steps ran than steps + disturbances x interval.
+processes, a placement does not go on from the newest complete checkpoint, or more steps ran than that explains.
 """
 
 import collections
@@ -171,17 +171,39 @@ def check_log(stack, id, rank, steps):
     printed = [int(line.split()[1]) for line in said if line.startswith("step ")]
     assert set(printed) == set(range(1, steps + 1)), (id, rank, sorted(set(range(1, steps + 1)) - set(printed)))
     assert said[-1] == "over", said[-3:]
-    # Within a placement steps follow each other: what is missing is a gap although numbers have none.
-    at = 0
+    # Within a placement steps follow each other: what is missing is a gap although numbers have none. What it goes on from
+    # was printed before (of a gang perhaps by a placement before the last one).
+    at = furthest = 0
     for line in said:
+        furthest = max(furthest, at)
         if line.startswith("begins at "):
             begun = int(line.split()[2])
-            assert begun <= at, (id, rank, "goes on from", begun, "behind", at)
+            assert begun <= furthest, (id, rank, "goes on from", begun, "behind", furthest)
             at = begun
         elif line.startswith("step "):
             assert int(line.split()[1]) == at + 1, (id, rank, line, at)
             at += 1
     return len(printed) - steps
+
+
+def check_restarts(stack, id, notes):
+    """Each placement goes on from the newest checkpoint that was complete when it was placed. How many steps are run again
+    because of it: those behind the last one saved, fewer than EVERY, and those that were saved and on their way."""
+    placed = {int(n): float(at) for n, at in stack.sql(
+        "SELECT placement, extract(epoch FROM placed_at) FROM headrace.training_node WHERE job_id = :'a1'", id)}
+    complete = [(int(name[5:]), float(at)) for name, at in stack.sql(
+        "SELECT name, extract(epoch FROM completed_at) FROM headrace.training_checkpoint WHERE job_id = :'a1' AND state = 'COMPLETE'", id)]
+    told, last = collections.Counter(), 0
+    for placement, _, when, word, step, _ in sorted(notes, key=lambda note: (note[0], note[2])):
+        if word == "begins" and last > 0:
+            newest = max((at for at, since in complete if since < placed[placement]), default=0)
+            assert step >= newest, (id, placement, "goes on from", step, "and there was", newest)
+            saved = last // EVERY * EVERY
+            told["restarts"] += 1
+            told["behind"] += last - max(saved, step)
+            told["on their way"] += max(0, saved - step)
+        last = step
+    return told
 
 
 def check(trainers, ids, gang, want, steps):
@@ -207,10 +229,10 @@ def check(trainers, ids, gang, want, steps):
             in_pause = [any(which == trainer and begin <= when <= end for which, begin, end in trainers.paused)
                         for _, _, when, word, _, trainer in notes if word == "step"]
             if id != gang:
-                told["ran"] += in_pause.count(False)
-                told["ran while paused"] += in_pause.count(True)
+                told["ran"] += len(in_pause)
+                told["paused"] += in_pause.count(True)
                 told["wanted"] += steps
-                told["bound"] += steps + (int(ended["placement"]) - 1) * EVERY
+                told += check_restarts(stack, id, notes)
             told["lines twice"] += check_log(stack, id, rank, steps)
     return told
 
@@ -287,12 +309,15 @@ def run(options, bench):
         told = check(trainers, ids, gang, want, steps)
         follower.join(60)
         check_followed(followed, lines(stack, ids[1]))
-        assert told["ran"] <= told["bound"], told
+        # A zombie's steps come beside those of who went on, and are not behind him.
+        assert told["behind"] <= told["restarts"] * (EVERY - 1), told
+        assert told["ran"] <= told["wanted"] + told["behind"] + told["on their way"] + told["paused"], told
         refused = refusals(stack)
         assert trainers.second.stop() == 0
     print(f"{seconds:.0f} s; " + ", ".join(f"{count} x {name}" for name, count in sorted(hits.items())))
-    print(f"weights as undisturbed; steps run {told['ran']:,} of {told['wanted']:,}, at most {told['bound']:,} "
-          f"(+ {EVERY} a placement; {told['ran while paused']} more by scripts whose trainer was stopped); "
+    print(f"weights as undisturbed; steps run {told['ran']:,} of {told['wanted']:,}: again {told['behind']} behind the last checkpoint, "
+          f"at most {EVERY - 1} for each of {told['restarts']} restarts, {told['on their way']} whose checkpoint was on its way, and of all "
+          f"{told['paused']} by scripts whose trainer was stopped; each went on from the newest complete checkpoint; "
           f"placements {told['placements']}, whole manifests {told['manifests']}, none half; refused under a lost fence {refused}; "
           f"lines printed again by who went on {told['lines twice']}, none missing, none twice; a follower read each once", flush=True)
 
