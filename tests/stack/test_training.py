@@ -309,6 +309,13 @@ def test_fence(stack):
 
 def test_contained(stack):
     """A script that fills the disk, floods its output or saves for ever hurts only itself; the next job runs."""
+    # What one job is told in its environment, or saves, another one cannot read.
+    told = push(stack, "echo $TOKEN > $BT_CHECKPOINT_DIR/token; echo ready; sleep 60", environment_variables={"TOKEN": "words-for-me-alone"})
+    wait_until("it to be told", lambda: "ready" in lines(stack, told))
+    spy = push(stack, f"cat /proc/[0-9]*/environ {stack.data_dir}/trainer/jobs/*/checkpoints/* {stack.data_dir}/trainer/jobs/*/scratch/.start "
+                      "2>/dev/null | tr '\\0' '\\n' | grep -c words-for-me | sed 's/^/found /'; ls /proc | grep -c '^[0-9]'")
+    assert wait_end(stack, spy)["status"] == "COMPLETED" and lines(stack, spy)[0] == "found 0", lines(stack, spy)
+    ask_stop(stack, told)
     full = push(stack, "dd if=/dev/zero of=$BT_WORKING_DIR/big bs=1M count=600 2>/dev/null; sleep 60", disk_bytes=64 << 20)
     flood = push(stack, "echo first; yes " + "." * 99 + " | head -n 60000; sleep 0.1; echo last")
     endless = push(stack, "trap '' TERM; mkdir $BT_CHECKPOINT_DIR/x; while :; do date >> $BT_CHECKPOINT_DIR/x/log; sleep 0.05; done",

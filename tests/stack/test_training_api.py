@@ -218,13 +218,17 @@ def test_checkpoints_and_the_bytes_of_their_files(stack, job):
     stack.sql("DELETE FROM headrace.training_checkpoint WHERE name = 'mixed'")
 
 
-def archive_of(**files):
+def archive_of(links=(), **files):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, text in files.items():
             info = tarfile.TarInfo(name)
             info.size = len(text)
             tar.addfile(info, io.BytesIO(text.encode()))
+        for name, kind, target in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
     return packed.getvalue()
 
 
@@ -242,8 +246,13 @@ def test_a_workspace_is_sent_once_and_is_its_senders(stack):
     assert urls[0].endswith(f"/v1/training_archives/{digest}")
     wrong = stack.http("POST", "/v1/training_archives", packed, headers={"X-Headrace-Digest": "sha-256=" + "0" * 64})
     assert wrong.status == 422
-    escape = stack.http("POST", "/v1/training_archives", archive_of(**{"../train.py": "x"}))
-    assert escape.status == 400 and "../train.py" in escape.json["error"], escape
+    for bad, words in ((archive_of(**{"../train.py": "x"}), "../train.py"), (archive_of(**{"/etc/passwd": "x"}), "/etc/passwd"),
+                       (archive_of(**{"a/../../b": "x"}), "a/../../b"), (archive_of(**{"a": "x"}, links=[("a", tarfile.SYMTYPE, "/")]), "a"),
+                       (archive_of(links=[("out", tarfile.SYMTYPE, "../..")]), "'out' in the archive is neither a file nor a directory"),
+                       (archive_of(links=[("in", tarfile.LNKTYPE, "/etc/passwd")]), "'in' in the archive is neither"),
+                       (archive_of(links=[("pipe", tarfile.FIFOTYPE, "")]), "'pipe' in the archive is neither"), (b"no archive", "archive")):
+        escape = stack.http("POST", "/v1/training_archives", bad)
+        assert escape.status == 400 and words in escape.json["error"], (words, escape)
     stack.cli("tenants", "create", "else")
     key = json.loads(stack.cli("keys", "create", "--tenant", "else", "--json").stdout)["api_key"]
     assert stack.http("GET", f"/v1/training_archives/{digest}", key=key).status == 404
