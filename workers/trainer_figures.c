@@ -7,6 +7,7 @@
  */
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "workers/trainer_int.h"
@@ -94,6 +95,10 @@ void node_metric_sample(struct node *node)
     size_t count = trainer_metric_sample(&node->metric_state, "", child_pid(node->child), metrics,
                                          COUNT_OF(metrics));
 
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(metrics[i].name, "memory_bytes") == 0)
+            node->memory_used = (uint64_t)metrics[i].value;
+    }
     if (node->gpu_count > 0)
         count += trainer_metric_gpus(node->gpus, node->gpu_count, metrics + count,
                                      COUNT_OF(metrics) - count);

@@ -84,6 +84,7 @@ struct node {
     size_t figure_count;
     bool telling; /* figures are being written */
     struct loop_timer *watch_timer, *grace_timer, *limit_timer, *end_timer;
+    uint64_t memory_used; /* as sampled last */
     bool measuring, told_term;
     char stop_cause[16]; /* why it is to end: of its row, or a limit; "": it is not */
     bool saved;          /* all that is to be sent of its checkpoints is sent */

@@ -140,6 +140,74 @@ static bool descends(const struct process *processes, size_t count, const struct
     return false;
 }
 
+static void usage_set(struct usage *ret, uint64_t ticks, uint64_t pages)
+{
+    ret->cpu_us = ticks * 1000000 / (uint64_t)sysconf(_SC_CLK_TCK);
+    ret->memory_size = pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Adds the children of one thread. False: the kernel does not name them. */
+static bool children_add(const char *pid, const char *thread, int *pids, size_t *count)
+{
+    char path[600];
+    FILE *file;
+    int child;
+
+    (void)snprintf(path, sizeof(path), "/proc/%s/task/%s/children", pid, thread);
+    file = fopen(path, "re");
+    if (file == NULL)
+        return false;
+    while (*count < PROCESSES_MAX && fscanf(file, "%d", &child) == 1) /* NOLINT */
+        pids[(*count)++] = child;
+    (void)fclose(file);
+    return true;
+}
+
+static bool children_of(int pid, int *pids, size_t *count)
+{
+    char path[64], name[16];
+    const struct dirent *entry;
+    bool found = false;
+    DIR *threads;
+
+    (void)snprintf(name, sizeof(name), "%d", pid);
+    (void)snprintf(path, sizeof(path), "/proc/%d/task", pid);
+    threads = opendir(path);
+    while (threads != NULL && (entry = readdir(threads)) != NULL) {
+        if (isdigit((unsigned char)entry->d_name[0]))
+            found = children_add(name, entry->d_name, pids, count) || found;
+    }
+    if (threads != NULL)
+        (void)closedir(threads);
+    return found;
+}
+
+/* From `leader` down, and nobody else's processes are looked at. False: it is not there, or the
+ * kernel names no children. */
+static bool usage_by_children(int leader, struct usage *ret)
+{
+    OWNED(mem_free) int *pids = xcalloc(PROCESSES_MAX, sizeof(*pids));
+    uint64_t ticks = 0, pages = 0;
+    size_t count = 1;
+
+    pids[0] = leader;
+    for (size_t i = 0; i < count; i++) {
+        struct process process;
+        char name[16];
+
+        (void)snprintf(name, sizeof(name), "%d", pids[i]);
+        if (!process_read(name, &process) || (!children_of(pids[i], pids, &count) && i == 0)) {
+            if (i == 0)
+                return false;
+            continue; /* gone meanwhile */
+        }
+        ticks += process.ticks;
+        pages += process.pages;
+    }
+    usage_set(ret, ticks, pages);
+    return true;
+}
+
 /* Sums up `leader` and all that descend from it. */
 static bool usage_of_tree(int leader, struct usage *ret)
 {
@@ -166,8 +234,7 @@ static bool usage_of_tree(int leader, struct usage *ret)
         pages += processes[i].pages;
         found = true;
     }
-    ret->cpu_us = ticks * 1000000 / (uint64_t)sysconf(_SC_CLK_TCK);
-    ret->memory_size = pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    usage_set(ret, ticks, pages);
     return found;
 }
 
@@ -179,7 +246,7 @@ size_t trainer_metric_sample(struct trainer_metric_state *state, const char *gro
     size_t count = 0;
 
     if (!(*group_dir != '\0' && usage_of_group(group_dir, &usage)) &&
-        !(leader > 0 && usage_of_tree(leader, &usage)))
+        !(leader > 0 && (usage_by_children(leader, &usage) || usage_of_tree(leader, &usage))))
         return 0;
     if (state->at_us > 0 && now_us > state->at_us)
         count = put(to, count, max, "cpu",

@@ -104,8 +104,7 @@ static void node_on_limit(void *opaque)
 struct measure {
     uv_work_t work; /* first, so that libuv's pointer is ours */
     struct node *node;
-    pid_t pid; /* 0: memory is the cgroup's business */
-    uint64_t disk_size, memory_size;
+    uint64_t disk_size;
 };
 
 static uint64_t tree_size(const char *path)
@@ -125,23 +124,10 @@ static uint64_t tree_size(const char *path)
     return size;
 }
 
-static uint64_t memory_below(pid_t root)
+/* Else memory is the cgroup's business. */
+static bool node_counts_memory(const struct node *node)
 {
-    size_t count = 0;
-    OWNED(mem_free) pid_t *pids = confine_below(root, &count);
-    uint64_t pages = 0;
-
-    for (size_t i = 0; i < count; i++) {
-        OWNED(mem_free) char *path = xasprintf("/proc/%d/statm", (int)pids[i]);
-        unsigned long long total, resident = 0;
-        FILE *file = fopen(path, "re");
-
-        if (file != NULL && fscanf(file, "%llu %llu", &total, &resident) == 2) /* NOLINT */
-            pages += resident;
-        if (file != NULL)
-            (void)fclose(file);
-    }
-    return pages * (uint64_t)sysconf(_SC_PAGESIZE);
+    return !confine_group_has_memory() || node->trainer->isolation == CONFINE_OFF;
 }
 
 /* thread: libuv's pool   locks: none; the node's folder stays, since the node is busy */
@@ -150,8 +136,6 @@ static void measure_work(uv_work_t *work)
     struct measure *measure = (struct measure *)work;
 
     measure->disk_size = tree_size(measure->node->dir);
-    if (measure->pid != 0)
-        measure->memory_size = memory_below(measure->pid);
 }
 
 static void on_measured(uv_work_t *work, int status)
@@ -170,7 +154,8 @@ static void on_measured(uv_work_t *work, int status)
                        (unsigned long long)measure->disk_size, (unsigned long long)node->disk_size);
     if (why[0] != '\0')
         node_cut(node, "disk_quota", why);
-    else if (measure->pid != 0 && node->memory_size > 0 && measure->memory_size > node->memory_size)
+    else if (node_counts_memory(node) && node->memory_size > 0 &&
+             node->memory_used > node->memory_size)
         node_cut(node, "out_of_memory", "it has taken more memory than it asked for");
     else
         return;
@@ -189,8 +174,6 @@ static void node_on_watch(void *opaque)
         return;
     measure = xcalloc(1, sizeof(*measure));
     measure->node = node;
-    if (!confine_group_has_memory() || node->trainer->isolation == CONFINE_OFF)
-        measure->pid = child_pid(node->child);
     node->measuring = true;
     node->busy++;
     if (uv_queue_work(loop_uv(node->trainer->loop), &measure->work, measure_work, on_measured) == 0)
