@@ -91,11 +91,11 @@ training_status() {
 wait_checkpoints() {
     local count
     step="wait for $1 checkpoints"
-    for _ in $(seq 600); do
+    for _ in $(seq 200); do
         count=$("$binary" train checkpoints "$job" | grep -c ' COMPLETE ' || true)
         [ "$count" -lt "$1" ] || return 0
         kill -0 "$follower" 2>/dev/null || die "the training job is $(training_status) with $count checkpoints"
-        sleep 0.1
+        sleep 0.3
     done
     die "$count checkpoints after a minute"
 }

@@ -5,7 +5,7 @@ package is deployed from its file alone, its chainlets call each other, and the 
 
 Method: the examples' own scripts, and side by side with them what the command line does with what the package's
 generator makes, with a generator of our own that makes two Trusses of the same kind, which need no truss. Packages
-come from wheels that are there. With HEADRACE_LONG the package itself, on the file in examples/truss_chain: all
+come from wheels that are there. With HEADRACE_LONG train-topics and the package itself, on the file in examples/truss_chain: all
 answers are those of its run_local. That takes its environment, which comes from PyPI and takes minutes.
 """
 
@@ -152,8 +152,9 @@ def stack(tmp_path_factory):
 def trained(stack, tmp_path_factory):
     """Of each example that trains what its script printed."""
     env = environment(stack)
+    examples = [["train-digits", 1000]] + ([["train-topics"]] if LONG else [])
     running = {name: begin(ROOT / "examples" / name / "run", *words, "--data", stack.data_dir, env=env)
-               for name, *words in (["train-digits", 1000], ["train-topics"])}  # fmt: skip
+               for name, *words in examples}  # fmt: skip
     running["first job"] = begin("bash", "-c", FIRST_JOB, BINARY, tmp_path_factory.mktemp("first") / "first-line", env=env)
     return outputs_of(stack, running)
 
@@ -197,12 +198,18 @@ def test_train_digits(trained):
     assert right >= 950, said
 
 
+def test_what_they_were_made_of(stack, trained):
+    rows = stack.sql("SELECT model, project, checkpoint FROM headrace_v1.training_lineage WHERE model <> 'topics' ORDER BY 1")
+    assert rows == [["digits", "digits", "step-01000"], ["first-line", "first-line", "step-20"]]
+
+
+@pytest.mark.skipif(not LONG, reason="a second MiniLM and a second training job; HEADRACE_LONG=1")
 def test_train_topics(stack, trained):
     said = trained["train-topics"]
     right = int(re.search(r"(\d+) of 12 sentences that it has never seen are put right", said)[1])
     assert right >= 11 and "pass-0060" in said, said
-    assert stack.sql("SELECT model, project, checkpoint FROM headrace_v1.training_lineage ORDER BY 1") == [
-        ["digits", "digits", "step-01000"], ["first-line", "first-line", "step-20"], ["topics", "topics", "pass-0060"]]  # fmt: skip
+    assert stack.sql("SELECT project, checkpoint FROM headrace_v1.training_lineage WHERE model = 'topics'") == [
+        ["topics", "pass-0060"]]  # fmt: skip
 
 
 # ---- chains in Python
