@@ -13,7 +13,8 @@
  *
  * `auto` is strict where bubblewrap works, else basic; what of it is in force here is printed by
  * --explain and is in the text of confine_describe(). Order in the child: cgroup, limits, sandbox,
- * capabilities, Landlock, seccomp, nice value (at each level), exec.
+ * capabilities, Landlock, seccomp, nice value (at each level; in strict the session has it before),
+ * exec.
  *
  * Without a pid namespace (off, basic, inner) this process stays as the *keeper*: descendants
  * become its children, and are killed when the first one ends, when the keeper's parent dies, and

@@ -228,18 +228,12 @@ static void line_add_inner(struct line *line, const struct confine_settings *set
     OWNED(mem_free)
     char *processes = xasprintf("--processes=%lld", (long long)settings->processes);
     OWNED(mem_free) char *nice_arg = xasprintf("--nice=%lld", (long long)settings->nice);
-    const char *const args[] = {"--",
-                                binary,
-                                "confine",
-                                "--inner",
-                                network_arg,
-                                ports,
-                                listen,
-                                write,
-                                processes,
-                                nice_arg,
-                                settings->filter ? "--filter" : "--filter=false",
-                                "--"};
+    const char *const args[] = {
+        "--",      binary,          "confine",
+        "--inner", "--own-session", network_arg,
+        ports,     listen,          write,
+        processes, nice_arg,        settings->filter ? "--filter" : "--filter=false",
+        "--"};
 
     for (size_t i = 0; i < COUNT_OF(args); i++)
         line_add(line, args[i]);

@@ -194,7 +194,7 @@ static void test_the_platform_comes_first(void **state)
     OWNED(mem_free) char *more_nice = xasprintf("--nice=%d", wanted);
     OWNED(mem_free) char *lower = xasprintf("nice %d\n", wanted);
     OWNED(mem_free) char *still = xasprintf("still %d\n", wanted);
-    OWNED(mem_free) char *same = xasprintf("nice %d\n", mine);
+    OWNED(mem_free) char *same = xasprintf("nice %d\n", mine < 0 ? 0 : mine);
 
     for (size_t i = 0; i < COUNT_OF(levels); i++) {
         const char *const more[] = {levels[i], more_nice, NULL};
@@ -229,6 +229,39 @@ static void try_files(struct world *world, const char *level)
     assert_null(strstr(world->said, "root:"));
     assert_int_equal(access("/usr/new", F_OK), -1);
     assert_null(strstr(world->said, "key\n")); /* not even the name */
+}
+
+/* At 19 it also keeps no processor that somebody else wakes up for. */
+static void test_idle_policy(void **state)
+{
+    static const char *const levels[] = {"--level=off", "--level=basic", "--level=auto", "--inner"};
+
+    for (size_t i = 0; i < COUNT_OF(levels); i++) {
+        const char *const last[] = {levels[i], "--nice=19", NULL};
+        const char *const before[] = {levels[i], "--nice=18", NULL};
+
+        assert_int_equal(run(*state, last, "echo policy $(cut -d ' ' -f 41 /proc/self/stat)"), 0);
+        want_said(*state, "policy 5\n"); /* SCHED_IDLE */
+        assert_int_equal(run(*state, before, "echo policy $(cut -d ' ' -f 41 /proc/self/stat)"), 0);
+        want_said(*state, "policy 0\n");
+    }
+}
+
+static void test_sessions_own_nice_value(void **state)
+{
+    const char *const strict[] = {"--level=strict", "--nice=7", NULL};
+    const char *said;
+
+    if (!has_strict() || access("/proc/self/autogroup", W_OK) < 0)
+        skip();
+    assert_int_equal(run(*state, strict,
+                         "cat /proc/self/autogroup; echo 0 >/proc/self/autogroup; "
+                         "echo still; cat /proc/self/autogroup"),
+                     0);
+    assert_non_null(strstr(((struct world *)*state)->said, " nice 7\n"));
+    said = strstr(((struct world *)*state)->said, "still\n");
+    assert_non_null(said);
+    assert_non_null(strstr(said, " nice 7\n"));
 }
 
 static void test_files(void **state)
@@ -519,6 +552,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_exit_codes_and_signals_pass, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_the_platform_comes_first, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_idle_policy, world_open, world_close),
+        cmocka_unit_test_setup_teardown(test_sessions_own_nice_value, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_files, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_network, world_open, world_close),
         cmocka_unit_test_setup_teardown(test_attacks, world_open, world_close),
