@@ -54,6 +54,12 @@ static const char days_of_work[] =
     "INSERT INTO chain_step SELECT id, 's', 0, 1, id FROM work;"
     "INSERT INTO chain_wait (run_id, step, round, approval, opened_at, due_at) SELECT id, 's', 1, "
     "true, at, at FROM work;"
+    "INSERT INTO chain_cache (deployment_id, digest, job_id, stored_at) SELECT 'd', "
+    "sha256(n::text::bytea), id, at FROM work;"
+    "INSERT INTO chain_call (run_id, step, item, round, token, began_at) SELECT id, 's', 0, 1, 1, "
+    "at FROM work;"
+    "INSERT INTO planned (job_id, tenant, model, deployment, environment, key_prefix, run_at, "
+    "record, canceled_at) SELECT id, 't', 'm', 'd', 'production', 'k', at, 'x', at FROM work;"
     "INSERT INTO topic_binding (id, tenant, name, topic, group_id, model, environment, format, "
     "max_attempts, queue_limit_ms, start_at, bad, created_by) VALUES ('b', 't', 'b', 'b', 'b', "
     "'m', "
@@ -99,6 +105,8 @@ static const char care[] =
     "SELECT retention_sweep('4 days') + retention_sweep_control('4 days', '2 days');"
     "SELECT queue_compact();"
     "SELECT hours_fill();"
+    "SELECT chain_cache_sweep() + chain_call_sweep('4 days');"
+    "SELECT count(*) FROM planned_claim(now(), 1000);"
     "SELECT sum(gateway_lost(boot, beat)) FROM gateway;";
 
 static void counts_keep(struct pg_session *session, const char *table)

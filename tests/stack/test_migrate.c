@@ -230,6 +230,45 @@ static void test_a_day_is_dropped_without_its_live_rows(void **state)
     expect_once("SELECT count(*)::text FROM headrace.job_input", "0");
 }
 
+/* A run of a chain that waits for longer than finished jobs are kept is planned again from them. */
+static void test_a_run_keeps_what_it_came_to(void **state)
+{
+    (void)state;
+    (void)migrate(MIGRATE_APPLY);
+    script_once("SELECT headrace.partitions_make('2026-01-01')");
+    script_once("SELECT headrace.partitions_make('2026-01-02')");
+    job_insert("2026-01-01", 3, 1); /* of another run, a day older, and taken over */
+    job_insert("2026-01-02", 1, 3); /* the run */
+    job_insert("2026-01-02", 3, 2); /* its step */
+    job_insert("2026-01-02", 3, 3); /* of nobody */
+    script_once(
+        "INSERT INTO headrace.job_result (job_id, round, token, output_size, output) "
+        "SELECT id, 1, 1, 1, 'x' FROM headrace.job WHERE state = 3;"
+        "INSERT INTO headrace.chain_step (run_id, step, item, round, job_id) SELECT r.id, 'a', 0, "
+        "1, j.id FROM headrace.job r, headrace.job j WHERE r.state = 1 AND j.attempt_count = 2;"
+        "INSERT INTO headrace.chain_step (run_id, step, item, round, job_id, taken_at) SELECT "
+        "r.id, "
+        "'b', 0, 1, j.id, '2026-01-02' FROM headrace.job r, headrace.job j WHERE r.state = 1 AND "
+        "j.attempt_count = 1;"
+        "INSERT INTO headrace.chain_call (run_id, step, item, round, token, began_at) SELECT "
+        "id, 'c', 0, 1, 1, '2026-01-02' FROM headrace.job WHERE state = 1;"
+        "INSERT INTO headrace.chain_wait (run_id, step, round, approval, opened_at, due_at) "
+        "SELECT id, x.step, 1, false, '2026-01-02', x.due FROM headrace.job, (VALUES ('long', "
+        "now() + interval '1 day'), ('short', '2026-01-02')) x (step, due) WHERE state = 1");
+    expect_once("SELECT headrace.retention_drop(interval '4 days')::text", "6");
+    expect_once("SELECT string_agg(state::text, ' ' ORDER BY state) FROM headrace.job", "1 3 3");
+    expect_once("SELECT count(*)::text FROM headrace.job_result r JOIN headrace.chain_step s "
+                "USING (job_id)",
+                "2");
+    expect_once("SELECT headrace.retention_sweep(interval '1 day')::text", "1");
+    expect_once("SELECT step FROM headrace.chain_wait", "long");
+    expect_once("SELECT headrace.chain_call_sweep(interval '1 day')::text", "0");
+    expect_once("SELECT count(*)::text FROM headrace.job", "3");
+    script_once("UPDATE headrace.job SET state = 3");
+    expect_once("SELECT headrace.chain_call_sweep(interval '1 day')::text", "1");
+    expect_once("SELECT headrace.retention_sweep(interval '1 day')::text", "3");
+}
+
 static void test_queue_deltas_add_up(void **state)
 {
     (void)state;
@@ -258,6 +297,7 @@ int main(void)
         cmocka_unit_test_setup(test_ids_and_days, setup),
         cmocka_unit_test_setup(test_default_partition_is_emptied, setup),
         cmocka_unit_test_setup(test_a_day_is_dropped_without_its_live_rows, setup),
+        cmocka_unit_test_setup(test_a_run_keeps_what_it_came_to, setup),
         cmocka_unit_test_setup(test_queue_deltas_add_up, setup),
     };
 
