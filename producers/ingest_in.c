@@ -45,7 +45,9 @@ PG_STATEMENT(
     topic_record_insert,
     "INSERT INTO topic_record (job_id, binding_id, number, record_offset, key, headers) SELECT "
     "u.job, $1, $2, u.at, u.key, u.headers FROM unnest($3::uuid[], $4::bigint[], $5::bytea[], "
-    "$6::bytea[]) AS u (job, at, key, headers) ON CONFLICT DO NOTHING");
+    "$6::bytea[]) AS u (job, at, key, headers) WHERE EXISTS (SELECT FROM topic_position p WHERE "
+    "p.binding_id = $1 AND NOT p.result AND p.number = $2 AND p.epoch = $7) ON CONFLICT DO "
+    "NOTHING");
 PG_STATEMENT(
     topic_refuse,
     "INSERT INTO topic_refusal (binding_id, number, record_offset, reason) SELECT $1, $2, u.at, "
@@ -206,6 +208,7 @@ static void claim_records(struct batch *batch, struct pg_batch *pg)
     EACH_GOOD pg_bind_bytes(pg, (struct wire_bytes){batch->items[i].made.headers.bytes,
                                                     batch->items[i].made.headers.size});
 #undef EACH_GOOD
+    pg_bind_i64(pg, (int64_t)partition->epoch); /* the claim before it has failed without it */
 }
 
 static void claim_refusals(struct batch *batch, struct pg_batch *pg)

@@ -101,8 +101,10 @@ def wait_custody(stack, name, sent, seconds=120):
     jobs = tagged(stack, name)
     ((takeovers,),) = stack.sql("SELECT sum(p.epoch) FROM headrace.topic_position p JOIN headrace.topic_binding b "
                                 "ON b.id = p.binding_id WHERE b.name = :'a1' AND NOT p.result", name)
-    counts = {"records": sent, "jobs": len(jobs), "distinct_ids": len(set(jobs)), "places": len(ids),
+    ((kept,),) = stack.sql("SELECT count(*) FROM headrace.topic_record r JOIN headrace.topic_binding b ON b.id = r.binding_id "
+                           "WHERE b.name = :'a1'", name)
+    counts = {"records": sent, "jobs": len(jobs), "rows_of_records": int(kept), "distinct_ids": len(set(jobs)), "places": len(ids),
               "results": len(results), "takeovers_of_partitions": int(takeovers)}
-    assert len(jobs) == len(set(jobs)) == len(ids) == sent, counts
+    assert len(jobs) == len(set(jobs)) == len(ids) == int(kept) == sent, counts
     assert all(len(of_place) == 1 for of_place in ids.values()), counts
     return counts
