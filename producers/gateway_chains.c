@@ -239,8 +239,9 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
     return step;
 }
 
-/* What its file says of each step: which it needs, and whether it is one job or many. */
-static void steps_join_file(json_t *steps, const char *config)
+/* What its file says of each step: which it needs, and whether it is one job or many; and that one
+ * which calls a URL has not begun. */
+static void steps_join_file(json_t *steps, const char *config, bool run_is_over)
 {
     OWNED(chain_free) struct chain *chain = NULL;
     json_t *json = json_loads(config, 0, NULL);
@@ -255,6 +256,10 @@ static void steps_join_file(json_t *steps, const char *config)
 
             if (at < 0)
                 continue;
+            if (chain->steps[at].kind == CHAIN_HTTP &&
+                json_integer_value(json_object_get(step, "jobs")) == 0)
+                (void)json_object_set_new(step, "status",
+                                          json_string(run_is_over ? "NOT_RUN" : "WAITING"));
             (void)json_object_set_new(step, "map", json_boolean(chain->steps[at].map != NULL));
             (void)json_object_set_new(step, "needs", chain_needs_json(chain, (size_t)at));
         }
@@ -299,7 +304,7 @@ static void on_run(void *opaque, const struct pg_answer *answer)
     for (size_t i = 0; i < pg_row_count(answer, 1); i++)
         (void)json_array_append_new(steps, step_json(answer, i, !pg_is_null(answer, 0, 0, 6)));
     if (!pg_is_null(answer, 0, 0, 8))
-        steps_join_file(steps, pg_c(answer, 0, 0, 8));
+        steps_join_file(steps, pg_c(answer, 0, 0, 8), !pg_is_null(answer, 0, 0, 6));
     if (!pg_is_null(answer, 0, 0, 9)) {
         steps_mark_reused(steps, pg_c(answer, 0, 0, 10));
         (void)json_object_set_new(body, "source_run_id", json_string(pg_c(answer, 0, 0, 9)));

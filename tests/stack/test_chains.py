@@ -379,7 +379,12 @@ def test_calls(stack):
     assert shown["get"]["status"] == "SUCCEEDED" and shown["get"]["attempts"] == 2 and shown["put"]["jobs"] == 2, shown
     for path, error in (("moved", "step get: the answer is HTTP 302"), ("nothing", "step get: the answer is HTTP 404"),
                         ("large", "step get: the answer has over 2000 bytes (http.max_bytes)")):
-        assert error_of(stack, begin(stack, "calls", {"path": path}), ["step_failed", "step_failed"]) == error
+        failed = begin(stack, "calls", {"path": path})
+        assert error_of(stack, failed, ["step_failed", "step_failed"]) == error
+    assert step_of(stack, failed, "put")["status"] == "NOT_RUN"
+    again = stack.http("POST", f"/v1/chain_runs/{run}/rerun", {"from": "put"}).json["request_id"]
+    assert stack.wait_final(again)["status"] == "SUCCEEDED" and stack.result(again).json == [get, put]
+    assert step_of(stack, again, "get")["status"] == "REUSED" and len([1 for path, _ in Receiver.seen if path == "/flaky"]) == 2
     assert not any("hunter2" in str(row) for row in stack.sql("SELECT to_jsonb(c)::text FROM headrace.chain_call c"))
     for url, error in ((f"http://[::1]:{port}/", "http_blocked"), ("http://169.254.169.254/", "http_blocked"),
                        ("file:///etc/passwd", "bad_input"), ("http://127.0.0.1:1/", "http_unreachable")):
