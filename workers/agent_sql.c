@@ -82,13 +82,14 @@ static void on_deployments(void *opaque, const struct pg_answer *answer)
 {
     struct agent *agent = opaque;
     struct agent_deployment *deployments;
-    size_t count = pg_row_count(answer, 0);
+    size_t count;
 
     agent->reading = false;
     if (answer->err.code != ERR_OK) {
         log_warn("deployments_not_read", LOG_ERR(&answer->err));
         return;
     }
+    count = pg_row_count(answer, 0);
     deployments = xcalloc(count + 1, sizeof(*deployments));
     for (size_t i = 0; i < count; i++)
         deployment_fill(&deployments[i], answer, i);

@@ -64,13 +64,14 @@ static void look(struct webhook_intake *intake);
 static void on_claimed(void *opaque, const struct pg_answer *answer)
 {
     struct webhook_intake *intake = opaque;
-    size_t count = pg_row_count(answer, 0);
+    size_t count;
 
     intake->claiming = false;
     if (answer->err.code != ERR_OK) {
         intake->options.on_trouble(intake->options.opaque, "claim", &answer->err);
         return;
     }
+    count = pg_row_count(answer, 0);
     for (size_t i = 0; i < count && webhook_sender_room(intake->options.sender) > 0; i++) {
         struct webhook_delivery *delivery = webhook_store_row(answer, i);
 

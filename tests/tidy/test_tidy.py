@@ -56,6 +56,14 @@ class Gates(unittest.TestCase):
         self.expect("banned", len(rest), (path, f"x = {name}(a, b, c);"))
         self.expect("banned", len(rest) + 1, (path, "int a;"))
 
+    def test_answers(self):
+        head = "static void on_a(void *opaque, const struct pg_answer *answer)\n{\n    struct a *a = opaque;\n"
+        check = "    if (answer->err.code != ERR_OK)\n        return;\n"
+        found = self.expect("answers", 1, ("workers/a.c", head + "    size_t n = pg_row_count(answer, 0);\n\n" + check))
+        self.assertIn("workers/a.c:4", found[0])
+        self.expect("answers", 1, ("workers/a.c", head + "\n    a->n = pg_i64(answer, 0, 0, 0);\n" + check))
+        self.expect("answers", 0, ("workers/a.c", head + "    size_t n;\n\n" + check + "    n = pg_row_count(answer, 0);\n"))
+
     def test_includes(self):
         self.expect("includes", 0, ("brokers/a.c", '#include "schema/b.h"\n#include "base/c.h"\n'))
         found = self.expect("includes", 1, ("base/a.c", '#include "schema/b.h"\n'))

@@ -367,6 +367,22 @@ def gate_words(tree):
                 yield f, number, "structs have no typedef"
 
 
+@gate
+def gate_answers(tree):
+    """Whom Postgres answers looks at the error before the rows, of which there may be none."""
+    begin = re.compile(
+        r"\(void \*opaque, const struct pg_answer \*answer\)\n\{((?:\n    .*;|\n)*)"
+    )
+    for f in tree:
+        if not f.is_code:
+            continue
+        for match in begin.finditer(f.code):
+            read = re.search(r"= pg_\w+\(answer\b", match[1])
+            if read is not None:
+                number = line_of(f.code, match.start(1) + read.start())
+                yield f, number, "rows are read before answer->err.code"
+
+
 # ---- The tree
 
 
