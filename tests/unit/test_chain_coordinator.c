@@ -75,9 +75,48 @@ static int world_produce(struct loop *loop, const void *bytes, size_t size)
     return fault(world, 4) ? ERR_UNKNOWN : ERR_OK;
 }
 
-/* Planned again, a job is asked for with the same input. What undoes a step may see more of it: one
- * of its jobs that was sent in the last moment can end before its cancel arrives. The first input
- * counts. */
+/* The same, but for what only one of the two knows. */
+static bool inputs_agree(const json_t *one, const json_t *other)
+{
+    const char *key;
+    json_t *value;
+    size_t i;
+
+    if (json_is_null(one) || json_is_null(other) || json_equal(one, other))
+        return true;
+    if (json_is_array(one) && json_array_size(one) == json_array_size(other)) {
+        json_array_foreach(one, i, value)
+        {
+            if (!inputs_agree(value, json_array_get(other, i)))
+                return false;
+        }
+        return true;
+    }
+    if (!json_is_object(one) || json_object_size(one) != json_object_size(other))
+        return false;
+    json_object_foreach((json_t *)(uintptr_t)one, key, value)
+    {
+        if (json_object_get(other, key) == NULL ||
+            !inputs_agree(value, json_object_get(other, key)))
+            return false;
+    }
+    return true;
+}
+
+static void check_undo_input(const char *first, const char *again)
+{
+    json_t *one = json_loads(first, JSON_DECODE_ANY, NULL);
+    json_t *other = json_loads(again, JSON_DECODE_ANY, NULL);
+
+    if (one == NULL || other == NULL || !inputs_agree(one, other))
+        fail_msg("a step is undone with '%s', and then with '%s'", first, again);
+    json_decref(one);
+    json_decref(other);
+}
+
+/* Planned again, a job is asked for with the same input. What undoes a step may see an item of it
+ * more or less: one that was sent in the last moment can end before its cancel arrives. The first
+ * input counts. */
 static void take_submit(struct world *world, const struct message_submit *submit)
 {
     struct job *job = job_find(world, &submit->id);
@@ -87,6 +126,8 @@ static void take_submit(struct world *world, const struct message_submit *submit
     if (job != NULL) {
         if ((world->chain->undos >> chain_find(world->chain, job->step) & 1) == 0)
             assert_string_equal(job->input, input);
+        else
+            check_undo_input(job->input, input);
         world->repeats++;
         free(input);
         return;
