@@ -2,9 +2,11 @@
 
 /*
  * Goal: a batch that finds no memory shrinks until it fits, a text that finds none alone costs its
- * own request and no other, and a run that fails otherwise costs those whose texts it had. Method:
- * a runner that is no model: it has so many tokens of memory, fails as it is told, and writes each
- * text's number of tokens as its vector.
+ * own request and no other, and a run that fails otherwise costs those whose texts it had. Where
+ * the device computes by itself, two batches are out while there is work, and what happens to a
+ * request meanwhile touches no other. Method: a runner that is no model: it has so many tokens of
+ * memory, fails as it is told, and writes each text's number of tokens as its vector, in run or
+ * between start and finish.
  */
 
 #include <setjmp.h>
@@ -25,6 +27,9 @@ struct memory {
     uint32_t token_room;   /* more tokens than these find no memory */
     uint32_t broken_count; /* a batch of so many texts fails otherwise; 0: none */
     uint32_t run_count;
+    struct bert_batch out[ENCODER_FLIGHT_MAX]; /* text_count 0: no batch in that slot */
+    float *rows[ENCODER_FLIGHT_MAX];
+    uint32_t out_count, out_max, finish_count, finish_slot;
 };
 
 static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
@@ -44,18 +49,48 @@ static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t
     return 0;
 }
 
+static int start(void *self, uint32_t slot, const struct bert_batch *batch, float *rows,
+                 struct err *err)
+{
+    struct memory *memory = self;
+
+    assert_true(slot < ENCODER_FLIGHT_MAX && memory->out[slot].text_count == 0);
+    if (batch->text_count == memory->broken_count)
+        return err_set(err, ERR_INTERNAL, "broken");
+    memory->out[slot] = *batch;
+    memory->rows[slot] = rows;
+    memory->out_count++;
+    if (memory->out_count > memory->out_max)
+        memory->out_max = memory->out_count;
+    return 0;
+}
+
+static int finish(void *self, uint32_t slot, uint32_t *ret_pad_count, struct err *err)
+{
+    struct memory *memory = self;
+    const struct bert_batch batch = memory->out[slot];
+
+    assert_int_equal(slot, memory->finish_slot); /* in order, as all are started in turn */
+    memory->finish_slot = (slot + 1) % ENCODER_FLIGHT_MAX;
+    assert_true(batch.text_count > 0);
+    memory->out[slot].text_count = 0;
+    memory->out_count--;
+    memory->finish_count++;
+    return run(memory, &batch, memory->rows[slot], ret_pad_count, err);
+}
+
 struct world {
     struct drive drive; /* its events */
     struct memory memory;
     struct encoder_texts *texts;
 };
 
-static void open_world(struct world *world)
+static void open_any(struct world *world, bool is_device)
 {
     OWNED(tokenizer_free) struct tokenizer *tokenizer = NULL;
     const struct engine_load load = {.model = "fake", .sink = {drive_emit, NULL, &world->drive}};
     const struct encoder_texts_options options = {
-        .runner = {run, &world->memory},
+        .runner = {run, &world->memory, is_device ? start : NULL, is_device ? finish : NULL},
         .width = 1,
         .token_count_max = LENGTH,
         .batching = {.item_max = 64, .token_max = 4 * LENGTH},
@@ -65,6 +100,11 @@ static void open_world(struct world *world)
     world->memory.token_room = ROOMY;
     assert_int_equal(tokenizer_open(TINY, &tokenizer, &err), 0);
     assert_int_equal(encoder_texts_new(&load, &options, &tokenizer, &world->texts, &err), 0);
+}
+
+static void open_world(struct world *world)
+{
+    open_any(world, false);
 }
 
 static void close_world(struct world *world)
@@ -201,12 +241,122 @@ static void test_other_failures_cost_those_they_met(void **state)
     check_error(&world, 8, ENGINE_ERROR_MODEL_ERROR, "broken");
 }
 
+/* Each step begins a batch while fewer than two are out, and waits for the older one otherwise. */
+static void test_two_batches_are_out_while_there_is_work(void **state)
+{
+    OWNED(close_world) struct world world = {.texts = NULL};
+    uint64_t wake_us = 0;
+    struct engine_stats stats;
+    struct err err;
+
+    (void)state;
+    open_any(&world, true);
+    for (uint64_t id = 1; id <= 27; id++) /* nine a batch */
+        submit(&world, id, "{\"input\":" LONG_TEXT "}");
+    assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+    assert_int_equal(world.memory.out_count, 1);
+    assert_int_equal(wake_us, 0);
+    for (uint32_t i = 1; i < 3; i++) {
+        assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+        assert_int_equal(world.memory.finish_count, i); /* the one before; the next was out */
+        assert_int_equal(world.memory.out_count, 1);
+        encoder_texts_stats(world.texts, &stats);
+        assert_int_equal(stats.running_req_count, 9);
+    }
+    assert_int_equal(world.memory.out_max, 2);
+    step(&world);
+    assert_int_equal(world.memory.finish_count, 3);
+    for (uint64_t id = 1; id <= 27; id++)
+        check_answer(&world, id, 0, 20);
+    encoder_texts_stats(world.texts, &stats);
+    assert_int_equal(stats.step_count, 3);
+    assert_int_equal(stats.step_req_count, 27);
+    assert_int_equal(stats.running_req_count, 0);
+}
+
+#define FIVE_LONG LONG_TEXT "," LONG_TEXT "," LONG_TEXT "," LONG_TEXT "," LONG_TEXT
+
+/* Ten long texts are in two batches; the request goes while both are out. */
+static void test_a_request_goes_while_its_batches_are_out(void **state)
+{
+    uint64_t wake_us = 0;
+    struct err err;
+
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++) {
+        OWNED(close_world) struct world world = {.texts = NULL};
+
+        open_any(&world, true);
+        submit(&world, 1, "{\"input\":[" FIVE_LONG "," FIVE_LONG "]}");
+        submit(&world, 2, "{\"input\":" LONG_TEXT "}");
+        assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+        assert_int_equal(world.memory.out_count, 1);
+        if (i == 0)
+            assert_int_equal(encoder_texts_cancel(world.texts, 1, &err), 0);
+        world.memory.token_room = i == 1 ? 19 : ROOMY;
+        world.memory.broken_count = i == 2 ? 9 : 0;
+        assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+        world.memory.token_room = ROOMY;
+        step(&world);
+        assert_int_equal(world.memory.out_count, 0);
+        check_answer(&world, 2, 0, 20);
+        if (i == 0)
+            check_error(&world, 1, ENGINE_ERROR_CANCELED, "canceled");
+        if (i == 1)
+            check_error(&world, 1, ENGINE_ERROR_OOM, "no memory for 20 tokens");
+        if (i == 2)
+            check_error(&world, 1, ENGINE_ERROR_MODEL_ERROR, "broken");
+    }
+}
+
+static void test_who_runs_alone_has_the_device_to_itself(void **state)
+{
+    OWNED(close_world) struct world world = {.texts = NULL};
+    const char input[] = "{\"input\":" LONG_TEXT "}";
+    const struct engine_req alone = {
+        .id = 2, .input = input, .input_size = strlen(input), .alone = true};
+    struct err err;
+
+    (void)state;
+    open_any(&world, true);
+    submit(&world, 1, input);
+    assert_int_equal(encoder_texts_submit(world.texts, &alone, 1, &err), 0);
+    submit(&world, 3, input);
+    step(&world);
+    assert_int_equal(world.memory.finish_count, 3);
+    assert_int_equal(world.memory.out_max, 1);
+    for (uint64_t id = 1; id <= 3; id++)
+        check_answer(&world, id, 0, 20);
+}
+
+/* What is out when the engine goes is waited for: the device writes into its memory. */
+static void test_unload_waits_for_the_device(void **state)
+{
+    struct world world = {.texts = NULL};
+    uint64_t wake_us = 0;
+    struct err err;
+
+    (void)state;
+    open_any(&world, true);
+    submit(&world, 1, "{\"input\":[" FIVE_LONG "," FIVE_LONG "]}");
+    submit(&world, 2, "{\"input\":" LONG_TEXT "}");
+    assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+    assert_int_equal(encoder_texts_cancel(world.texts, 1, &err), 0);
+    assert_int_equal(world.memory.out_count, 1);
+    close_world(&world);
+    assert_int_equal(world.memory.out_count, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_batch_shrinks_until_it_fits),
         cmocka_unit_test(test_what_does_not_fit_alone_costs_its_request),
         cmocka_unit_test(test_other_failures_cost_those_they_met),
+        cmocka_unit_test(test_two_batches_are_out_while_there_is_work),
+        cmocka_unit_test(test_a_request_goes_while_its_batches_are_out),
+        cmocka_unit_test(test_who_runs_alone_has_the_device_to_itself),
+        cmocka_unit_test(test_unload_waits_for_the_device),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

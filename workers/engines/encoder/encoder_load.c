@@ -209,7 +209,7 @@ static int open_model(struct engine *engine, const struct engine_load *load, con
     r = bert_open(&engine->config, &files.weights, options, &engine->bert, err);
     if (r < 0)
         return r;
-    texts.runner = (struct encoder_runner){run, engine->bert};
+    texts.runner = (struct encoder_runner){.run = run, .self = engine->bert};
     r = encoder_texts_new(load, &texts, &files.tokenizer, &engine->texts, err);
     return r < 0 ? r : encoder_texts_warm_up(engine->texts, err);
 }

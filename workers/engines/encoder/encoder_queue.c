@@ -114,7 +114,7 @@ uint32_t encoder_queue_cut(struct encoder_queue *queue, uint32_t token_max,
             assert(size <= token_max);
             if (token_count + size > token_max)
                 break;
-            picks[count++] = (struct encoder_pick){req, index, size};
+            picks[count++] = (struct encoder_pick){.req = req, .index = index, .token_count = size};
             token_count += size;
             req->taken_count++;
         }

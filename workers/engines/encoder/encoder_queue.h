@@ -30,6 +30,8 @@ struct encoder_req {
     uint32_t taken_count;     /* texts that were put into batches */
     uint32_t done_count;      /* texts whose rows are there, or that found no memory alone */
     bool starved;             /* one of its texts found no memory, even alone */
+    bool gone;                /* out of the queue; batches in the air still have texts of it */
+    bool counted;             /* scratch, for who counts a batch's requests */
     struct token_list tokens; /* of all texts, back to back */
     uint32_t *offsets;        /* text_count + 1 */
     uint32_t *seconds;        /* per text: where the second of a pair begins; 0: no pair */
@@ -48,6 +50,7 @@ struct encoder_pick {
     struct encoder_req *req;
     uint32_t index; /* text of the request */
     uint32_t token_count;
+    bool landed; /* it has run, or never will */
 };
 
 /* Makes a request of text_count texts that have no tokens yet. */

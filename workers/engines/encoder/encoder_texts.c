@@ -17,6 +17,19 @@
 #define THREAD_COUNT_DEFAULT_MAX 64u
 #define PAIR_TOKENS_MIN (2u + TOKENIZER_MIDDLE_MAX + 2u)
 
+/* One batch: at most token_max tokens, of which a text has [CLS] and [SEP] at least. */
+struct flight {
+    struct encoder_pick *picks;
+    uint32_t pick_count, req_count;
+    uint32_t *ids;
+    uint32_t *offsets;
+    uint32_t *seconds;
+    float *rows;
+    uint64_t start_us;
+    int code; /* of the runner's start */
+    struct err err;
+};
+
 struct encoder_texts {
     struct engine_sink sink;
     struct encoder_runner runner;
@@ -33,12 +46,10 @@ struct encoder_texts {
     struct engine_stats stats;
     struct err no_memory; /* why the last text that found none did not */
 
-    /* One batch: at most token_max tokens, of which a text has [CLS] and [SEP] at least. */
-    struct encoder_pick *picks;
-    uint32_t *ids;
-    uint32_t *offsets;
-    uint32_t *seconds;
-    float *rows;
+    /* Batches in the air, the oldest at flight_first. */
+    struct flight flights[ENCODER_FLIGHT_MAX];
+    uint32_t flight_max, flight_first, flight_count;
+    uint64_t landed_us; /* when the last one landed: the device has been busy since then at most */
     struct buf out;
 
     /* Texts on their way into a request. */
@@ -273,6 +284,27 @@ int encoder_texts_submit(struct encoder_texts *texts, const struct engine_req *f
     return 0;
 }
 
+/* Out of the queue, and freed once no batch in the air has a text of it. */
+static void leave(struct encoder_texts *texts, struct encoder_req *req)
+{
+    req = encoder_queue_remove(&texts->queue, req);
+    req->gone = true;
+    if (req->done_count == req->taken_count)
+        encoder_req_free(&req);
+}
+
+/* The pick's text is over, with a row or without. */
+static void land_pick(struct encoder_pick *pick)
+{
+    struct encoder_req *req = pick->req;
+
+    assert(!pick->landed);
+    pick->landed = true;
+    req->done_count++;
+    if (req->gone && req->done_count == req->taken_count)
+        encoder_req_free(&req);
+}
+
 int encoder_texts_cancel(struct encoder_texts *texts, uint64_t req_id, struct err *err)
 {
     struct encoder_req *req = encoder_queue_find(&texts->queue, req_id);
@@ -280,48 +312,48 @@ int encoder_texts_cancel(struct encoder_texts *texts, uint64_t req_id, struct er
     (void)err;
     if (req == NULL)
         return 0;
-    req = encoder_queue_remove(&texts->queue, req);
+    leave(texts, req);
     emit_error(texts, req_id, ENGINE_ERROR_CANCELED, "canceled", 0);
-    encoder_req_free(&req);
     return 0;
 }
 
 /* Copies the ids of `count` picks from `first` on into the batch. Returns the number of tokens. */
-static uint32_t gather(struct encoder_texts *texts, uint32_t first, uint32_t count)
+static uint32_t gather(struct flight *flight, uint32_t first, uint32_t count)
 {
     uint32_t at = 0;
 
-    texts->offsets[0] = 0;
+    flight->offsets[0] = 0;
     for (uint32_t i = 0; i < count; i++) {
-        const struct encoder_pick *pick = &texts->picks[first + i];
+        const struct encoder_pick *pick = &flight->picks[first + i];
 
-        memcpy(texts->ids + at, pick->req->tokens.ids + pick->req->offsets[pick->index],
-               pick->token_count * sizeof(*texts->ids));
-        texts->seconds[i] = pick->req->seconds[pick->index];
+        memcpy(flight->ids + at, pick->req->tokens.ids + pick->req->offsets[pick->index],
+               pick->token_count * sizeof(*flight->ids));
+        flight->seconds[i] = pick->req->seconds[pick->index];
         at += pick->token_count;
-        texts->offsets[i + 1] = at;
+        flight->offsets[i + 1] = at;
     }
     return at;
 }
 
 /* A row a text, or one a token. */
-static void scatter(struct encoder_texts *texts, uint32_t first, uint32_t count)
+static void scatter(struct encoder_texts *texts, struct flight *flight, uint32_t first,
+                    uint32_t count)
 {
     const bool by_token = texts->head == ENCODER_HEAD_TOKENS;
     const size_t width = texts->width;
 
     for (uint32_t i = 0; i < count; i++) {
-        struct encoder_req *req = texts->picks[first + i].req;
-        const uint32_t index = texts->picks[first + i].index;
-        const size_t row = by_token ? req->offsets[index] : index;
-        const size_t from = by_token ? texts->offsets[i] : i;
+        struct encoder_pick *pick = &flight->picks[first + i];
+        struct encoder_req *req = pick->req;
+        const size_t row = by_token ? req->offsets[pick->index] : pick->index;
+        const size_t from = by_token ? flight->offsets[i] : i;
 
         if (req->rows == NULL)
             req->rows = xcalloc((by_token ? req->tokens.count : req->text_count) * width,
                                 sizeof(float));
-        memcpy(req->rows + row * width, texts->rows + from * width,
-               (by_token ? texts->picks[first + i].token_count : 1) * width * sizeof(float));
-        req->done_count++;
+        memcpy(req->rows + row * width, flight->rows + from * width,
+               (by_token ? pick->token_count : 1) * width * sizeof(float));
+        land_pick(pick);
     }
 }
 
@@ -374,31 +406,24 @@ static void answer(struct encoder_texts *texts, const struct encoder_req *req,
     texts->sink.emit(texts->sink.opaque, &event);
 }
 
-/* Requests of the batch are marked by taken_count: what ran is behind them. */
-static uint32_t count_reqs(const struct encoder_texts *texts, uint32_t pick_count)
+/* Those of the batch's requests that are still there and of which a text has no row. */
+static void fail_flight(struct encoder_texts *texts, struct flight *flight, const struct err *err)
 {
-    uint32_t count = 0;
+    for (uint32_t i = 0; i < flight->pick_count; i++) {
+        struct encoder_pick *pick = &flight->picks[i];
+        struct encoder_req *req = pick->req;
 
-    for (const struct encoder_req *req = texts->queue.first; req != NULL; req = req->next)
-        count += req->taken_count > req->done_count;
-    return pick_count > 0 ? count : 0;
-}
-
-static void fail_batch(struct encoder_texts *texts, uint32_t req_count, const struct err *err)
-{
-    struct encoder_req *next;
-
-    for (struct encoder_req *req = texts->queue.first; req != NULL; req = next) {
-        next = req->next;
-        if (req->taken_count == req->done_count)
+        if (pick->landed)
             continue;
-        req = encoder_queue_remove(&texts->queue, req);
-        emit_error(texts, req->id, ENGINE_ERROR_MODEL_ERROR, err->text, req_count);
-        encoder_req_free(&req);
+        if (!req->gone) {
+            emit_error(texts, req->id, ENGINE_ERROR_MODEL_ERROR, err->text, flight->req_count);
+            leave(texts, req);
+        }
+        land_pick(pick);
     }
 }
 
-static void finish_batch(struct encoder_texts *texts, uint32_t req_count)
+static void finish_reqs(struct encoder_texts *texts, uint32_t req_count)
 {
     struct encoder_req *next;
 
@@ -406,61 +431,141 @@ static void finish_batch(struct encoder_texts *texts, uint32_t req_count)
         next = req->next;
         if (req->done_count < req->text_count && !req->starved)
             continue;
-        req = encoder_queue_remove(&texts->queue, req);
         if (req->starved)
             emit_error(texts, req->id, ENGINE_ERROR_OOM, texts->no_memory.text, req_count);
         else
             answer(texts, req, req_count);
-        encoder_req_free(&req);
+        leave(texts, req);
     }
 }
 
-/* Runs picks [first, first + count), by halves where memory is short; what finds none alone is
- * marked, and no failure of the rest. */
-static int run_picks(struct encoder_texts *texts, uint32_t first, uint32_t count, struct err *err)
+static int run_picks(struct encoder_texts *texts, struct flight *flight, uint32_t first,
+                     uint32_t count, struct err *err);
+
+/* What became of picks [first, first + count), which ran together: rows, or, where memory was
+ * short, two halves; what finds none alone is marked, and no failure of the rest. */
+static int settle_picks(struct encoder_texts *texts, struct flight *flight, uint32_t first,
+                        uint32_t count, int code, struct err *err)
 {
-    const struct bert_batch batch = {texts->ids, texts->offsets, count, texts->seconds};
-    const uint32_t token_count = gather(texts, first, count);
+    int r;
+
+    if (code == 0) {
+        scatter(texts, flight, first, count);
+        return 0;
+    }
+    if (code != ERR_MEMORY)
+        return code;
+    if (count == 1) {
+        flight->picks[first].req->starved = true;
+        texts->no_memory = *err;
+        land_pick(&flight->picks[first]);
+        return 0;
+    }
+    r = run_picks(texts, flight, first, count / 2, err);
+    return r == 0 ? run_picks(texts, flight, first + count / 2, count - count / 2, err) : r;
+}
+
+/* Time is the device's: from when it was free, or had the batch, until now. */
+static void count_run(struct encoder_texts *texts, uint32_t token_count, uint32_t pad_count,
+                      uint64_t start_us)
+{
+    const uint64_t now_us = clock_mono_us();
+    const uint64_t from_us = start_us > texts->landed_us ? start_us : texts->landed_us;
+
+    texts->stats.step_token_count += token_count;
+    texts->stats.step_pad_count += pad_count;
+    texts->stats.step_busy_us += now_us - from_us;
+    texts->landed_us = now_us;
+}
+
+static int run_picks(struct encoder_texts *texts, struct flight *flight, uint32_t first,
+                     uint32_t count, struct err *err)
+{
+    const struct bert_batch batch = {flight->ids, flight->offsets, count, flight->seconds};
+    const uint32_t token_count = gather(flight, first, count);
     const uint64_t start_us = clock_mono_us();
     uint32_t pad_count = 0;
     int r;
 
-    r = texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, err);
-    texts->stats.step_token_count += token_count;
-    texts->stats.step_pad_count += pad_count;
-    texts->stats.step_busy_us += clock_mono_us() - start_us;
-    if (r == 0) {
-        scatter(texts, first, count);
-        return 0;
-    }
-    if (r != ERR_MEMORY)
-        return r;
-    if (count == 1) {
-        texts->picks[first].req->starved = true;
-        texts->picks[first].req->done_count++;
-        texts->no_memory = *err;
-        return 0;
-    }
-    r = run_picks(texts, first, count / 2, err);
-    return r == 0 ? run_picks(texts, first + count / 2, count - count / 2, err) : r;
+    r = texts->runner.run(texts->runner.self, &batch, flight->rows, &pad_count, err);
+    count_run(texts, token_count, pad_count, start_us);
+    return settle_picks(texts, flight, first, count, r, err);
 }
 
-static void run_batch(struct encoder_texts *texts, uint32_t pick_count)
+static uint32_t count_reqs(const struct flight *flight)
 {
-    const uint32_t req_count = count_reqs(texts, pick_count);
-    struct err err;
+    uint32_t count = 0;
 
+    for (uint32_t i = 0; i < flight->pick_count; i++) {
+        count += !flight->picks[i].req->counted;
+        flight->picks[i].req->counted = true;
+    }
+    for (uint32_t i = 0; i < flight->pick_count; i++)
+        flight->picks[i].req->counted = false;
+    return count;
+}
+
+static void launch(struct encoder_texts *texts)
+{
+    const uint32_t slot = (texts->flight_first + texts->flight_count) % texts->flight_max;
+    struct flight *flight = &texts->flights[slot];
+    const struct bert_batch *batch;
+
+    assert(texts->flight_count < texts->flight_max);
+    flight->pick_count = encoder_queue_cut(&texts->queue, texts->batching.token_max, flight->picks,
+                                           texts->batching.item_max);
+    assert(flight->pick_count > 0);
+    flight->req_count = count_reqs(flight);
+    texts->flight_count++;
     texts->stats.step_count++;
-    texts->stats.step_req_count += req_count;
-    if (run_picks(texts, 0, pick_count, &err) < 0)
-        fail_batch(texts, req_count, &err);
-    finish_batch(texts, req_count);
+    texts->stats.step_req_count += flight->req_count;
+    if (texts->runner.start == NULL)
+        return; /* land() runs it */
+    batch = &(const struct bert_batch){flight->ids, flight->offsets, flight->pick_count,
+                                       flight->seconds};
+    (void)gather(flight, 0, flight->pick_count);
+    flight->start_us = clock_mono_us();
+    flight->code = texts->runner.start(texts->runner.self, slot, batch, flight->rows, &flight->err);
+}
+
+/* Takes the oldest batch out of the air. */
+static void land(struct encoder_texts *texts)
+{
+    const uint32_t slot = texts->flight_first;
+    struct flight *flight = &texts->flights[slot];
+    uint32_t pad_count = 0;
+    int r;
+
+    assert(texts->flight_count > 0);
+    if (texts->runner.start == NULL) {
+        r = run_picks(texts, flight, 0, flight->pick_count, &flight->err);
+    } else {
+        r = flight->code;
+        if (r == 0)
+            r = texts->runner.finish(texts->runner.self, slot, &pad_count, &flight->err);
+        count_run(texts, flight->offsets[flight->pick_count], pad_count, flight->start_us);
+        r = settle_picks(texts, flight, 0, flight->pick_count, r, &flight->err);
+    }
+    if (r < 0)
+        fail_flight(texts, flight, &flight->err);
+    texts->flight_first = (slot + 1) % texts->flight_max;
+    texts->flight_count--;
+    finish_reqs(texts, flight->req_count);
+}
+
+static const struct encoder_req *first_waiting(const struct encoder_texts *texts)
+{
+    const struct encoder_req *req = texts->queue.first;
+
+    while (req != NULL && req->taken_count == req->text_count)
+        req = req->next;
+    return req;
 }
 
 /* When the next batch should leave; ENGINE_NEVER_US when nothing waits. */
 static uint64_t due_us(const struct encoder_texts *texts)
 {
-    const struct encoder_req *first = texts->queue.first;
+    const struct encoder_req *first = first_waiting(texts);
     uint64_t item_count = 0, token_count = 0, deadline_us = ENGINE_NEVER_US, due;
 
     if (first == NULL)
@@ -478,11 +583,20 @@ static uint64_t due_us(const struct encoder_texts *texts)
     return due < deadline_us ? due : deadline_us;
 }
 
+/* Who runs alone, because memory was short, has the device to itself. */
+static bool may_launch(const struct encoder_texts *texts)
+{
+    if (texts->flight_count == 0)
+        return true;
+    return texts->flight_count < texts->flight_max && !first_waiting(texts)->alone &&
+           !texts->flights[texts->flight_first].picks[0].req->alone;
+}
+
+/* A batch lands when nothing can leave beside it: so the next one is under way before. */
 int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *ret_wake_us,
                        struct err *err)
 {
     struct encoder_req *late;
-    uint32_t pick_count = 0;
 
     (void)err;
     while ((late = encoder_queue_expire(&texts->queue, now_us)) != NULL) {
@@ -490,12 +604,11 @@ int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *r
                    "the deadline passed while the request waited in the engine", 0);
         encoder_req_free(&late);
     }
-    if (due_us(texts) <= now_us)
-        pick_count = encoder_queue_cut(&texts->queue, texts->batching.token_max, texts->picks,
-                                       texts->batching.item_max);
-    if (pick_count > 0)
-        run_batch(texts, pick_count);
-    *ret_wake_us = encoder_batching_wake_us(due_us(texts), now_us);
+    if (due_us(texts) <= now_us && may_launch(texts))
+        launch(texts);
+    if (texts->flight_count > 0 && (due_us(texts) > now_us || !may_launch(texts)))
+        land(texts);
+    *ret_wake_us = texts->flight_count > 0 ? 0 : encoder_batching_wake_us(due_us(texts), now_us);
     return 0;
 }
 
@@ -503,6 +616,9 @@ void encoder_texts_stats(const struct encoder_texts *texts, struct engine_stats 
 {
     *ret_stats = texts->stats;
     ret_stats->queue_req_count = texts->queue.count;
+    for (uint32_t i = 0; i < texts->flight_count; i++)
+        ret_stats->running_req_count +=
+            texts->flights[(texts->flight_first + i) % texts->flight_max].req_count;
 }
 
 /* ---- limits, and the two ends ---- */
@@ -571,12 +687,48 @@ static char *quote_model(const char *model)
     return name != NULL ? json_dumps(name, JSON_ENCODE_ANY) : NULL;
 }
 
+static void flight_init(struct flight *flight, const struct encoder_texts *texts)
+{
+    const size_t token_max = texts->batching.token_max;
+    const size_t row_max = texts->head == ENCODER_HEAD_TOKENS ? token_max : token_max / 2 + 1;
+
+    flight->picks = xcalloc(token_max, sizeof(*flight->picks));
+    flight->ids = xcalloc(token_max, sizeof(*flight->ids));
+    flight->offsets = xcalloc(token_max + 1, sizeof(*flight->offsets));
+    flight->seconds = xcalloc(token_max, sizeof(*flight->seconds));
+    flight->rows = xcalloc(row_max * texts->width, sizeof(float));
+}
+
+static void flight_done(struct flight *flight)
+{
+    free(flight->rows);
+    free(flight->seconds);
+    free(flight->offsets);
+    free(flight->ids);
+    free(flight->picks);
+}
+
+/* The device writes into our memory until a batch has landed. */
+static void abandon_flights(struct encoder_texts *texts)
+{
+    for (; texts->flight_count > 0; texts->flight_count--) {
+        struct flight *flight = &texts->flights[texts->flight_first];
+        uint32_t pad_count;
+
+        if (texts->runner.start != NULL && flight->code == 0)
+            (void)texts->runner.finish(texts->runner.self, texts->flight_first, &pad_count,
+                                       &flight->err);
+        for (uint32_t i = 0; i < flight->pick_count; i++)
+            land_pick(&flight->picks[i]);
+        texts->flight_first = (texts->flight_first + 1) % texts->flight_max;
+    }
+}
+
 int encoder_texts_new(const struct engine_load *load, const struct encoder_texts_options *options,
                       struct tokenizer **tokenizer_p, struct encoder_texts **ret_texts,
                       struct err *err)
 {
     OWNED(encoder_texts_free) struct encoder_texts *texts = xcalloc(1, sizeof(*texts));
-    const size_t token_max = options->batching.token_max;
     int r;
 
     if (options->head == ENCODER_HEAD_CLASSIFY && options->token_count_max < PAIR_TOKENS_MIN)
@@ -595,13 +747,9 @@ int encoder_texts_new(const struct engine_load *load, const struct encoder_texts
     texts->model_json = quote_model(load->model);
     if (texts->model_json == NULL)
         return err_set(err, ERR_MALFORMED, "the model's name is not UTF-8");
-    texts->picks = xcalloc(token_max, sizeof(*texts->picks));
-    texts->ids = xcalloc(token_max, sizeof(*texts->ids));
-    texts->offsets = xcalloc(token_max + 1, sizeof(*texts->offsets));
-    texts->seconds = xcalloc(token_max, sizeof(*texts->seconds));
-    texts->rows = xcalloc((options->head == ENCODER_HEAD_TOKENS ? token_max : token_max / 2 + 1) *
-                              texts->width,
-                          sizeof(float));
+    texts->flight_max = texts->runner.start != NULL ? ENCODER_FLIGHT_MAX : 1;
+    for (uint32_t i = 0; i < texts->flight_max; i++)
+        flight_init(&texts->flights[i], texts);
     texts->out = BUF_WITH_LIMIT(2ull * ENCODER_OUTPUT_SIZE_MAX);
     texts->tokenizer = TAKE(*tokenizer_p);
     if (options->labels != NULL) {
@@ -618,17 +766,15 @@ void encoder_texts_free(struct encoder_texts **texts_p)
 
     if (texts == NULL)
         return;
+    abandon_flights(texts);
     encoder_queue_done(&texts->queue);
     tokenizer_free(&texts->tokenizer);
     encoder_labels_done(&texts->labels);
     buf_done(&texts->out);
     token_list_done(&texts->two);
     token_list_done(&texts->one);
-    free(texts->rows);
-    free(texts->seconds);
-    free(texts->offsets);
-    free(texts->ids);
-    free(texts->picks);
+    for (uint32_t i = 0; i < texts->flight_max; i++)
+        flight_done(&texts->flights[i]);
     free(texts->model_json);
     free(texts);
 }
@@ -636,10 +782,10 @@ void encoder_texts_free(struct encoder_texts **texts_p)
 int encoder_texts_warm_up(struct encoder_texts *texts, struct err *err)
 {
     const uint32_t offsets[] = {0, 2};
-    const struct bert_batch batch = {texts->ids, offsets, 1, NULL};
+    const struct bert_batch batch = {texts->flights[0].ids, offsets, 1, NULL};
     uint32_t pad_count;
 
-    return texts->runner.run(texts->runner.self, &batch, texts->rows, &pad_count, err);
+    return texts->runner.run(texts->runner.self, &batch, texts->flights[0].rows, &pad_count, err);
 }
 
 uint32_t encoder_texts_req_count_max(const struct encoder_texts *texts)

@@ -6,7 +6,7 @@
  * the text task of `onnx` share.
  *
  *     submit   JSON -> texts -> ids (encoder_input, tokenizer), queued (encoder_queue)
- *     step     one batch, when it is due (encoder_batching) -> runner.run -> answers
+ *     step     one batch, when it is due (encoder_batching) -> runner -> answers
  *              (encoder_output, encoder_scores)
  *
  * The head decides which routes there are: /v1/embeddings without one; /predict of texts' labels,
@@ -14,6 +14,9 @@
  * means the first of /v1/embeddings, /rerank, /predict and /predict_tokens that there is.
  *
  * The functions mirror engine.h, whose rules hold for them. The runner is borrowed and outlives it.
+ *
+ * Two batches may be out at once, where the runner's device computes by itself. Who has `alone`
+ * set has the device to itself.
  *
  * A batch that finds no memory runs again as two halves, each of which may do so again; a text that
  * finds none alone costs its request, and nobody else.
@@ -35,6 +38,12 @@
 
 struct encoder_texts;
 
+/* Batches that a device may have at once: it computes one while the next one is cut and copied,
+ * and the one before is answered. */
+#define ENCODER_FLIGHT_MAX 2u
+
+/* A runner that computes in the call has run alone. One whose device computes by itself has start
+ * and finish too; then run is for what is run again, and may be called while a batch is out. */
 struct encoder_runner {
     /* Writes a row of `width` numbers for each text of the batch, or for each token where the head
      * is TOKENS, and how many tokens were computed for nothing. The longest text comes first.
@@ -42,6 +51,16 @@ struct encoder_runner {
     int (*run)(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
                struct err *err);
     void *self;
+
+    /* Begins what run does, and does not wait for its end. `slot` is below ENCODER_FLIGHT_MAX, and
+     * no batch is out in it; *batch is borrowed for the call, what it and `rows` point to until
+     * finish(slot). An error: nothing was begun, and there is no finish. NULL: run is all. */
+    int (*start)(void *self, uint32_t slot, const struct bert_batch *batch, float *rows,
+                 struct err *err);
+
+    /* Waits until that batch has ended, whose rows are there then; fails as run does. Batches are
+     * finished in the order in which they were started, each exactly once. */
+    int (*finish)(void *self, uint32_t slot, uint32_t *ret_pad_count, struct err *err);
 };
 
 struct encoder_texts_options {

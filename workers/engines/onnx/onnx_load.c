@@ -291,7 +291,7 @@ static int open_texts(struct engine *engine, const struct engine_load *load,
     if (r < 0)
         return r;
     options.width = onnx_text_width(engine->text);
-    options.runner = (struct encoder_runner){onnx_text_run, engine->text};
+    options.runner = (struct encoder_runner){.run = onnx_text_run, .self = engine->text};
     return encoder_texts_new(load, &options, &tokenizer, &engine->texts, err);
 }
 
