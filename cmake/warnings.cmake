@@ -5,16 +5,20 @@ add_library(headrace_flags INTERFACE)
 target_include_directories(headrace_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_definitions(headrace_flags INTERFACE _GNU_SOURCE HEADRACE_VERSION="${PROJECT_VERSION}")
 target_compile_options(headrace_flags INTERFACE
-  -Wall -Wextra -Wshadow -Wconversion -Wvla -Wformat=2 -Wundef -Werror -fno-omit-frame-pointer
+  $<$<COMPILE_LANGUAGE:C,CXX>:-Wall -Wextra -Wshadow -Wconversion -Wvla -Wformat=2 -Wundef -Werror>
+  $<$<COMPILE_LANGUAGE:C,CXX>:-fno-omit-frame-pointer>
   $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition>
   $<$<COMPILE_LANGUAGE:CXX>:-Wno-conversion>
-  $<$<CONFIG:Release,RelWithDebInfo>:-fstack-protector-strong>)
+  # nvcc makes C++ of its own out of ours, which -Wextra of gcc finds fault with.
+  $<$<COMPILE_LANGUAGE:CUDA>:--Werror=all-warnings -Xcompiler=-Wall,-Werror,-fno-omit-frame-pointer>
+  $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<CONFIG:Release,RelWithDebInfo>>:-fstack-protector-strong>)
 
 if(HEADRACE_SANITIZE)
   target_compile_options(headrace_flags INTERFACE
-    -fsanitize=${HEADRACE_SANITIZE} -fno-sanitize-recover=all
+    $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=${HEADRACE_SANITIZE}>
+    $<$<COMPILE_LANGUAGE:C,CXX>:-fno-sanitize-recover=all>
     # Instrumented code hides from gcc what it could prove of the plain one.
-    $<$<C_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
+    $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<C_COMPILER_ID:GNU>>:-Wno-maybe-uninitialized>)
   target_link_options(headrace_flags INTERFACE -fsanitize=${HEADRACE_SANITIZE})
   # For the few places that a sanitizer changes: gcc's __SANITIZE_ADDRESS__ is unknown to clang 14.
   if(HEADRACE_SANITIZE STREQUAL "thread")
@@ -24,7 +28,7 @@ if(HEADRACE_SANITIZE)
   endif()
 endif()
 if(HEADRACE_FUZZ)
-  target_compile_options(headrace_flags INTERFACE -fsanitize=fuzzer-no-link)
+  target_compile_options(headrace_flags INTERFACE $<$<COMPILE_LANGUAGE:C,CXX>:-fsanitize=fuzzer-no-link>)
 endif()
 
 # headrace_library(NAME FOLDER_LIBRARIES…): the static library of one folder, from its *.c files.
