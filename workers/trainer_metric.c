@@ -4,7 +4,6 @@
 
 #include <ctype.h>
 #include <dirent.h>
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <jansson.h>
 #include <math.h>
@@ -16,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "workers/nvml.h"
 
 #define MARK "headrace_metric"
 #define LINE_SIZE_MAX 4096
@@ -258,66 +258,26 @@ size_t trainer_metric_sample(struct trainer_metric_state *state, const char *gro
     return put(to, count, max, "memory_bytes", (double)usage.memory_size);
 }
 
-/* ---- GPUs: NVML by its stable names, as nvml.h declares them ---- */
-
-struct nvml_utilization {
-    unsigned gpu, memory;
-};
-struct nvml_memory {
-    unsigned long long total, free, used;
-};
-
-static struct {
-    bool tried, works;
-    int (*init)(void);
-    int (*handle)(unsigned index, void **ret_device);
-    int (*utilization)(void *device, struct nvml_utilization *ret);
-    int (*memory)(void *device, struct nvml_memory *ret);
-} nvml;
-
-static void nvml_load(void)
-{
-    static const struct {
-        const char *name;
-        void **to;
-    } names[] = {{"nvmlInit_v2", (void **)&nvml.init},
-                 {"nvmlDeviceGetHandleByIndex_v2", (void **)&nvml.handle},
-                 {"nvmlDeviceGetUtilizationRates", (void **)&nvml.utilization},
-                 {"nvmlDeviceGetMemoryInfo", (void **)&nvml.memory}};
-    void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
-
-    nvml.tried = true;
-    if (library == NULL)
-        return;
-    for (size_t i = 0; i < COUNT_OF(names); i++) {
-        *names[i].to = dlsym(library, names[i].name);
-        if (*names[i].to == NULL)
-            return;
-    }
-    nvml.works = nvml.init() == 0;
-}
+/* ---- GPUs ---- */
 
 size_t trainer_metric_gpus(const unsigned *indices, size_t count, struct trainer_metric *to,
                            size_t max)
 {
     size_t filled = 0;
 
-    if (!nvml.tried)
-        nvml_load();
-    for (size_t i = 0; nvml.works && i < count; i++) {
-        struct nvml_utilization utilization;
-        struct nvml_memory memory;
+    if (nvml_load(NVML_LIBRARY) != NULL)
+        return 0;
+    for (size_t i = 0; i < count; i++) {
         char name[TRAINER_METRIC_NAME_SIZE];
-        void *device;
+        double utilization;
+        uint64_t used_size;
 
-        if (nvml.handle(indices[i], &device) != 0)
+        if (!nvml_use(indices[i], &utilization, &used_size))
             continue;
         (void)snprintf(name, sizeof(name), "gpu.%zu.utilization", i);
-        if (nvml.utilization(device, &utilization) == 0)
-            filled = put(to, filled, max, name, utilization.gpu / 100.0);
+        filled = put(to, filled, max, name, utilization);
         (void)snprintf(name, sizeof(name), "gpu.%zu.memory_bytes", i);
-        if (nvml.memory(device, &memory) == 0)
-            filled = put(to, filled, max, name, (double)memory.used);
+        filled = put(to, filled, max, name, (double)used_size);
     }
     return filled;
 }

@@ -8,8 +8,8 @@
  *     each line:   trainer_metric_line()   -> user.<name>
  *
  * Sources: the job's cgroup where it has one, else all processes that descend from its leader, from
- * /proc; GPUs by NVML, which is loaded when it is there, once, and asked for those that the job was
- * given. What cannot be read is left out: no figure is made up.
+ * /proc; GPUs by NVML (workers/nvml.h), asked for those that the job was given. What cannot be read
+ * is left out: no figure is made up.
  *
  * A line is a script's own metric when it begins, behind blanks, with one of
  *
