@@ -9,6 +9,8 @@
 #include "chains/coordinator_int.h"
 #include "schema/topics.h"
 
+#define POINTER_TTL_S 3600
+
 /* Parent's time, hash of what it is: planned again, it has the same id. */
 struct wire_id step_job_id(const struct wire_id *run, const char *step, uint32_t item,
                            uint32_t round, uint32_t shard)
@@ -96,6 +98,29 @@ static struct message_submit item_message(const struct item *item)
 
 static void item_ask(struct item *item);
 
+/* Whoever waits for the run is told whose pieces are its own: in its stream, and by a hint. Without
+ * Redis there are no pieces. */
+static void item_point(const struct item *item)
+{
+    const struct run *run = item->run;
+    struct cache *cache = item->coordinator->cache;
+    const struct message_piece piece = {.step = item->job, .attempt = run->number};
+    const struct message_wake wake = {.id = run->job, .state = JOB_IN_PROGRESS};
+    const struct cache_place place = {run->id, 1}, none = {0};
+    OWNED(buf_done) struct buf bytes = BUF_WITH_LIMIT(1024);
+    struct err err;
+
+    if (cache == NULL || !item->coordinator->chain->steps[item->step].stream)
+        return;
+    if (message_encode(MESSAGE_PIECE, &piece, &bytes, &err) < 0 ||
+        cache_stream_add(cache, &run->job, place, none, bytes.bytes, bytes.size, NULL, NULL) < 0)
+        return;
+    (void)cache_stream_expire(cache, &run->job, POINTER_TTL_S);
+    buf_clear(&bytes);
+    if (message_encode(MESSAGE_WAKE, &wake, &bytes, &err) == 0)
+        (void)cache_wake(cache, WIRE_TEXT_OF(run->job_text), bytes.bytes, bytes.size);
+}
+
 static void on_report(void *opaque, uint64_t tag, const struct queue_report *report)
 {
     struct item *item = opaque;
@@ -141,6 +166,7 @@ static void item_produce(struct item *item)
     }
     item->stage = ITEM_SENDING;
     item->pin_count++;
+    item_point(item);
 }
 
 static void on_input_stored(void *opaque, const struct err *err)
@@ -226,6 +252,7 @@ void item_begin(struct run *run, struct plan_todo *todo)
         mem_free(&item->text);
         item->stage = ITEM_WATCHED;
         item->look_ms = 0;
+        item_point(item);
         return;
     }
     (void)crypto_hash_sha256(item->digest, (const uint8_t *)item->text, item->text_size);

@@ -35,6 +35,7 @@ struct config_deployment {
     uint32_t slot_count; /* of one replica: what a job may ask for at most */
     uint64_t run_limit_ms;
     bool is_chain; /* or a chainlet of one in Python */
+    bool streams;  /* a declared chain one of whose steps does */
     bool is_truss; /* on every route, who accepts only JSON gets an answer in pieces as one text */
 };
 

@@ -644,6 +644,8 @@ static void submit_take_id(struct submit *submit, size_t size)
         now_ms = submit->body.run_at_us / 1000; /* its rows are of the day on which it runs */
     submit->id = job_id_make(job_id_shard(&submit->id), now_ms, entropy);
     job_id_format(&submit->id, submit->call->job);
+    if (submit->ask != NULL)
+        sync_ask_step(submit->call, submit->body.input, submit->body.input_size, submit->ask);
     if (submit->body.refuse_late)
         submit_ask_late(submit);
     else
@@ -815,6 +817,7 @@ static int submit_read_ask(struct submit *submit, const struct config_deployment
     if (route_is_async(submit->call->match.route))
         return 0;
     submit->ask = xcalloc(1, sizeof(*submit->ask));
+    submit->ask->streams = deployment->streams;
     return sync_ask_read(submit->call, deployment->is_truss, submit->ask, err);
 }
 

@@ -15,6 +15,11 @@
  * byte that was sent last. Slow clients are written to as they take it; what they have not taken
  * waits in Redis.
  *
+ * A run of a chain, asked for the pieces of its step that streams: the run's stream names the job
+ * whose pieces they are, and the run has the last word. It fails before a piece: its error is the
+ * answer; after it, an event `error` where the answer is one of events, else a cut. It succeeds
+ * without a piece of a text: its output is the answer.
+ *
  * At shutdown: callers are waited for up to the drain's end, then cut off; their jobs run on, as
  * those of a gateway that was killed (docs/sync.md).
  */
@@ -37,9 +42,11 @@
 #include "producers/gateway_body.h"
 #include "producers/gateway_follow.h"
 #include "schema/job.h"
+#include "schema/job_id.h"
 
 #define ANSWER_SIZE_MAX (2u << 20)
 #define PUMP_SIZE 16384
+#define EVENT_SIZE_MAX (1u << 20)
 #define TIMEOUT_GRACE_MS 250 /* the ledger's own deadline comes first, as a rule */
 
 struct sync {
@@ -49,9 +56,14 @@ struct sync {
     struct wire_id id;
     char tenant[CONFIG_NAME_SIZE];
     bool keyed, wants_pieces;
-    struct follow *follow;
-    struct loop_timer *timer;   /* its limit */
-    struct loop_timer *room;    /* there was none and is some again */
+    struct follow *follow;    /* whose pieces are the answer; NULL: of a step that has not begun */
+    struct follow *run;       /* of that step; NULL: the job answers itself */
+    struct wire_id step;      /* whose follow it is then */
+    bool wraps;               /* each piece becomes an event */
+    bool sends_events;        /* the answer is one of events */
+    bool run_over, step_void; /* the run has succeeded; that step has no pieces to give */
+    struct loop_timer *timer; /* its limit */
+    struct loop_timer *room;  /* there was none and is some again */
     struct http_stream *stream; /* NULL: no piece was sent yet */
     uint64_t sent, output_size; /* bytes of the output; the latter once it is final */
     struct rest *rest;          /* its blob is being opened */
@@ -89,6 +101,7 @@ static void sync_free(struct sync **sync_p)
     if (sync->fd >= 0)
         (void)close(sync->fd);
     follow_free(&sync->follow);
+    follow_free(&sync->run);
     loop_timer_free(&sync->timer);
     loop_timer_free(&sync->room);
     free(sync);
@@ -121,9 +134,43 @@ static void sync_end_stream(struct sync *sync, bool whole)
         http_stream_end(&sync->stream);
     else
         http_stream_abort(&sync->stream);
-    (void)cache_stream_expire(sync->gateway->cache, &sync->id, 0); /* nobody else follows it */
+    if (sync->run == NULL) /* nobody else follows it */
+        (void)cache_stream_expire(sync->gateway->cache, &sync->id, 0);
     call_end_stream(&sync->call, whole ? 200 : 502);
     sync_free(&sync);
+}
+
+static int sync_write(struct sync *sync, const void *bytes, size_t size, struct err *err)
+{
+    OWNED(buf_done) struct buf event = BUF_WITH_LIMIT(EVENT_SIZE_MAX);
+
+    if (!sync->wraps)
+        return http_stream_write(sync->stream, bytes, size, err);
+    buf_append_text(&event, "data: {");
+    media_append_member(&event, (struct wire_bytes){bytes, size});
+    buf_append_text(&event, "}\n\n");
+    return http_stream_write(sync->stream, event.bytes, event.size, err);
+}
+
+/* Of a stream that does not come to its end. What was sent of the last event may be a part of it.
+ */
+static void sync_break_stream(struct sync *sync, const char *code, const char *text)
+{
+    OWNED(buf_done) struct buf event = BUF_WITH_LIMIT(EVENT_SIZE_MAX);
+    struct err err;
+
+    if (sync->run != NULL && sync->sends_events) {
+        buf_printf(&event, "\n\nevent: error\ndata: {\"error_code\":\"%s\",\"error\":", code);
+        json_append_string(&event, text, strlen(text));
+        buf_append_text(&event, "}\n\n");
+        if (http_stream_write(sync->stream, event.bytes, event.size, &err) == 0) {
+            http_stream_end(&sync->stream);
+            call_end_stream(&sync->call, 502);
+            sync_free(&sync);
+            return;
+        }
+    }
+    sync_end_stream(sync, false);
 }
 
 /* ---- answers ---- */
@@ -213,7 +260,7 @@ static void sync_pump(struct sync *sync)
     ssize_t n;
 
     while ((n = pread(sync->fd, part, sizeof(part), (off_t)sync->sent)) > 0) {
-        int r = http_stream_write(sync->stream, part, (size_t)n, &err);
+        int r = sync_write(sync, part, (size_t)n, &err);
 
         sync->blocked = r == ERR_FULL;
         if (r < 0)
@@ -270,8 +317,8 @@ static void sync_send_rest(struct sync *sync, const struct message_completed *co
         return;
     }
     if (completed->output.size > sync->sent)
-        r = http_stream_write(sync->stream, completed->output.bytes + sync->sent,
-                              completed->output.size - sync->sent, &err);
+        r = sync_write(sync, completed->output.bytes + sync->sent,
+                       completed->output.size - sync->sent, &err);
     sync->blocked = r == ERR_FULL;
     if (r == 0)
         sync_end_stream(sync, true);
@@ -344,14 +391,16 @@ static void on_stream_gone(struct http_stream *stream, void *opaque)
     sync_left(sync->call);
 }
 
-static void sync_begin_stream(struct sync *sync, const struct message_piece *piece)
+static void sync_begin_stream(struct sync *sync, struct wire_text type, uint64_t attempt)
 {
     static const struct http_stream_calls calls = {.on_room = on_room, .on_gone = on_stream_gone};
 
-    call_set_type(sync->call, piece->output_type.size > 0 ? piece->output_type
-                                                          : WIRE_TEXT_OF(MEDIA_TYPE_BYTES));
-    (void)snprintf(sync->call->attempts, sizeof(sync->call->attempts), "%u",
-                   (unsigned)piece->attempt);
+    sync->sends_events = sync->wraps || media_type_is(type, MEDIA_TYPE_EVENTS);
+    sync->wraps = sync->wraps && !media_type_is(type, MEDIA_TYPE_EVENTS);
+    if (sync->wraps)
+        type = WIRE_TEXT_OF(MEDIA_TYPE_EVENTS);
+    call_set_type(sync->call, type.size > 0 ? type : WIRE_TEXT_OF(MEDIA_TYPE_BYTES));
+    (void)snprintf(sync->call->attempts, sizeof(sync->call->attempts), "%u", (unsigned)attempt);
     sync->stream = call_answer_stream(sync->call, 200, sync->gateway->settings.stream_buffer_size,
                                       &calls, sync);
 }
@@ -366,7 +415,7 @@ static bool on_piece(void *opaque, const struct cursor_step *step, struct cache_
     (void)place;
     if (step->reset && sync->stream != NULL) {
         sync_cancel(sync);
-        sync_end_stream(sync, false);
+        sync_break_stream(sync, "model_unavailable", "the step began anew: what was sent is void");
         return false;
     }
     if (step->gap || piece->offset != sync->sent) {
@@ -378,8 +427,8 @@ static bool on_piece(void *opaque, const struct cursor_step *step, struct cache_
         return true;
     }
     if (sync->stream == NULL)
-        sync_begin_stream(sync, piece);
-    r = http_stream_write(sync->stream, piece->data.bytes, piece->data.size, &err);
+        sync_begin_stream(sync, piece->output_type, piece->attempt);
+    r = sync_write(sync, piece->data.bytes, piece->data.size, &err);
     sync->blocked = r == ERR_FULL;
     if (r < 0)
         return false;
@@ -403,6 +452,129 @@ static void on_read(void *opaque, bool caught_up)
     sync_step(sync);
 }
 
+/* ---- a run, of which a step has the pieces ---- */
+
+static void on_step_final(void *opaque, const struct message_completed *completed)
+{
+    struct sync *sync = opaque;
+
+    if (!sync->run_over)
+        return; /* it is asked again then */
+    if (sync->stream != NULL && completed->state != JOB_SUCCEEDED) {
+        sync_break_stream(sync, "application_error", "the step that streams has failed");
+    } else if (sync->stream == NULL && (completed->state != JOB_SUCCEEDED ||
+                                        media_type_is(completed->output_type, MEDIA_TYPE_JSON) ||
+                                        completed->output_type.size == 0)) {
+        sync->step_void = true;
+        follow_ask_final(sync->run);
+    } else if (sync->stream == NULL) { /* it was faster than our reading */
+        sync_begin_stream(sync, completed->output_type, completed->attempts);
+        sync->final = sync->spent = true;
+        sync_send_rest(sync, completed);
+    } else {
+        on_final(sync, completed);
+    }
+}
+
+static bool on_step_piece(void *opaque, const struct cursor_step *step, struct cache_place place,
+                          const struct message_piece *piece);
+
+/* The job that has the pieces, which may be a run itself. */
+static void sync_follow_step(struct sync *sync, const struct wire_id *id)
+{
+    static const struct follow_calls calls = {.on_final = on_step_final,
+                                              .on_news = on_news,
+                                              .on_piece = on_step_piece,
+                                              .on_read = on_read};
+    struct cursor cursor;
+
+    if (sync->stream != NULL || sync->step_void || job_id_equal(&sync->step, id))
+        return;
+    cursor_init(&cursor);
+    follow_free(&sync->follow);
+    sync->step = *id;
+    sync->follow = follow_new(sync->gateway, id, false, &cursor, &calls, sync);
+    follow_read(sync->follow);
+}
+
+static bool on_step_piece(void *opaque, const struct cursor_step *step, struct cache_place place,
+                          const struct message_piece *piece)
+{
+    struct sync *sync = opaque;
+
+    if (job_id_is_none(&piece->step))
+        return on_piece(opaque, step, place, piece);
+    sync_follow_step(sync, &piece->step);
+    return true;
+}
+
+static bool on_run_piece(void *opaque, const struct cursor_step *step, struct cache_place place,
+                         const struct message_piece *piece)
+{
+    (void)step;
+    (void)place;
+    if (!job_id_is_none(&piece->step))
+        sync_follow_step(opaque, &piece->step);
+    return true;
+}
+
+static void on_run_news(void *opaque)
+{
+    struct sync *sync = opaque;
+
+    if (sync->follow == NULL)
+        follow_read(sync->run);
+}
+
+static void on_run_read(void *opaque, bool caught_up)
+{
+    struct sync *sync = opaque;
+
+    if (sync->run_over && sync->follow != NULL) {
+        follow_ask_final(sync->follow);
+    } else if (sync->run_over && caught_up) {
+        sync->step_void = true;
+        follow_ask_final(sync->run);
+    }
+}
+
+static void on_run_final(void *opaque, const struct message_completed *completed)
+{
+    struct sync *sync = opaque;
+    OWNED(mem_free) char *text = NULL;
+
+    if (completed->state == JOB_SUCCEEDED && !sync->step_void) {
+        sync->run_over = true;
+        if (sync->follow != NULL)
+            follow_ask_final(sync->follow);
+        else
+            follow_read(sync->run);
+    } else if (sync->stream == NULL) {
+        sync_answer(sync, completed);
+    } else {
+        text = wire_text_dup(completed->error_message);
+        sync_break_stream(
+            sync, sync_failure_of(completed->state, completed->error_class).error_code,
+            text == NULL || text[0] == '\0' ? job_state_name(completed->state) : text);
+    }
+}
+
+static void sync_follow_run(struct sync *sync, bool known)
+{
+    static const struct follow_calls calls = {.on_final = on_run_final,
+                                              .on_news = on_run_news,
+                                              .on_piece = on_run_piece,
+                                              .on_read = on_run_read};
+    struct cursor cursor;
+
+    cursor_init(&cursor);
+    sync->run = follow_new(sync->gateway, &sync->id, false, &cursor, &calls, sync);
+    if (known)
+        follow_ask_final(sync->run);
+    else
+        follow_catch_up(sync->run);
+}
+
 /* ---- its beginning ---- */
 
 static void on_limit(void *opaque)
@@ -412,7 +584,7 @@ static void on_limit(void *opaque)
 
     sync_cancel(sync);
     if (sync->stream != NULL) {
-        sync_end_stream(sync, false);
+        sync_break_stream(sync, "timeout", "the chain did not end within the request's limit");
         return;
     }
     call->on_left = NULL;
@@ -449,11 +621,16 @@ void sync_wait(struct call **call_p, const struct sync_ask *ask, const struct sy
         return;
     }
     call->on_left = sync_left;
-    cursor_init(&cursor);
-    sync->follow = follow_new(gateway, &sync->id, !job->known, &cursor, &calls, sync);
     loop_timer_start(
         sync->timer,
         TIMEOUT_GRACE_MS + (ask->timeout_ms > spent_ms ? ask->timeout_ms - spent_ms : 0), 0);
+    if (ask->of_step) {
+        sync->wraps = ask->events;
+        sync_follow_run(sync, job->known);
+        return;
+    }
+    cursor_init(&cursor);
+    sync->follow = follow_new(gateway, &sync->id, !job->known, &cursor, &calls, sync);
     if (job->known)
         follow_ask_final(sync->follow);
     else

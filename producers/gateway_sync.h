@@ -27,7 +27,10 @@ struct websocket;
 
 /* What a sync request asks for. */
 struct sync_ask {
-    bool stream; /* pieces, if there are any */
+    bool stream;  /* pieces, if there are any */
+    bool streams; /* a step of the chain does */
+    bool of_step; /* of a run: those of its step that streams */
+    bool events;  /* … as server-sent events, whatever the step makes */
     uint64_t timeout_ms;
     char type[MEDIA_TYPE_SIZE_MAX + 1];  /* of the body; "": JSON */
     char route[SYNC_ROUTE_SIZE_MAX + 1]; /* "POST /v1/x?y=1"; "": predict */
@@ -37,6 +40,10 @@ struct sync_ask {
 /* ERR_RANGE names the header, its value and its limit. */
 int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_ask,
                   struct err *err) MUST_CHECK;
+
+/* Of a chain one of whose steps streams: is that what is asked for, by "stream": true in the input
+ * (JSON; NULL: not looked at) or by Accept: text/event-stream? */
+void sync_ask_step(const struct call *call, const char *input, size_t size, struct sync_ask *ask);
 
 /* Kafka has the job; from here on the call is answered by what becomes of it. keyed: it was sent
  * with an Idempotency-Key, so its client will come again, and leaving does not cancel it. known: it

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <jansson.h>
 #include <stdio.h>
 #include <string.h>
 #include <strings.h>
@@ -133,6 +134,27 @@ static int websocket_ask(const struct call *call, struct sync_ask *ask, struct e
                            size, SYNC_ROUTE_SIZE_MAX);
     }
     return websocket_new(call, &ask->websocket, err);
+}
+
+static bool says_stream(const char *input, size_t size)
+{
+    json_t *json = input == NULL ? NULL : json_loadb(input, size, JSON_DECODE_ANY, NULL);
+    bool stream = json_is_true(json_object_get(json, "stream"));
+
+    json_decref(json);
+    return stream;
+}
+
+void sync_ask_step(const struct call *call, const char *input, size_t size, struct sync_ask *ask)
+{
+    const char *accept = http_request_header(call->request, "Accept");
+
+    if (!ask->streams)
+        return;
+    ask->events = accept != NULL && media_type_listed(accept, MEDIA_TYPE_EVENTS);
+    ask->of_step = ask->route[0] == '\0' && ask->websocket == NULL &&
+                   (ask->events ||
+                    (ask->stream && ask->type[0] == '\0' && says_stream(input, size)));
 }
 
 int sync_ask_read(const struct call *call, bool is_truss, struct sync_ask *ret_ask, struct err *err)

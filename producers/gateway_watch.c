@@ -30,11 +30,13 @@
 /* A training project is a model that nobody calls. */
 PG_STATEMENT(watch_models, "SELECT id, name, tenant FROM model m WHERE deleted_at IS NULL AND NOT "
                            "EXISTS (SELECT FROM training_project p WHERE p.id = m.id)");
-PG_STATEMENT(watch_deployments,
-             "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
-             "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
-             "'model_metadata' ? 'headrace_chainlets', false) FROM deployment WHERE deleted_at IS "
-             "NULL AND engine <> 'training'");
+PG_STATEMENT(
+    watch_deployments,
+    "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
+    "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
+    "'model_metadata' ? 'headrace_chainlets', false), coalesce(engine = 'chain' AND config "
+    "-> 'steps' @? '$.*.stream ? (@ == true)', false) FROM deployment WHERE deleted_at IS "
+    "NULL AND engine <> 'training'");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
              "FROM environment e LEFT JOIN environment_target t "
@@ -108,6 +110,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
             .run_limit_ms = pg_u64(answer, 1, i, 6),
             .is_truss = pg_bool(answer, 1, i, 8),
             .is_chain = pg_bool(answer, 1, i, 9),
+            .streams = pg_bool(answer, 1, i, 10),
         };
 
         mem_copy_text(deployment.id, pg_c(answer, 1, i, 0));

@@ -42,6 +42,13 @@ bool job_id_equal(const struct wire_id *a, const struct wire_id *b)
     return memcmp(a, b, sizeof(*a)) == 0;
 }
 
+bool job_id_is_none(const struct wire_id *id)
+{
+    static const struct wire_id none;
+
+    return job_id_equal(id, &none);
+}
+
 static int hex_digit(char c)
 {
     if (c >= '0' && c <= '9')

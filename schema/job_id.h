@@ -29,6 +29,7 @@ struct wire_id job_id_make(uint32_t shard, uint64_t wall_ms,
 uint32_t job_id_shard(const struct wire_id *id);
 uint64_t job_id_time_ms(const struct wire_id *id);
 bool job_id_equal(const struct wire_id *a, const struct wire_id *b);
+bool job_id_is_none(const struct wire_id *id); /* all its bytes are 0 */
 
 /* Takes the 36-character form and 32 hex digits; ERR_MALFORMED for anything else. */
 int job_id_parse(const char *text, struct wire_id *ret_id, struct err *err) MUST_CHECK;

@@ -22,6 +22,8 @@
 #include "base/assert.h"
 #include "base/clock.h"
 #include "brokers/cache.h"
+#include "schema/chain.h"
+#include "schema/job_id.h"
 #include "schema/media_type.h"
 #include "workers/worker_int.h"
 
@@ -104,8 +106,13 @@ void worker_stream_begin(struct worker *worker, const struct worker_todo *todo)
     stream->job = todo->run.job;
     stream->attempt = todo->run.number;
     stream->pending = BUF_WITH_LIMIT(FRAME_FD_SIZE_MAX);
-    (void)snprintf(stream->gateway, sizeof(stream->gateway), "%.*s", (int)todo->run.gateway.size,
-                   todo->run.gateway.size > 0 ? todo->run.gateway.text : "");
+    if (todo->run.gateway.size >= sizeof(CHAIN_BOOT_PREFIX) - 1 &&
+        memcmp(todo->run.gateway.text, CHAIN_BOOT_PREFIX, sizeof(CHAIN_BOOT_PREFIX) - 1) == 0)
+        job_id_format(&stream->job, stream->gateway); /* a coordinator reads no pieces */
+    else
+        (void)snprintf(stream->gateway, sizeof(stream->gateway), "%.*s",
+                       (int)todo->run.gateway.size,
+                       todo->run.gateway.size > 0 ? todo->run.gateway.text : "");
     HASH_ADD(hh, worker->streams, token, sizeof(stream->token), stream);
 }
 
