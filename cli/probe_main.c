@@ -55,7 +55,7 @@ static int ask_engine(const struct probe_settings *settings, const char *dir,
 
     if (engine_host_kind(plan->engine) != ENGINE_HOST_C || strcmp(plan->engine, "sim") == 0)
         return 0;
-    r = host_plugin_open(settings->engines, plan->engine, &api, err);
+    r = host_plugin_open(settings->engines, plan->engine, NULL, &api, err);
     if (r < 0) {
         put_text(to, "model", err->text);
         return 0;

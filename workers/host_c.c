@@ -229,7 +229,7 @@ static void host_on_load(struct host *host, const struct frame_load *load)
         host_refuse_worker(host, "LOAD came a second time");
         return;
     }
-    r = host_plugin_open(host->engines_folder, name, &host->api, &err);
+    r = host_plugin_open(host->engines_folder, name, ask.device, &host->api, &err);
     if (r == 0)
         r = host->api->load(&ask, &host->engine, &host->info, &err);
     if (r < 0) {

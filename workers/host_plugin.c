@@ -4,6 +4,7 @@
 
 #include <dlfcn.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -44,8 +45,22 @@ int host_plugin_folder(const char *folder, char to[HOST_PLUGIN_PATH_SIZE], struc
                    binary);
 }
 
-int host_plugin_open(const char *folder, const char *name, const struct engine_api **ret_api,
-                     struct err *err)
+/* The plugin of that device, else the one for all. */
+static char *find_plugin(const char *where, const char *name, const char *device)
+{
+    char *path;
+
+    if (device != NULL && (strcmp(device, "cuda") == 0 || strncmp(device, "cuda:", 5) == 0)) {
+        path = xasprintf("%s/%s_cuda.so", where, name);
+        if (access(path, F_OK) == 0)
+            return path;
+        free(path);
+    }
+    return xasprintf("%s/%s.so", where, name);
+}
+
+int host_plugin_open(const char *folder, const char *name, const char *device,
+                     const struct engine_api **ret_api, struct err *err)
 {
     const struct engine_api *(*entry)(void);
     const struct engine_api *api;
@@ -60,7 +75,7 @@ int host_plugin_open(const char *folder, const char *name, const struct engine_a
     r = host_plugin_folder(folder, where, err);
     if (r < 0)
         return r;
-    path = xasprintf("%s/%s.so", where, name);
+    path = find_plugin(where, name, device);
     if (access(path, R_OK) < 0)
         return err_set_errno(err, ERR_NOT_FOUND, "engine '%s': %s", name, path);
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);

@@ -9,8 +9,11 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "workers/host_plugin.h"
 
@@ -60,7 +63,7 @@ static int world_load(struct world *world, const char *settings, uint32_t req_co
     *world = (struct world){.now_us = 1000000, .next_id = 1};
     for (size_t i = 0; i < REQS_MAX; i++)
         world->error[i] = -1;
-    r = host_plugin_open(NULL, "sim", &world->api, err);
+    r = host_plugin_open(NULL, "sim", NULL, &world->api, err);
     return r < 0 ? r : world->api->load(&load, &world->engine, &world->info, err);
 }
 
@@ -274,9 +277,42 @@ static void test_plugins_that_cannot_be_had(void **state)
 
     (void)state;
     for (size_t i = 0; i < COUNT_OF(rows); i++) {
-        assert_int_equal(host_plugin_open(rows[i].folder, rows[i].name, &api, &err), rows[i].want);
+        assert_int_equal(host_plugin_open(rows[i].folder, rows[i].name, NULL, &api, &err),
+                         rows[i].want);
         assert_non_null(strstr(err.text, rows[i].holds));
     }
+}
+
+/* Neither file can be opened, so the text says which of them was taken. */
+static void test_a_device_has_its_own_plugin(void **state)
+{
+    static const struct {
+        const char *device, *holds;
+    } rows[] = {
+        {NULL, "/a.so: file too short"},        {"cpu", "/a.so: file too short"},
+        {"cuda", "/a_cuda.so: file too short"}, {"cuda:1", "/a_cuda.so: file too short"},
+        {"cudax", "/a.so: file too short"},
+    };
+    char folder[] = "/tmp/test_sim_engine.XXXXXX";
+    OWNED(mem_free) char *one = NULL, *other = NULL;
+    const struct engine_api *api;
+    struct err err;
+
+    (void)state;
+    assert_non_null(mkdtemp(folder));
+    one = xasprintf("%s/a.so", folder);
+    other = xasprintf("%s/a_cuda.so", folder);
+    assert_int_equal(close(open(one, O_CREAT | O_WRONLY, 0600)), 0);
+    assert_int_equal(close(open(other, O_CREAT | O_WRONLY, 0600)), 0);
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        assert_int_equal(host_plugin_open(folder, "a", rows[i].device, &api, &err), ERR_DEPENDENCY);
+        assert_non_null(strstr(err.text, rows[i].holds));
+    }
+    assert_int_equal(unlink(other), 0); /* then the engine's own is asked */
+    assert_int_equal(host_plugin_open(folder, "a", "cuda", &api, &err), ERR_DEPENDENCY);
+    assert_non_null(strstr(err.text, "/a.so: file too short"));
+    assert_int_equal(unlink(one), 0);
+    assert_int_equal(rmdir(folder), 0);
 }
 
 int main(void)
@@ -289,6 +325,7 @@ int main(void)
         cmocka_unit_test(test_failure_rate),
         cmocka_unit_test(test_pieces_types_and_routes),
         cmocka_unit_test(test_plugins_that_cannot_be_had),
+        cmocka_unit_test(test_a_device_has_its_own_plugin),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
