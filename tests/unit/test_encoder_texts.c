@@ -26,6 +26,7 @@
 struct memory {
     uint32_t token_room;   /* more tokens than these find no memory */
     uint32_t broken_count; /* a batch of so many texts fails otherwise; 0: none */
+    bool lost;             /* the device is: each run fails */
     uint32_t run_count;
     struct bert_batch out[ENCODER_FLIGHT_MAX]; /* text_count 0: no batch in that slot */
     float *rows[ENCODER_FLIGHT_MAX];
@@ -40,6 +41,8 @@ static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t
 
     *ret_pad_count = 0;
     memory->run_count++;
+    if (memory->lost)
+        return err_set(err, ERR_DEVICE, "lost");
     if (token_count > memory->token_room)
         return err_set(err, ERR_MEMORY, "no memory for %u tokens", token_count);
     if (batch->text_count == memory->broken_count)
@@ -309,6 +312,32 @@ static void test_a_request_goes_while_its_batches_are_out(void **state)
     }
 }
 
+/* Also in the middle of a batch whose first half ran; nothing of it may leak. */
+static void test_a_lost_device_ends_it(void **state)
+{
+    (void)state;
+    for (uint32_t i = 0; i < 3; i++) {
+        OWNED(close_world) struct world world = {.texts = NULL};
+        uint64_t wake_us = 0;
+        struct err err;
+
+        open_any(&world, i > 0);
+        submit(&world, 1, "{\"input\":[" FIVE_LONG "," FIVE_LONG "]}");
+        submit(&world, 2, "{\"input\":" LONG_TEXT "}");
+        if (i == 1) /* with the first of two out; else with none, and with both */
+            assert_int_equal(encoder_texts_step(world.texts, 1, &wake_us, &err), 0);
+        world.memory.lost = true;
+        while (wake_us == 0) {
+            if (encoder_texts_step(world.texts, 1, &wake_us, &err) < 0)
+                break;
+        }
+        assert_int_equal(err.code, ERR_DEVICE);
+        assert_string_equal(err.text, "lost");
+        for (uint32_t k = 0; k < world.drive.event_count; k++)
+            assert_int_equal(world.drive.events[k].type, ENGINE_EVENT_ACCEPTED);
+    }
+}
+
 static void test_who_runs_alone_has_the_device_to_itself(void **state)
 {
     OWNED(close_world) struct world world = {.texts = NULL};
@@ -355,6 +384,7 @@ int main(void)
         cmocka_unit_test(test_other_failures_cost_those_they_met),
         cmocka_unit_test(test_two_batches_are_out_while_there_is_work),
         cmocka_unit_test(test_a_request_goes_while_its_batches_are_out),
+        cmocka_unit_test(test_a_lost_device_ends_it),
         cmocka_unit_test(test_who_runs_alone_has_the_device_to_itself),
         cmocka_unit_test(test_unload_waits_for_the_device),
     };

@@ -4,37 +4,33 @@
 
 #include "workers/engines/encoder/encoder_int.h"
 
-static int submit(struct engine *engine, const struct engine_req *from, uint64_t now_us,
-                  struct err *err)
+int encoder_submit(struct engine *engine, const struct engine_req *req, uint64_t now_us,
+                   struct err *err)
 {
-    return encoder_texts_submit(engine->texts, from, now_us, err);
+    return encoder_texts_submit(engine->texts, req, now_us, err);
 }
 
-static int step(struct engine *engine, uint64_t now_us, uint64_t *ret_wake_us, struct err *err)
+int encoder_step(struct engine *engine, uint64_t now_us, uint64_t *ret_wake_us, struct err *err)
 {
     return encoder_texts_step(engine->texts, now_us, ret_wake_us, err);
 }
 
-static int cancel(struct engine *engine, uint64_t req_id, struct err *err)
+int encoder_cancel(struct engine *engine, uint64_t req_id, struct err *err)
 {
     return encoder_texts_cancel(engine->texts, req_id, err);
 }
 
-static void stats(const struct engine *engine, struct engine_stats *ret_stats)
+void encoder_stats(const struct engine *engine, struct engine_stats *ret_stats)
 {
     encoder_texts_stats(engine->texts, ret_stats);
-    ret_stats->host_size = bert_memory_size(engine->bert);
+    ret_stats->host_size = engine->backend->host_size(engine->self);
+    ret_stats->dev_size = engine->backend->dev_size(engine->self);
 }
 
-const struct engine_api encoder_api = {
-    .abi = ENGINE_ABI,
-    .name = "encoder",
-    .version = HEADRACE_VERSION,
-    .probe = encoder_probe,
-    .load = encoder_load,
-    .submit = submit,
-    .step = step,
-    .cancel = cancel,
-    .stats = stats,
-    .unload = encoder_unload,
-};
+static int load_on_cpu(const struct engine_load *load, struct engine **ret_engine,
+                       struct engine_info *ret_info, struct err *err)
+{
+    return encoder_load_on(&encoder_cpu, load, ret_engine, ret_info, err);
+}
+
+const struct engine_api encoder_api = ENCODER_API(load_on_cpu);

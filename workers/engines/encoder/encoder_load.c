@@ -6,8 +6,7 @@
  * Happy path of a load: settings; configuration; tokenizer; weights mapped, compared with the
  * configuration, packed; one short text run, so that the first job meets warm memory.
  *
- * Failures name the file and the value; nothing of a failed load stays behind. A device other
- * than the CPU is refused: this plugin has no other, and answering slower than asked would hide it.
+ * Failures name the file and the value; nothing of a failed load stays behind.
  */
 
 #include <stdio.h>
@@ -17,15 +16,8 @@
 
 #include "workers/engines/encoder/encoder_int.h"
 #include "workers/engines/encoder/encoder_json.h"
-#include "workers/engines/encoder/gemm.h"
-#include "workers/engines/encoder/team.h"
 
 #define SCORE_EXACT 100u
-
-/* Multiplications and additions a second and thread that a default batch reckons with, and how
- * long it may take: a fraction of a lease, for the host serves its socket between batches. */
-#define ASSUMED_OPS 1e11
-#define BATCH_SECONDS 0.25
 
 struct model_files {
     struct encoder_config config;
@@ -121,119 +113,103 @@ static int check_keys(json_t *settings, struct err *err)
     return 0;
 }
 
-static int read_dtype(const json_t *settings, bool *ret_bf16, struct err *err)
+static int read_dtype(const json_t *settings, enum encoder_dtype *ret_dtype, struct err *err)
 {
-    const char *dtype = "f32";
+    static const char *const names[] = {
+        [ENCODER_DTYPE_AUTO] = "auto",
+        [ENCODER_DTYPE_F32] = "f32",
+        [ENCODER_DTYPE_BF16] = "bf16",
+    };
+    const char *dtype = NULL;
     int r;
 
+    *ret_dtype = ENCODER_DTYPE_UNSET;
     r = encoder_json_get_text(settings, "dtype", &dtype, err);
-    if (r < 0)
+    if (r < 0 || dtype == NULL)
         return r;
-    if (strcmp(dtype, "f32") != 0 && strcmp(dtype, "bf16") != 0 && strcmp(dtype, "auto") != 0)
+    for (uint32_t i = ENCODER_DTYPE_AUTO; i < COUNT_OF(names); i++) {
+        if (strcmp(dtype, names[i]) == 0)
+            *ret_dtype = (enum encoder_dtype)i;
+    }
+    if (*ret_dtype == ENCODER_DTYPE_UNSET)
         return err_set(err, ERR_USAGE, "setting 'dtype' is '%.40s', allowed are f32, bf16 and auto",
                        dtype);
-    *ret_bf16 = strcmp(dtype, "bf16") == 0 || (dtype[0] == 'a' && gemm_has_fast_bf16());
     return 0;
 }
 
-static uint32_t default_batch_tokens(const struct encoder_config *config, uint32_t thread_count)
-{
-    const double ops = 2.0 * (double)encoder_config_weight_count_per_token(config);
-    const double tokens = ASSUMED_OPS * BATCH_SECONDS * thread_count / ops;
-
-    if (tokens < config->token_count_max)
-        return config->token_count_max;
-    return tokens < ENCODER_BATCH_TOKEN_MAX / 4 ? (uint32_t)tokens : ENCODER_BATCH_TOKEN_MAX / 4;
-}
-
-static void describe(const struct engine *engine, const struct bert_options *options,
+static void describe(const struct engine *engine, uint32_t batch_token_max,
                      struct engine_info *info)
 {
     const struct encoder_config *config = &engine->config;
-    char model[160];
+    char model[160], backend[160];
 
     *info = (struct engine_info){
         .req_count_max = encoder_texts_req_count_max(engine->texts),
         .token_count_max = config->token_count_max,
-        .host_size = bert_memory_size(engine->bert),
+        .host_size = engine->backend->host_size(engine->self),
+        .dev_size = engine->backend->dev_size(engine->self),
     };
     mem_copy_text(info->task, encoder_task_name(config));
     describe_model(config, model, sizeof(model));
+    engine->backend->describe(engine->self, backend, sizeof(backend));
     (void)snprintf(info->detail, sizeof(info->detail),
-                   "%s, %u tokens a text; %s, oneDNN %s, kernels %s, %u threads, %u tokens a batch",
-                   model, config->token_count_max, options->bf16 ? "bf16" : "f32", gemm_isa_name(),
-                   bert_kernel_name(engine->bert), options->thread_count, options->token_count_max);
-}
-
-static int check_device(const char *device, struct err *err)
-{
-    if (strcmp(device, "cpu") != 0)
-        return err_set(err, ERR_UNSUPPORTED,
-                       "device is '%.40s'; this build of the encoder has "
-                       "'cpu' only, and does not fall back to it unasked",
-                       device);
-    return 0;
-}
-
-static int run(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
-               struct err *err)
-{
-    *ret_pad_count = bert_pad_count(batch->offsets[batch->text_count]);
-    return bert_run(self, batch, rows, err);
+                   "%s, %u tokens a text; %s, %u tokens a batch", model, config->token_count_max,
+                   backend, batch_token_max);
 }
 
 /* From the files to an engine that has run once. */
-static int open_model(struct engine *engine, const struct engine_load *load, const json_t *settings,
-                      struct bert_options *options, struct err *err)
+static int open_model(struct engine *engine, struct encoder_ask *ask, const json_t *settings,
+                      struct err *err)
 {
     OWNED(model_files_done) struct model_files files = {0};
     struct encoder_texts_options texts = {.labels = &files.labels};
+    uint32_t token_max;
     int r;
 
-    r = open_files(load->dir, &files, err);
-    if (r == 0)
-        r = encoder_thread_count(load, TEAM_MEMBER_COUNT_MAX, &options->thread_count, err);
+    r = open_files(ask->load->dir, &files, err);
     if (r < 0)
         return r;
     engine->config = files.config;
+    ask->config = &engine->config;
     texts.head = files.config.head;
     texts.multi_label = files.config.multi_label;
     texts.width = encoder_config_width(&files.config);
     texts.token_count_max = files.config.token_count_max;
-    r = encoder_texts_batching(load, settings, files.config.token_count_max,
-                               default_batch_tokens(&files.config, options->thread_count),
-                               &texts.batching, err);
+    r = engine->backend->default_tokens(ask, &token_max, err);
+    if (r == 0)
+        r = encoder_texts_batching(ask->load, settings, files.config.token_count_max, token_max,
+                                   &texts.batching, err);
     if (r < 0)
         return r;
-    options->token_count_max = texts.batching.token_max;
-    r = bert_open(&engine->config, &files.weights, options, &engine->bert, err);
-    if (r < 0)
-        return r;
-    texts.runner = (struct encoder_runner){.run = run, .self = engine->bert};
-    r = encoder_texts_new(load, &texts, &files.tokenizer, &engine->texts, err);
+    ask->token_count_max = texts.batching.token_max;
+    ask->text_count_max = encoder_texts_count_max(&texts.batching);
+    r = engine->backend->open(ask, &files.weights, &engine->self, &texts.runner, err);
+    if (r == 0)
+        r = encoder_texts_new(ask->load, &texts, &files.tokenizer, &engine->texts, err);
     return r < 0 ? r : encoder_texts_warm_up(engine->texts, err);
 }
 
-int encoder_load(const struct engine_load *load, struct engine **ret_engine,
-                 struct engine_info *ret_info, struct err *err)
+int encoder_load_on(const struct encoder_backend *backend, const struct engine_load *load,
+                    struct engine **ret_engine, struct engine_info *ret_info, struct err *err)
 {
     OWNED(encoder_unload) struct engine *engine = xcalloc(1, sizeof(*engine));
     OWNED(encoder_json_free) json_t *settings = NULL;
-    struct bert_options options = {.progress = load->sink.progress, .opaque = load->sink.opaque};
+    struct encoder_ask ask = {.load = load};
     int r;
 
-    r = check_device(load->device, err);
+    engine->backend = backend;
+    r = backend->check(load, err);
     if (r == 0)
         r = encoder_json_read_settings(load->settings_json, &settings, err);
     if (r == 0)
         r = check_keys(settings, err);
     if (r == 0)
-        r = read_dtype(settings, &options.bf16, err);
+        r = read_dtype(settings, &ask.dtype, err);
     if (r == 0)
-        r = open_model(engine, load, settings, &options, err);
+        r = open_model(engine, &ask, settings, err);
     if (r < 0)
         return r;
-    describe(engine, &options, ret_info);
+    describe(engine, ask.token_count_max, ret_info);
     *ret_engine = TAKE(engine);
     return 0;
 }
@@ -245,6 +221,6 @@ void encoder_unload(struct engine **engine_p)
     if (engine == NULL)
         return;
     encoder_texts_free(&engine->texts);
-    bert_close(&engine->bert);
+    engine->backend->close(&engine->self);
     free(engine);
 }

@@ -528,8 +528,8 @@ static void launch(struct encoder_texts *texts)
     flight->code = texts->runner.start(texts->runner.self, slot, batch, flight->rows, &flight->err);
 }
 
-/* Takes the oldest batch out of the air. */
-static void land(struct encoder_texts *texts)
+/* Takes the oldest batch out of the air; ERR_DEVICE leaves it there. */
+static int land(struct encoder_texts *texts, struct err *err)
 {
     const uint32_t slot = texts->flight_first;
     struct flight *flight = &texts->flights[slot];
@@ -546,11 +546,17 @@ static void land(struct encoder_texts *texts)
         count_run(texts, flight->offsets[flight->pick_count], pad_count, flight->start_us);
         r = settle_picks(texts, flight, 0, flight->pick_count, r, &flight->err);
     }
+    if (r == ERR_DEVICE) {
+        flight->code = r; /* nothing is left to finish */
+        *err = flight->err;
+        return r;
+    }
     if (r < 0)
         fail_flight(texts, flight, &flight->err);
     texts->flight_first = (slot + 1) % texts->flight_max;
     texts->flight_count--;
     finish_reqs(texts, flight->req_count);
+    return 0;
 }
 
 static const struct encoder_req *first_waiting(const struct encoder_texts *texts)
@@ -597,8 +603,8 @@ int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *r
                        struct err *err)
 {
     struct encoder_req *late;
+    int r = 0;
 
-    (void)err;
     while ((late = encoder_queue_expire(&texts->queue, now_us)) != NULL) {
         emit_error(texts, late->id, ENGINE_ERROR_EXPIRED,
                    "the deadline passed while the request waited in the engine", 0);
@@ -607,9 +613,9 @@ int encoder_texts_step(struct encoder_texts *texts, uint64_t now_us, uint64_t *r
     if (due_us(texts) <= now_us && may_launch(texts))
         launch(texts);
     if (texts->flight_count > 0 && (due_us(texts) > now_us || !may_launch(texts)))
-        land(texts);
+        r = land(texts, err);
     *ret_wake_us = texts->flight_count > 0 ? 0 : encoder_batching_wake_us(due_us(texts), now_us);
-    return 0;
+    return r;
 }
 
 void encoder_texts_stats(const struct encoder_texts *texts, struct engine_stats *ret_stats)
@@ -699,6 +705,13 @@ static void flight_init(struct flight *flight, const struct encoder_texts *texts
     flight->rows = xcalloc(row_max * texts->width, sizeof(float));
 }
 
+uint32_t encoder_texts_count_max(const struct encoder_batching *batching)
+{
+    const uint32_t most = batching->token_max / 2 + 1;
+
+    return batching->item_max < most ? batching->item_max : most;
+}
+
 static void flight_done(struct flight *flight)
 {
     free(flight->rows);
@@ -718,8 +731,10 @@ static void abandon_flights(struct encoder_texts *texts)
         if (texts->runner.start != NULL && flight->code == 0)
             (void)texts->runner.finish(texts->runner.self, texts->flight_first, &pad_count,
                                        &flight->err);
-        for (uint32_t i = 0; i < flight->pick_count; i++)
-            land_pick(&flight->picks[i]);
+        for (uint32_t i = 0; i < flight->pick_count; i++) {
+            if (!flight->picks[i].landed)
+                land_pick(&flight->picks[i]);
+        }
         texts->flight_first = (texts->flight_first + 1) % texts->flight_max;
     }
 }

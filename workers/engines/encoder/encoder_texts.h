@@ -22,7 +22,8 @@
  * finds none alone costs its request, and nobody else.
  *
  * Failures of a request: bad_input for what the user sent, model_error for a run that failed or a
- * vector that is not finite, oom, expired, canceled.
+ * vector that is not finite, oom, expired, canceled. A runner that says ERR_DEVICE has lost its
+ * device: step fails so too, and what is held is lost with this process.
  *
  * Thread: its engine's.   Tests: tests/unit/test_encoder.c, test_encoder_texts.c, test_onnx.c
  */
@@ -47,7 +48,7 @@ struct encoder_texts;
 struct encoder_runner {
     /* Writes a row of `width` numbers for each text of the batch, or for each token where the head
      * is TOKENS, and how many tokens were computed for nothing. The longest text comes first.
-     * ERR_MEMORY: the batch was too large. */
+     * ERR_MEMORY: the batch was too large. ERR_DEVICE: nothing will run here any more. */
     int (*run)(void *self, const struct bert_batch *batch, float *rows, uint32_t *ret_pad_count,
                struct err *err);
     void *self;
@@ -96,6 +97,9 @@ uint32_t encoder_texts_req_count_max(const struct encoder_texts *texts);
 int encoder_texts_batching(const struct engine_load *load, const json_t *settings,
                            uint32_t token_count_max, uint32_t token_max_default,
                            struct encoder_batching *ret_batching, struct err *err) MUST_CHECK;
+
+/* Texts of one batch at most: each has [CLS] and [SEP]. */
+uint32_t encoder_texts_count_max(const struct encoder_batching *batching);
 
 /* The load's wishes, or the defaults that all engines with these inputs have. */
 int encoder_limits(const struct engine_load *load, uint32_t *ret_req_count_max,
