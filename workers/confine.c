@@ -286,12 +286,13 @@ static int run_rules(const struct confine_settings *settings, const char *scratc
 static int run_basic(const struct confine_settings *settings, char **argv, struct err *err)
 {
     char scratch[] = "/tmp/headrace-scratch-XXXXXX", secrets[sizeof(scratch) + 8];
+    const struct confine_kept kept = {.scratch = scratch, .container = ""};
     int r;
 
     set_limits(settings, confine_group_join(settings), false);
     if (mkdtemp(scratch) == NULL)
         return err_set_errno(err, ERR_IO, "make a scratch folder in /tmp");
-    r = confine_keep(scratch, err);
+    r = confine_keep(&kept, err);
     if (r < 0)
         return r;
     (void)snprintf(secrets, sizeof(secrets), "%s/secrets", scratch);
@@ -302,21 +303,24 @@ static int run_basic(const struct confine_settings *settings, char **argv, struc
 /* Inside of bubblewrap, or around a host's own child. */
 static int run_inner(const struct confine_settings *settings, char **argv, struct err *err)
 {
+    const struct confine_kept kept = {.container = ""};
     int r;
 
     set_limits(settings, 0, true);
     if (settings->own_session && settings->nice > 0)
         set_session_nice(settings->nice);
-    r = confine_keep(NULL, err);
+    r = confine_keep(&kept, err);
     return r < 0 ? r : run_rules(settings, NULL, argv, err);
 }
 
 static int run_off(const struct confine_settings *settings, char **argv, struct err *err)
 {
+    const struct confine_kept kept = {.container_program = settings->kept_by,
+                                      .container = settings->kept_container};
     int r;
 
     limit(RLIMIT_CORE, 0);
-    r = confine_keep(NULL, err);
+    r = confine_keep(&kept, err);
     return r < 0 ? r : exec_program(settings, argv, err);
 }
 

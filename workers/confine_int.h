@@ -56,8 +56,14 @@ unsigned confine_group_can(void); /* which of them could be had */
 
 /* ---- confine_keeper.c ---- */
 
+/* What the keeper removes at the end. */
+struct confine_kept {
+    const char *scratch;                       /* folder; NULL: none */
+    const char *container_program, *container; /* docker or podman, and a name; "": none */
+};
+
 /* Forks. In the child: returns 0. In the parent: keeps, and ends the process as the child ended. */
-int confine_keep(const char *scratch, struct err *err) MUST_CHECK;
+int confine_keep(const struct confine_kept *kept, struct err *err) MUST_CHECK;
 
 /* ---- shared ---- */
 

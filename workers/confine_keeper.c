@@ -11,6 +11,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
 #include <stdio.h>
@@ -28,6 +29,7 @@
 #define STAT_SIZE 512
 #define FTW_FDS 16
 #define PROCESSES_MAX 65536 /* looked at */
+#define CONTAINER_LIMIT_MS 30000
 
 /* The parent of a process; 0: there is none of that pid. */
 static pid_t parent_of(pid_t pid)
@@ -147,16 +149,42 @@ static int remove_one(const char *path, const struct stat *about, int type, stru
     return 0;
 }
 
-static void keeper_end(const char *scratch, int status) __attribute__((noreturn));
+/* A client's end is not its container's: Docker's runs on, and of Podman's the record stays. */
+static void container_remove(const struct confine_kept *kept)
+{
+    uint64_t end_ms = clock_mono_ms() + CONTAINER_LIMIT_MS;
+    const struct timespec pause = {0, 5000000};
+    sigset_t none;
+    pid_t pid = fork();
+    int null;
+
+    if (pid == 0) {
+        (void)sigemptyset(&none);
+        (void)sigprocmask(SIG_SETMASK, &none, NULL);
+        null = open("/dev/null", O_RDWR | O_CLOEXEC);
+        (void)dup2(null, STDOUT_FILENO);
+        (void)dup2(null, STDERR_FILENO);
+        (void)execl(kept->container_program, kept->container_program, "rm", "--force",
+                    kept->container, (char *)NULL);
+        _exit(CONFINE_EXIT);
+    }
+    while (pid > 0 && waitpid(pid, NULL, WNOHANG) == 0 && clock_mono_ms() < end_ms)
+        (void)sigtimedwait(&(sigset_t){0}, NULL, &pause);
+    kill_all(); /* it itself, when it hangs, and what it has left */
+}
+
+static void keeper_end(const struct confine_kept *kept, int status) __attribute__((noreturn));
 
 /* As the program ended: with its exit code, or by its signal. */
-static void keeper_end(const char *scratch, int status)
+static void keeper_end(const struct confine_kept *kept, int status)
 {
     sigset_t none;
 
     kill_all();
-    if (scratch != NULL)
-        (void)nftw(scratch, remove_one, FTW_FDS, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
+    if (kept->container[0] != '\0')
+        container_remove(kept);
+    if (kept->scratch != NULL)
+        (void)nftw(kept->scratch, remove_one, FTW_FDS, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
     if (WIFSIGNALED(status)) {
         (void)signal(WTERMSIG(status), SIG_DFL);
         (void)sigemptyset(&none);
@@ -167,23 +195,24 @@ static void keeper_end(const char *scratch, int status)
 }
 
 /* Signals are blocked and taken one by one. */
-static void keeper_run(pid_t pid, pid_t parent, const sigset_t *signals, const char *scratch)
+static void keeper_run(pid_t pid, pid_t parent, const sigset_t *signals,
+                       const struct confine_kept *kept)
 {
     int status = 0;
 
     if (getppid() != parent) /* it died before we asked to be told */
-        keeper_end(scratch, SIGKILL);
+        keeper_end(kept, SIGKILL);
     for (;;) {
         int got = sigwaitinfo(signals, NULL);
         pid_t ended;
 
         if (got == CONFINE_END_SIGNAL)
-            keeper_end(scratch, SIGKILL);
+            keeper_end(kept, SIGKILL);
         if (got == SIGTERM || got == SIGINT)
             (void)kill(-pid, got);
         while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
             if (ended == pid)
-                keeper_end(scratch, status);
+                keeper_end(kept, status);
         }
     }
 }
@@ -194,7 +223,7 @@ void confine_end(struct child *child)
     child_signal(child, SIGCONT);
 }
 
-int confine_keep(const char *scratch, struct err *err)
+int confine_keep(const struct confine_kept *kept, struct err *err)
 {
     pid_t parent = getppid(), pid;
     sigset_t signals, before;
@@ -214,7 +243,7 @@ int confine_keep(const char *scratch, struct err *err)
     if (pid > 0) {
         (void)setpgid(pid, pid);
         (void)close_range(STDERR_FILENO + 1, ~0u, 0); /* the program's sockets end with it */
-        keeper_run(pid, parent, &signals, scratch);
+        keeper_run(pid, parent, &signals, kept);
     }
     (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
     (void)setpgid(0, 0);

@@ -24,9 +24,10 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "schema/truss_config.h"
-#include "workers/engine_host.h"
+#include "workers/container.h"
 #include "workers/host_server_int.h"
 #include "workers/secret_files.h"
 
@@ -39,8 +40,9 @@
 #define PROBE_TIMEOUT_MS 5000
 #define PROGRESS_MS 5000
 #define SHELL_NOT_RUN 126 /* and 127: sh found no such command */
+#define CONTAINER_NOT_RUN 125
 #define ENV_MAX (SERVER_ENV_MAX + 512)
-#define RUN_ARGS_MAX (SERVER_ENV_MAX + 32)
+#define RUN_ARGS_MAX 16
 
 /* ---- ports ---- */
 
@@ -134,6 +136,7 @@ struct run {
     char *env[ENV_MAX];
     size_t arg_count, env_count;
     char *port_env, *secrets_env, *checkpoints_env;
+    struct container_words container; /* in place of args */
 };
 
 static void run_done(struct run *run)
@@ -143,6 +146,7 @@ static void run_done(struct run *run)
     free(run->port_env);
     free(run->secrets_env);
     free(run->checkpoints_env);
+    container_words_done(&run->container);
 }
 
 static void run_add(struct run *run, char *arg)
@@ -183,69 +187,60 @@ static void run_plain(const struct host_server *server, struct run *run)
 }
 
 /* By Docker or Podman, which publish the server's port on a port of ours. */
-/* Its command line may be there without its daemon. */
-static bool docker_answers(void)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "/var/run/docker.sock"};
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    bool answers = getenv("DOCKER_HOST") != NULL ||
-                   (fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0);
-
-    if (fd >= 0)
-        (void)close(fd);
-    return answers;
-}
-
-/* NULL: there is neither. */
-static char *container_runner(void)
-{
-    OWNED(mem_free) char *docker = engine_host_program("docker");
-    OWNED(mem_free) char *podman = engine_host_program("podman");
-
-    return docker != NULL && (podman == NULL || docker_answers()) ? TAKE(docker) : TAKE(podman);
-}
-
 static int run_container(const struct host_server *server, struct run *run, struct err *err)
 {
-    OWNED(mem_free) char *runner = container_runner();
+    const struct server_config *config = &server->config;
+    OWNED(container_tool_done) struct container_tool tool;
+    OWNED(mem_free)
+    char *command = config->start_command == NULL ? NULL
+                                                  : server_config_command(config, config->port);
+    OWNED(mem_free) char *port = xasprintf("PORT=%u", config->port);
+    OWNED(mem_free)
+    char *publish = xasprintf("127.0.0.1:%u:%u", server->port, config->port);
+    OWNED(mem_free)
+    char *name = xasprintf("headrace-server-%d-%llu", (int)getpid(),
+                           (unsigned long long)clock_wall_us());
+    OWNED(mem_free) char *user = xasprintf("%u", config->run_as_user_id);
+    OWNED(mem_free) char *files = xasprintf("%s/" TRUSS_CHECKPOINTS_FOLDER, server->dir);
+    OWNED(mem_free)
+    char *place = config->checkpoint_folder == NULL
+                      ? NULL
+                      : xasprintf(CHECKPOINTS_VARIABLE "=%s", config->checkpoint_folder);
+    const char *const words[] = {"/bin/sh", "-c", command, NULL};
+    struct container_mount mounts[3];
+    const char *env[SERVER_ENV_MAX + 3];
+    struct container_run container = {.tool = &tool,
+                                      .image = config->image,
+                                      .name = name,
+                                      .user = config->run_as_user_id == 0 ? NULL : user,
+                                      .publish = publish,
+                                      .init = true,
+                                      .mounts = mounts,
+                                      .env = env,
+                                      .command = command == NULL ? NULL : words};
 
-    if (runner == NULL)
+    container_find(&tool);
+    if (tool.program == NULL)
         return err_set(err, ERR_UNSUPPORTED,
-                       "image '%.100s' needs docker or podman, and neither is in PATH",
-                       server->config.image);
-    run_add(run, xstrdup("headrace"));
-    run_add(run, xstrdup("confine"));
-    run_add(run, xstrdup("--level=off"));
-    run_add(run, xstrdup("--"));
-    run_add(run, TAKE(runner));
-    run_add(run, xstrdup("run"));
-    run_add(run, xstrdup("--rm"));
-    run_add(run, xstrdup("--init"));
-    run_add(run, xasprintf("--publish=127.0.0.1:%u:%u", server->port, server->config.port));
-    run_add(run, xasprintf("--env=PORT=%u", server->config.port));
-    for (size_t i = 0; server->config.env[i] != NULL; i++)
-        run_add(run, xasprintf("--env=%s", server->config.env[i]));
-    if (server->config.checkpoint_folder != NULL) {
-        run_add(run, xasprintf("--volume=%s/" TRUSS_CHECKPOINTS_FOLDER ":%s:ro", server->dir,
-                               server->config.checkpoint_folder));
-        run_add(run,
-                xasprintf("--env=" CHECKPOINTS_VARIABLE "=%s", server->config.checkpoint_folder));
+                       "image '%.100s' needs docker, whose daemon answers, or podman, and neither "
+                       "is here",
+                       config->image);
+    env[container.env_count++] = port;
+    for (size_t i = 0; config->env[i] != NULL; i++)
+        env[container.env_count++] = config->env[i];
+    if (place != NULL) {
+        mounts[container.mount_count++] = (struct container_mount){files, config->checkpoint_folder,
+                                                                   true};
+        env[container.env_count++] = place;
     }
-    if (server->config.run_as_user_id != 0)
-        run_add(run, xasprintf("--user=%u", server->config.run_as_user_id));
     if (server->dir[0] != '\0')
-        run_add(run, xasprintf("--volume=%s:/app:ro", server->dir));
+        mounts[container.mount_count++] = (struct container_mount){server->dir, "/app", true};
     if (server->secrets_folder != NULL) {
-        run_add(run, xasprintf("--volume=%s:/secrets:ro", server->secrets_folder));
-        run_add(run, xstrdup("--env=" SECRET_FILES_VARIABLE "=/secrets"));
+        mounts[container.mount_count++] = (struct container_mount){server->secrets_folder,
+                                                                   "/secrets", true};
+        env[container.env_count++] = SECRET_FILES_VARIABLE "=/secrets";
     }
-    run_add(run, xstrdup(server->config.image));
-    if (server->config.start_command == NULL)
-        return 0;
-    run_add(run, xstrdup("/bin/sh"));
-    run_add(run, xstrdup("-c"));
-    run_add(run, server_config_command(&server->config, server->config.port));
-    return 0;
+    return container_run_words(&container, &run->container, err);
 }
 
 /* Where files of training jobs are: in a sandbox where the deployment wants them, else only with
@@ -307,7 +302,7 @@ static int server_spawn(struct host_server *server, struct err *err)
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_set_errno(err, ERR_IO, "make a pipe");
     spawn.path = "/proc/self/exe";
-    spawn.argv = run.args;
+    spawn.argv = server->config.image == NULL ? run.args : run.container.words;
     spawn.env = run.env;
     spawn.stdout_fd = spawn.stderr_fd = fds[1];
     r = child_start(server->loop, &spawn, server_on_ended, server, &server->child, err);
@@ -479,17 +474,23 @@ static void server_on_ended(void *opaque, const struct child_end *end)
     struct host_server *server = opaque;
     OWNED(mem_free) char *why = NULL;
     uint64_t lived_ms = loop_now_ms(server->loop) - server->started_ms;
+    bool no_container;
 
     log_info("server_ended", LOG_STR("how", end->text), LOG_U64("lived_ms", lived_ms));
     if (server->state == HOST_SERVER_STOPPING) {
         host_server_end(server, 0, ERROR_CLASS_NONE, false, "drained");
         return;
     }
-    why = xasprintf("the server %s%s", end->text,
-                    server->state == HOST_SERVER_STARTING ? " before it was ready" : "");
+    no_container = server->config.image != NULL && end->exit_code == CONTAINER_NOT_RUN;
+    if (no_container)
+        why = xasprintf("no container of image '%.200s' could be started", server->config.image);
+    else
+        why = xasprintf("the server %s%s", end->text,
+                        server->state == HOST_SERVER_STARTING ? " before it was ready" : "");
     if (server->state == HOST_SERVER_STARTING)
         host_server_end(server, 2, ERROR_CLASS_MODEL_UNAVAILABLE,
-                        end->exit_code == SHELL_NOT_RUN || end->exit_code == SHELL_NOT_RUN + 1,
+                        no_container || end->exit_code == SHELL_NOT_RUN ||
+                            end->exit_code == SHELL_NOT_RUN + 1,
                         why);
     else
         host_server_end(server, 3, ERROR_CLASS_LOST_WORKER, false, why);
