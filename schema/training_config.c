@@ -167,8 +167,8 @@ static void warn_of_place(const struct training_config *config)
     if (strcmp(image, "none") != 0)
         (void)json_array_append_new(
             config->warnings,
-            json_string("image.base_image: it is written down, but no container is started: "
-                        "commands run with what the trainer's machine has (none says so)"));
+            json_string("image.base_image: a trainer that has neither Docker nor Podman runs the "
+                        "commands with what its machine has (none: each trainer does)"));
     if (json_is_false(json_object_get(config->config, "enable_baseten_workdir")))
         (void)json_array_append_new(
             config->warnings, json_string("enable_baseten_workdir: commands begin in "

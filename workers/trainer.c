@@ -295,7 +295,7 @@ int trainer_open(struct loop *loop, const struct trainer_settings *settings,
     trainer->look_timer = loop_timer_new(loop, trainer_on_look, trainer);
     loop_timer_start(trainer->beat_timer, 0, BEAT_MS);
     pg_listen(trainer->pg, "headrace_training", on_notify, trainer);
-    trainer_look_soon(trainer);
+    trainer_containers_sweep(trainer);
     log_info("trainer_started", LOG_STR("trainer", settings->trainer),
              LOG_U64("boot", trainer->boot), LOG_STR("dir", trainer->jobs_dir),
              LOG_STR("isolation", confine_level_name(trainer->isolation)),
@@ -317,6 +317,8 @@ void trainer_close(struct trainer **trainer_p)
     while ((node = LIST_FIRST(&trainer->nodes)) != NULL)
         node_free(&node);
     trainer_holds_free(trainer);
+    container_call_free(&trainer->call);
+    container_tool_done(&trainer->tool);
     loop_timer_free(&trainer->beat_timer);
     loop_timer_free(&trainer->look_timer);
     seal_key_close(&trainer->seal_key);

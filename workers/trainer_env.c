@@ -27,9 +27,10 @@ static void add_export(struct buf *script, const char *name, const char *value)
     buf_append_text(script, "'\n");
 }
 
-static void add_path(struct buf *script, const char *name, const char *folder, const char *below)
+static void add_place(const struct node *node, struct buf *script, const char *name,
+                      enum node_place_id id)
 {
-    OWNED(mem_free) char *path = xasprintf("%s%s", folder, below);
+    OWNED(mem_free) char *path = node_place(node, id);
 
     add_export(script, name, path);
 }
@@ -79,29 +80,31 @@ static void add_gpus(const struct node *node, struct buf *script)
     OWNED(buf_done) struct buf list = BUF_WITH_LIMIT(512);
 
     for (uint32_t i = 0; i < node->gpu_count; i++)
-        buf_printf(&list, "%s%u", i == 0 ? "" : ",", node->gpus[i]);
+        buf_printf(&list, "%s%u", i == 0 ? "" : ",", node->image == NULL ? node->gpus[i] : i);
     add_export(script, "CUDA_VISIBLE_DEVICES", buf_text(&list)); /* none: none may be used */
     add_number(script, "BT_NUM_GPUS", node->gpu_count);
 }
 
 static void add_ours(const struct node *node, struct buf *script)
 {
-    const char *cache = node->trainer->cache_dir;
-    OWNED(mem_free) char *project = xasprintf("/projects/%s", node->project);
-    OWNED(mem_free) char *team = xasprintf("/teams/%s", node->tenant);
+    OWNED(mem_free) char *project = node_cache(node, false);
+    OWNED(mem_free) char *team = node_cache(node, true);
 
     add_export(script, "BT_TRAINING_JOB_ID", node->job_text);
     add_export(script, "BT_TRAINING_JOB_NAME", node->name);
     add_export(script, "BT_TRAINING_PROJECT_ID", node->project);
     add_export(script, "BT_TRAINING_PROJECT_NAME", node->project_name);
-    add_path(script, "BT_WORKING_DIR", node->dir, "/workspace");
-    add_path(script, "BT_SCRATCH_DIR", node->dir, "/scratch");
-    add_path(script, "TMPDIR", node->dir, "/scratch");
-    add_path(script, "BT_CHECKPOINT_DIR", node->dir, "/checkpoints");
-    add_export(script, "BT_LOAD_CHECKPOINT_DIR", node->loaded == NULL ? "" : node->loaded);
-    add_path(script, "BT_PROJECT_CACHE_DIR", cache, project);
-    add_path(script, "BT_TEAM_CACHE_DIR", cache, team);
-    add_path(script, "BT_RW_CACHE_DIR", cache, project);
+    add_place(node, script, "BT_WORKING_DIR", NODE_WORKSPACE);
+    add_place(node, script, "BT_SCRATCH_DIR", NODE_SCRATCH);
+    add_place(node, script, "TMPDIR", NODE_SCRATCH);
+    add_place(node, script, "BT_CHECKPOINT_DIR", NODE_CHECKPOINTS);
+    if (node->loaded == NULL)
+        add_export(script, "BT_LOAD_CHECKPOINT_DIR", "");
+    else
+        add_place(node, script, "BT_LOAD_CHECKPOINT_DIR", NODE_LOADED);
+    add_export(script, "BT_PROJECT_CACHE_DIR", project);
+    add_export(script, "BT_TEAM_CACHE_DIR", team);
+    add_export(script, "BT_RW_CACHE_DIR", project);
     add_number(script, "BT_RETRY_COUNT", node->retry_count);
     add_number(script, "BT_GROUP_SIZE", node->node_count);
     add_export(script, "BT_LEADER_ADDR", node->leader);
@@ -110,10 +113,22 @@ static void add_ours(const struct node *node, struct buf *script)
     add_gpus(node, script);
 }
 
+/* In a container: what its cgroup says of it when it ends, since the cgroup ends with it. */
+static const char container_end[] =
+    "headrace_end() {\n"
+    "  for f in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do\n"
+    "    [ ! -r $f ] || while read -r k n; do\n"
+    "      [ \"$k\" != oom_kill ] || [ \"$n\" = 0 ] || : >%s/" NODE_SHORT_MARK "\n"
+    "    done <$f\n"
+    "  done\n"
+    "}\n"
+    "trap headrace_end EXIT\n";
+
 int node_script(const struct node *node, char **ret_path, struct err *err)
 {
     OWNED(buf_done) struct buf script = BUF_WITH_LIMIT(SCRIPT_SIZE_MAX);
-    OWNED(mem_free) char *path = xasprintf("%s/scratch/.start", node->dir);
+    OWNED(mem_free) char *path = xasprintf("%s/scratch/" NODE_SCRIPT, node->dir);
+    OWNED(mem_free) char *scratch = node_place(node, NODE_SCRATCH);
     json_t *commands = json_object_get(node->spec, "start_commands"), *command;
     size_t i;
     int fd, r;
@@ -123,7 +138,10 @@ int node_script(const struct node *node, char **ret_path, struct err *err)
     if (r < 0)
         return r;
     add_ours(node, &script);
-    buf_append_text(&script, "rm -f \"$BT_SCRATCH_DIR/.start\"\ncd \"$BT_WORKING_DIR\" || exit\n");
+    if (node->image != NULL)
+        buf_printf(&script, container_end, scratch);
+    buf_append_text(&script,
+                    "rm -f \"$BT_SCRATCH_DIR/" NODE_SCRIPT "\"\ncd \"$BT_WORKING_DIR\" || exit\n");
     json_array_foreach(commands, i, command)
     {
         buf_append_text(&script, "{\n");

@@ -92,7 +92,8 @@ void node_metric_line(struct node *node, const char *line, size_t size)
 void node_metric_sample(struct node *node)
 {
     struct trainer_metric metrics[SAMPLE_MAX];
-    size_t count = trainer_metric_sample(&node->metric_state, "", child_pid(node->child), metrics,
+    pid_t leader = node->container_pid > 0 ? node->container_pid : child_pid(node->child);
+    size_t count = trainer_metric_sample(&node->metric_state, "", leader, metrics,
                                          COUNT_OF(metrics));
 
     for (size_t i = 0; i < count; i++) {

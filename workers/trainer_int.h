@@ -16,6 +16,8 @@
 #include "schema/job_id.h"
 #include "workers/child.h"
 #include "workers/confine.h"
+#include "workers/container.h"
+#include "workers/container_call.h"
 #include "workers/host_frames.h"
 #include "workers/trainer.h"
 #include "workers/trainer_metric.h"
@@ -25,6 +27,8 @@
 #define TRAINER_GPUS_MAX 64
 #define TRAINER_WHY_SIZE 400
 #define TRAINER_DIGEST_TEXT_SIZE 65
+#define NODE_SCRIPT ".start"     /* in its scratch folder */
+#define NODE_SHORT_MARK ".short" /* left by the script of a container that was short of memory */
 
 struct hold { /* an attempt of the ledger */
     struct trainer *trainer;
@@ -75,6 +79,14 @@ struct node {
     char *dir;    /* the node's: workspace, checkpoints, scratch, loaded below it */
     char *loaded; /* folder that holds a checkpoint to go on with; NULL: none */
 
+    const char *image; /* its container's, of the spec; NULL: it has none */
+    struct container_tool tool;
+    char container[64];                      /* its name */
+    struct container_call *call, *term_call; /* fetch, then looks at it; SIGTERM */
+    pid_t container_pid;                     /* of its first process; 0: not known */
+    uint64_t container_size;                 /* what it has written into itself, as told last */
+    uint32_t container_turns;
+
     struct child *child;
     char group[96];
     struct node_log *log;
@@ -114,6 +126,8 @@ struct trainer {
     bool beating, asking, ask_again, planning, draining, drained, replaced;
     uint64_t beat_sent_us, beat_ok_us, touch_since_us;
     char *jobs_dir, *cache_dir;
+    struct container_tool tool; /* that what is left over is removed with */
+    struct container_call *call;
 };
 
 /* ---- trainer.c ---- */
@@ -170,6 +184,41 @@ void node_fence(struct pg_batch *batch, const struct node *node);
 /* ---- trainer_setup.c: ends in node_ready(), or in node_end(). ---- */
 void node_setup(struct node *node);
 void node_ready(struct node *node);
+
+/* ---- trainer_container.c ---- */
+
+/* Folders of a node, on the machine below its own and in a container. */
+enum node_place_id {
+    NODE_WORKSPACE,
+    NODE_SCRATCH,
+    NODE_CHECKPOINTS,
+    NODE_LOADED,
+    NODE_PLACE_COUNT,
+};
+struct node_place {
+    const char *below, *inside;
+};
+extern const struct node_place node_places[NODE_PLACE_COUNT];
+
+/* As the node's commands see it; the caller frees. */
+char *node_place(const struct node *node, enum node_place_id id);
+char *node_cache(const struct node *node, bool of_tenant);
+
+/* Sets `image` and the rest where it is to have a container. ERR_UNSUPPORTED: it must, and cannot;
+ * ERR_RANGE: its image's name is none. */
+int node_container_choose(struct node *node, struct err *err) MUST_CHECK;
+void node_container_say(struct node *node); /* its first line, where its job names an image */
+void node_container_look(struct node *node, container_done *done, void *opaque); /* 0: it is here */
+void node_container_fetch(struct node *node, container_done *done, void *opaque);
+int node_container_words(const struct node *node, struct container_words *ret_words,
+                         struct err *err) MUST_CHECK;
+void node_container_terminate(struct node *node);       /* SIGTERM to each of its processes */
+void node_container_watch(struct node *node);           /* each second */
+bool node_container_never_ran(const struct node *node); /* when it is over: it was not started */
+bool node_container_was_short(const struct node *node); /* when it is over: of memory */
+
+/* What is left of a trainer that was killed; then the first look at what is to run. */
+void trainer_containers_sweep(struct trainer *trainer);
 
 /* ---- trainer_env.c ---- */
 

@@ -68,6 +68,7 @@ static void set_environment(const struct trainer_settings *settings)
     set("HEADRACE_BLOBS", settings->blobs);
     set("HEADRACE_SEAL_KEY_FILE", settings->seal_key_file);
     set("HEADRACE_ISOLATION", settings->isolation);
+    set("HEADRACE_CONTAINER", settings->container);
     set("HEADRACE_ISOLATION_READ", settings->isolation_read);
     set_number("HEADRACE_HOST_PROCESSES", (uint64_t)settings->host_processes, "");
     set_number("HEADRACE_TRAINER_LEASE", settings->trainer_lease_ms, "ms");
@@ -114,6 +115,10 @@ int trainer_settings_check(struct trainer_settings *settings, struct err *err)
         return err_set(err, ERR_USAGE,
                        "--trainer is '%.80s', it must be 1 to 48 of a-z A-Z 0-9 . _ -",
                        settings->trainer);
+    if (strcmp(settings->container, "auto") != 0 && strcmp(settings->container, "require") != 0 &&
+        strcmp(settings->container, "never") != 0)
+        return err_set(err, ERR_USAGE, "--container is '%.80s', it must be auto, require or never",
+                       settings->container);
     if (settings->blobs[0] == '\0')
         return err_set(err, ERR_USAGE, "--blobs is missing: checkpoints need a store");
     if (settings->gpus > 0 && settings->accelerator[0] == '\0')

@@ -99,6 +99,9 @@ void node_free(struct node **node_p)
     loop_timer_free(&node->limit_timer);
     loop_timer_free(&node->end_timer);
     child_free(&node->child);
+    container_call_free(&node->call);
+    container_call_free(&node->term_call);
+    container_tool_done(&node->tool);
     for (uint32_t i = 0; i < node->gpu_count && i < TRAINER_GPUS_MAX; i++)
         trainer->gpu_used &= ~(1ull << node->gpus[i]);
     trainer->slot_used &= ~(1ull << node->slot);
@@ -119,6 +122,13 @@ void node_free(struct node **node_p)
 }
 
 /* ---- its end ---- */
+
+/* Its image is not fetched any further; the answer comes, and finds that it is over. */
+static void node_call_end(struct node *node)
+{
+    if (node->call != NULL)
+        container_call_end(node->call);
+}
 
 static void node_write_end(struct node *node);
 
@@ -197,6 +207,7 @@ void node_end(struct node *node, const char *cause, int exit_code, int signal, c
     node->exit_code = exit_code;
     node->signal = signal;
     node->phase = NODE_SAVING;
+    node_call_end(node);
     loop_timer_stop(node->watch_timer);
     loop_timer_stop(node->limit_timer);
     loop_timer_stop(node->grace_timer);
@@ -210,6 +221,7 @@ void node_lost(struct node *node)
     log_warn("node_fenced", LOG_STR("job", node->job_text), LOG_U64("placement", node->placement),
              LOG_U64("rank", node->rank));
     node_sync_close(node);
+    node_call_end(node);
     if (node->child != NULL)
         node_kill(node);
     node_forget(node);

@@ -66,7 +66,9 @@ void node_terminate(struct node *node)
     if (node->child == NULL || node->told_term)
         return;
     node->told_term = true;
-    if (node->trainer->isolation == CONFINE_STRICT)
+    if (node->image != NULL)
+        node_container_terminate(node);
+    else if (node->trainer->isolation == CONFINE_STRICT)
         term_in_sandbox(node);
     else
         child_signal(node->child, SIGTERM);
@@ -127,7 +129,8 @@ static uint64_t tree_size(const char *path)
 /* Else memory is the cgroup's business. */
 static bool node_counts_memory(const struct node *node)
 {
-    return !confine_group_has_memory() || node->trainer->isolation == CONFINE_OFF;
+    return node->image == NULL &&
+           (!confine_group_has_memory() || node->trainer->isolation == CONFINE_OFF);
 }
 
 /* thread: libuv's pool   locks: none; the node's folder stays, since the node is busy */
@@ -148,6 +151,7 @@ static void on_measured(uv_work_t *work, int status)
     node->measuring = false;
     if (node_unbusy(node) || node->phase != NODE_RUNNING)
         return;
+    measure->disk_size += node->container_size;
     node_metric_add(node, "disk_bytes", (double)measure->disk_size, -1);
     if (measure->disk_size > node->disk_size)
         (void)snprintf(why, sizeof(why), "it has filled %llu bytes of disk and may fill %llu",
@@ -170,6 +174,8 @@ static void node_on_watch(void *opaque)
     if (node->phase != NODE_RUNNING)
         return;
     node_metric_sample(node);
+    if (node->image != NULL)
+        node_container_watch(node);
     if (node->measuring)
         return;
     measure = xcalloc(1, sizeof(*measure));
@@ -204,6 +210,8 @@ static void node_judge(struct node *node, const struct child_end *end, bool was_
         node_end(node, node->stop_cause, code, signal, why);
     else if (was_short)
         node_end(node, "out_of_memory", code, signal, "it has taken more memory than it asked for");
+    else if (node_container_never_ran(node))
+        node_end(node, "image", code, signal, last);
     else if (signal != 0)
         node_end(node, "signal", code, signal, last);
     else if (code == NOT_FOUND)
@@ -217,7 +225,8 @@ static void node_judge(struct node *node, const struct child_end *end, bool was_
 static void node_on_child_end(void *opaque, const struct child_end *end)
 {
     struct node *node = opaque;
-    bool was_short = confine_group_end(node->group);
+    bool was_short = node->image != NULL ? node_container_was_short(node)
+                                         : confine_group_end(node->group);
 
     child_free(&node->child);
     if (node->phase == NODE_GONE) {
@@ -261,21 +270,27 @@ static size_t words(const struct node *node, const char *script, char **to)
 static int node_spawn(struct node *node, int out_fd, struct err *err)
 {
     OWNED(mem_free) char *script = NULL;
+    OWNED(container_words_done) struct container_words container = {0};
     char *argv[ARGS_MAX] = {NULL};
-    const struct child_spawn spawn = {.path = OUR_BINARY,
-                                      .argv = argv,
-                                      .stdout_fd = out_fd,
-                                      .stderr_fd = out_fd,
-                                      .extra_fd = -1,
-                                      .new_group = true};
-    size_t count;
+    struct child_spawn spawn = {.path = OUR_BINARY,
+                                .argv = argv,
+                                .stdout_fd = out_fd,
+                                .stderr_fd = out_fd,
+                                .extra_fd = -1,
+                                .new_group = true};
+    size_t count = 0;
     int r = node_script(node, &script, err);
 
+    if (r == 0 && node->image != NULL)
+        r = node_container_words(node, &container, err);
     if (r < 0)
         return r;
     (void)snprintf(node->group, sizeof(node->group), "train-%s-%u-%d",
                    node->trainer->settings->trainer, node->slot, (int)getpid());
-    count = words(node, script, argv);
+    if (node->image != NULL)
+        spawn.argv = container.words;
+    else
+        count = words(node, script, argv);
     r = child_start(node->trainer->loop, &spawn, node_on_child_end, node, &node->child, err);
     for (size_t i = 0; i < count; i++)
         free(argv[i]);
@@ -289,6 +304,8 @@ static int node_start(struct node *node, struct err *err)
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_set_errno(err, ERR_IO, "make a pipe");
     r = node_log_open(node, fds[0], err); /* takes the reading end */
+    if (r == 0)
+        node_container_say(node);
     if (r == 0)
         r = node_spawn(node, fds[1], err);
     (void)close(fds[1]);

@@ -3,7 +3,8 @@
 /*
  * What a node needs before it may run, one after the other:
  *
- *   folders ─▶ archive: from the store, unpacked into the cache of this machine once
+ *   folders ─▶ image, where it has a container: fetched where it is not on this machine
+ *           ─▶ archive: from the store, unpacked into the cache of this machine once
  *           ─▶ workspace: a copy of it, the job's own to write to
  *           ─▶ checkpoint to go on with: file by file from the store, each by its digest
  *           ─▶ node_ready()
@@ -12,8 +13,8 @@
  * given up (training_checkpoint_lose() of the migrations), and the one before it is taken.
  *
  * What blocks is done on libuv's threads, one job a node at a time. Whatever fails ends the node:
- * as `workspace` or `restore`, which is the job's own affair, or as `lost` when this machine or the
- * store is at fault, so that it is tried again.
+ * as `image`, `workspace` or `restore`, which is the job's own affair, or as `lost` when this
+ * machine or the store is at fault, so that it is tried again.
  */
 
 #include <errno.h>
@@ -434,6 +435,39 @@ static void workspace(struct setup *setup)
         (void)setup_over(setup, "workspace");
 }
 
+/* ---- the image ---- */
+
+static void on_fetched(void *opaque, int exit_code, const char *text)
+{
+    struct setup *setup = opaque;
+    const struct node *node = setup->node;
+    const char *last = strrchr(text, '\n');
+
+    setup->r = 0;
+    if (exit_code != 0)
+        setup->r = err_set(&setup->err, ERR_NOT_FOUND, "image '%.120s' cannot be fetched by %s: %s",
+                           node->image, container_tool_name(&node->tool),
+                           last == NULL ? text : last + 1);
+    if (!setup_over(setup, "image"))
+        workspace(setup);
+}
+
+static void on_looked(void *opaque, int exit_code, const char *text)
+{
+    struct setup *setup = opaque;
+
+    (void)text;
+    setup->r = 0;
+    if (setup_over(setup, "image"))
+        return;
+    if (exit_code == 0) {
+        workspace(setup);
+        return;
+    }
+    setup->node->busy++;
+    node_container_fetch(setup->node, on_fetched, setup);
+}
+
 /* ---- folders ---- */
 
 static int folder(const char *path, struct err *err)
@@ -478,5 +512,15 @@ void node_setup(struct node *node)
         node_end(node, "lost", -1, 0, err.text);
         return;
     }
-    workspace(setup);
+    if (node_container_choose(node, &err) < 0) {
+        setup_free(&setup);
+        node_end(node, "image", -1, 0, err.text);
+        return;
+    }
+    if (node->image == NULL) {
+        workspace(setup);
+        return;
+    }
+    node->busy++;
+    node_container_look(node, on_looked, setup);
 }

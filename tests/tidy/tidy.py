@@ -314,8 +314,9 @@ CONTRACTS = {
     "workers/engine.h": "the ABI of plugins; each of workers/engines/ carries it out",
 }
 
-# /home/app is no machine's: it is the home of a model's user, as the containers of Trusses have it.
-PATHS = re.compile(r"""(?<![\w.$}/-])/(?:root|home/(?!app\b)\w+|Users/\w+|mnt/\w+)(?=[/\s'"`]|$)""")
+# Of no machine: /home/app, the home of a model's user as containers of Trusses have it, and /root/.cache and /mnt/ckpts, where training
+# jobs have theirs.
+PATHS = re.compile(r"""(?<![\w.$}/-])/(?:root(?!/\.cache\b)|home/(?!app\b)\w+|Users/\w+|mnt/(?!ckpts\b)\w+)(?=[/\s'"`]|$)""")
 
 
 @gate

@@ -140,7 +140,7 @@ static const struct {
     {"name: p\njob: {image: {base_image: none}, runtime: {start_commands: [\"a\\nb\"]}}", NULL,
      NULL, 0},
     {"name: p\njob: {image: {base_image: x}, runtime: {start_commands: [a]}}", NULL,
-     "image.base_image: it is written down, but no container", 0},
+     "image.base_image: a trainer that has neither Docker nor Podman", 0},
     {JOB("enable_baseten_workdir: true"), NULL, NULL, 0},
     {JOB("enable_baseten_workdir: false"), NULL, "enable_baseten_workdir: commands begin", 0},
     {RUN("checkpointing_config: {checkpoint_path: /mnt/c}"), NULL, "checkpoint_path", 0},
