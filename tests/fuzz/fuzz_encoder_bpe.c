@@ -104,6 +104,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
 {
     json_t *model = json_object(), *merges = json_array();
     struct vocab *vocab;
+    struct bpe_options options = {.add_prefix_space = size > 0 && (bytes[0] & 1),
+                                  .trim_spans = true};
+    struct token_list composed = {0};
     struct bpe *bpe = NULL;
     struct err err;
     uint32_t count = size > 0 ? bytes[0] / 2 % (MERGE_COUNT_MAX + 1) : 0;
@@ -115,8 +118,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t size)
     }
     vocab = make_vocab(bytes + 1, count, merges);
     (void)json_object_set_new(model, "merges", merges);
-    assert(bpe_new(model, vocab, size > 0 && (bytes[0] & 1), true, &bpe, &err) == 0);
+    assert(bpe_new(model, vocab, &options, &bpe, &err) == 0);
     check(bpe, vocab, (const char *)bytes + text, size - text);
+    bpe_free(&bpe);
+    options.compose = true; /* other bytes than the text's, but within it */
+    assert(bpe_new(model, vocab, &options, &bpe, &err) == 0);
+    token_list_begin(&composed, UINT32_MAX, true);
+    bpe_cut(bpe, (const char *)bytes + text, size - text, 0, &composed);
+    for (uint32_t i = 0; i < composed.count; i++)
+        assert(composed.spans[i].first <= composed.spans[i].last &&
+               composed.spans[i].last <= size - text);
+    token_list_done(&composed);
     bpe_free(&bpe);
     vocab_free(&vocab);
     json_decref(model);

@@ -23,6 +23,7 @@
 
 #define DATA "tests/data/encoder"
 #define ROBERTA DATA "/kinds/roberta-embed"
+#define MODERN DATA "/kinds/modernbert-embed"
 #define XLM DATA "/kinds/xlm-embed"
 
 /* Where a token that is all space begins and ends is nobody's business, but it is one place. */
@@ -80,6 +81,13 @@ static void test_bpe_equals_the_reference(void **state)
 {
     (void)state;
     check_reference(ROBERTA, "roberta.tokens");
+}
+
+/* Behind NFC, with runs of spaces as tokens, and spans that keep their spaces. */
+static void test_composed_bpe_equals_the_reference(void **state)
+{
+    (void)state;
+    check_reference(MODERN, "modernbert.tokens");
 }
 
 static void test_unigram_equals_the_reference(void **state)
@@ -238,7 +246,8 @@ static void test_refusals(void **state)
          "pre_tokenizer is 'Whitespace', the encoder has 'ByteLevel' for BPE"},
         {"pre_tokenizer", "{\"type\":\"ByteLevel\",\"use_regex\":false}", ERR_UNSUPPORTED,
          "use_regex is false"},
-        {"normalizer", "{\"type\":\"NFC\"}", ERR_UNSUPPORTED, "normalizer is 'NFC'"},
+        {"normalizer", "{\"type\":\"NFD\"}", ERR_UNSUPPORTED,
+         "normalizer is 'NFD', the encoder has none or NFC for BPE"},
         {"post_processor", "{\"type\":\"BertProcessing\"}", ERR_UNSUPPORTED,
          "post_processor is 'BertProcessing'"},
         {"post_processor", "{\"type\":\"RobertaProcessing\",\"cls\":[\"<x>\",0]}", ERR_MISMATCH,
@@ -361,6 +370,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bpe_equals_the_reference),
+        cmocka_unit_test(test_composed_bpe_equals_the_reference),
         cmocka_unit_test(test_unigram_equals_the_reference),
         cmocka_unit_test(test_prefix_space),
         cmocka_unit_test(test_forms_of_unigram),

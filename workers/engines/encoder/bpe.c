@@ -22,7 +22,7 @@ struct bpe {
     struct merge *merges; /* open addressing, at most half full */
     uint32_t merge_mask;
     uint32_t byte_ids[256];
-    bool add_prefix_space, trim_spans;
+    struct bpe_options options;
 };
 
 /* A byte, or what merges have made of several. size 0: it went into the one before. */
@@ -130,7 +130,7 @@ static int add_merge(struct bpe *bpe, const json_t *value, uint32_t rank, struct
     return 0;
 }
 
-int bpe_new(const json_t *model, const struct vocab *vocab, bool add_prefix_space, bool trim_spans,
+int bpe_new(const json_t *model, const struct vocab *vocab, const struct bpe_options *options,
             struct bpe **ret_bpe, struct err *err)
 {
     OWNED(bpe_free) struct bpe *bpe = xcalloc(1, sizeof(*bpe));
@@ -145,8 +145,7 @@ int bpe_new(const json_t *model, const struct vocab *vocab, bool add_prefix_spac
     while (slot_count < 2 * json_array_size(merges))
         slot_count *= 2;
     bpe->vocab = vocab;
-    bpe->add_prefix_space = add_prefix_space;
-    bpe->trim_spans = trim_spans;
+    bpe->options = *options;
     bpe->merges = xcalloc(slot_count, sizeof(*bpe->merges));
     bpe->merge_mask = slot_count - 1;
     r = find_bytes(bpe, err);
@@ -169,6 +168,11 @@ void bpe_free(struct bpe **bpe_p)
         return;
     free(bpe->merges);
     free(bpe);
+}
+
+bool bpe_trims_spans(const struct bpe *bpe)
+{
+    return bpe->options.trim_spans;
 }
 
 /* ---- words ---- */
@@ -357,13 +361,13 @@ static struct token_span span_of(const struct cutting *cutting, size_t from, siz
     struct token_span span = {cutting->chars[from], cutting->chars[from + size - 1] + 1};
     uint32_t before = 0, behind = 0;
 
-    if (!cutting->bpe->trim_spans)
+    if (!cutting->bpe->options.trim_spans)
         return span;
     while (before < size && cutting->bytes[from + before] == ' ')
         before++;
     while (behind < size && cutting->bytes[from + size - 1 - behind] == ' ')
         behind++;
-    if (before > 0 && from == 0 && cutting->bpe->add_prefix_space &&
+    if (before > 0 && from == 0 && cutting->bpe->options.add_prefix_space &&
         (cutting->has_prefix || cutting->tokens->count == 0))
         before--;
     span.first = span.first + before < span.last ? span.first + before : span.last;
@@ -388,28 +392,99 @@ static void cut_words(struct cutting *cutting)
     }
 }
 
+/* ---- NFC ---- */
+
+/* Characters that a character is taken apart into. */
+static uint32_t count_parts(utf8proc_int32_t c)
+{
+    utf8proc_int32_t parts[32];
+    int last = 0;
+    const utf8proc_ssize_t count = utf8proc_decompose_char(
+        c, parts, COUNT_OF(parts), UTF8PROC_STABLE | UTF8PROC_DECOMPOSE, &last);
+
+    return count > 0 ? (uint32_t)count : 1;
+}
+
+/* The composed text, NULL where nothing is to be composed, and of each byte the character of `text`
+ * that it comes from: both have the same parts, in about the same order, and are counted off
+ * against each other. */
+static uint8_t *compose(const char *text, size_t size, uint32_t first, size_t *ret_size,
+                        uint32_t **ret_chars)
+{
+    const uint8_t *from = (const uint8_t *)text;
+    utf8proc_uint8_t *to = NULL;
+    uint32_t from_parts = 0, to_parts = 0, character = first;
+    utf8proc_ssize_t at = 0, width, to_size;
+    utf8proc_int32_t c;
+
+    while (at < (utf8proc_ssize_t)size && from[at] < 0x80)
+        at++;
+    if (at == (utf8proc_ssize_t)size)
+        return NULL;
+    to_size = utf8proc_map(from, (utf8proc_ssize_t)size, &to, UTF8PROC_STABLE | UTF8PROC_COMPOSE);
+    if (to_size <= 0) {
+        free(to); /* not UTF-8: as it is */
+        return NULL;
+    }
+    *ret_chars = xcalloc((size_t)to_size, sizeof(**ret_chars));
+    at = utf8proc_iterate(from, (utf8proc_ssize_t)size, &c);
+    from_parts = count_parts(c);
+    for (utf8proc_ssize_t i = 0; i < to_size; i += width) {
+        width = utf8proc_iterate(to + i, to_size - i, &c);
+        assert(width > 0);
+        while (from_parts <= to_parts && at < (utf8proc_ssize_t)size) {
+            utf8proc_int32_t next;
+
+            at += utf8proc_iterate(from + at, (utf8proc_ssize_t)size - at, &next);
+            from_parts += count_parts(next);
+            character++;
+        }
+        for (utf8proc_ssize_t byte = i; byte < i + width; byte++)
+            (*ret_chars)[byte] = character;
+        to_parts += count_parts(c);
+    }
+    *ret_size = (size_t)to_size;
+    return to;
+}
+
+/* Of each byte of `text` its character. */
+static void number_chars(const char *text, size_t size, uint32_t first, uint32_t *chars)
+{
+    for (size_t i = 0; i < size; i++) {
+        first += i > 0 && ((uint8_t)text[i] & 0xc0u) != 0x80u;
+        chars[i] = first;
+    }
+}
+
 void bpe_cut(const struct bpe *bpe, const char *text, size_t size, uint32_t first,
              struct token_list *tokens)
 {
     struct cutting cutting = {.bpe = bpe, .tokens = tokens};
-    uint32_t at = first;
+    uint8_t *composed = NULL;
+    uint32_t *chars = NULL;
 
     if (size == 0)
         return;
-    cutting.has_prefix = bpe->add_prefix_space && text[0] != ' ';
+    if (bpe->options.compose)
+        composed = compose(text, size, first, &size, &chars);
+    if (composed != NULL)
+        text = (const char *)composed;
+    cutting.has_prefix = bpe->options.add_prefix_space && text[0] != ' ';
     cutting.size = size + cutting.has_prefix;
     cutting.bytes = xmalloc(cutting.size);
     cutting.chars = xcalloc(cutting.size, sizeof(*cutting.chars));
     cutting.bytes[0] = ' ';
     memcpy(cutting.bytes + cutting.has_prefix, text, size);
     cutting.chars[0] = first;
-    for (size_t i = 0; i < size; i++) {
-        at += i > 0 && ((uint8_t)text[i] & 0xc0u) != 0x80u;
-        cutting.chars[i + cutting.has_prefix] = at;
-    }
+    if (chars != NULL)
+        memcpy(cutting.chars + cutting.has_prefix, chars, size * sizeof(*chars));
+    else
+        number_chars(text, size, first, cutting.chars + cutting.has_prefix);
     cut_words(&cutting);
     free(cutting.heap);
     free(cutting.symbols);
     free(cutting.chars);
     free(cutting.bytes);
+    free(chars);
+    free(composed);
 }

@@ -23,11 +23,20 @@
 
 struct bpe;
 
+struct bpe_options {
+    bool add_prefix_space; /* before a part that has none */
+    bool trim_spans;       /* spaces at a token's ends do not count */
+    bool compose;          /* a text is brought to Unicode's form NFC first */
+};
+
 /* model is tokenizer.json's, of type BPE. Takes nothing, borrows vocab for its life. ERR_MISMATCH
  * names a byte or a merge that the vocabulary has not. */
-int bpe_new(const json_t *model, const struct vocab *vocab, bool add_prefix_space, bool trim_spans,
+int bpe_new(const json_t *model, const struct vocab *vocab, const struct bpe_options *options,
             struct bpe **ret_bpe, struct err *err) MUST_CHECK;
 void bpe_free(struct bpe **bpe_p);
+
+/* Whether spaces at a token's ends count. */
+bool bpe_trims_spans(const struct bpe *bpe);
 
 /* Appends the tokens of a part of a text that begins at character `first` of it. */
 void bpe_cut(const struct bpe *bpe, const char *text, size_t size, uint32_t first,

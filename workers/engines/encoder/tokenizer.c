@@ -104,8 +104,9 @@ static void cut_part(const struct tokenizer *tokenizer, const char *text, size_t
 void tokenizer_cut(const struct tokenizer *tokenizer, const char *text, size_t text_size,
                    struct token_list *tokens)
 {
+    const bool trims = tokenizer->bpe != NULL && bpe_trims_spans(tokenizer->bpe);
     size_t part = 0, at = 0, end;
-    uint32_t first = 0; /* character of part */
+    uint32_t first = 0, before, behind; /* character of part; white space beside a token */
 
     if (tokenizer->pieces != NULL) {
         wordpiece_cut(tokenizer->pieces, text, text_size, tokens);
@@ -126,9 +127,12 @@ void tokenizer_cut(const struct tokenizer *tokenizer, const char *text, size_t t
         part = at + added->size;
         while (added->takes_right && part < text_size && is_white(text[part]))
             part++;
-        first += count_chars(text + end, at - end);
-        token_list_put(tokens, added->id, first, first + added->char_count);
-        first += count_chars(text + at, part - at);
+        before = count_chars(text + end, at - end);
+        behind = (uint32_t)(part - at) - added->size;
+        first += before;
+        token_list_put(tokens, added->id, first - (trims ? 0 : before),
+                       first + added->char_count + (trims ? 0 : behind));
+        first += added->char_count + behind;
         at = part;
     }
     if (!tokens->truncated)

@@ -256,20 +256,24 @@ static int load_bpe(const char *dir, const json_t *json, struct tokenizer *token
 {
     const json_t *model = json_object_get(json, "model");
     const json_t *pre = json_object_get(json, "pre_tokenizer");
-    bool prefix = false, trim = true, regex = true;
+    const bool no_normalizer = !json_is_object(json_object_get(json, "normalizer"));
+    struct bpe_options options = {
+        .trim_spans = strcmp(type_of(json, "post_processor"), "RobertaProcessing") == 0};
+    bool regex = true;
     const char *unk;
     int r;
 
-    if (json_is_object(json_object_get(json, "normalizer")))
-        return refuse("normalizer", type_of(json, "normalizer"), "none for BPE", err);
+    options.compose = strcmp(type_of(json, "normalizer"), "NFC") == 0;
+    if (!no_normalizer && !options.compose)
+        return refuse("normalizer", type_of(json, "normalizer"), "none or NFC for BPE", err);
     if (strcmp(type_of(json, "pre_tokenizer"), "ByteLevel") != 0)
         return refuse("pre_tokenizer", type_of(json, "pre_tokenizer"), "'ByteLevel' for BPE", err);
     r = check_bpe(model, err);
     if (r == 0)
         r = encoder_json_get_bool(pre, "use_regex", &regex, err);
     if (r == 0)
-        r = encoder_json_get_bool(json_object_get(json, "post_processor"), "trim_offsets", &trim,
-                                  err);
+        r = encoder_json_get_bool(json_object_get(json, "post_processor"), "trim_offsets",
+                                  &options.trim_spans, err);
     if (r == 0 && !regex)
         r = err_set(err, ERR_UNSUPPORTED,
                     "pre_tokenizer.use_regex is false, the encoder's is true");
@@ -277,13 +281,13 @@ static int load_bpe(const char *dir, const json_t *json, struct tokenizer *token
         r = fill_vocab(json_object_get(model, "vocab"), tokenizer, err);
     if (r < 0)
         return err_wrap(err, "tokenizer.json");
-    r = read_prefix_space(dir, pre, &prefix, err);
+    r = read_prefix_space(dir, pre, &options.add_prefix_space, err);
     if (r < 0)
         return r;
     unk = json_string_value(json_object_get(model, "unk_token"));
     if (unk != NULL)
         (void)vocab_find(tokenizer->vocab, unk, strlen(unk), &tokenizer->unk_id);
-    r = bpe_new(model, tokenizer->vocab, prefix, trim, &tokenizer->bpe, err);
+    r = bpe_new(model, tokenizer->vocab, &options, &tokenizer->bpe, err);
     return r < 0 ? err_wrap(err, "tokenizer.json") : 0;
 }
 
