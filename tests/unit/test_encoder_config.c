@@ -134,6 +134,116 @@ static void test_refusals(void **state)
     remove_files(dir);
 }
 
+#define MODERN                                                                                     \
+    "{\"architectures\":[\"ModernBertModel\"],\"model_type\":\"modernbert\",\"num_hidden_"         \
+    "layers\":4}"
+#define NOMIC "{\"architectures\":[\"NomicBertModel\"],\"model_type\":\"nomic_bert\"}"
+#define FIRST_NOMIC                                                                                \
+    "{\"architectures\":[\"NomicBertModel\"],\"n_embd\":768,\"rotary_emb_fraction\":1.0,"          \
+    "\"activation_function\":\"swiglu\",\"n_positions\":8192}"
+
+/* Reads a directory with nothing but this config.json, one key of it changed. */
+static int read_alone(const char *dir, const char *base, const char *key, const char *value,
+                      struct encoder_config *config, struct err *err)
+{
+    OWNED(mem_free) char *path = xasprintf("%s/config.json", dir);
+    OWNED(encoder_json_free) json_t *json = json_loads(base, 0, NULL);
+    int r;
+
+    if (key != NULL)
+        (void)json_object_set_new(json, key, json_loads(value, JSON_DECODE_ANY, NULL));
+    assert_int_equal(json_dump_file(json, path, 0), 0);
+    r = encoder_config_read(dir, config, err);
+    assert_int_equal(unlink(path), 0);
+    return r;
+}
+
+static void test_turning_families_that_are_refused(void **state)
+{
+    static const struct {
+        const char *base, *key, *json;
+        int code;
+        const char *text;
+    } turning[] = {
+        {MODERN, "hidden_activation", "\"silu\"", ERR_UNSUPPORTED, "hidden_activation is 'silu'"},
+        {MODERN, "layer_types", "[\"full_attention\"]", ERR_MISMATCH,
+         "layer_types has 1 entries, num_hidden_layers is 4"},
+        {MODERN, "layer_types", "[\"full_attention\",\"chunked\",\"a\",\"b\"]", ERR_UNSUPPORTED,
+         "layer_types[1] is 'chunked'"},
+        {MODERN, "classifier_pooling", "\"max\"", ERR_UNSUPPORTED, "classifier_pooling is 'max'"},
+        {MODERN, "classifier_activation", "\"tanh\"", ERR_UNSUPPORTED,
+         "classifier_activation is 'tanh'"},
+        {MODERN, "rope_scaling", "{\"type\":\"yarn\"}", ERR_UNSUPPORTED, "rope_scaling is set"},
+        {MODERN, "rope_parameters", "{\"full_attention\":{\"rope_type\":\"yarn\"}}",
+         ERR_UNSUPPORTED, "rope_parameters.full_attention: rope_type is 'yarn'"},
+        {MODERN, "global_rope_theta", "0", ERR_RANGE, "global_rope_theta is none of 1 to 1e+12"},
+        {MODERN, "local_attention", "1", ERR_RANGE, "'local_attention' is 1"},
+        {MODERN, "hidden_size", "780", ERR_UNSUPPORTED, "a head of 65 numbers"},
+        {MODERN, "norm_eps", "7", ERR_RANGE, "norm_eps is none of 0 to 1"},
+        {NOMIC, "hidden_act", "\"tanh\"", ERR_UNSUPPORTED, "hidden_act is 'tanh'"},
+        {NOMIC, "rope_parameters", "{\"rope_type\":\"linear\"}", ERR_UNSUPPORTED,
+         "rope_type is 'linear', the encoder has default and dynamic"},
+        {FIRST_NOMIC, "activation_function", "\"gelu\"", ERR_UNSUPPORTED,
+         "activation_function is 'gelu'"},
+        {FIRST_NOMIC, "prenorm", "true", ERR_UNSUPPORTED, "prenorm is true"},
+        {FIRST_NOMIC, "causal", "true", ERR_UNSUPPORTED, "causal is true"},
+        {FIRST_NOMIC, "use_rms_norm", "true", ERR_UNSUPPORTED, "use_rms_norm is true"},
+        {FIRST_NOMIC, "moe_every_n_layers", "2", ERR_UNSUPPORTED,
+         "moe_every_n_layers is 2, the encoder has no mixture of experts"},
+        {FIRST_NOMIC, "rotary_emb_fraction", "0.5", ERR_UNSUPPORTED,
+         "rotary_emb_fraction is not 1"},
+        {FIRST_NOMIC, "rotary_emb_scale_base", "512", ERR_UNSUPPORTED,
+         "rotary_emb_scale_base is set"},
+        {FIRST_NOMIC, "n_inner", "\"wide\"", ERR_MALFORMED, "'n_inner' is no whole number"},
+    };
+    char dir[] = "/tmp/encoder-XXXXXX";
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    for (size_t i = 0; i < COUNT_OF(turning); i++) {
+        struct encoder_config config;
+        struct err err = {0};
+        const int r = read_alone(dir, turning[i].base, turning[i].key, turning[i].json, &config,
+                                 &err);
+
+        if (r != turning[i].code || strstr(err.text, turning[i].text) == NULL)
+            fail_msg("%s = %s: %s (%s)", turning[i].key, turning[i].json, err_name(r), err.text);
+    }
+    assert_int_equal(rmdir(dir), 0);
+}
+
+static void test_turning_families(void **state)
+{
+    char dir[] = "/tmp/encoder-XXXXXX";
+    struct encoder_config config;
+    struct err err;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(read_alone(dir, MODERN, NULL, NULL, &config, &err), 0);
+    assert_true(config.norm_first && config.gated && config.no_qkv_bias && config.no_norm_bias);
+    assert_true(config.turn_base[0] == 160000.0f && config.turn_base[1] == 10000.0f);
+    assert_int_equal(config.window, 64);
+    assert_false(config.layer_is_local[0] || config.layer_is_local[3]);
+    assert_true(config.layer_is_local[1] && config.layer_is_local[2]);
+    assert_int_equal(config.token_count_max, 8192);
+    assert_int_equal(read_alone(dir, MODERN, "rope_parameters",
+                                "{\"full_attention\":{\"rope_theta\":7,\"rope_type\":\"default\"}}",
+                                &config, &err),
+                     0);
+    assert_true(config.turn_base[0] == 7.0f && config.turn_base[1] == 10000.0f);
+    assert_int_equal(read_alone(dir, NOMIC, NULL, NULL, &config, &err), 0);
+    assert_true(config.gated && !config.norm_first && config.no_up_bias && !config.no_norm_bias);
+    assert_true(config.turn_base[0] == 1000.0f && config.activation == ENCODER_SILU);
+    assert_int_equal(read_alone(dir, FIRST_NOMIC, NULL, NULL, &config, &err), 0);
+    assert_false(config.no_qkv_bias || config.no_up_bias || config.no_down_bias);
+    assert_int_equal(config.token_count_max, 8192);
+    /* Told to turn otherwise beyond what it was trained on, it is cut there. */
+    assert_int_equal(read_alone(dir, FIRST_NOMIC, "rotary_scaling_factor", "2", &config, &err), 0);
+    assert_int_equal(config.token_count_max, 2048);
+    assert_int_equal(rmdir(dir), 0);
+}
+
 static void test_what_fills_masks_needs_modules(void **state)
 {
     char dir[] = "/tmp/encoder-XXXXXX";
@@ -208,6 +318,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_turning_families_that_are_refused),
+        cmocka_unit_test(test_turning_families),
         cmocka_unit_test(test_what_fills_masks_needs_modules),
         cmocka_unit_test(test_the_files_decide),
         cmocka_unit_test(test_the_shortest_length_rules),

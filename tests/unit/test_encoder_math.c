@@ -45,17 +45,41 @@ static float from_bf16(uint16_t half)
     return value;
 }
 
+/* q or k of all tokens, turned by their rows of turns. */
+static double *turn_plainly(const struct bert_attention *a, const float *from)
+{
+    const uint32_t size = a->head_size, half = size / 2;
+    double *to = xcalloc((size_t)a->token_count * size, sizeof(*to));
+
+    for (size_t t = 0; t < a->token_count; t++) {
+        const float *row = from + t * a->row_stride;
+
+        for (uint32_t d = 0; d < size; d++) {
+            const double other = d < half ? -(double)row[half + d] : (double)row[d % half];
+            const float *turns = a->turns + t * size + d % half;
+
+            to[t * size + d] = a->turns == NULL ? (double)row[d]
+                                                : (double)row[d] * (double)turns[0] +
+                                                      other * (double)turns[half];
+        }
+    }
+    return to;
+}
+
 /* One output row of softmax(q k' scale + bias) v, in double. */
-static void attend_plainly(const struct bert_attention *a, uint32_t t, double *to)
+static void attend_plainly(const struct bert_attention *a, const double *q, const double *k,
+                           uint32_t t, double *to)
 {
     OWNED(mem_free) double *scores = xcalloc(a->token_count, sizeof(double));
     double high = -INFINITY, sum = 0;
 
     for (uint32_t i = 0; i < a->token_count; i++) {
         for (uint32_t d = 0; d < a->head_size; d++)
-            scores[i] += (double)a->q[t * a->row_stride + d] * (double)a->k[i * a->row_stride + d];
+            scores[i] += q[t * a->head_size + d] * k[i * a->head_size + d];
         scores[i] *= (double)a->scale;
         scores[i] += a->bias != NULL ? (double)a->bias[(int)i - (int)t] : 0;
+        if (a->window > 0 && (i + a->window < t || t + a->window < i))
+            scores[i] = -INFINITY;
         high = fmax(high, scores[i]);
     }
     for (uint32_t i = 0; i < a->token_count; i++)
@@ -68,12 +92,13 @@ static void attend_plainly(const struct bert_attention *a, uint32_t t, double *t
 }
 
 static void check_attention(const struct bert_kernels *kernels, uint32_t tokens, uint32_t size,
-                            double spread, bool biased)
+                            double spread, bool biased, bool is_turned, uint32_t window)
 {
     const size_t stride = 3 * size + 5;
     OWNED(mem_free) float *qkv = random_floats(tokens * stride, spread);
     OWNED(mem_free) float *context = random_floats(tokens * size, 1);
     OWNED(mem_free) float *bias = random_floats(2 * (size_t)tokens - 1, 3);
+    OWNED(mem_free) float *turns = random_floats((size_t)tokens * size, 0.7);
     OWNED(mem_free) uint16_t *rounded = xcalloc(tokens * size, sizeof(uint16_t));
     OWNED(mem_free)
     float *scratch = random_floats(bert_attention_scratch_size(tokens, size) / sizeof(float), 1e30);
@@ -87,10 +112,15 @@ static void check_attention(const struct bert_kernels *kernels, uint32_t tokens,
         .head_size = size,
         .scale = 1 / sqrtf((float)size),
         .bias = biased ? bias + tokens - 1 : NULL,
+        .turns = is_turned ? turns : NULL,
+        .window = window,
         .context = context,
         .context_stride = size,
         .scratch = scratch,
     };
+
+    OWNED(mem_free) double *q = turn_plainly(&attention, attention.q);
+    OWNED(mem_free) double *k = turn_plainly(&attention, attention.k);
 
     /* A score's rounding grows with q and k, and moves the weights of v by as much. */
     const double tolerance = 2e-6 * spread * spread * spread;
@@ -100,7 +130,7 @@ static void check_attention(const struct bert_kernels *kernels, uint32_t tokens,
     attention.context_bf16 = rounded;
     kernels->attend(&attention);
     for (uint32_t t = 0; t < tokens; t++) {
-        attend_plainly(&attention, t, want);
+        attend_plainly(&attention, q, k, t, want);
         for (uint32_t d = 0; d < size; d++) {
             const double got = (double)context[t * size + d];
 
@@ -117,14 +147,18 @@ static void test_attention(void **state)
 {
     static const uint32_t token_counts[] = {1, 2, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 100, 256};
     static const uint32_t sizes[] = {4, 8, 16, 24, 32, 64, 96};
+    static const uint32_t windows[] = {0, 1, 5, 16, 64};
 
     (void)state;
     for (int k = 0; bert_kernels_at(k) != NULL; k++) {
         for (size_t i = 0; i < COUNT_OF(token_counts); i++) {
             for (size_t j = 0; j < COUNT_OF(sizes); j++) {
-                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, false);
-                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 10, false);
-                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, true);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, false, false, 0);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 10, false, false, 0);
+                check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, true, false, 0);
+                for (size_t w = 0; sizes[j] % 16 == 8 && w < COUNT_OF(windows); w++)
+                    check_attention(bert_kernels_at(k), token_counts[i], sizes[j], 1, false, true,
+                                    windows[w]);
             }
         }
         (void)printf("kernels %s: attention is right\n", bert_kernels_at(k)->name);
@@ -140,7 +174,7 @@ static void check_norm(const struct bert_kernels *kernels, uint32_t size)
     OWNED(mem_free) uint16_t *rounded = xcalloc(size, sizeof(uint16_t));
     double mean = 0, square = 0;
 
-    kernels->norm(got, size, gain, bias, 1e-12f, rounded);
+    kernels->norm(got, got, size, gain, bias, 1e-12f, rounded);
     for (uint32_t i = 0; i < size; i++)
         mean += (double)row[i] / size;
     for (uint32_t i = 0; i < size; i++)
@@ -176,6 +210,8 @@ static double activate(const struct gemm_shape *shape, double x)
         return x * 0.5 * (1 + erf(x / sqrt(2)));
     case ENCODER_GELU_TANH:
         return 0.5 * x * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case ENCODER_SILU:
+        return x / (1 + exp(-x));
     case ENCODER_RELU:
         break;
     }
@@ -192,13 +228,15 @@ static void check_product(const struct gemm_shape *shape, uint32_t tile)
     OWNED(mem_free) float *bias = random_floats(out, 1);
     OWNED(mem_free) float *x = random_floats((size_t)rows * in, 1);
     OWNED(mem_free) float *y = random_floats((size_t)rows * out, 1);
+    OWNED(mem_free) float *z = random_floats((size_t)rows * out, 1);
     OWNED(mem_free) float *old = xmemdup(y, (size_t)rows * out * sizeof(float));
     struct err err = {0};
 
     gemm_thread_start();
     if (gemm_new(1, &gemm, &err) < 0 || gemm_plan_new(gemm, shape, &plan, &err) < 0 ||
         gemm_weights_new(plan, matrix, bias, &weights, &err) < 0 ||
-        gemm_run(plan, weights, 0, tile, x, y, &err) < 0)
+        (shape->epilogue == GEMM_MULTIPLY ? gemm_run_multiply(plan, weights, 0, tile, x, z, y, &err)
+                                          : gemm_run(plan, weights, 0, tile, x, y, &err)) < 0)
         fail_msg("%s", err.text);
     for (uint32_t i = 0; i < rows; i++) {
         for (uint32_t j = 0; j < out; j++) {
@@ -209,6 +247,8 @@ static void check_product(const struct gemm_shape *shape, uint32_t tile)
             want = activate(shape, want);
             if (shape->epilogue == GEMM_ADD)
                 want += (double)old[i * out + j];
+            if (shape->epilogue == GEMM_MULTIPLY)
+                want *= (double)z[i * out + j];
             if (fabs((double)y[i * out + j] - want) > 2e-5)
                 fail_msg("%u rows, %u to %u, epilogue %d: [%u][%u] is %.9g, want %.9g", rows, in,
                          out, (int)shape->epilogue, i, j, (double)y[i * out + j], want);
@@ -224,6 +264,9 @@ static void test_products(void **state)
         {32, 64, GEMM_ACTIVATION, ENCODER_GELU, false, false},
         {32, 64, GEMM_ACTIVATION, ENCODER_GELU_TANH, false, false},
         {17, 33, GEMM_ACTIVATION, ENCODER_RELU, false, false},
+        {32, 64, GEMM_ACTIVATION, ENCODER_SILU, false, false},
+        {32, 64, GEMM_MULTIPLY, ENCODER_GELU, false, false},
+        {17, 33, GEMM_MULTIPLY, ENCODER_GELU, false, false},
     };
 
     (void)state;

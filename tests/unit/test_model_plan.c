@@ -41,7 +41,7 @@ static const struct {
     {BERT_FILES, "{\"architectures\":[\"BertModel\"]}", NULL, 0, "encoder"},
     {BERT_FILES " onnx/model.onnx", BERT, NULL, 0, "encoder"},
     {BERT_FILES, NULL, NULL, ERR_UNSUPPORTED,
-     "'bert|roberta|xlm-roberta|distilbert|mpnet' (missing)"},
+     "'bert|roberta|xlm-roberta|distilbert|mpnet|modernbert|nomic_bert' (missing)"},
     {BERT_FILES, "{\"model_type\":\"roberta\"}", NULL, 0, "encoder"},
     {BERT_FILES, "{\"architectures\":[\"DistilBertForTokenClassification\"]}", NULL, 0, "encoder"},
     {"vocab.txt", BERT, NULL, ERR_UNSUPPORTED, "*.safetensors (missing)"},

@@ -45,14 +45,30 @@ static int open_plans(struct bert *bert, const struct bert_options *options, str
         [BERT_UP] = {hidden, intermediate, GEMM_ACTIVATION, bert->config.activation, bert->bf16,
                      bert->bf16},
         [BERT_DOWN] = {intermediate, hidden, GEMM_ADD, ENCODER_GELU, bert->bf16, false},
+        [BERT_GATE] = {hidden, intermediate, GEMM_MULTIPLY, ENCODER_GELU, bert->bf16, bert->bf16},
     };
+    const int count = bert->config.gated ? BERT_PRODUCT_COUNT : BERT_GATE;
     int r;
 
     r = team_new(options->thread_count, gemm_thread_start, &bert->team, err);
     if (r == 0)
         r = gemm_new(options->thread_count, &bert->gemm, err);
-    for (int i = 0; r == 0 && i < BERT_PRODUCT_COUNT; i++)
+    for (int i = 0; r == 0 && i < count; i++)
         r = gemm_plan_new(bert->gemm, &shapes[i], &bert->plans[i], err);
+    return r;
+}
+
+/* What a member needs for the tile that it works at. */
+static int alloc_tile(struct bert *bert, uint32_t member, size_t cell, struct err *err)
+{
+    const size_t rows = GEMM_TILE_ROWS[0], intermediate = bert->config.intermediate;
+    int r;
+
+    r = bert_alloc(bert, rows * intermediate, cell, &bert->up[member], err);
+    if (r == 0 && bert->config.gated)
+        r = bert_alloc(bert, rows * intermediate, cell, &bert->gated[member], err);
+    if (r == 0 && bert->config.norm_first)
+        r = bert_alloc(bert, rows * bert->config.hidden, sizeof(float), &bert->normed[member], err);
     return r;
 }
 
@@ -68,6 +84,8 @@ static int alloc_activations(struct bert *bert, struct err *err)
     int r;
 
     bert->up = xcalloc(member_count, sizeof(*bert->up));
+    bert->gated = xcalloc(member_count, sizeof(*bert->gated));
+    bert->normed = xcalloc(member_count, sizeof(*bert->normed));
     bert->scratch = xcalloc(member_count, sizeof(*bert->scratch));
     bert->tiles = xcalloc(rows / GEMM_TILE_ROWS[last], sizeof(*bert->tiles));
     bert->row_positions = xcalloc(rows, sizeof(*bert->row_positions));
@@ -80,8 +98,7 @@ static int alloc_activations(struct bert *bert, struct err *err)
     if (r == 0)
         r = bert_alloc(bert, rows * hidden, cell, &bert->context, err);
     for (uint32_t i = 0; r == 0 && i < member_count; i++) {
-        r = bert_alloc(bert, (size_t)GEMM_TILE_ROWS[0] * config->intermediate, cell, &bert->up[i],
-                       err);
+        r = alloc_tile(bert, i, cell, err);
         if (r == 0)
             r = bert_alloc(bert, scratch_size, 1, &bert->scratch[i], err);
     }
@@ -147,9 +164,13 @@ void bert_close(struct bert **bert_p)
     gemm_free(&bert->gemm);
     for (uint32_t i = 0; i < member_count && bert->up != NULL; i++) {
         free(bert->up[i]);
+        free(bert->gated[i]);
+        free(bert->normed[i]);
         free(bert->scratch[i]);
     }
     free(bert->up);
+    free(bert->gated);
+    free(bert->normed);
     free(bert->scratch);
     free(bert->tiles);
     free(bert->row_seconds);
@@ -158,6 +179,10 @@ void bert_close(struct bert **bert_p)
     free(bert->head.labels);
     free(bert->head.dense_bias);
     free(bert->head.dense);
+    free(bert->head.bias);
+    free(bert->head.gain);
+    free(bert->turns[1]);
+    free(bert->turns[0]);
     free(bert->distances);
     free(bert->type_step);
     free(bert->context);
@@ -217,40 +242,48 @@ static void fail(struct run *run, const struct err *err)
         run->err = *err;
 }
 
+/* In place, or into the member's normed rows where `to` has them. */
 static void norm_rows(const struct bert *bert, const struct bert_tile *tile, const float *gain,
-                      const float *bias)
+                      const float *bias, float *to)
 {
     const size_t hidden = bert->config.hidden;
 
     for (uint32_t i = 0; i < GEMM_TILE_ROWS[tile->kind]; i++) {
         const size_t at = (tile->first + i) * hidden;
 
-        bert->kernels->norm(bert->x + at, bert->config.hidden, gain, bias, bert->config.norm_eps,
+        bert->kernels->norm(bert->x + at, to != NULL ? to + i * hidden : bert->x + at,
+                            bert->config.hidden, gain, bias, bert->config.norm_eps,
                             bert->bf16 ? bert->x_bf16 + at : NULL);
     }
 }
 
-static const void *input_rows(const struct bert *bert, const struct bert_tile *tile)
+/* The tile's rows as the last norm_rows() with this `to` has left them. */
+static const void *input_rows(const struct bert *bert, const struct bert_tile *tile,
+                              const float *to)
 {
     const size_t at = (size_t)tile->first * bert->config.hidden;
 
-    return bert->bf16 ? (const void *)(bert->x_bf16 + at) : (const void *)(bert->x + at);
+    if (bert->bf16)
+        return bert->x_bf16 + at;
+    return to != NULL ? to : bert->x + at;
 }
 
 static int project_qkv(struct run *run, const struct bert_tile *tile, uint32_t layer,
-                       uint32_t member, struct err *err)
+                       uint32_t member, const void *input, struct err *err)
 {
     struct bert *bert = run->bert;
 
     return gemm_run(bert->plans[BERT_QKV], bert->layers[layer].products[BERT_QKV], member,
-                    tile->kind, input_rows(bert, tile),
-                    bert->qkv + 3 * (size_t)tile->first * bert->config.hidden, err);
+                    tile->kind, input, bert->qkv + 3 * (size_t)tile->first * bert->config.hidden,
+                    err);
 }
 
 /* Where each token stands in its text, and in which of two texts. */
 static void place_rows(struct bert *bert, const struct bert_batch *batch)
 {
     const struct encoder_config *config = &bert->config;
+
+    const bool has_positions = encoder_config_has_positions(config);
 
     for (uint32_t i = 0; i < batch->text_count; i++) {
         const uint32_t first = batch->offsets[i], count = batch->offsets[i + 1] - first;
@@ -262,7 +295,7 @@ static void place_rows(struct bert *bert, const struct bert_batch *batch)
                                  batch->ids[first + t] == config->pad_id;
 
             bert->row_positions[first + t] = nowhere ? config->pad_id : position;
-            position += !nowhere;
+            position += !nowhere && has_positions;
             bert->row_seconds[first + t] = second > 0 && t >= second && bert->type_step != NULL;
         }
     }
@@ -292,7 +325,7 @@ static void embed(const struct run *run, const struct bert_tile *tile)
                 x[j] += bert->type_step[j];
         }
     }
-    norm_rows(bert, tile, bert->gain, bert->bias);
+    norm_rows(bert, tile, bert->gain, bert->bias, NULL);
 }
 
 static void turn_embed(void *context, uint32_t member, uint32_t index)
@@ -302,7 +335,7 @@ static void turn_embed(void *context, uint32_t member, uint32_t index)
     struct err err;
 
     embed(run, tile);
-    if (project_qkv(run, tile, 0, member, &err) < 0)
+    if (project_qkv(run, tile, 0, member, input_rows(run->bert, tile, NULL), &err) < 0)
         fail(run, &err);
 }
 
@@ -318,6 +351,7 @@ static void turn_attend(void *context, uint32_t member, uint32_t index)
     const float *q = bert->qkv + 3 * (size_t)first * hidden + (size_t)head * head_size;
     const size_t out = (size_t)first * hidden + (size_t)head * head_size;
     const size_t distance_count = 2 * (size_t)bert->config.token_count_max - 1;
+    const bool is_local = bert->config.layer_is_local[run->layer] != 0;
     const struct bert_attention attention = {
         .q = q,
         .k = q + hidden,
@@ -329,6 +363,8 @@ static void turn_attend(void *context, uint32_t member, uint32_t index)
         .bias = bert->distances != NULL
                     ? bert->distances + head * distance_count + distance_count / 2
                     : NULL,
+        .turns = bert->turns[is_local],
+        .window = is_local ? bert->config.window : 0,
         .context = bert->bf16 ? NULL : (float *)bert->context + out,
         .context_bf16 = bert->bf16 ? (uint16_t *)bert->context + out : NULL,
         .context_stride = hidden,
@@ -338,32 +374,51 @@ static void turn_attend(void *context, uint32_t member, uint32_t index)
     bert->kernels->attend(&attention);
 }
 
+static int run_up(struct run *run, const struct bert_tile *tile, uint32_t member, const void *input,
+                  const void **ret_up, struct err *err)
+{
+    struct bert *bert = run->bert;
+    const struct bert_layer *layer = &bert->layers[run->layer];
+    int r;
+
+    *ret_up = bert->up[member];
+    r = gemm_run(bert->plans[BERT_UP], layer->products[BERT_UP], member, tile->kind, input,
+                 bert->up[member], err);
+    if (r < 0 || !bert->config.gated)
+        return r;
+    *ret_up = bert->gated[member];
+    return gemm_run_multiply(bert->plans[BERT_GATE], layer->products[BERT_GATE], member, tile->kind,
+                             input, bert->up[member], bert->gated[member], err);
+}
+
 static int feed_forward(struct run *run, const struct bert_tile *tile, uint32_t member,
                         struct err *err)
 {
     struct bert *bert = run->bert;
     const struct bert_layer *layer = &bert->layers[run->layer];
+    const bool is_last = run->layer + 1 == bert->config.layer_count;
     const size_t at = (size_t)tile->first * bert->config.hidden;
     const void *context = bert->bf16 ? (const void *)((uint16_t *)bert->context + at)
                                      : (const void *)((float *)bert->context + at);
+    float *normed = bert->config.norm_first ? bert->normed[member] : NULL;
+    const void *up;
     int r;
 
     r = gemm_run(bert->plans[BERT_OUT], layer->products[BERT_OUT], member, tile->kind, context,
                  bert->x + at, err);
     if (r < 0)
         return r;
-    norm_rows(bert, tile, layer->out_gain, layer->out_bias);
-    r = gemm_run(bert->plans[BERT_UP], layer->products[BERT_UP], member, tile->kind,
-                 input_rows(bert, tile), bert->up[member], err);
+    norm_rows(bert, tile, layer->out_gain, layer->out_bias, normed);
+    r = run_up(run, tile, member, input_rows(bert, tile, normed), &up, err);
     if (r == 0)
-        r = gemm_run(bert->plans[BERT_DOWN], layer->products[BERT_DOWN], member, tile->kind,
-                     bert->up[member], bert->x + at, err);
+        r = gemm_run(bert->plans[BERT_DOWN], layer->products[BERT_DOWN], member, tile->kind, up,
+                     bert->x + at, err);
     if (r < 0)
         return r;
-    norm_rows(bert, tile, layer->down_gain, layer->down_bias);
-    if (run->layer + 1 == bert->config.layer_count)
+    norm_rows(bert, tile, layer->down_gain, layer->down_bias, is_last ? NULL : normed);
+    if (is_last)
         return 0;
-    return project_qkv(run, tile, run->layer + 1, member, err);
+    return project_qkv(run, tile, run->layer + 1, member, input_rows(bert, tile, normed), err);
 }
 
 static void turn_feed_forward(void *context, uint32_t member, uint32_t index)
@@ -388,16 +443,23 @@ static void pool_mean(const float *x, uint32_t token_count, uint32_t hidden, flo
         vector[i] *= share;
 }
 
-static void pool(const struct bert *bert, const float *x, uint32_t token_count, float *vector)
+void bert_pool(const struct bert *bert, enum encoder_pooling pooling, const float *x,
+               uint32_t token_count, float *vector)
+{
+    if (pooling == ENCODER_POOL_CLS)
+        memcpy(vector, x, bert->config.hidden * sizeof(float));
+    else
+        pool_mean(x, token_count, bert->config.hidden, vector);
+}
+
+static void make_vector(const struct bert *bert, const float *x, uint32_t token_count,
+                        float *vector)
 {
     const uint32_t hidden = bert->config.hidden;
     double square = 0;
     float length;
 
-    if (bert->config.pooling == ENCODER_POOL_CLS)
-        memcpy(vector, x, hidden * sizeof(float));
-    else
-        pool_mean(x, token_count, hidden, vector);
+    bert_pool(bert, bert->config.pooling, x, token_count, vector);
     if (!bert->config.normalize)
         return;
     for (uint32_t i = 0; i < hidden; i++)
@@ -421,10 +483,10 @@ static void turn_end(void *context, uint32_t member, uint32_t index)
     (void)member;
     switch (bert->config.head) {
     case ENCODER_HEAD_EMBED:
-        pool(bert, x, token_count, run->rows + index * width);
+        make_vector(bert, x, token_count, run->rows + index * width);
         return;
     case ENCODER_HEAD_CLASSIFY:
-        bert_head_classify(bert, x, run->rows + index * width);
+        bert_head_classify(bert, x, token_count, run->rows + index * width);
         return;
     case ENCODER_HEAD_TOKENS:
         bert_head_tokens(bert, x, token_count, run->rows + first * width);

@@ -8,11 +8,17 @@
  *
  *     x = norm(word[id] + position[t] + type[of one text or the second])
  *     per layer:  q, k, v = x Wqkv + b         products: gemm.h (oneDNN)
- *                 c = attention(q, k, v)       per text and head: bert_kernels.h; MPNet adds a
- * number to each score, by the tokens' distance x = norm(x + c Wo + b) x = norm(x + act(x W1 + b)
- * W2 + b) embed     row = mean or first of x, scaled to length 1 where the model asks for it
+ *                 c = attention(q, k, v)       per text and head: bert_kernels.h
+ *                 x = norm(x + c Wo + b)
+ *                 x = norm(x + act(x W1 + b) W2 + b)
+ *     embed     row = mean or first of x, scaled to length 1 where the model asks for it
  *     classify  row = act(x[first] Wd + b) Wl + b        a number a label
  *     tokens    row = x[t] Wl + b                        of each token, [CLS] and [SEP] too
+ *
+ * MPNet adds a number to each score, by the tokens' distance. NomicBERT and ModernBERT have no
+ * positions and turn q and k instead, and gate the feed-forward step: act(x W1) (x W1') W2.
+ * ModernBERT's layers add to x what comes of norm(x), some of them look at near keys only, x is
+ * normed at the end, and its heads are norm(act(x Wd)) Wl, of each token too.
  *
  * Texts of a batch lie back to back without padding, whatever their lengths. A layer is two
  * loops over the team: attention (one turn a text and head), and, per tile of rows, all that

@@ -37,26 +37,62 @@ static void put_labels(const struct bert *bert, const float *x, float *row)
         row[i] = dot(bert->head.labels + (size_t)i * hidden, x, hidden) + bert->head.labels_bias[i];
 }
 
-void bert_head_classify(const struct bert *bert, const float *x, float *row)
+static float activate(enum encoder_activation activation, float x)
+{
+    switch (activation) {
+    case ENCODER_GELU:
+        return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+    case ENCODER_GELU_TANH:
+        return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case ENCODER_RELU:
+        return x > 0 ? x : 0;
+    case ENCODER_SILU:
+        break;
+    }
+    return x / (1 + expf(-x));
+}
+
+/* What comes before the labels: each family has its own. */
+static void run_dense(const struct bert *bert, const float *x, float *dense)
 {
     const uint32_t hidden = bert->config.hidden;
-    float dense[ENCODER_HIDDEN_MAX];
 
     for (uint32_t i = 0; i < hidden; i++) {
         const float sum = dot(bert->head.dense + (size_t)i * hidden, x, hidden) +
                           bert->head.dense_bias[i];
 
-        if (bert->config.family == ENCODER_FAMILY_DISTILBERT)
+        if (bert->config.family == ENCODER_FAMILY_MODERNBERT)
+            dense[i] = activate(bert->config.head_activation, sum);
+        else if (bert->config.family == ENCODER_FAMILY_DISTILBERT)
             dense[i] = sum > 0 ? sum : 0;
         else
             dense[i] = tanhf(sum);
     }
+    if (bert->head.gain != NULL)
+        bert->kernels->norm(dense, dense, hidden, bert->head.gain, bert->head.bias,
+                            bert->config.norm_eps, NULL);
+}
+
+void bert_head_classify(const struct bert *bert, const float *x, uint32_t token_count, float *row)
+{
+    float pooled[ENCODER_HIDDEN_MAX], dense[ENCODER_HIDDEN_MAX];
+
+    bert_pool(bert, bert->config.head_pooling, x, token_count, pooled);
+    run_dense(bert, pooled, dense);
     put_labels(bert, dense, row);
 }
 
 void bert_head_tokens(const struct bert *bert, const float *x, uint32_t token_count, float *rows)
 {
-    for (uint32_t t = 0; t < token_count; t++)
-        put_labels(bert, x + (size_t)t * bert->config.hidden,
-                   rows + (size_t)t * bert->config.label_count);
+    float dense[ENCODER_HIDDEN_MAX];
+
+    for (uint32_t t = 0; t < token_count; t++) {
+        const float *token = x + (size_t)t * bert->config.hidden;
+
+        if (bert->head.dense != NULL) {
+            run_dense(bert, token, dense);
+            token = dense;
+        }
+        put_labels(bert, token, rows + (size_t)t * bert->config.label_count);
+    }
 }

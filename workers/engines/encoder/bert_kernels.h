@@ -26,7 +26,12 @@ struct bert_attention {
     float scale;
     const float *bias; /* at distance 0 of one number a distance, how far a key is behind its query,
                         * from 1 - token_count to token_count - 1; NULL: none */
-    float *context;    /* or, where it is NULL, context_bf16 */
+    const float *turns; /* a row a token: head_size / 2 cosines and as many sines, by which each
+                         * of the first half of q and k is turned with its like of the second;
+                         * NULL: neither is turned. head_size is even then */
+    uint32_t window;    /* keys further than this from their query do not count; 0: all count.
+                         * Not with bias */
+    float *context;     /* or, where it is NULL, context_bf16 */
     uint16_t *context_bf16;
     size_t context_stride;
     float *scratch; /* bert_attention_scratch_size() bytes, aligned to BERT_SCRATCH_ALIGN */
@@ -35,9 +40,9 @@ struct bert_attention {
 struct bert_kernels {
     const char *name;
     void (*attend)(const struct bert_attention *attention);
-    /* In place; bf16 gets a rounded copy unless it is NULL. */
-    void (*norm)(float *row, uint32_t size, const float *gain, const float *bias, float eps,
-                 uint16_t *bf16);
+    /* `to` may be row itself; bf16 gets a rounded copy unless it is NULL. */
+    void (*norm)(const float *row, float *to, uint32_t size, const float *gain, const float *bias,
+                 float eps, uint16_t *bf16);
 };
 
 size_t bert_attention_scratch_size(uint32_t token_count_max, uint32_t head_size);

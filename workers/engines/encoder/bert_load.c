@@ -20,48 +20,87 @@
 #define NAME_SIZE 192
 #define DISTANCE_FAR 128 /* from here on all distances are of one kind */
 
-/* Names of a family's tensors; those of the head stand beside the model unless head_inside. */
+/* Names of a family's tensors; those of the head stand beside the model unless head_inside. A NULL
+ * qkv[1]: the three are one. `gate` that is `up` again: both are one, the gate behind. */
 struct names {
-    const char *prefix;
+    const char *prefixes[2];
+    const char *words, *norm;
     const char *layer; /* before its number */
-    const char *qkv[3], *out, *out_norm, *up, *down, *down_norm;
-    const char *head_dense, *head_labels;
+    const char *qkv[3], *out, *out_norm, *up, *gate, *down, *down_norm;
+    const char *last_norm; /* where the norm comes first: down_norm is the next layer's */
+    const char *head_dense, *head_norm, *head_labels;
     bool head_inside;
 };
 
 #define BERT_NAMES                                                                                 \
-    "encoder.layer.", {"attention.self.query", "attention.self.key", "attention.self.value"},      \
-        "attention.output.dense", "attention.output.LayerNorm", "intermediate.dense",              \
-        "output.dense", "output.LayerNorm"
+    .words = "embeddings.word_embeddings", .norm = "embeddings.LayerNorm",                         \
+    .layer = "encoder.layer.",                                                                     \
+    .qkv = {"attention.self.query", "attention.self.key", "attention.self.value"},                 \
+    .out = "attention.output.dense", .out_norm = "attention.output.LayerNorm",                     \
+    .up = "intermediate.dense", .down = "output.dense", .down_norm = "output.LayerNorm"
 
 static const struct names all_names[] = {
-    [ENCODER_FAMILY_BERT] = {"bert.", BERT_NAMES, "pooler.dense", "classifier", true},
-    [ENCODER_FAMILY_ROBERTA] = {"roberta.", BERT_NAMES, "classifier.dense", "classifier.out_proj",
-                                false},
-    [ENCODER_FAMILY_XLM_ROBERTA] = {"roberta.", BERT_NAMES, "classifier.dense",
-                                    "classifier.out_proj", false},
-    [ENCODER_FAMILY_DISTILBERT] = {"distilbert.",
-                                   "transformer.layer.",
-                                   {"attention.q_lin", "attention.k_lin", "attention.v_lin"},
-                                   "attention.out_lin",
-                                   "sa_layer_norm",
-                                   "ffn.lin1",
-                                   "ffn.lin2",
-                                   "output_layer_norm",
-                                   "pre_classifier",
-                                   "classifier",
-                                   false},
-    [ENCODER_FAMILY_MPNET] = {"mpnet.",
-                              "encoder.layer.",
-                              {"attention.attn.q", "attention.attn.k", "attention.attn.v"},
-                              "attention.attn.o",
-                              "attention.LayerNorm",
-                              "intermediate.dense",
-                              "output.dense",
-                              "output.LayerNorm",
-                              "classifier.dense",
-                              "classifier.out_proj",
-                              false},
+    [ENCODER_FAMILY_BERT] = {BERT_NAMES, .prefixes = {"bert."}, .head_dense = "pooler.dense",
+                             .head_labels = "classifier", .head_inside = true},
+    [ENCODER_FAMILY_ROBERTA] = {BERT_NAMES, .prefixes = {"roberta."},
+                                .head_dense = "classifier.dense",
+                                .head_labels = "classifier.out_proj"},
+    [ENCODER_FAMILY_XLM_ROBERTA] = {BERT_NAMES, .prefixes = {"roberta."},
+                                    .head_dense = "classifier.dense",
+                                    .head_labels = "classifier.out_proj"},
+    [ENCODER_FAMILY_DISTILBERT] = {.prefixes = {"distilbert."},
+                                   .words = "embeddings.word_embeddings",
+                                   .norm = "embeddings.LayerNorm",
+                                   .layer = "transformer.layer.",
+                                   .qkv = {"attention.q_lin", "attention.k_lin", "attention.v_lin"},
+                                   .out = "attention.out_lin",
+                                   .out_norm = "sa_layer_norm",
+                                   .up = "ffn.lin1",
+                                   .down = "ffn.lin2",
+                                   .down_norm = "output_layer_norm",
+                                   .head_dense = "pre_classifier",
+                                   .head_labels = "classifier"},
+    [ENCODER_FAMILY_MPNET] = {.prefixes = {"mpnet."},
+                              .words = "embeddings.word_embeddings",
+                              .norm = "embeddings.LayerNorm",
+                              .layer = "encoder.layer.",
+                              .qkv = {"attention.attn.q", "attention.attn.k", "attention.attn.v"},
+                              .out = "attention.attn.o",
+                              .out_norm = "attention.LayerNorm",
+                              .up = "intermediate.dense",
+                              .down = "output.dense",
+                              .down_norm = "output.LayerNorm",
+                              .head_dense = "classifier.dense",
+                              .head_labels = "classifier.out_proj"},
+    [ENCODER_FAMILY_MODERNBERT] = {.prefixes = {"model."},
+                                   .words = "embeddings.tok_embeddings",
+                                   .norm = "embeddings.norm",
+                                   .layer = "layers.",
+                                   .qkv = {"attn.Wqkv"},
+                                   .out = "attn.Wo",
+                                   .out_norm = "mlp_norm",
+                                   .up = "mlp.Wi",
+                                   .gate = "mlp.Wi",
+                                   .down = "mlp.Wo",
+                                   .down_norm = "attn_norm",
+                                   .last_norm = "final_norm",
+                                   .head_dense = "head.dense",
+                                   .head_norm = "head.norm",
+                                   .head_labels = "classifier"},
+    [ENCODER_FAMILY_NOMICBERT] = {.prefixes = {"nomic_bert.", "bert."},
+                                  .words = "embeddings.word_embeddings",
+                                  .norm = "emb_ln",
+                                  .layer = "encoder.layers.",
+                                  .qkv = {"attn.Wqkv"},
+                                  .out = "attn.out_proj",
+                                  .out_norm = "norm1",
+                                  .up = "mlp.fc12",
+                                  .gate = "mlp.fc11",
+                                  .down = "mlp.fc2",
+                                  .down_norm = "norm2",
+                                  .head_dense = "pooler.dense",
+                                  .head_labels = "classifier",
+                                  .head_inside = true},
 };
 
 struct loader {
@@ -117,19 +156,27 @@ static int report(struct loader *loader, uint64_t size, struct err *err)
     return err_set(err, ERR_CANCELED, "loading was stopped");
 }
 
-static int read_into(struct loader *loader, const char *name, uint64_t rows, uint64_t columns,
-                     float *to, struct err *err)
+/* Rows [first, first + rows) of a tensor that has rows_all. */
+static int read_part(struct loader *loader, const char *name, uint64_t rows_all, uint64_t first,
+                     uint64_t rows, uint64_t columns, float *to, struct err *err)
 {
+    const uint64_t width = columns > 0 ? columns : 1;
     const struct safetensors_tensor *tensor;
     int r;
 
-    r = check(loader, name, rows, columns, &tensor, err);
+    r = check(loader, name, rows_all, columns, &tensor, err);
     if (r < 0 || loader->bert == NULL)
         return r;
-    r = safetensors_read_f32(tensor, 0, tensor->element_count, to, err);
+    r = safetensors_read_f32(tensor, first * width, rows * width, to, err);
     if (r == 0)
-        r = report(loader, tensor->size, err);
+        r = report(loader, tensor->size * rows / rows_all, err);
     return r;
+}
+
+static int read_into(struct loader *loader, const char *name, uint64_t rows, uint64_t columns,
+                     float *to, struct err *err)
+{
+    return read_part(loader, name, rows, 0, rows, columns, to, err);
 }
 
 /* A norm's two vectors, under their new names or their old ones. */
@@ -153,7 +200,7 @@ static int read_norm(struct loader *loader, const char *name, float **ret_gain, 
     }
     if (r == 0)
         r = read_into(loader, gain, hidden, 0, *ret_gain, err);
-    if (r == 0)
+    if (r == 0 && !loader->config->no_norm_bias)
         r = read_into(loader, bias, hidden, 0, *ret_bias, err);
     return r;
 }
@@ -165,21 +212,35 @@ static void name_in_layer(const struct loader *loader, uint32_t layer, const cha
     (void)snprintf(to, NAME_SIZE, "%s%u.%s", loader->names->layer, layer, name);
 }
 
-/* Reads one linear step's weight and bias behind what is in the loader's buffers already. */
-static int read_linear(struct loader *loader, uint32_t layer, const char *name, uint32_t output,
-                       uint32_t input, uint32_t first_row, struct err *err)
+/* One linear step of a layer, or rows of one, read to first_row of the loader's buffers. */
+struct step {
+    const char *name;
+    uint32_t output, input;
+    uint32_t first_row;
+    uint32_t from, output_all; /* of the file's tensor; output_all 0: it is all of it */
+    bool no_bias;
+};
+
+static int read_linear(struct loader *loader, uint32_t layer, const struct step *step,
+                       struct err *err)
 {
-    char step[NAME_SIZE], full[NAME_SIZE + 8];
+    const uint32_t all = step->output_all > 0 ? step->output_all : step->output;
+    float *matrix = NULL, *bias = NULL;
+    char name[NAME_SIZE], full[NAME_SIZE + 8];
     int r;
 
-    name_in_layer(loader, layer, name, step);
-    (void)snprintf(full, sizeof(full), "%s.weight", step);
-    r = read_into(loader, full, output, input,
-                  loader->bert != NULL ? loader->matrix + (size_t)first_row * input : NULL, err);
-    (void)snprintf(full, sizeof(full), "%s.bias", step);
-    if (r == 0)
-        r = read_into(loader, full, output, 0,
-                      loader->bert != NULL ? loader->bias + first_row : NULL, err);
+    if (loader->bert != NULL) {
+        matrix = loader->matrix + (size_t)step->first_row * step->input;
+        bias = loader->bias + step->first_row;
+    }
+    name_in_layer(loader, layer, step->name, name);
+    (void)snprintf(full, sizeof(full), "%s.weight", name);
+    r = read_part(loader, full, all, step->from, step->output, step->input, matrix, err);
+    (void)snprintf(full, sizeof(full), "%s.bias", name);
+    if (r == 0 && !step->no_bias)
+        r = read_part(loader, full, all, step->from, step->output, 0, bias, err);
+    else if (r == 0 && bias != NULL)
+        memset(bias, 0, step->output * sizeof(*bias));
     return r;
 }
 
@@ -198,40 +259,89 @@ static int pack(struct loader *loader, uint32_t layer, enum bert_product product
     return r;
 }
 
-/* q, k and v are three steps in the file and one product here. */
-static int load_layer(struct loader *loader, uint32_t index, struct err *err)
+static int load_product(struct loader *loader, uint32_t layer, enum bert_product product,
+                        const struct step *step, struct err *err)
+{
+    const int r = read_linear(loader, layer, step, err);
+
+    return r == 0 ? pack(loader, layer, product, err) : r;
+}
+
+/* q, k and v are one product here, and three steps in most files. */
+static int load_attention(struct loader *loader, uint32_t index, struct err *err)
 {
     const struct names *names = loader->names;
     const uint32_t hidden = loader->config->hidden;
-    const uint32_t intermediate = loader->config->intermediate;
-    struct bert_layer unread, *layer = &unread;
-    char name[NAME_SIZE];
+    const bool no_bias = loader->config->no_qkv_bias, fused = names->qkv[1] == NULL;
     int r = 0;
 
-    if (loader->bert != NULL)
-        layer = &loader->bert->layers[index];
-    for (uint32_t i = 0; r == 0 && i < COUNT_OF(names->qkv); i++)
-        r = read_linear(loader, index, names->qkv[i], hidden, hidden, i * hidden, err);
+    for (uint32_t i = 0; r == 0 && i < (fused ? 1 : COUNT_OF(names->qkv)); i++) {
+        const struct step step = {.name = names->qkv[i],
+                                  .output = fused ? 3 * hidden : hidden,
+                                  .input = hidden,
+                                  .first_row = i * hidden,
+                                  .no_bias = no_bias};
+
+        r = read_linear(loader, index, &step, err);
+    }
     if (r == 0)
         r = pack(loader, index, BERT_QKV, err);
     if (r == 0)
-        r = read_linear(loader, index, names->out, hidden, hidden, 0, err);
+        r = load_product(
+            loader, index, BERT_OUT,
+            &(struct step){
+                .name = names->out, .output = hidden, .input = hidden, .no_bias = no_bias},
+            err);
+    return r;
+}
+
+static int load_feed_forward(struct loader *loader, uint32_t index, struct err *err)
+{
+    const struct names *names = loader->names;
+    const struct encoder_config *config = loader->config;
+    const bool fused = names->gate != NULL && strcmp(names->up, names->gate) == 0;
+    struct step step = {.name = names->up,
+                        .output = config->intermediate,
+                        .input = config->hidden,
+                        .output_all = fused ? 2 * config->intermediate : 0,
+                        .no_bias = config->no_up_bias};
+    int r;
+
+    r = load_product(loader, index, BERT_UP, &step, err);
+    step.name = names->gate;
+    step.from = fused ? config->intermediate : 0;
+    if (r == 0 && config->gated)
+        r = load_product(loader, index, BERT_GATE, &step, err);
     if (r == 0)
-        r = pack(loader, index, BERT_OUT, err);
+        r = load_product(loader, index, BERT_DOWN,
+                         &(struct step){.name = names->down,
+                                        .output = config->hidden,
+                                        .input = config->intermediate,
+                                        .no_bias = config->no_down_bias},
+                         err);
+    return r;
+}
+
+static int load_layer(struct loader *loader, uint32_t index, struct err *err)
+{
+    const struct names *names = loader->names;
+    const bool is_last = index + 1 == loader->config->layer_count;
+    struct bert_layer unread = {0}, *layer = &unread;
+    char name[NAME_SIZE];
+    int r;
+
+    if (loader->bert != NULL)
+        layer = &loader->bert->layers[index];
+    r = load_attention(loader, index, err);
     if (r == 0)
-        r = read_linear(loader, index, names->up, intermediate, hidden, 0, err);
-    if (r == 0)
-        r = pack(loader, index, BERT_UP, err);
-    if (r == 0)
-        r = read_linear(loader, index, names->down, hidden, intermediate, 0, err);
-    if (r == 0)
-        r = pack(loader, index, BERT_DOWN, err);
+        r = load_feed_forward(loader, index, err);
     name_in_layer(loader, index, names->out_norm, name);
     if (r == 0)
         r = read_norm(loader, name, &layer->out_gain, &layer->out_bias, err);
-    name_in_layer(loader, index, names->down_norm, name);
+    name_in_layer(loader, index + loader->config->norm_first, names->down_norm, name);
     if (r == 0)
-        r = read_norm(loader, name, &layer->down_gain, &layer->down_bias, err);
+        r = read_norm(loader, is_last && loader->config->norm_first ? names->last_norm : name,
+                      &layer->down_gain, &layer->down_bias, err);
     return r;
 }
 
@@ -242,10 +352,11 @@ static int load_words(struct loader *loader, struct err *err)
     struct bert *bert = loader->bert;
     const struct encoder_config *config = loader->config;
     const struct safetensors_tensor *tensor;
+    char name[NAME_SIZE];
     int r;
 
-    r = check(loader, "embeddings.word_embeddings.weight", config->vocab_count, config->hidden,
-              &tensor, err);
+    (void)snprintf(name, sizeof(name), "%s.weight", loader->names->words);
+    r = check(loader, name, config->vocab_count, config->hidden, &tensor, err);
     if (r < 0 || bert == NULL)
         return r;
     if (tensor->dtype == SAFETENSORS_F32 && (uintptr_t)tensor->bytes % sizeof(float) == 0) {
@@ -265,7 +376,8 @@ static int load_positions(struct loader *loader, struct err *err)
 {
     struct bert *bert = loader->bert;
     const struct encoder_config *config = loader->config;
-    const size_t count = (size_t)config->position_count * config->hidden;
+    const bool has_table = encoder_config_has_positions(config);
+    const size_t count = (size_t)(has_table ? config->position_count : 1) * config->hidden;
     const struct safetensors_tensor *types;
     OWNED(mem_free) float *type = xcalloc(config->hidden, sizeof(float));
     float *positions = NULL;
@@ -275,7 +387,7 @@ static int load_positions(struct loader *loader, struct err *err)
         r = bert_alloc(bert, count, sizeof(float), &bert->positions, err);
         positions = bert->positions;
     }
-    if (r == 0)
+    if (r == 0 && has_table)
         r = read_into(loader, "embeddings.position_embeddings.weight", config->position_count,
                       config->hidden, positions, err);
     if (r < 0 || config->type_count == 0)
@@ -337,9 +449,43 @@ static int load_distances(struct loader *loader, struct err *err)
     return r;
 }
 
+/* cos and sin of token * base^(-2 i / head_size), i below half of head_size. */
+static int make_turns(struct bert *bert, float base, float **ret_turns, struct err *err)
+{
+    const uint32_t size = bert->config.hidden / bert->config.head_count, half = size / 2;
+    float *turns;
+    int r;
+
+    r = bert_alloc(bert, (size_t)bert->config.token_count_max * size, sizeof(float), &turns, err);
+    if (r < 0)
+        return r;
+    *ret_turns = turns;
+    for (uint32_t i = 0; i < half; i++) {
+        const double step = pow((double)base, -2.0 * i / size);
+
+        for (size_t t = 0; t < bert->config.token_count_max; t++) {
+            turns[t * size + i] = (float)cos((double)t * step);
+            turns[t * size + half + i] = (float)sin((double)t * step);
+        }
+    }
+    return 0;
+}
+
+static int load_turns(struct loader *loader, struct err *err)
+{
+    const struct encoder_config *config = loader->config;
+    int r = 0;
+
+    for (size_t i = 0; r == 0 && loader->bert != NULL && i < COUNT_OF(config->turn_base); i++) {
+        if (config->turn_base[i] > 0)
+            r = make_turns(loader->bert, config->turn_base[i], &loader->bert->turns[i], err);
+    }
+    return r;
+}
+
 /* A matrix of `rows` by hidden and its bias, read as they are. */
-static int read_step(struct loader *loader, const char *name, uint32_t rows, float **ret_matrix,
-                     float **ret_bias, struct err *err)
+static int read_step(struct loader *loader, const char *name, uint32_t rows, bool no_bias,
+                     float **ret_matrix, float **ret_bias, struct err *err)
 {
     const uint32_t hidden = loader->config->hidden;
     char full[NAME_SIZE];
@@ -354,7 +500,7 @@ static int read_step(struct loader *loader, const char *name, uint32_t rows, flo
     if (r == 0)
         r = read_into(loader, full, rows, hidden, *ret_matrix, err);
     (void)snprintf(full, sizeof(full), "%s.bias", name);
-    if (r == 0)
+    if (r == 0 && !no_bias)
         r = read_into(loader, full, rows, 0, *ret_bias, err);
     return r;
 }
@@ -363,24 +509,40 @@ static int load_head(struct loader *loader, struct err *err)
 {
     const struct encoder_config *config = loader->config;
     struct bert_head unread = {0}, *head = loader->bert != NULL ? &loader->bert->head : &unread;
+    const struct names *names = loader->names;
     const char *prefix = loader->prefix;
     int r = 0;
 
     if (config->head == ENCODER_HEAD_EMBED)
         return 0;
-    if (!loader->names->head_inside)
+    if (!names->head_inside)
         loader->prefix = "";
-    if (config->head == ENCODER_HEAD_CLASSIFY)
-        r = read_step(loader, loader->names->head_dense, config->hidden, &head->dense,
+    if (config->head == ENCODER_HEAD_CLASSIFY || names->head_norm != NULL)
+        r = read_step(loader, names->head_dense, config->hidden, config->no_head_bias, &head->dense,
                       &head->dense_bias, err);
+    if (r == 0 && names->head_norm != NULL)
+        r = read_norm(loader, names->head_norm, &head->gain, &head->bias, err);
     loader->prefix = "";
     if (r == 0)
         r = read_step(loader,
-                      config->head == ENCODER_HEAD_CLASSIFY ? loader->names->head_labels
-                                                            : "classifier",
-                      config->label_count, &head->labels, &head->labels_bias, err);
+                      config->head == ENCODER_HEAD_CLASSIFY ? names->head_labels : "classifier",
+                      config->label_count, false, &head->labels, &head->labels_bias, err);
     loader->prefix = prefix;
     return r;
+}
+
+/* None, where the file was made of the model without a head; else the first that fits, so that what
+ * is missing is named as most files have it. */
+static void choose_prefix(struct loader *loader)
+{
+    char name[NAME_SIZE];
+
+    (void)snprintf(name, sizeof(name), "%s.weight", loader->names->words);
+    if (find(loader, name) != NULL)
+        return;
+    loader->prefix = loader->names->prefixes[1];
+    if (loader->prefix == NULL || find(loader, name) == NULL)
+        loader->prefix = loader->names->prefixes[0];
 }
 
 static int load_all(struct loader *loader, struct err *err)
@@ -395,19 +557,20 @@ static int load_all(struct loader *loader, struct err *err)
                        "config.json describes a model of %" PRIu64
                        " bytes at least, the weights have %" PRIu64,
                        want_size, safetensors_data_size(loader->file));
-    if (find(loader, "embeddings.word_embeddings.weight") == NULL)
-        loader->prefix = loader->names->prefix;
+    choose_prefix(loader);
     r = load_words(loader, err);
     if (r == 0)
         r = load_positions(loader, err);
     if (r == 0)
-        r = read_norm(loader, "embeddings.LayerNorm",
+        r = read_norm(loader, loader->names->norm,
                       loader->bert != NULL ? &loader->bert->gain : &gain,
                       loader->bert != NULL ? &loader->bert->bias : &bias, err);
     for (uint32_t i = 0; r == 0 && i < loader->config->layer_count; i++)
         r = load_layer(loader, i, err);
     if (r == 0)
         r = load_distances(loader, err);
+    if (r == 0)
+        r = load_turns(loader, err);
     return r == 0 ? load_head(loader, err) : r;
 }
 

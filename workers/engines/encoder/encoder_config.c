@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/assert.h"
+#include "workers/engines/encoder/encoder_config_int.h"
 #include "workers/engines/encoder/encoder_json.h"
 
 #define EPS_DEFAULT 1e-12
@@ -145,41 +146,65 @@ static int read_label_count(const json_t *json, struct encoder_config *config, s
 }
 
 /* What a family calls its shapes, and what they are where config.json is silent. */
-static const struct {
-    const char *layers, *heads, *hidden, *intermediate, *activation;
+struct shape_names {
+    const char *layers, *heads, *hidden, *intermediate, *activation, *positions, *eps;
     struct encoder_config defaults;
-} shapes[] = {
-    [ENCODER_FAMILY_BERT] = {"num_hidden_layers",
-                             "num_attention_heads",
-                             "hidden_size",
-                             "intermediate_size",
-                             "hidden_act",
-                             {.layer_count = 12, .vocab_count = 30522, .type_count = 2}},
-    [ENCODER_FAMILY_ROBERTA] = {"num_hidden_layers",
-                                "num_attention_heads",
-                                "hidden_size",
-                                "intermediate_size",
-                                "hidden_act",
-                                {.layer_count = 12, .vocab_count = 50265, .type_count = 2}},
-    [ENCODER_FAMILY_XLM_ROBERTA] = {"num_hidden_layers",
-                                    "num_attention_heads",
-                                    "hidden_size",
-                                    "intermediate_size",
-                                    "hidden_act",
-                                    {.layer_count = 12, .vocab_count = 30522, .type_count = 2}},
-    [ENCODER_FAMILY_DISTILBERT] = {"n_layers",
-                                   "n_heads",
-                                   "dim",
-                                   "hidden_dim",
-                                   "activation",
-                                   {.layer_count = 6, .vocab_count = 30522}},
-    [ENCODER_FAMILY_MPNET] = {"num_hidden_layers",
-                              "num_attention_heads",
-                              "hidden_size",
-                              "intermediate_size",
-                              "hidden_act",
-                              {.layer_count = 12, .vocab_count = 30527, .distance_count = 32}},
 };
+
+#define USUAL_NAMES                                                                                \
+    .layers = "num_hidden_layers", .heads = "num_attention_heads", .hidden = "hidden_size",        \
+    .intermediate = "intermediate_size", .activation = "hidden_act",                               \
+    .positions = "max_position_embeddings", .eps = "layer_norm_eps"
+
+static const struct shape_names shapes[] = {
+    [ENCODER_FAMILY_BERT] = {USUAL_NAMES, .defaults = {.vocab_count = 30522, .type_count = 2}},
+    [ENCODER_FAMILY_ROBERTA] = {USUAL_NAMES, .defaults = {.vocab_count = 50265, .type_count = 2}},
+    [ENCODER_FAMILY_XLM_ROBERTA] = {USUAL_NAMES,
+                                    .defaults = {.vocab_count = 30522, .type_count = 2}},
+    [ENCODER_FAMILY_DISTILBERT] = {.layers = "n_layers",
+                                   .heads = "n_heads",
+                                   .hidden = "dim",
+                                   .intermediate = "hidden_dim",
+                                   .activation = "activation",
+                                   .positions = "max_position_embeddings",
+                                   .defaults = {.layer_count = 6, .vocab_count = 30522}},
+    [ENCODER_FAMILY_MPNET] = {USUAL_NAMES,
+                              .defaults = {.vocab_count = 30527, .distance_count = 32}},
+    [ENCODER_FAMILY_MODERNBERT] = {.layers = "num_hidden_layers",
+                                   .heads = "num_attention_heads",
+                                   .hidden = "hidden_size",
+                                   .intermediate = "intermediate_size",
+                                   .activation = "hidden_activation",
+                                   .positions = "max_position_embeddings",
+                                   .eps = "norm_eps",
+                                   .defaults = {.layer_count = 22,
+                                                .vocab_count = 50368,
+                                                .intermediate = 1152,
+                                                .position_count = 8192,
+                                                .norm_eps = 1e-5f}},
+    [ENCODER_FAMILY_NOMICBERT] = {USUAL_NAMES, .defaults = {.vocab_count = 30528,
+                                                            .type_count = 2,
+                                                            .position_count = 2048}},
+};
+
+/* As its authors wrote it, before transformers had the family. */
+static const struct shape_names first_nomic = {
+    .layers = "n_layer",
+    .heads = "n_head",
+    .hidden = "n_embd",
+    .intermediate = "n_inner",
+    .activation = "activation_function",
+    .positions = "n_positions",
+    .eps = "layer_norm_epsilon",
+    .defaults = {.vocab_count = 30528, .type_count = 2, .position_count = 2048, .norm_eps = 1e-5f},
+};
+
+static const struct shape_names *names_of(const json_t *json, const struct encoder_config *config)
+{
+    return config->family == ENCODER_FAMILY_NOMICBERT && encoder_config_is_first_nomic(json)
+               ? &first_nomic
+               : &shapes[config->family];
+}
 
 /* RoBERTa's positions count from behind that of its padding, whose token stands nowhere itself. */
 static int read_padding(const json_t *json, struct encoder_config *config, struct err *err)
@@ -201,37 +226,48 @@ static int read_padding(const json_t *json, struct encoder_config *config, struc
     return 0;
 }
 
-static int read_eps(const json_t *json, struct encoder_config *config, struct err *err)
+static int read_eps(const json_t *json, const struct shape_names *names,
+                    struct encoder_config *config, struct err *err)
 {
-    const json_t *eps = json_object_get(json, "layer_norm_eps");
+    const json_t *eps;
 
-    config->norm_eps = (float)EPS_DEFAULT;
-    if (eps == NULL || config->family == ENCODER_FAMILY_DISTILBERT) /* which has no such key */
+    config->norm_eps = names->defaults.norm_eps > 0 ? names->defaults.norm_eps : (float)EPS_DEFAULT;
+    if (names->eps == NULL)
+        return 0;
+    eps = json_object_get(json, names->eps);
+    if (eps == NULL)
         return 0;
     if (!json_is_number(eps) || !(json_number_value(eps) >= 0) || json_number_value(eps) > 1)
-        return err_set(err, ERR_RANGE, "layer_norm_eps is none of 0 to 1");
+        return err_set(err, ERR_RANGE, "%s is none of 0 to 1", names->eps);
     config->norm_eps = (float)json_number_value(eps);
     return 0;
 }
 
+static uint32_t or_else(uint32_t value, uint32_t otherwise)
+{
+    return value > 0 ? value : otherwise;
+}
+
 static int read_shapes(const json_t *json, struct encoder_config *config, struct err *err)
 {
-    const bool has_types = shapes[config->family].defaults.type_count > 0;
+    const struct shape_names *names = names_of(json, config);
+    const struct encoder_config *defaults = &names->defaults;
+    const bool has_types = defaults->type_count > 0;
     const struct {
         const char *key;
         uint32_t max, otherwise;
         uint32_t *value;
     } sizes[] = {
-        {shapes[config->family].layers, ENCODER_LAYER_COUNT_MAX,
-         shapes[config->family].defaults.layer_count, &config->layer_count},
-        {shapes[config->family].heads, ENCODER_HEAD_COUNT_MAX, 12, &config->head_count},
-        {shapes[config->family].hidden, ENCODER_HIDDEN_MAX, 768, &config->hidden},
-        {shapes[config->family].intermediate, ENCODER_INTERMEDIATE_MAX, 3072,
+        {names->layers, ENCODER_LAYER_COUNT_MAX, or_else(defaults->layer_count, 12),
+         &config->layer_count},
+        {names->heads, ENCODER_HEAD_COUNT_MAX, 12, &config->head_count},
+        {names->hidden, ENCODER_HIDDEN_MAX, 768, &config->hidden},
+        {names->intermediate, ENCODER_INTERMEDIATE_MAX, or_else(defaults->intermediate, 3072),
          &config->intermediate},
-        {"vocab_size", ENCODER_VOCAB_MAX, shapes[config->family].defaults.vocab_count,
-         &config->vocab_count},
-        {"max_position_embeddings", ENCODER_TOKEN_COUNT_MAX, 512, &config->position_count},
-        {"type_vocab_size", 16, shapes[config->family].defaults.type_count, &config->type_count},
+        {"vocab_size", ENCODER_VOCAB_MAX, defaults->vocab_count, &config->vocab_count},
+        {names->positions, ENCODER_TOKEN_COUNT_MAX, or_else(defaults->position_count, 512),
+         &config->position_count},
+        {"type_vocab_size", 16, defaults->type_count, &config->type_count},
     };
     int r = 0;
 
@@ -240,21 +276,21 @@ static int read_shapes(const json_t *json, struct encoder_config *config, struct
         r = encoder_json_get_u32(json, sizes[i].key, 1, sizes[i].max, sizes[i].value, err);
     }
     if (r == 0 && config->hidden % config->head_count != 0)
-        r = err_set(err, ERR_MISMATCH, "%s %u is no multiple of %s %u",
-                    shapes[config->family].hidden, config->hidden, shapes[config->family].heads,
-                    config->head_count);
-    config->distance_count = shapes[config->family].defaults.distance_count;
+        r = err_set(err, ERR_MISMATCH, "%s %u is no multiple of %s %u", names->hidden,
+                    config->hidden, names->heads, config->head_count);
+    config->distance_count = defaults->distance_count;
     if (r == 0 && config->distance_count > 0)
         r = encoder_json_get_u32(json, "relative_attention_num_buckets", 4,
                                  ENCODER_DISTANCE_COUNT_MAX, &config->distance_count, err);
     if (r == 0)
         r = read_padding(json, config, err);
-    return r < 0 ? r : read_eps(json, config, err);
+    return r < 0 ? r : read_eps(json, names, config, err);
 }
 
-static int read_activation(const json_t *json, struct encoder_config *config, struct err *err)
+int encoder_config_read_activation(const json_t *json, const char *key,
+                                   enum encoder_activation *ret_activation, struct err *err)
 {
-    const char *key = shapes[config->family].activation, *name = "gelu";
+    const char *name = "gelu";
     int r;
 
     r = encoder_json_get_text(json, key, &name, err);
@@ -262,7 +298,7 @@ static int read_activation(const json_t *json, struct encoder_config *config, st
         return r;
     for (size_t i = 0; i < COUNT_OF(activations); i++) {
         if (strcmp(name, activations[i].name) == 0) {
-            config->activation = activations[i].activation;
+            *ret_activation = activations[i].activation;
             return 0;
         }
     }
@@ -270,6 +306,20 @@ static int read_activation(const json_t *json, struct encoder_config *config, st
                    "%s is '%.40s', the encoder has gelu, gelu_new, "
                    "gelu_pytorch_tanh and relu",
                    key, name);
+}
+
+/* What a family has beside its shapes. */
+static int read_family(const json_t *json, struct encoder_config *config, struct err *err)
+{
+    int r;
+
+    if (config->family == ENCODER_FAMILY_NOMICBERT)
+        return encoder_config_read_nomic(json, config, err);
+    r = encoder_config_read_activation(json, shapes[config->family].activation, &config->activation,
+                                       err);
+    if (r == 0 && config->family == ENCODER_FAMILY_MODERNBERT)
+        r = encoder_config_read_modern(json, config, err);
+    return r;
 }
 
 static int read_length(const char *dir, struct encoder_config *config, struct err *err)
@@ -417,7 +467,7 @@ static int leave_out_masks(const char *dir, struct encoder_config *config, struc
 int encoder_config_read(const char *dir, struct encoder_config *ret_config, struct err *err)
 {
     OWNED(encoder_json_free) json_t *json = NULL;
-    struct encoder_config config = {.layer_count = 0};
+    struct encoder_config config = {.head_pooling = ENCODER_POOL_CLS};
     int r;
 
     r = encoder_json_read(dir, "config.json", ENCODER_FILE_SIZE_MAX, &json, err);
@@ -427,7 +477,7 @@ int encoder_config_read(const char *dir, struct encoder_config *ret_config, stru
     if (r == 0)
         r = read_shapes(json, &config, err);
     if (r == 0)
-        r = read_activation(json, &config, err);
+        r = read_family(json, &config, err);
     if (r == 0)
         r = read_label_count(json, &config, err);
     if (r < 0)
@@ -481,16 +531,30 @@ int encoder_labels_read(const char *dir, const struct encoder_config *config,
 
 uint64_t encoder_config_weight_count_per_token(const struct encoder_config *config)
 {
-    uint64_t hidden = config->hidden;
+    const uint64_t hidden = config->hidden, products = config->gated ? 3 : 2;
 
-    return config->layer_count * (4 * hidden * hidden + 2 * hidden * config->intermediate);
+    return config->layer_count * (4 * hidden * hidden + products * hidden * config->intermediate);
+}
+
+/* A layer's vectors: the biases of its products, and its norms'. */
+static uint64_t vector_count(const struct encoder_config *config)
+{
+    const uint64_t hidden = config->hidden, products = config->gated ? 2 : 1;
+    uint64_t count = 2 * hidden;
+
+    count += config->no_norm_bias ? 0 : 2 * hidden;
+    count += config->no_qkv_bias ? 0 : 4 * hidden;
+    count += config->no_up_bias ? 0 : products * config->intermediate;
+    count += config->no_down_bias ? 0 : hidden;
+    return count;
 }
 
 uint64_t encoder_config_weight_count(const struct encoder_config *config)
 {
-    uint64_t rows = (uint64_t)config->vocab_count + config->position_count + config->type_count;
+    const uint64_t positions = encoder_config_has_positions(config) ? config->position_count : 0;
+    const uint64_t rows = (uint64_t)config->vocab_count + positions + config->type_count;
 
-    /* Biases and norms: 9 vectors of hidden and one of intermediate a layer. */
-    return encoder_config_weight_count_per_token(config) + (rows + 2) * config->hidden +
-           config->layer_count * (9ull * config->hidden + config->intermediate);
+    return encoder_config_weight_count_per_token(config) +
+           (rows + (config->no_norm_bias ? 1 : 2)) * config->hidden +
+           config->layer_count * vector_count(config);
 }

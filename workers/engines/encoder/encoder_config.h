@@ -39,6 +39,7 @@ enum encoder_activation {
     ENCODER_GELU,      /* by the error function */
     ENCODER_GELU_TANH, /* by its approximation */
     ENCODER_RELU,
+    ENCODER_SILU,
 };
 
 enum encoder_pooling {
@@ -77,7 +78,23 @@ struct encoder_config {
     enum encoder_activation activation;
     enum encoder_pooling pooling;
     bool normalize;
+
+    /* ModernBERT and NomicBERT. */
+    bool norm_first; /* before each step, not behind it; and one at the end */
+    bool gated;      /* feed-forward: activation(x W1) (x W2), number by number */
+    bool no_qkv_bias, no_up_bias, no_down_bias, no_norm_bias, no_head_bias;
+    float turn_base[2]; /* of global and of local layers; 0: positions are in a table */
+    uint32_t window;    /* tokens to each side that a local layer looks at */
+    uint8_t layer_is_local[ENCODER_LAYER_COUNT_MAX];
+    enum encoder_pooling head_pooling; /* of the text that a head labels */
+    enum encoder_activation head_activation;
 };
+
+/* Whether positions are looked up in a table of the weights. */
+static inline bool encoder_config_has_positions(const struct encoder_config *config)
+{
+    return config->turn_base[0] <= 0;
+}
 
 struct encoder_labels {
     uint32_t count;

@@ -23,7 +23,7 @@ struct gemm {
 /* oneDNN's names for a call's buffers; the pointers in them change with each call, so each
  * member has a set of its own. */
 struct tile_memory {
-    dnnl_memory_t x, y, scratch;
+    dnnl_memory_t x, y, z, scratch;
     void *scratch_bytes;
 };
 
@@ -149,19 +149,45 @@ bool gemm_has_fast_bf16(void)
     return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx;
 }
 
-static int add_epilogue(const struct gemm_shape *shape, dnnl_post_ops_t ops, struct err *err)
+static int add_epilogue(const struct gemm_shape *shape, const dnnl_memory_desc_t *z,
+                        dnnl_post_ops_t ops, struct err *err)
 {
-    dnnl_alg_kind_t kind = dnnl_eltwise_gelu_erf;
+    static const struct {
+        dnnl_alg_kind_t kind;
+        float alpha;
+    } activations[] = {
+        [ENCODER_GELU] = {dnnl_eltwise_gelu_erf, 0},
+        [ENCODER_GELU_TANH] = {dnnl_eltwise_gelu_tanh, 0},
+        [ENCODER_RELU] = {dnnl_eltwise_relu, 0},
+        [ENCODER_SILU] = {dnnl_eltwise_swish, 1},
+    };
 
-    if (shape->epilogue == GEMM_ADD)
+    switch (shape->epilogue) {
+    case GEMM_STORE:
+        break;
+    case GEMM_ADD:
         DNNL_TRY(dnnl_post_ops_append_sum(ops, 1.0f), err);
-    if (shape->epilogue != GEMM_ACTIVATION)
-        return 0;
-    if (shape->activation == ENCODER_GELU_TANH)
-        kind = dnnl_eltwise_gelu_tanh;
-    if (shape->activation == ENCODER_RELU)
-        kind = dnnl_eltwise_relu;
-    DNNL_TRY(dnnl_post_ops_append_eltwise(ops, 1.0f, kind, 0.0f, 0.0f), err);
+        break;
+    case GEMM_ACTIVATION:
+        DNNL_TRY(dnnl_post_ops_append_eltwise(ops, 1.0f, activations[shape->activation].kind,
+                                              activations[shape->activation].alpha, 0.0f),
+                 err);
+        break;
+    case GEMM_MULTIPLY:
+        DNNL_TRY(dnnl_post_ops_append_binary(ops, dnnl_binary_mul, z), err);
+        break;
+    }
+    return 0;
+}
+
+static int describe_z(const struct gemm_shape *shape, uint32_t rows, dnnl_memory_desc_t *ret_z,
+                      struct err *err)
+{
+    const dnnl_dims_t dims = {rows, shape->output};
+
+    DNNL_TRY(dnnl_memory_desc_init_by_tag(ret_z, 2, dims, shape->output_bf16 ? dnnl_bf16 : dnnl_f32,
+                                          dnnl_ab),
+             err);
     return 0;
 }
 
@@ -201,6 +227,7 @@ static int init_memory(const struct gemm *gemm, const_dnnl_primitive_desc_t desc
         return r;
     DNNL_TRY(dnnl_memory_create(&memory->x, x, gemm->engine, DNNL_MEMORY_NONE), err);
     DNNL_TRY(dnnl_memory_create(&memory->y, y, gemm->engine, DNNL_MEMORY_NONE), err);
+    DNNL_TRY(dnnl_memory_create(&memory->z, y, gemm->engine, DNNL_MEMORY_NONE), err);
     DNNL_TRY(dnnl_memory_create(&memory->scratch, scratch, gemm->engine, memory->scratch_bytes),
              err);
     return 0;
@@ -220,16 +247,44 @@ static int init_tile(struct gemm_plan *plan, const_dnnl_primitive_desc_t desc, s
     return 0;
 }
 
+/* What happens to a product before it is stored. */
+static int make_attr(const struct gemm_shape *shape, uint32_t rows, dnnl_primitive_attr_t *ret_attr,
+                     struct err *err)
+{
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t ops = NULL;
+    dnnl_memory_desc_t z;
+    int r;
+
+    r = describe_z(shape, rows, &z, err);
+    if (r == 0 && (dnnl_primitive_attr_create(&attr) != dnnl_success ||
+                   dnnl_post_ops_create(&ops) != dnnl_success))
+        r = err_set(err, ERR_MEMORY, "oneDNN: attributes of a kernel");
+    if (r == 0)
+        r = add_epilogue(shape, &z, ops, err);
+    if (r == 0 &&
+        (dnnl_primitive_attr_set_post_ops(attr, ops) != dnnl_success ||
+         dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) != dnnl_success))
+        r = err_set(err, ERR_INTERNAL, "oneDNN: attributes of a kernel are refused");
+    (void)dnnl_post_ops_destroy(ops);
+    *ret_attr = attr;
+    return r;
+}
+
 /* The largest tile chooses the layout of W; it depends on the columns only, so the others
  * take it as it is. */
-static int init_tiles(struct gemm_plan *plan, dnnl_primitive_attr_t attr, struct err *err)
+static int init_tiles(struct gemm_plan *plan, struct err *err)
 {
     for (uint32_t i = 0; i < GEMM_TILE_COUNT; i++) {
+        dnnl_primitive_attr_t attr = NULL;
         dnnl_primitive_desc_t desc = NULL;
         int r;
 
-        r = describe(&plan->shape, GEMM_TILE_ROWS[i], attr, plan->gemm->engine,
-                     i > 0 ? &plan->packed : NULL, &desc, err);
+        r = make_attr(&plan->shape, GEMM_TILE_ROWS[i], &attr, err);
+        if (r == 0)
+            r = describe(&plan->shape, GEMM_TILE_ROWS[i], attr, plan->gemm->engine,
+                         i > 0 ? &plan->packed : NULL, &desc, err);
+        (void)dnnl_primitive_attr_destroy(attr);
         if (r < 0)
             return r;
         if (i == 0)
@@ -246,25 +301,11 @@ int gemm_plan_new(struct gemm *gemm, const struct gemm_shape *shape, struct gemm
                   struct err *err)
 {
     OWNED(gemm_plan_free) struct gemm_plan *plan = xcalloc(1, sizeof(*plan));
-    dnnl_primitive_attr_t attr = NULL;
-    dnnl_post_ops_t ops = NULL;
     int r;
 
     plan->gemm = gemm;
     plan->shape = *shape;
-    if (dnnl_primitive_attr_create(&attr) != dnnl_success ||
-        dnnl_post_ops_create(&ops) != dnnl_success)
-        r = err_set(err, ERR_MEMORY, "oneDNN: attributes of a kernel");
-    else
-        r = add_epilogue(shape, ops, err);
-    if (r == 0 &&
-        (dnnl_primitive_attr_set_post_ops(attr, ops) != dnnl_success ||
-         dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user) != dnnl_success))
-        r = err_set(err, ERR_INTERNAL, "oneDNN: attributes of a kernel are refused");
-    if (r == 0)
-        r = init_tiles(plan, attr, err);
-    (void)dnnl_post_ops_destroy(ops);
-    (void)dnnl_primitive_attr_destroy(attr);
+    r = init_tiles(plan, err);
     if (r < 0)
         return err_wrap(err, "%u to %u columns", shape->input, shape->output);
     *ret_plan = TAKE(plan);
@@ -289,6 +330,7 @@ void gemm_plan_free(struct gemm_plan **plan_p)
         for (uint32_t j = 0; tile->memories != NULL && j < plan->gemm->member_count; j++) {
             memory_done(tile->memories[j].x);
             memory_done(tile->memories[j].y);
+            memory_done(tile->memories[j].z);
             memory_done(tile->memories[j].scratch);
             free(tile->memories[j].scratch_bytes);
         }
@@ -385,8 +427,8 @@ uint64_t gemm_weights_size(const struct gemm_weights *weights)
     return weights->size;
 }
 
-int gemm_run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
-             uint32_t tile, const void *x, void *y, struct err *err)
+static int run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
+               uint32_t tile, const void *x, const void *z, void *y, struct err *err)
 {
     const struct tile_memory *memory = &plan->tiles[tile].memories[member];
     const dnnl_exec_arg_t args[] = {
@@ -395,13 +437,30 @@ int gemm_run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_
         {DNNL_ARG_BIAS, weights->bias},
         {DNNL_ARG_DST, memory->y},
         {DNNL_ARG_SCRATCHPAD, memory->scratch},
+        {DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, memory->z},
     };
 
     assert(member < plan->gemm->member_count && tile < GEMM_TILE_COUNT);
     DNNL_TRY(dnnl_memory_set_data_handle(memory->x, (void *)(uintptr_t)x), err);
     DNNL_TRY(dnnl_memory_set_data_handle(memory->y, y), err);
+    if (z != NULL)
+        DNNL_TRY(dnnl_memory_set_data_handle(memory->z, (void *)(uintptr_t)z), err);
     DNNL_TRY(dnnl_primitive_execute(plan->tiles[tile].primitive, plan->gemm->streams[member],
-                                    COUNT_OF(args), args),
+                                    (int)COUNT_OF(args) - (z == NULL), args),
              err);
     return 0;
+}
+
+int gemm_run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
+             uint32_t tile, const void *x, void *y, struct err *err)
+{
+    assert(plan->shape.epilogue != GEMM_MULTIPLY);
+    return run(plan, weights, member, tile, x, NULL, y, err);
+}
+
+int gemm_run_multiply(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
+                      uint32_t tile, const void *x, const void *z, void *y, struct err *err)
+{
+    assert(plan->shape.epilogue == GEMM_MULTIPLY && z != y);
+    return run(plan, weights, member, tile, x, z, y, err);
 }

@@ -2,7 +2,8 @@
 #pragma once
 
 /*
- * y = f(x W' + b), or y += x W' + b, for a fixed W: the one thing that we ask of oneDNN.
+ * y = f(x W' + b), y += x W' + b, or y = z (x W' + b), for a fixed W: the one thing that we ask of
+ * oneDNN.
  *
  * A *plan* is one shape and epilogue with its compiled kernels, shared by all layers; *weights*
  * are one layer's W and b in the layout that the plan's kernels want. Rows come in tiles of
@@ -30,6 +31,7 @@ enum gemm_epilogue {
     GEMM_STORE,      /* y = x W' + b */
     GEMM_ADD,        /* y = x W' + b + y */
     GEMM_ACTIVATION, /* y = activation(x W' + b) */
+    GEMM_MULTIPLY,   /* y = z (x W' + b), number by number; z is of y's type */
 };
 
 struct gemm_shape {
@@ -72,3 +74,8 @@ uint64_t gemm_weights_size(const struct gemm_weights *weights);
 /* Runs GEMM_TILE_ROWS[tile] rows, dense in x and y. */
 int gemm_run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
              uint32_t tile, const void *x, void *y, struct err *err) MUST_CHECK;
+
+/* The same for GEMM_MULTIPLY; z is not y. */
+int gemm_run_multiply(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
+                      uint32_t tile, const void *x, const void *z, void *y,
+                      struct err *err) MUST_CHECK;
