@@ -23,6 +23,9 @@
 #define HEADERS_MAX (CHAIN_HTTP_HEADERS_MAX + 4)
 #define OUTPUT_SIZE_MAX (8u << 20) /* an answer as JSON */
 
+/* Each is written down for good before a byte leaves, and before the planner hears of its answer.
+ */
+PG_STATEMENT(call_on_disk, "SELECT set_config('synchronous_commit', 'on', true)");
 PG_STATEMENT(call_open, "SELECT state, attempts, output, error_class, error_message FROM "
                         "chain_call_open($1, $2, $3, $4, $5, $6, $7, $8)");
 PG_STATEMENT(call_close, "SELECT chain_call_close($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)");
@@ -343,29 +346,29 @@ static bool call_answered(struct call *call)
 
 static void call_opened(struct call *call, const struct pg_answer *answer)
 {
-    bool over = pg_row_count(answer, 0) > 0 && !pg_is_null(answer, 0, 0, 0);
+    bool over = pg_row_count(answer, 1) > 0 && !pg_is_null(answer, 1, 0, 0);
     struct err err;
 
     if (over) {
-        struct wire_bytes output = pg_bytes(answer, 0, 0, 2);
+        struct wire_bytes output = pg_bytes(answer, 1, 0, 2);
 
-        call->state = (enum job_state)pg_i64(answer, 0, 0, 0);
+        call->state = (enum job_state)pg_i64(answer, 1, 0, 0);
         call->output = xmemdup(output.bytes == NULL ? (const uint8_t *)"" : output.bytes,
                                output.size + 1);
         call->output[output.size] = '\0';
-        mem_copy_text(call->class, pg_c(answer, 0, 0, 3));
-        mem_copy_text(call->why, pg_c(answer, 0, 0, 4));
+        mem_copy_text(call->class, pg_c(answer, 1, 0, 3));
+        mem_copy_text(call->why, pg_c(answer, 1, 0, 4));
         call_tell(call);
         return;
     }
-    if (pg_row_count(answer, 0) == 0) {
+    if (pg_row_count(answer, 1) == 0) {
         call->stage = CALL_FENCED;
         call->state = JOB_CANCELED;
         if (call->settle)
             call_tell(call);
         return;
     }
-    call->attempts = (uint32_t)pg_u64(answer, 0, 0, 1);
+    call->attempts = (uint32_t)pg_u64(answer, 1, 0, 1);
     if (call->attempts > call_step(call)->max_attempts) {
         call_end(call, JOB_FAILED, "http_unknown",
                  "it was called as often as it may be, and how that ended is not known");
@@ -401,7 +404,7 @@ static void on_closed(void *opaque, const struct pg_answer *answer)
     if (answer->err.code != ERR_OK) {
         log_warn("call_not_closed", LOG_STR("run", call->run->job_text), LOG_ERR(&answer->err));
         call->due_ms = loop_now_ms(call->coordinator->loop) + AGAIN_MS;
-    } else if (pg_bool(answer, 0, 0, 0)) {
+    } else if (pg_bool(answer, 1, 0, 0)) {
         call_tell(call);
     } else {
         call->stage = CALL_FENCED;
@@ -424,6 +427,7 @@ static struct pg_batch *call_batch(const struct call *call)
     struct pg_batch *batch = pg_batch_new();
     bool has_output = call->state == JOB_SUCCEEDED;
 
+    pg_add(batch, &call_on_disk);
     pg_add(batch, call->stage == CALL_TO_OPEN ? &call_open : &call_close);
     bind_key(batch, call);
     if (call->stage == CALL_TO_OPEN) {
