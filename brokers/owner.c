@@ -302,6 +302,7 @@ static int outcome_finished(struct owner *owner, int64_t offset, const void *byt
                             : worker_new(owner, message.finished.worker, message.finished.boot);
     evidence_see(owner, &message.finished.job, message.finished.token, worker, 0, &finish,
                  pin_add(&owner->outcome, offset, 0));
+    worker_on_credit(owner, worker, message.finished.granted);
     worker_unref(&worker);
     return 0;
 }

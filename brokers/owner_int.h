@@ -525,6 +525,7 @@ void worker_on_hello(struct owner *owner, const struct message_hello *hello);
 void worker_on_heartbeat(struct owner *owner, const struct message_heartbeat *beat);
 void worker_on_bye(struct owner *owner, const struct message_bye *bye);
 void worker_on_gone(struct owner *owner, const struct message_gone *gone);
+void worker_on_credit(struct owner *owner, struct worker *worker, uint64_t granted);
 void worker_on_life(struct owner *owner, struct wire_text name, uint64_t boot);
 /* What workers have said is known, but for the last half second. */
 bool worker_words_are_known(const struct owner *owner);

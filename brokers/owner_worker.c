@@ -354,6 +354,16 @@ static void worker_lapse(struct owner *owner, struct worker *worker)
     worker_remove(owner, worker);
 }
 
+/* Its slot is free, and what comes next need not wait for a heartbeat. What was sent before us only
+ * a heartbeat tells. */
+void worker_on_credit(struct owner *owner, struct worker *worker, uint64_t granted)
+{
+    if (!worker->listed || !worker->heard || granted <= worker->granted)
+        return;
+    worker->granted = granted;
+    worker_check_ready(owner, worker);
+}
+
 bool worker_words_are_known(const struct owner *owner)
 {
     return owner->now_us - owner->outcome_end_us <= owner->options.caught_up_us;

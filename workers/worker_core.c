@@ -15,6 +15,7 @@
 #include <uthash.h>
 
 #include "base/assert.h"
+#include "workers/worker_ahead.h"
 
 #define NEVER_US UINT64_MAX
 #define WORKER_RESTART_US_MIN 50000u /* before a host is started again; doubled each time … */
@@ -32,6 +33,7 @@ const struct worker_options worker_options_default = {
     .heartbeat_us = 1000000,
     .credit_delay_us = 2000,
     .credit_lazy_us = 20000,
+    .ahead_us = 5000,
     .started_delay_us = 10000,
     .cancel_grace_us = 2000000,
     .host_wait_us = 5000000,
@@ -87,6 +89,8 @@ struct worker_core {
     uint64_t host_granted, host_sent, host_start_us, load_until_us;
     uint32_t canceled_count; /* in the host, which has not answered their CANCEL */
     uint32_t over_count;     /* those of them that are `over` */
+    uint32_t wide_count;     /* that cost slots, and more than one each */
+    uint64_t service_us;     /* a moving mean of how long the host has one; 0: not known */
     uint32_t alone_count;    /* waiting for the whole host, or having it */
     bool alone_runs;
     uint32_t load_failures;
@@ -145,14 +149,17 @@ static uint32_t slots_free(const struct worker_core *core)
     uint32_t busy = core->stats.slots_busy, room = core->options.slot_count;
     uint32_t held = HASH_COUNT(core->held);
 
+    if (core->wide_count == 0)
+        room += worker_ahead_count(room, core->options.ahead_us, core->service_us);
     room = busy >= room ? 0 : room - busy;
     if (held >= WORKER_HELD_MAX)
         return 0;
     return room < WORKER_HELD_MAX - held ? room : WORKER_HELD_MAX - held;
 }
 
-/* News of credit go out soon when the owner is short of it, lazily when it has half of it left. */
-static void credit_update(struct worker_core *core)
+/* News of credit go out soon when the owner is short of it, lazily when it has half of it left, or
+ * when a Finished carries them: the heartbeat is for one that is late then. */
+static void credit_update(struct worker_core *core, bool carried)
 {
     uint64_t granted = core->received + slots_free(core), wait_us;
 
@@ -160,7 +167,7 @@ static void credit_update(struct worker_core *core)
         granted <= core->granted)
         return;
     core->granted = granted;
-    wait_us = core->told_granted > core->received + core->options.slot_count / 2
+    wait_us = carried || core->told_granted > core->received + core->options.slot_count / 2
                   ? core->options.credit_lazy_us
                   : core->options.credit_delay_us;
     due_at(&core->beat_due_us,
@@ -173,7 +180,7 @@ static void held_forget_when_done(struct worker_core *core, struct held *held)
         return;
     HASH_DEL(core->held, held);
     free(held);
-    credit_update(core);
+    credit_update(core, false);
 }
 
 /* Every change of place goes through here, so that slots are counted once. */
@@ -197,7 +204,8 @@ static void held_move(struct worker_core *core, struct held *held, enum place pl
     }
     if (held->place != PLACE_NONE && place == PLACE_NONE) {
         core->stats.slots_busy -= held->slot_count;
-        credit_update(core);
+        core->wide_count -= held->slot_count > 1;
+        credit_update(core, held->verdict == VERDICT_OPEN); /* its Finished follows */
     }
     held->place = place;
 }
@@ -240,6 +248,7 @@ static void held_finish(struct worker_core *core, struct held *held,
         .http_status = result->http_status,
         .number = held->number,
         .batch_count = result->batch_count,
+        .granted = core->granted,
     };
     core->stats.succeeded += result->error_class == ERROR_CLASS_NONE;
     core->stats.handed_back += result->error_class == ERROR_CLASS_HANDED_BACK;
@@ -368,13 +377,13 @@ void worker_core_on_attempt(struct worker_core *core, const struct message_attem
         held_fail(core, held, ERROR_CLASS_HANDED_BACK, "the worker is leaving");
         return;
     }
-    /* A job that is larger than the whole worker runs when it is empty, as its owner decided. */
-    if (core->stats.slots_busy > 0 &&
-        core->stats.slots_busy + held->slot_count > core->options.slot_count) {
+    if (!worker_ahead_takes(core->stats.slots_busy, held->slot_count, core->options.slot_count,
+                            core->wide_count == 0 && core->received <= core->granted)) {
         held_fail(core, held, ERROR_CLASS_HANDED_BACK, "the worker has no free slot");
         return;
     }
     core->stats.slots_busy += held->slot_count;
+    core->wide_count += held->slot_count > 1;
     due_at(&core->scan_due_us, held->deadline_us);
     if (core->host != HOST_READY || held->alone || core->alone_count > 0)
         due_at(&core->scan_due_us, core->now_us + core->options.host_wait_us);
@@ -436,6 +445,7 @@ static void run_what_waits(struct worker_core *core)
     struct held *held;
 
     while (core->host == HOST_READY && core->host_sent < core->host_granted &&
+           core->stats.in_host < core->options.slot_count &&
            (held = TAILQ_FIRST(&core->waiting)) != NULL) {
         if (held->deadline_us <= core->now_us)
             held_end(core, held, ERROR_CLASS_EXPIRED, "the total deadline has passed");
@@ -632,7 +642,7 @@ void worker_core_on_host_ready(struct worker_core *core, uint64_t granted)
     core->host_granted = granted;
     core->host_sent = 0;
     core->load_failures = 0;
-    credit_update(core);
+    credit_update(core, false);
     run_what_waits(core);
     leave_step(core);
 }
@@ -645,6 +655,7 @@ void worker_core_on_host_final(struct worker_core *core, uint64_t token, uint64_
     if (granted > core->host_granted)
         core->host_granted = granted;
     if (held != NULL && held->place == PLACE_HOST) {
+        core->service_us = worker_ahead_mean(core->service_us, core->now_us - held->start_us);
         held_move(core, held, PLACE_NONE);
         if (held->verdict == VERDICT_OPEN && held->over &&
             result->error_class == ERROR_CLASS_CANCELED)
@@ -976,6 +987,8 @@ struct worker_stats worker_core_stats(const struct worker_core *core)
 {
     struct worker_stats stats = core->stats;
 
+    if (stats.slots_busy > core->options.slot_count) /* those ahead have none */
+        stats.slots_busy = core->options.slot_count;
     stats.granted = core->granted;
     stats.received = core->received;
     stats.held = HASH_COUNT(core->held);

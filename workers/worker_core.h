@@ -13,7 +13,10 @@
  * 24, 26):
  * - Only Attempts of this boot, this shard, and no lower epoch than the highest seen count.
  * - Credit is cumulative: granted = received + free slots, and it never falls. Nothing is granted
- *   while the host is not ready or the worker drains. What comes above it is handed back.
+ *   while the host is not ready or the worker drains. What comes above it is handed back. Each
+ *   Finished carries it, so that a slot is not empty for a heartbeat longer.
+ * - More is granted than there are slots where jobs are short: so much as the slots get done in
+ *   5 ms, and no more than again the slots. It waits here, so that none of them is empty meanwhile.
  * - Nothing starts before all that was fetched is read, because a Revoke may stand behind.
  * - Run limit and total deadline end an attempt here: Finished at once, CANCEL to the host, and
  *   after a grace the host is killed. Its other jobs are handed back then: they did nothing; also
@@ -50,6 +53,7 @@ struct worker_options { /* texts are borrowed for the life of the core */
     uint64_t heartbeat_us;     /* at least this often; 1 s */
     uint64_t credit_delay_us;  /* news of credit wait this long for company; 2 ms */
     uint64_t credit_lazy_us;   /* … and this long while the owner has half of it left; 20 ms */
+    uint64_t ahead_us;         /* of work may wait here: until what comes next is here; 5 ms */
     uint64_t started_delay_us; /* 10 ms */
     uint64_t cancel_grace_us;  /* from CANCEL to the death of a host that does not obey; 2 s */
     uint64_t host_wait_us;     /* an attempt waits this long for a host that is not ready; 5 s */

@@ -291,6 +291,39 @@ static unsigned settle(struct talk *talk, struct flush_job *ret_row, uint64_t *r
     return attempts;
 }
 
+/* What a Finished grants is used at once; but only a heartbeat tells a new owner what was sent
+ * before it. */
+static void test_a_finished_carries_credit(void **state)
+{
+    struct message_finished finished = {.job = job_named(1),
+                                        .worker = WIRE_TEXT_OF("w1"),
+                                        .boot = 1,
+                                        .granted = 2,
+                                        .output = {(const uint8_t *)"42", 2}};
+    struct talk talk;
+    int attempts = 0;
+
+    (void)state;
+    talk_begin(&talk);
+    say_heartbeat(&talk, "w1", 1, 0, 0, NULL, 0);
+    finished.token = run_one(&talk, 1);
+    say_submit(&talk, 2);
+    want_nothing(&talk); /* it has no slot */
+    say_outcome(&talk, MESSAGE_FINISHED, &finished);
+    while (next_todo(&talk))
+        attempts += talk.todo.type == OWNER_TODO_ATTEMPT;
+    assert_int_equal(attempts, 1);
+    talk_end(&talk);
+
+    talk_begin(&talk);
+    say_submit(&talk, 1);
+    say_outcome(&talk, MESSAGE_FINISHED, &finished);
+    while (next_todo(&talk))
+        attempts += talk.todo.type == OWNER_TODO_ATTEMPT;
+    assert_int_equal(attempts, 1);
+    talk_end(&talk);
+}
+
 /* A run of a chain goes on where its coordinator was lost, however often. */
 static void test_a_dead_coordinator_costs_nothing(void **state)
 {
@@ -405,6 +438,7 @@ int main(void)
         cmocka_unit_test(test_a_machine_that_vanishes_is_not_our_own_fault),
         cmocka_unit_test(test_a_lost_attempt_names_device_and_reason),
         cmocka_unit_test(test_a_dead_worker_costs_the_lost_budget),
+        cmocka_unit_test(test_a_finished_carries_credit),
         cmocka_unit_test(test_a_dead_coordinator_costs_nothing),
         cmocka_unit_test(test_a_worker_that_left_costs_nothing),
         cmocka_unit_test(test_an_attempt_that_was_read_and_is_not_held_is_lost),

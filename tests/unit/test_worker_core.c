@@ -25,6 +25,7 @@ struct world {
     char said[1024];
     struct message_heartbeat beat;
     uint64_t beat_tokens[64];
+    bool tells_credit; /* what a Finished grants is written as well */
 };
 
 static void world_add(struct world *world, const char *fmt, ...) PRINTF_LIKE(2, 3);
@@ -39,6 +40,14 @@ static void world_add(struct world *world, const char *fmt, ...)
     va_start(args, fmt);
     (void)vsnprintf(world->said + size, sizeof(world->said) - size, fmt, args);
     va_end(args);
+}
+
+/* Behind what was said last. */
+static void world_tell_credit(struct world *world, uint64_t granted)
+{
+    size_t size = strlen(world->said);
+
+    (void)snprintf(world->said + size, sizeof(world->said) - size, "(%u)", (unsigned)granted);
 }
 
 static void world_write_todo(struct world *world, const struct worker_todo *todo)
@@ -75,6 +84,8 @@ static void world_write_todo(struct world *world, const struct worker_todo *todo
                       ? "success"
                       : error_class_name((enum error_class)todo->finished.error_class),
                   n);
+        if (world->tells_credit)
+            world_tell_credit(world, todo->finished.granted);
         break;
     case WORKER_TODO_BYE:
         world_add(world, "bye");
@@ -113,7 +124,8 @@ static void world_tick(struct world *world, uint64_t more_us)
     worker_core_tick(world->core, world->now_us, WALL_US + world->now_us);
 }
 
-static void world_open_as(struct world *world, uint32_t slot_count, bool resumes)
+static void world_open_with(struct world *world, uint32_t slot_count, bool resumes,
+                            uint64_t ahead_us)
 {
     struct worker_options options = worker_options_default;
 
@@ -124,10 +136,16 @@ static void world_open_as(struct world *world, uint32_t slot_count, bool resumes
     options.boot = BOOT;
     options.slot_count = slot_count;
     options.resumes = resumes;
-    *world = (struct world){.now_us = 1000000};
+    options.ahead_us = ahead_us;
+    *world = (struct world){.now_us = 1000000, .tells_credit = ahead_us > 0};
     world->core = worker_core_new(&options, world->now_us);
     world_tick(world, 0);
     SAYS(world, "host-start");
+}
+
+static void world_open_as(struct world *world, uint32_t slot_count, bool resumes)
+{
+    world_open_with(world, slot_count, resumes, 0);
 }
 
 static void world_open(struct world *world, uint32_t slot_count)
@@ -217,6 +235,7 @@ static void test_credit_is_cumulative(void **state)
 
     (void)state;
     world_ready(&world, 2);
+    world.tells_credit = true;
     give(&world, 1);
     give(&world, 2);
     SAYS(&world, ""); /* nothing starts before all is read */
@@ -225,13 +244,81 @@ static void test_credit_is_cumulative(void **state)
     world_tick(&world, 5000);
     end(&world, 1, ERROR_CLASS_NONE);
     world_tick(&world, 0);
-    SAYS(&world, "success1 beat:3/2");
+    SAYS(&world, "success1(3)"); /* it carries the credit; a heartbeat repeats it */
+    world_tick(&world, 15000);
+    SAYS(&world, "started2 beat:3/2");
     assert_int_equal(world.beat.tokens.count, 2); /* 1 is held until its Finished is reported */
     worker_core_on_finished_reported(world.core, EPOCH + 1);
     world_tick(&world, 1000000);
-    SAYS(&world, "started2 beat:3/2");
+    SAYS(&world, "beat:3/2");
     assert_int_equal(world.beat.tokens.count, 1);
     assert_int_equal(world.beat.position, 12);
+    worker_core_free(&world.core);
+}
+
+/* Two slots have done one job, of that length. */
+static void world_open_ahead(struct world *world, uint64_t service_us)
+{
+    world_open_with(world, 2, false, 5000);
+    world_become_ready(world, 2);
+    give(world, 1);
+    worker_core_on_read(world->core, 11);
+    world_tick(world, service_us);
+    end(world, 1, ERROR_CLASS_NONE);
+}
+
+/* Jobs of 1 ms in two slots: as many again may wait, and no more. */
+static void test_short_jobs_come_ahead(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open_ahead(&world, 1000);
+    SAYS(&world, "run1 success1(5)"); /* one received, two slots, two ahead */
+    for (uint64_t n = 2; n <= 6; n++)
+        give(&world, n);
+    worker_core_on_read(world.core, 16);
+    SAYS(&world, "HANDED_BACK6(5) run2 run3");
+    assert_int_equal(worker_core_stats(world.core).slots_busy, 2);
+    end(&world, 2, ERROR_CLASS_NONE);
+    SAYS(&world, "success2(7) run4"); /* at once */
+    worker_core_free(&world.core);
+}
+
+/* Another worker could begin a long one meanwhile. */
+static void test_long_jobs_do_not_come_ahead(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open_ahead(&world, 20000);
+    SAYS(&world, "run1 started1 success1(3)");
+    worker_core_free(&world.core);
+}
+
+/* What was granted counts, though jobs have become long since. One that takes two slots has no
+ * other beside it that waits. */
+static void test_what_was_granted_ahead_is_taken(void **state)
+{
+    struct message_attempt wide = attempt_of(6);
+    struct world world;
+
+    (void)state;
+    world_open_ahead(&world, 1000);
+    give(&world, 2);
+    give(&world, 3);
+    worker_core_on_read(world.core, 13);
+    world_tick(&world, 9000000);
+    SAYS(&world, "run1 success1(5) run2 run3 started2 started3 beat:5/3");
+    end(&world, 2, ERROR_CLASS_NONE);
+    SAYS(&world, "success2(5)");
+    give(&world, 4);
+    give(&world, 5);
+    worker_core_on_read(world.core, 15);
+    SAYS(&world, "run4");
+    wide.slot_count = 2;
+    worker_core_on_attempt(world.core, &wide);
+    SAYS(&world, "HANDED_BACK6(5)");
     worker_core_free(&world.core);
 }
 
@@ -241,13 +328,14 @@ static void test_above_its_credit(void **state)
 
     (void)state;
     world_ready(&world, 1);
+    world.tells_credit = true;
     give(&world, 1);
     give(&world, 2);
     worker_core_on_read(world.core, 12);
-    SAYS(&world, "HANDED_BACK2 run1");
+    SAYS(&world, "HANDED_BACK2(1) run1");
     end(&world, 1, ERROR_CLASS_NONE);
-    world_tick(&world, 2000);
-    SAYS(&world, "success1 beat:3/2");
+    world_tick(&world, 20000);
+    SAYS(&world, "success1(3) beat:3/2");
     worker_core_free(&world.core);
 }
 
@@ -578,6 +666,7 @@ static void test_alone_has_the_host(void **state)
 
     (void)state;
     world_ready(&world, 4);
+    world.tells_credit = true;
     give(&world, 1);
     worker_core_on_read(world.core, 11);
     alone.alone = true;
@@ -586,12 +675,12 @@ static void test_alone_has_the_host(void **state)
     worker_core_on_read(world.core, 13);
     SAYS(&world, "run1");
     end(&world, 1, ERROR_CLASS_NONE);
-    SAYS(&world, "success1 run2");
+    SAYS(&world, "success1(4) run2");
     world_tick(&world, 1000000);
     SAYS(&world, "started2 beat:4/3"); /* nothing more is granted */
     end(&world, 2, ERROR_CLASS_NONE);
-    world_tick(&world, 2000);
-    SAYS(&world, "success2 run3 beat:6/3");
+    world_tick(&world, 20000);
+    SAYS(&world, "success2(6) run3 started3 beat:6/3");
     worker_core_free(&world.core);
 }
 
@@ -837,6 +926,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hello_waits_for_both),
         cmocka_unit_test(test_credit_is_cumulative),
+        cmocka_unit_test(test_short_jobs_come_ahead),
+        cmocka_unit_test(test_long_jobs_do_not_come_ahead),
+        cmocka_unit_test(test_what_was_granted_ahead_is_taken),
         cmocka_unit_test(test_above_its_credit),
         cmocka_unit_test(test_what_is_skipped),
         cmocka_unit_test(test_revoke_behind_its_attempt),
