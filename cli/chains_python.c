@@ -22,6 +22,7 @@
 #include "base/rng.h"
 #include "cli/chains.h"
 #include "cli/list.h"
+#include "cli/push_folder.h"
 #include "cli/push_model.h"
 
 #define KEY_SECRET "baseten_chain_api_key"

@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "cli/push_archive.h"
+#include "cli/push_folder.h"
 #include "cli/push_model.h"
 #include "cli/train.h"
 #include "schema/truss_config.h"

@@ -11,6 +11,7 @@
 
 #include "cli/push_archive.h"
 #include "cli/push_checkpoints.h"
+#include "cli/push_folder.h"
 #include "cli/push_model.h"
 #include "cli/verb.h"
 #include "schema/truss_config.h"

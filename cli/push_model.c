@@ -2,7 +2,6 @@
 
 #include "cli/push_model.h"
 
-#include <ftw.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,33 +197,4 @@ int push_model_report(const char *verb, const char *model, const json_t *state, 
     (void)fprintf(stderr, "headrace %s: %s%s%s\n", verb, status, why != NULL ? ": " : "",
                   why != NULL ? why : "");
     return CLI_EXIT_FAILED;
-}
-
-/* ---- temporary folders ---- */
-
-static int remove_entry(const char *path, const struct stat *status, int kind, struct FTW *walk)
-{
-    (void)status;
-    (void)kind;
-    (void)walk;
-    return remove(path);
-}
-
-void push_folder_remove(char **folder_p)
-{
-    if (*folder_p != NULL)
-        (void)nftw(*folder_p, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    mem_free(folder_p);
-}
-
-int push_folder_make(const char *name, char **ret_folder, struct err *err)
-{
-    const char *above = getenv("TMPDIR");
-    OWNED(mem_free)
-    char *folder = xasprintf("%s/%s.XXXXXX", above != NULL ? above : "/tmp", name);
-
-    if (mkdtemp(folder) == NULL)
-        return err_set_errno(err, ERR_IO, "make a folder %s", folder);
-    *ret_folder = TAKE(folder);
-    return 0;
 }

@@ -27,10 +27,6 @@ int push_archive_send(const struct client *client, const char *path,
                       const struct push_archive *archive, json_t **ret_answer,
                       struct err *err) MUST_CHECK;
 
-/* A new folder among temporary ones, and its end with all that is in it. */
-int push_folder_make(const char *name, char **ret_folder, struct err *err) MUST_CHECK;
-void push_folder_remove(char **folder_p);
-
 /* Packs and sends the folder; *ret_id is the deployment's id, which the caller frees. */
 int push_model_send(const struct client *client, const struct push_model *push, char **ret_id,
                     struct err *err) MUST_CHECK;

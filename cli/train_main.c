@@ -8,6 +8,7 @@
 
 #include "cli/list.h"
 #include "cli/push_archive.h"
+#include "cli/push_folder.h"
 #include "cli/push_model.h"
 #include "cli/train.h"
 
@@ -108,6 +109,17 @@ static const struct setting deploy_rows[] = {
 
 /* ---- lists and single steps ---- */
 
+/* No jobs of a project that is none are not the same as none of one. */
+static int project_check(const struct client *client, const char *project, struct err *err)
+{
+    OWNED(mem_free) char *path = path_make("/v1/training_projects/%", project);
+    OWNED(client_json_free) json_t *answer = NULL;
+    const struct client_call call = {.method = "GET", .path = path};
+    int status, r = client_exchange(client, &call, &status, &answer, err);
+
+    return r < 0 ? err_wrap(err, "project '%.100s'", project) : 0;
+}
+
 static int train_ls(const struct client *client, const void *values, char **operands,
                     int operand_count)
 {
@@ -133,6 +145,8 @@ static int train_ls(const struct client *client, const void *values, char **oper
 
     (void)operands;
     (void)operand_count;
+    if (*settings->project != '\0' && project_check(client, settings->project, &err) < 0)
+        return client_complain("train ls", &err);
     if (*settings->project != '\0')
         (void)json_object_set_new(body, "project_id", json_string(settings->project));
     if (settings->active)

@@ -251,6 +251,10 @@ int call_query_number(const struct call *call, const char *name, int64_t initial
 /* The job id in the path: ERR_MALFORMED says what it must look like. Also sets call->job. */
 int call_job_id(struct call *call, struct wire_id *ret_id, struct err *err) MUST_CHECK;
 
+/* The same, where a route calls it otherwise than "request id". */
+int call_job_id_named(struct call *call, const char *what, struct wire_id *ret_id,
+                      struct err *err) MUST_CHECK;
+
 /* Ends every call that is left, without an answer. */
 void calls_close(struct gateway *gateway);
 

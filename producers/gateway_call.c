@@ -740,17 +740,22 @@ int call_query_number(const struct call *call, const char *name, int64_t initial
     return 0;
 }
 
-int call_job_id(struct call *call, struct wire_id *ret_id, struct err *err)
+int call_job_id_named(struct call *call, const char *what, struct wire_id *ret_id, struct err *err)
 {
     struct wire_id id;
 
     if (job_id_parse(call->match.param, &id, err) < 0)
         return err_set(err, ERR_MALFORMED,
-                       "request id is '%.60s'; it must be a UUID or 32 hexadecimal digits",
+                       "%s is '%.60s'; it must be a UUID or 32 hexadecimal digits", what,
                        call->match.param);
     job_id_format(&id, call->job);
     *ret_id = id;
     return 0;
+}
+
+int call_job_id(struct call *call, struct wire_id *ret_id, struct err *err)
+{
+    return call_job_id_named(call, "request id", ret_id, err);
 }
 
 void calls_close(struct gateway *gateway)

@@ -168,7 +168,7 @@ int training_bind_path(struct pg_batch *batch, const struct pg_statement *statem
                        struct call *call, struct err *err)
 {
     struct wire_id job;
-    int r = call_job_id(call, &job, err);
+    int r = call_job_id_named(call, "job id", &job, err);
 
     if (r < 0)
         return r;
@@ -401,7 +401,7 @@ static void on_changed(void *opaque, const struct pg_answer *answer)
     else if (strcmp(pg_c(answer, 0, 0, 0), "not_pending") == 0)
         call_fail_as(&call, 409, "client_error",
                      "the job does not wait any more: its priority cannot be changed");
-    else if (call_job_id(call, &job, &err) < 0)
+    else if (call_job_id_named(call, "job id", &job, &err) < 0)
         call_fail(&call, &err);
     else
         training_job_show(call, &job);
@@ -606,7 +606,7 @@ void training_queue_begin(struct call *call)
 
     if (batch == NULL)
         return;
-    r = call_job_id(call, &job, &err);
+    r = call_job_id_named(call, "job id", &job, &err);
     if (r < 0) {
         pg_batch_free(&batch);
         call_fail(&call, &err);

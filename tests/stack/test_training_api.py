@@ -8,12 +8,14 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import tarfile
 import time
 import urllib.parse
 
 import pytest
+from stack import BINARY, wait_until
 
 TRUSS_PYTHON = os.environ["HEADRACE_DEPS"] + "/venv-compare/bin/python"
 ACCELERATOR = {"accelerator": "B300", "count": 8}  # that nobody has here
@@ -296,6 +298,10 @@ def test_a_folder_is_pushed_once_and_shown(stack, tmp_path):
     assert followed.stdout == "" and "STOPPED" in followed.stderr
     again = stack.cli("train", "recreate", job["id"]).stdout.split()
     assert again[0] != job["id"] and again[1] == "PENDING"
+    unknown = stack.cli("train", "ls", "--project", "no-such", check=False)
+    assert unknown.returncode == 2 and "'no-such'" in unknown.stderr, unknown
+    odd = stack.cli("train", "view", "odd", check=False)
+    assert odd.returncode == 2 and "job id is 'odd'; it must be a UUID" in odd.stderr, odd
 
 
 def test_lines_curves_and_checkpoints_at_a_terminal(stack, job, tmp_path):
@@ -328,6 +334,19 @@ def test_a_checkpoint_becomes_a_deployment_with_its_lineage(stack, job):
     assert deployment["status"] == "ACTIVE"
     assert stack.sql(f"SELECT project, checkpoint, training_job_id::text FROM headrace_v1.training_lineage WHERE "
                      f"deployment_id = '{deployment['id']}'") == [["shown", "served", job]]
+
+
+def test_a_command_that_is_ended_leaves_no_folder(stack, job, tmp_path):
+    """Ctrl-C, SIGTERM and kill -9 while a checkpoint comes: its temporary folder goes with the command."""
+    checkpoint(stack, job, "large", **{"headrace.json": b"{}", "weights": bytes(64 << 20)})
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        words = [BINARY, "train", "deploy", job, "--checkpoint", "large", "--model", "never", "--url", stack.url("gateway")]
+        env = {**os.environ, "TMPDIR": str(tmp_path), "HEADRACE_API_KEY": stack.key}
+        with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as command:
+            wait_until("the checkpoint to come", lambda: list(tmp_path.glob("headrace-train.*/model.part/*")))
+            command.send_signal(number)
+            assert command.wait(20) == -number
+        wait_until("its folder to go", lambda: not list(tmp_path.iterdir()))
 
 
 def test_what_cannot_be_deployed_says_why(stack, job):
