@@ -187,11 +187,8 @@ def check_log(stack, id, rank, steps):
 
 
 def check_restarts(stack, id, notes):
-    """Each placement of which a line counts goes on from the newest checkpoint that was complete when it was placed (a script
-    whose host was killed while it started may find its folder gone, but nobody hears of that). How many steps are run
+    """Each placement goes on from the newest checkpoint that was complete when it was placed. How many steps are run
     again: those behind the last one saved, fewer than EVERY, and those that were saved and on their way."""
-    heard = {int(row[0]) for row in stack.sql("SELECT placement FROM headrace_v1.training_logs WHERE job_id = :'a1' AND "
-                                              "message LIKE 'begins at %'", id)}
     placed = {int(n): float(at) for n, at in stack.sql(
         "SELECT placement, extract(epoch FROM placed_at) FROM headrace.training_node WHERE job_id = :'a1'", id)}
     complete = [(int(name[5:]), float(at)) for name, at in stack.sql(
@@ -200,7 +197,7 @@ def check_restarts(stack, id, notes):
     for placement, _, when, word, step, _ in sorted(notes, key=lambda note: (note[0], note[2])):
         if word == "begins" and last > 0:
             newest = max((at for at, since in complete if since < placed[placement]), default=0)
-            assert step >= newest or placement not in heard, (id, placement, "goes on from", step, "and there was", newest)
+            assert step >= newest, (id, placement, "goes on from", step, "and there was", newest)
             saved = last // EVERY * EVERY
             told["restarts"] += 1
             told["behind"] += last - max(saved, step)

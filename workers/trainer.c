@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "workers/agent_unpack.h"
 #include "workers/engine_host.h"
 #include "workers/trainer_int.h"
 
@@ -221,7 +220,6 @@ static int folder_make(const char *path, struct err *err)
     return 0;
 }
 
-/* What a trainer that was killed has left of its jobs goes: their checkpoints are in the store. */
 static int folders_make(struct trainer *trainer, struct err *err)
 {
     OWNED(mem_free) char *real = NULL;
@@ -234,10 +232,7 @@ static int folders_make(struct trainer *trainer, struct err *err)
         return err_set_errno(err, ERR_IO, "find folder %s", trainer->settings->trainer_dir);
     trainer->jobs_dir = xasprintf("%s/jobs", real);
     trainer->cache_dir = xasprintf("%s/cache", real);
-    if (access(trainer->jobs_dir, F_OK) == 0)
-        r = agent_remove_tree(trainer->jobs_dir, err);
-    if (r == 0)
-        r = folder_make(trainer->jobs_dir, err);
+    r = folder_make(trainer->jobs_dir, err);
     return r < 0 ? r : folder_make(trainer->cache_dir, err);
 }
 
@@ -291,6 +286,7 @@ int trainer_open(struct loop *loop, const struct trainer_settings *settings,
 
         confine_group_sweep(prefix);
     }
+    trainer_leftovers_open(trainer);
     trainer->beat_timer = loop_timer_new(loop, trainer_on_beat, trainer);
     trainer->look_timer = loop_timer_new(loop, trainer_on_look, trainer);
     loop_timer_start(trainer->beat_timer, 0, BEAT_MS);
@@ -318,6 +314,7 @@ void trainer_close(struct trainer **trainer_p)
         node_free(&node);
     trainer_holds_free(trainer);
     container_call_free(&trainer->call);
+    trainer_leftovers_close(trainer);
     container_tool_done(&trainer->tool);
     loop_timer_free(&trainer->beat_timer);
     loop_timer_free(&trainer->look_timer);

@@ -11,6 +11,7 @@
  *   nodes     trainer_node   PLACED ─▶ TAKEN: folders, workspace, checkpoint ─▶ READY: the gang
  *                            gathers ─▶ RUNNING ─▶ last checkpoint, last lines ─▶ ENDED
  *             trainer_setup  what is blocking in that, on threads     trainer_env its environment
+ *             trainer_leftover   folders of a trainer that was killed
  *             trainer_container  docker and podman
  *             trainer_run    the process: its start, its limits, its end
  *             trainer_log    what it prints                   trainer_sync what it saves

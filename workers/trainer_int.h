@@ -128,6 +128,7 @@ struct trainer {
     char *jobs_dir, *cache_dir;
     struct container_tool tool; /* that what is left over is removed with */
     struct container_call *call;
+    struct trainer_leftovers *leftovers;
 };
 
 /* ---- trainer.c ---- */
@@ -184,6 +185,11 @@ void node_fence(struct pg_batch *batch, const struct node *node);
 /* ---- trainer_setup.c: ends in node_ready(), or in node_end(). ---- */
 void node_setup(struct node *node);
 void node_ready(struct node *node);
+
+/* ---- trainer_leftover.c ---- */
+void trainer_leftovers_open(
+    struct trainer *trainer); /* folders of nodes that were; removed later */
+void trainer_leftovers_close(struct trainer *trainer);
 
 /* ---- trainer_container.c ---- */
 
