@@ -13,17 +13,20 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/clock.h"
 #include "workers/child.h"
 #include "workers/confine_int.h"
+#include "workers/container.h"
 
 #define KEEPER_LIMIT_MS 5000
 #define STAT_SIZE 512
@@ -154,18 +157,22 @@ static void container_remove(const struct confine_kept *kept)
 {
     uint64_t end_ms = clock_mono_ms() + CONTAINER_LIMIT_MS;
     const struct timespec pause = {0, 5000000};
+    OWNED(mem_free) char *name = container_name_of(kept->container, getpid());
+    const struct sched_param param = {0};
     sigset_t none;
     pid_t pid = fork();
     int null;
 
     if (pid == 0) {
+        (void)sched_setscheduler(0, SCHED_OTHER, &param); /* what it kept may have been idle */
+        (void)setpriority(PRIO_PROCESS, 0, 0);
         (void)sigemptyset(&none);
         (void)sigprocmask(SIG_SETMASK, &none, NULL);
         null = open("/dev/null", O_RDWR | O_CLOEXEC);
         (void)dup2(null, STDOUT_FILENO);
         (void)dup2(null, STDERR_FILENO);
-        (void)execl(kept->container_program, kept->container_program, "rm", "--force",
-                    kept->container, (char *)NULL);
+        (void)execl(kept->container_program, kept->container_program, "rm", "--force", name,
+                    (char *)NULL);
         _exit(CONFINE_EXIT);
     }
     while (pid > 0 && waitpid(pid, NULL, WNOHANG) == 0 && clock_mono_ms() < end_ms)

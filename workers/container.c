@@ -11,6 +11,7 @@
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "workers/child.h"
 #include "workers/engine_host.h"
 
 #define DOCKER_SOCKET "/var/run/docker.sock"
@@ -81,6 +82,16 @@ int container_image_check(const char *image, struct err *err)
                        "first a letter or digit",
                        image, CONTAINER_IMAGE_MAX);
     return 0;
+}
+
+char *container_name_of(const char *name, pid_t keeper)
+{
+    size_t size = strcspn(name, "@");
+
+    if (name[size] == '\0')
+        return xstrdup(name);
+    return xasprintf("%.*s%d-%llu", (int)size, name, (int)keeper,
+                     (unsigned long long)child_start_ticks(keeper));
 }
 
 /* ---- command lines ---- */

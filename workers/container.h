@@ -15,11 +15,15 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "base/err.h"
 
 #define CONTAINER_LABEL "headrace.owner"
 #define CONTAINER_IMAGE_MAX 255
+
+/* Name of the container of a server; the keeper of its host puts <pid>-<start> of itself for @. */
+#define CONTAINER_OF_SERVER "headrace-server-@"
 
 struct container_tool {
     char *program; /* its path; NULL: neither is here */
@@ -70,6 +74,9 @@ int container_run_words(const struct container_run *run, struct container_words 
 /* For our own binary: any other command of the tool, `words` ending in NULL. */
 void container_call_words(const struct container_tool *tool, const char *const *words,
                           struct container_words *ret_words);
+
+/* The name with what stands for @; without one it is a copy. The caller frees. */
+char *container_name_of(const char *name, pid_t keeper);
 
 void container_words_done(struct container_words *words);
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "schema/truss_config.h"
+#include "workers/container.h"
 
 #define OUR_BINARY "/proc/self/exe"
 #define FAST_BINARY "headrace-host" /* beside ours */
@@ -260,6 +261,20 @@ static unsigned port_of_url(const char *url)
     return port;
 }
 
+/* The keeper of a host that is killed kills the keeper of its container, too, and takes its place.
+ */
+static size_t container_keeper_words(char **to)
+{
+    OWNED(container_tool_done) struct container_tool tool;
+
+    container_find(&tool);
+    if (tool.program == NULL)
+        return 0;
+    to[0] = xasprintf("--kept-by=%s", tool.program);
+    to[1] = xstrdup("--kept-container=" CONTAINER_OF_SERVER);
+    return 2;
+}
+
 /* What stands in front of a program to confine it; returns the count of arguments. */
 static size_t confine_words(const struct engine_host *host, const struct engine_confine *how,
                             enum confine_level level, const struct wishes *wishes, char **to)
@@ -282,6 +297,8 @@ static size_t confine_words(const struct engine_host *host, const struct engine_
     to[at++] = xasprintf("--processes=%llu", (unsigned long long)how->process_count);
     to[at++] = xasprintf("--nice=%u", how->nice);
     to[at++] = xstrdup(host->kind == ENGINE_HOST_PY ? "--filter" : "--filter=false");
+    if (wishes->image)
+        at += container_keeper_words(to + at);
     to[at++] = xstrdup("--");
     return at;
 }

@@ -24,7 +24,6 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "base/clock.h"
 #include "base/log.h"
 #include "schema/truss_config.h"
 #include "workers/container.h"
@@ -198,8 +197,7 @@ static int run_container(const struct host_server *server, struct run *run, stru
     OWNED(mem_free)
     char *publish = xasprintf("127.0.0.1:%u:%u", server->port, config->port);
     OWNED(mem_free)
-    char *name = xasprintf("headrace-server-%d-%llu", (int)getpid(),
-                           (unsigned long long)clock_wall_us());
+    char *name = container_name_of(CONTAINER_OF_SERVER, getppid());
     OWNED(mem_free) char *user = xasprintf("%u", config->run_as_user_id);
     OWNED(mem_free) char *files = xasprintf("%s/" TRUSS_CHECKPOINTS_FOLDER, server->dir);
     OWNED(mem_free)

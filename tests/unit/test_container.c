@@ -156,6 +156,21 @@ static void test_names_of_images(void **state)
     assert_int_equal(container_image_check(size_max, &err), ERR_RANGE);
 }
 
+/* The keeper and the host that it keeps make the same name, each by itself. */
+static void test_the_name_of_a_server(void **state)
+{
+    OWNED(mem_free) char *plain = container_name_of("headrace-train-1", getpid());
+    OWNED(mem_free) char *here = container_name_of(CONTAINER_OF_SERVER, getpid());
+    OWNED(mem_free) char *again = container_name_of(CONTAINER_OF_SERVER, getpid());
+    OWNED(mem_free) char *wanted = xasprintf("headrace-server-%d-", (int)getpid());
+
+    (void)state;
+    assert_string_equal(plain, "headrace-train-1");
+    assert_string_equal(here, again);
+    assert_int_equal(strncmp(here, wanted, strlen(wanted)), 0);
+    assert_true(strlen(here) > strlen(wanted) && strchr(here, '@') == NULL);
+}
+
 static void test_folders_that_cannot_be_named(void **state)
 {
     static const struct container_mount mounts[] = {{"/a:b", "/x", false}};
@@ -219,6 +234,7 @@ int main(void)
         cmocka_unit_test(test_a_node),
         cmocka_unit_test(test_another_command),
         cmocka_unit_test(test_names_of_images),
+        cmocka_unit_test(test_the_name_of_a_server),
         cmocka_unit_test(test_folders_that_cannot_be_named),
         cmocka_unit_test(test_which_is_here),
     };
