@@ -80,3 +80,44 @@ uint32_t bert_pad_count(uint32_t token_count);
 /* Bytes of main memory that the model holds, the mapped file not counted. */
 uint64_t bert_memory_size(const struct bert *bert);
 const char *bert_kernel_name(const struct bert *bert);
+
+/* Where a checkpoint has what: names differ from family to family. */
+enum bert_role {
+    BERT_ROLE_WORDS,
+    BERT_ROLE_POSITIONS,
+    BERT_ROLE_TYPES,
+    BERT_ROLE_GAIN, /* of the norm of their sum */
+    BERT_ROLE_BIAS,
+    BERT_ROLE_Q, /* from here on of a layer; a matrix's bias is the role behind it */
+    BERT_ROLE_Q_BIAS,
+    BERT_ROLE_K,
+    BERT_ROLE_K_BIAS,
+    BERT_ROLE_V,
+    BERT_ROLE_V_BIAS,
+    BERT_ROLE_OUT,
+    BERT_ROLE_OUT_BIAS,
+    BERT_ROLE_OUT_NORM_GAIN,
+    BERT_ROLE_OUT_NORM_BIAS,
+    BERT_ROLE_UP,
+    BERT_ROLE_UP_BIAS,
+    BERT_ROLE_DOWN,
+    BERT_ROLE_DOWN_BIAS,
+    BERT_ROLE_DOWN_NORM_GAIN,
+    BERT_ROLE_DOWN_NORM_BIAS,
+    BERT_ROLE_DENSE, /* from here on of the head */
+    BERT_ROLE_DENSE_BIAS,
+    BERT_ROLE_LABELS,
+    BERT_ROLE_LABELS_BIAS,
+    BERT_ROLE_COUNT,
+};
+
+/* The tensor of a role, `layer` where it is of one; NULL: the model has none. What bert_check() has
+ * passed has all of its roles, in the shapes of the configuration. */
+const struct safetensors_tensor *bert_find(const struct encoder_config *config,
+                                           const struct safetensors *file, enum bert_role role,
+                                           uint32_t layer);
+
+/* Per head 2 * token_count_max - 1 numbers, by the distances of keys from -(token_count_max - 1)
+ * on: what MPNet adds to scores. `to` has room for them; only where config->distance_count > 0. */
+int bert_read_distances(const struct encoder_config *config, const struct safetensors *file,
+                        float *to, struct err *err) MUST_CHECK;

@@ -425,27 +425,35 @@ static uint32_t kind_of_distance(int64_t distance, uint32_t kind_count)
 }
 
 /* One number a kind of distance and head, the same in all layers, spread out over the distances. */
+static void spread(const struct encoder_config *config, const float *kinds, float *to)
+{
+    const uint32_t heads = config->head_count, far = config->token_count_max - 1;
+
+    for (uint32_t head = 0; head < heads; head++) {
+        for (uint32_t i = 0; i <= 2 * far; i++)
+            to[head * (2 * (size_t)far + 1) + i] =
+                kinds[kind_of_distance((int64_t)i - far, config->distance_count) * heads + head];
+    }
+}
+
+#define DISTANCES "encoder.relative_attention_bias.weight"
+
 static int load_distances(struct loader *loader, struct err *err)
 {
     const struct encoder_config *config = loader->config;
-    const uint32_t heads = config->head_count, far = config->token_count_max - 1;
     OWNED(mem_free) float *kinds = NULL;
     int r;
 
     if (config->distance_count == 0)
         return 0;
-    kinds = xcalloc((size_t)config->distance_count * heads, sizeof(*kinds));
-    r = read_into(loader, "encoder.relative_attention_bias.weight", config->distance_count, heads,
-                  kinds, err);
+    kinds = xcalloc((size_t)config->distance_count * config->head_count, sizeof(*kinds));
+    r = read_into(loader, DISTANCES, config->distance_count, config->head_count, kinds, err);
     if (r < 0 || loader->bert == NULL)
         return r;
-    r = bert_alloc(loader->bert, (size_t)heads * (2 * (size_t)far + 1), sizeof(float),
-                   &loader->bert->distances, err);
-    for (uint32_t head = 0; r == 0 && head < heads; head++) {
-        for (uint32_t i = 0; i <= 2 * far; i++)
-            loader->bert->distances[head * (2 * (size_t)far + 1) + i] =
-                kinds[kind_of_distance((int64_t)i - far, config->distance_count) * heads + head];
-    }
+    r = bert_alloc(loader->bert, config->head_count * (2 * (size_t)config->token_count_max - 1),
+                   sizeof(float), &loader->bert->distances, err);
+    if (r == 0)
+        spread(config, kinds, loader->bert->distances);
     return r;
 }
 
@@ -605,4 +613,111 @@ int bert_load_weights(struct bert *bert, const struct bert_options *options, str
     };
 
     return load_all(&loader, err);
+}
+
+static const char *step_name(const struct names *names, enum bert_role role)
+{
+    switch (role) {
+    case BERT_ROLE_Q:
+    case BERT_ROLE_Q_BIAS:
+        return names->qkv[0];
+    case BERT_ROLE_K:
+    case BERT_ROLE_K_BIAS:
+        return names->qkv[1];
+    case BERT_ROLE_V:
+    case BERT_ROLE_V_BIAS:
+        return names->qkv[2];
+    case BERT_ROLE_OUT:
+    case BERT_ROLE_OUT_BIAS:
+        return names->out;
+    case BERT_ROLE_OUT_NORM_GAIN:
+    case BERT_ROLE_OUT_NORM_BIAS:
+        return names->out_norm;
+    case BERT_ROLE_UP:
+    case BERT_ROLE_UP_BIAS:
+        return names->up;
+    case BERT_ROLE_DOWN:
+    case BERT_ROLE_DOWN_BIAS:
+        return names->down;
+    case BERT_ROLE_DOWN_NORM_GAIN:
+    case BERT_ROLE_DOWN_NORM_BIAS:
+        return names->down_norm;
+    case BERT_ROLE_DENSE:
+    case BERT_ROLE_DENSE_BIAS:
+        return names->head_dense;
+    default:
+        return names->head_labels;
+    }
+}
+
+/* The weight or the bias of a step or a norm, under its new name or its old one. */
+static const struct safetensors_tensor *find_part(const struct loader *loader, const char *name,
+                                                  bool is_bias)
+{
+    static const char *const endings[] = {".weight", ".gamma", ".bias", ".beta"};
+    const struct safetensors_tensor *tensor = NULL;
+    char full[NAME_SIZE + 8];
+
+    for (size_t i = is_bias ? 2 : 0; tensor == NULL && i < (is_bias ? 4u : 2u); i++) {
+        (void)snprintf(full, sizeof(full), "%s%s", name, endings[i]);
+        tensor = find(loader, full);
+    }
+    return tensor;
+}
+
+const struct safetensors_tensor *bert_find(const struct encoder_config *config,
+                                           const struct safetensors *file, enum bert_role role,
+                                           uint32_t layer)
+{
+    struct loader loader = {
+        .config = config, .names = &all_names[config->family], .file = file, .prefix = ""};
+    const bool is_bias = role == BERT_ROLE_BIAS ||
+                         (role >= BERT_ROLE_Q && (role - BERT_ROLE_Q) % 2);
+    char name[NAME_SIZE];
+
+    choose_prefix(&loader);
+    switch (role) {
+    case BERT_ROLE_WORDS:
+        return find_part(&loader, loader.names->words, false);
+    case BERT_ROLE_POSITIONS:
+        return find(&loader, "embeddings.position_embeddings.weight");
+    case BERT_ROLE_TYPES:
+        return find(&loader, "embeddings.token_type_embeddings.weight");
+    case BERT_ROLE_GAIN:
+    case BERT_ROLE_BIAS:
+        return find_part(&loader, loader.names->norm, is_bias);
+    default:
+        break;
+    }
+    if (step_name(loader.names, role) == NULL)
+        return NULL; /* a family that has q, k and v in one */
+    if (role < BERT_ROLE_DENSE) {
+        name_in_layer(&loader, layer, step_name(loader.names, role), name);
+        return find_part(&loader, name, is_bias);
+    }
+    if (role >= BERT_ROLE_LABELS || !loader.names->head_inside)
+        loader.prefix = "";
+    if (role >= BERT_ROLE_LABELS && config->head == ENCODER_HEAD_TOKENS)
+        return find_part(&loader, "classifier", is_bias);
+    return find_part(&loader, step_name(loader.names, role), is_bias);
+}
+
+int bert_read_distances(const struct encoder_config *config, const struct safetensors *file,
+                        float *to, struct err *err)
+{
+    struct loader loader = {
+        .config = config, .names = &all_names[config->family], .file = file, .prefix = ""};
+    const struct safetensors_tensor *tensor;
+    OWNED(mem_free) float *kinds = NULL;
+    int r;
+
+    choose_prefix(&loader);
+    tensor = find(&loader, DISTANCES);
+    if (tensor == NULL)
+        return err_set(err, ERR_MISMATCH, "tensor '%s' is missing", DISTANCES);
+    kinds = xcalloc(tensor->element_count, sizeof(*kinds));
+    r = safetensors_read_f32(tensor, 0, tensor->element_count, kinds, err);
+    if (r == 0)
+        spread(config, kinds, to);
+    return r;
 }
