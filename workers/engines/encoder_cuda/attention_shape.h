@@ -24,6 +24,10 @@
 
 #include "base/err.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum attention_dtype { ATTENTION_BF16, ATTENTION_F32 };
 
 #define ATTENTION_HEAD_DIM_MAX 128
@@ -80,3 +84,7 @@ int attention_turn_make(const struct attention_shape *shape,
                         const struct attention_buckets *buckets, const uint32_t *offsets,
                         uint32_t text_count, void *index, struct attention_turn *ret_turn,
                         struct err *err) MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif

@@ -177,6 +177,8 @@ template <typename Cell> static __global__ void pool_rows(const kernel_pool pool
     float *to = pool.rows + static_cast<size_t>(blockIdx.x) * pool.hidden;
     float square = 0, factor;
 
+    if (first == end) /* a slot without a text; nobody reads its row */
+        return;
     for (unsigned i = threadIdx.x * LANES; i < pool.hidden; i += blockDim.x * LANES) {
         float4 sum = make_float4(0, 0, 0, 0);
 
@@ -202,6 +204,8 @@ template <typename Cell> static __global__ void first_rows(const kernel_pool poo
                     static_cast<size_t>(pool.offsets[blockIdx.x]) * pool.hidden;
     Cell *to = y + static_cast<size_t>(blockIdx.x) * pool.hidden;
 
+    if (pool.offsets[blockIdx.x] == pool.offsets[blockIdx.x + 1])
+        return;
     for (unsigned i = threadIdx.x * LANES; i < pool.hidden; i += blockDim.x * LANES)
         store4(to + i, load4(x + i));
 }

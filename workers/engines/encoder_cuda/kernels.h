@@ -53,7 +53,7 @@ struct kernel_embed {
 
 struct kernel_pool {
     const void *x;
-    const uint32_t *offsets; /* text_count + 1 rows of x */
+    const uint32_t *offsets; /* text_count + 1 rows of x; a text without rows gets none */
     float *rows;             /* text_count of hidden */
     uint32_t text_count, hidden;
     bool mean; /* else the first token's */
