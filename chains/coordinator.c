@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/rng.h"
+#include "schema/model_plan.h"
 #include "schema/topics.h"
 
 #define SWEEP_MS 5000
@@ -588,6 +589,7 @@ static int open_stores(struct coordinator *coordinator, const struct coordinator
     const struct pg_options pg = {
         .url = options->postgres,
         .application = "headrace host-chain",
+        .in_flight_max = 2 * MODEL_SLOTS_MAX, /* a run asks two things at once, at most */
         .settings = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off "
                     "-c jit=off -c plan_cache_mode=force_generic_plan -c synchronous_commit=off"};
     const struct cache_options cache = {.url = options->redis};

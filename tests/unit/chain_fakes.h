@@ -25,6 +25,7 @@
 #include "brokers/queue.h"
 #include "schema/chain.h"
 #include "schema/job_id.h"
+#include "schema/model_plan.h"
 
 #define BATCH_STATEMENTS_MAX 4
 #define BATCH_IDS_MAX 1024
@@ -173,7 +174,8 @@ static const struct cell *cell_at(const struct pg_answer *answer, size_t at, siz
 int pg_open(struct loop *loop, const struct pg_options *options, struct pg **ret_pg,
             struct err *err)
 {
-    (void)options;
+    /* Refused, each would cost an attempt: all slots may have a run that begins. */
+    assert(options->in_flight_max >= MODEL_SLOTS_MAX);
     (void)err;
     *ret_pg = xcalloc(1, sizeof(**ret_pg));
     (*ret_pg)->loop = loop;
