@@ -22,6 +22,15 @@ static const struct {
 #undef ENGINE
 };
 
+bool model_engine_batches(const char *engine)
+{
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        if (strcmp(engines[i].name, engine) == 0)
+            return engines[i].batches;
+    }
+    return false;
+}
+
 static void json_free(json_t **json_p)
 {
     json_decref(*json_p);

@@ -69,6 +69,9 @@ struct model_plan {
 };
 void model_plan_done(struct model_plan *plan);
 
+/* Whether the engine of that name computes what waits in one batch. */
+bool model_engine_batches(const char *engine);
+
 /* ERR_UNSUPPORTED says what was looked for and is missing; ERR_MALFORMED and ERR_RANGE name the key
  * of headrace.json, its value and the limit. */
 int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan,

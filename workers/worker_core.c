@@ -16,6 +16,7 @@
 
 #include "base/assert.h"
 #include "workers/worker_ahead.h"
+#include "workers/worker_pace.h"
 
 #define NEVER_US UINT64_MAX
 #define WORKER_RESTART_US_MIN 50000u /* before a host is started again; doubled each time … */
@@ -27,20 +28,6 @@
 #define WORKER_EXIT_LOAD 2
 #define WORKER_EXIT_DEVICE 3
 #define WORKER_EXIT_UNHEARD 3
-
-const struct worker_options worker_options_default = {
-    .slot_count = 1,
-    .heartbeat_us = 1000000,
-    .credit_delay_us = 2000,
-    .credit_lazy_us = 20000,
-    .ahead_us = 5000,
-    .started_delay_us = 10000,
-    .cancel_grace_us = 2000000,
-    .host_wait_us = 5000000,
-    .drain_us = 30000000,
-    .load_us = 3600000000,
-    .load_count_max = 3,
-};
 
 enum place { PLACE_FETCHING, PLACE_WAITING, PLACE_HOST, PLACE_NONE };
 enum verdict { VERDICT_OPEN, VERDICT_FINISHED, VERDICT_OVER };
@@ -78,6 +65,7 @@ struct worker_core {
     uint64_t now_us, wall_us;
     struct held *held;
     struct held_list waiting;
+    struct worker_pace pace;
     uint64_t epoch, granted, received, told_granted, position;
     uint64_t beat_us, beat_due_us, scan_due_us, drain_until_us, leave_until_us;
     bool knows_position, asked_hello, said_hello, asked_bye, said_bye, asked_exit;
@@ -146,10 +134,10 @@ static struct held *held_find(struct worker_core *core, uint64_t token)
 
 static uint32_t slots_free(const struct worker_core *core)
 {
-    uint32_t busy = core->stats.slots_busy, room = core->options.slot_count;
+    uint32_t busy = core->stats.slots_busy, room = worker_pace_slots(&core->pace, core->now_us);
     uint32_t held = HASH_COUNT(core->held);
 
-    if (core->wide_count == 0)
+    if (core->wide_count == 0 && core->options.hold_us == 0)
         room += worker_ahead_count(room, core->options.ahead_us, core->service_us);
     room = busy >= room ? 0 : room - busy;
     if (held >= WORKER_HELD_MAX)
@@ -167,7 +155,8 @@ static void credit_update(struct worker_core *core, bool carried)
         granted <= core->granted)
         return;
     core->granted = granted;
-    wait_us = carried || core->told_granted > core->received + core->options.slot_count / 2
+    wait_us = carried || core->told_granted >
+                             core->received + worker_pace_slots(&core->pace, core->now_us) / 2
                   ? core->options.credit_lazy_us
                   : core->options.credit_delay_us;
     due_at(&core->beat_due_us,
@@ -193,7 +182,10 @@ static void held_move(struct worker_core *core, struct held *held, enum place pl
     if (held->place == PLACE_HOST) {
         core->canceled_count -= held->cancel_us != 0;
         core->over_count -= held->over;
+        worker_pace_note(&core->pace, core->now_us, 0, core->stats.in_host == 1);
     }
+    if (place == PLACE_HOST && core->stats.in_host == 0)
+        worker_pace_begin(&core->pace, core->now_us);
     core->stats.in_host -= held->place == PLACE_HOST;
     core->stats.in_host += place == PLACE_HOST;
     if (held->alone) {
@@ -656,6 +648,8 @@ void worker_core_on_host_final(struct worker_core *core, uint64_t token, uint64_
         core->host_granted = granted;
     if (held != NULL && held->place == PLACE_HOST) {
         core->service_us = worker_ahead_mean(core->service_us, core->now_us - held->start_us);
+        if (result->error_class == ERROR_CLASS_NONE)
+            worker_pace_note(&core->pace, core->now_us, held->slot_count, false);
         held_move(core, held, PLACE_NONE);
         if (held->verdict == VERDICT_OPEN && held->over &&
             result->error_class == ERROR_CLASS_CANCELED)
@@ -952,6 +946,7 @@ struct worker_core *worker_core_new(const struct worker_options *options, uint64
 
     assert(options->slot_count >= 1 && options->slot_count <= WORKER_SLOTS_MAX);
     core->options = *options;
+    core->pace = (struct worker_pace){.hold_us = options->hold_us, .slot_max = options->slot_count};
     core->now_us = now_us;
     core->beat_due_us = NEVER_US;
     core->beat_tokens = xcalloc(WORKER_HELD_MAX, sizeof(*core->beat_tokens));
@@ -992,6 +987,7 @@ struct worker_stats worker_core_stats(const struct worker_core *core)
     stats.granted = core->granted;
     stats.received = core->received;
     stats.held = HASH_COUNT(core->held);
+    stats.slots_allowed = worker_pace_slots(&core->pace, core->now_us);
     stats.host_ready = core->host == HOST_READY;
     stats.said_hello = core->said_hello;
     stats.draining = core->leaving;

@@ -17,6 +17,8 @@
  *   Finished carries it, so that a slot is not empty for a heartbeat longer.
  * - More is granted than there are slots where jobs are short: so much as the slots get done in
  *   5 ms, and no more than again the slots. It waits here, so that none of them is empty meanwhile.
+ * - Of an engine that batches no more slots are free than it gets done in hold_us (worker_pace.h),
+ * and none come ahead.
  * - Nothing starts before all that was fetched is read, because a Revoke may stand behind.
  * - Run limit and total deadline end an attempt here: Finished at once, CANCEL to the host, and
  *   after a grace the host is killed. Its other jobs are handed back then: they did nothing; also
@@ -54,6 +56,7 @@ struct worker_options { /* texts are borrowed for the life of the core */
     uint64_t credit_delay_us;  /* news of credit wait this long for company; 2 ms */
     uint64_t credit_lazy_us;   /* … and this long while the owner has half of it left; 20 ms */
     uint64_t ahead_us;         /* of work may wait here: until what comes next is here; 5 ms */
+    uint64_t hold_us;          /* work that is held ahead of an engine that batches; 0: all slots */
     uint64_t started_delay_us; /* 10 ms */
     uint64_t cancel_grace_us;  /* from CANCEL to the death of a host that does not obey; 2 s */
     uint64_t host_wait_us;     /* an attempt waits this long for a host that is not ready; 5 s */
@@ -176,7 +179,7 @@ uint64_t worker_core_due_us(const struct worker_core *core);
 struct worker_stats {
     uint64_t attempts, skipped, revoked, started, succeeded, failed, handed_back, host_starts;
     uint64_t granted, received;
-    uint32_t slots_busy, held, in_host;
+    uint32_t slots_busy, slots_allowed, held, in_host;
     bool host_ready, said_hello, draining;
 };
 struct worker_stats worker_core_stats(const struct worker_core *core);

@@ -27,6 +27,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/settings.h"
+#include "schema/model_plan.h"
 #include "workers/engine_host.h"
 #include "workers/worker_int.h"
 
@@ -189,6 +190,8 @@ static void worker_make_core(struct worker *worker)
     options.device = worker->settings.device;
     options.shard = (uint32_t)worker->settings.shard;
     options.slot_count = (uint32_t)worker->settings.slots;
+    if (model_engine_batches(worker->settings.engine))
+        options.hold_us = worker->settings.hold_ms * 1000;
     options.heartbeat_us = worker->settings.heartbeat_ms * 1000;
     options.cancel_grace_us = worker->settings.cancel_grace_ms * 1000;
     options.drain_us = worker->settings.drain_timeout_ms * 1000;

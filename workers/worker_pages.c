@@ -68,6 +68,7 @@ static void pages_on_second(void *opaque)
     count(pages, WORKER_METRIC_worker_pieces_lost_total, worker->stream_counts.lost);
     count(pages, WORKER_METRIC_worker_slots, worker->options.slot_count);
     count(pages, WORKER_METRIC_worker_slots_busy, core.slots_busy);
+    count(pages, WORKER_METRIC_worker_slots_allowed, core.slots_allowed);
     count(pages, WORKER_METRIC_worker_held, core.held);
     count(pages, WORKER_METRIC_worker_unreported, queue_producer_unreported(worker->producer));
     count(pages, WORKER_METRIC_engine_queue, engine->queue_req_count);
