@@ -122,8 +122,8 @@ def cpu_seconds(pid):
 
 @pytest.mark.parametrize("name,settings,holds", [
     ("exits", {"environment_variables": {"START": "exit"}}, "cannot find weights.bin"),
-    ("never", {"environment_variables": {"READY_AFTER": "never"}, "startup_threshold_seconds": 1},
-     "was not ready within 1 s: /health answers 503"),
+    ("never", {"environment_variables": {"READY_AFTER": "never"}, "startup_threshold_seconds": 5},
+     "was not ready within 5 s: /health answers 503"),
     ("missing", {"start_command": "exec no-such-server"}, "no-such-server"),
 ])
 def test_starts_that_fail_are_named(stack, tmp_path, name, settings, holds):
