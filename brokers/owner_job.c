@@ -318,11 +318,25 @@ void job_adopt(struct owner *owner, struct job *job, uint64_t token, struct work
     owner->unknown->silent_us = 0;
 }
 
+/* For how long it had its slot. One that came ahead has waited for it, as its worker can tell. */
+static uint64_t job_ran_us(const struct owner *owner, const struct job *job,
+                           const struct message_finished *finished)
+{
+    uint64_t ran_us = owner->wall_us > job->dispatched_us ? owner->wall_us - job->dispatched_us : 0;
+
+    if (finished == NULL || finished->started_us == 0 ||
+        finished->finished_us <= finished->started_us)
+        return ran_us;
+    return finished->finished_us - finished->started_us < ran_us
+               ? finished->finished_us - finished->started_us
+               : ran_us;
+}
+
 /* The token is over: its slot is free, its row in `attempt` is noted. */
 static void job_end_attempt(struct owner *owner, struct job *job, enum error_class class,
                             const struct message_finished *finished)
 {
-    uint64_t ran_us = owner->wall_us > job->dispatched_us ? owner->wall_us - job->dispatched_us : 0;
+    uint64_t ran_us = job_ran_us(owner, job, finished);
 
     job->ended = (struct ended){
         .present = true,

@@ -290,6 +290,36 @@ static void test_the_pace_of_a_pool(void **state)
     talk_end(&talk);
 }
 
+/* What it waited for in its worker is not what it took; a worker's clock cannot make it more. */
+static void test_the_pace_is_that_of_the_slots(void **state)
+{
+    static const struct {
+        uint64_t started_us, finished_us, want_us;
+    } rows[] = {{5000000, 5100000, 100000}, {5000000, 9000000, 900000}, {5000000, 4000000, 900000}};
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct message_finished finished = {.job = job_named(1),
+                                            .worker = WIRE_TEXT_OF("w1"),
+                                            .boot = 1,
+                                            .output = {(const uint8_t *)"42", 2},
+                                            .started_us = rows[i].started_us,
+                                            .finished_us = rows[i].finished_us};
+        struct pace pace = {0};
+        struct talk talk;
+
+        talk_begin(&talk);
+        say_heartbeat(&talk, "w1", 9, 0, 0, NULL, 0);
+        say_submit(&talk, 1);
+        finished.token = want_attempt(&talk, 1);
+        pass_ms(&talk, 900);
+        say_outcome(&talk, MESSAGE_FINISHED, &finished);
+        owner_each_pace(talk.owner, pace_see, &pace);
+        assert_int_equal(pace.service_us, (7 * 100000 + rows[i].want_us) / 8);
+        talk_end(&talk);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +332,7 @@ int main(void)
         cmocka_unit_test(test_a_backlog_delays_nobody_else),
         cmocka_unit_test(test_a_job_of_several_slots_waits_for_them),
         cmocka_unit_test(test_the_pace_of_a_pool),
+        cmocka_unit_test(test_the_pace_is_that_of_the_slots),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
