@@ -343,7 +343,7 @@ int attention_plans_new(const struct attention_plans_options *options,
 {
     OWNED(attention_plans_free) struct attention_plans *plans = xcalloc(1, sizeof(*plans));
     struct work work = {.options = options, .plans = plans};
-    char name[256], capability[16];
+    char name[256], capability[32];
     int r;
 
     if (options->shape->dtype != ATTENTION_BF16)

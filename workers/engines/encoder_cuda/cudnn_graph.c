@@ -474,7 +474,7 @@ static int plan_pack(struct cudnn_plan *plan, const struct cudnn_pointers *point
 int cudnn_plan_run(struct cudnn_plan *plan, cudnnHandle_t handle,
                    const struct cudnn_pointers *pointers, struct err *err)
 {
-    cudnnBackendDescriptor_t pack;
+    cudnnBackendDescriptor_t pack = NULL;
     cudnnStatus_t status;
 
     assert(pointers->count <= CUDNN_PLAN_POINTER_MAX);
