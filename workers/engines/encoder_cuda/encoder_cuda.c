@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "workers/engines/encoder/encoder_int.h"
 #include "workers/engines/encoder_cuda/bert_cuda.h"
@@ -117,27 +118,24 @@ static void cuda_close(void **self_p)
     free(cuda);
 }
 
-/* Whether there is a place for plans; attention makes the directory. */
+/* Whether there is a place for plans; attention makes the last directory of it. */
 static bool find_plan_dir(char to[PLAN_DIR_SIZE])
 {
     const char *own = getenv("HEADRACE_CUDA_PLANS"), *cache = getenv("XDG_CACHE_HOME");
     const char *home = getenv("HOME");
     int size = 0;
 
-    if (own != NULL && own[0] != '\0')
+    if (own != NULL && own[0] != '\0') {
         size = snprintf(to, PLAN_DIR_SIZE, "%s", own);
-    else if (cache != NULL && cache[0] == '/')
-        size = snprintf(to, PLAN_DIR_SIZE, "%s/headrace/cuda", cache);
-    else if (home != NULL && home[0] == '/')
-        size = snprintf(to, PLAN_DIR_SIZE, "%s/.cache/headrace/cuda", home);
+    } else if (cache != NULL && cache[0] == '/') {
+        size = snprintf(to, PLAN_DIR_SIZE, "%s/headrace-cuda", cache);
+    } else if (home != NULL && home[0] == '/') {
+        size = snprintf(to, PLAN_DIR_SIZE, "%s/.cache", home);
+        if (size < PLAN_DIR_SIZE)
+            (void)mkdir(to, 0700); /* there mostly; else the next one fails too, and is logged */
+        size = snprintf(to, PLAN_DIR_SIZE, "%s/.cache/headrace-cuda", home);
+    }
     return size > 0 && size < PLAN_DIR_SIZE;
-}
-
-static bool wants_bf16(const struct encoder_ask *ask)
-{
-    if (ask->dtype == ENCODER_DTYPE_F32)
-        return false;
-    return ask->dtype == ENCODER_DTYPE_BF16 || ask->config->family != ENCODER_FAMILY_MPNET;
 }
 
 static int cuda_open(const struct encoder_ask *ask, struct safetensors **weights_p, void **ret_self,
@@ -147,7 +145,7 @@ static int cuda_open(const struct encoder_ask *ask, struct safetensors **weights
     struct cuda *cuda = self;
     struct bert_cuda_options options = {
         .facts = &cuda->facts,
-        .bf16 = wants_bf16(ask),
+        .bf16 = ask->dtype != ENCODER_DTYPE_F32,
         .token_count_max = ask->token_count_max,
         .text_count_max = ask->text_count_max,
         .progress = ask->load->sink.progress,
