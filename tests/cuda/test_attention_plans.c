@@ -365,7 +365,7 @@ static void test_plans_kept(void **state)
 {
     OWNED(cudnn_device_free) struct cudnn_device *device = device_of(H200);
     OWNED(cudnn_device_free) struct cudnn_device *other = device_of(H100);
-    const struct attention_shape shape = {12, 32, ATTENTION_BF16, 512, 32, 256};
+    const struct attention_shape shape = {12, 32, ATTENTION_BF16, 512, 16, 256};
     struct counted counted = {0};
     struct dir dir;
     uint32_t cached, count;
@@ -379,10 +379,10 @@ static void test_plans_kept(void **state)
                                               .opaque = &counted};
 
     count = plans_make(&options, &cached);
-    assert_int_equal(count, 4);
+    assert_int_equal(count, 2);
     assert_int_equal(cached, 0);
     assert_true(counted.calls >= 1 && counted.calls <= count);
-    assert_int_equal(dir_each(&dir, NULL), 0 + count); /* and deletes them */
+    assert_int_equal(dir_each(&dir, NULL), count); /* and deletes them */
     (void)plans_make(&options, &cached);
     assert_int_equal(cached, 0);
     (void)plans_make(&options, &cached);
@@ -431,15 +431,16 @@ static void test_plan_refused(void **state)
 static void test_canceled(void **state)
 {
     OWNED(cudnn_device_free) struct cudnn_device *device = device_of(H200);
+    const struct attention_shape shape = {12, 32, ATTENTION_BF16, 512, 4, 512};
     struct counted counted = {.stop_at = 1};
     const struct attention_plans_options options = {
-        .shape = &minilm, .device = device, .progress = count_progress, .opaque = &counted};
+        .shape = &shape, .device = device, .progress = count_progress, .opaque = &counted};
     struct attention_plans *plans = NULL;
     struct err err;
 
     (void)state;
     assert_int_equal(attention_plans_new(&options, &plans, &err), ERR_CANCELED);
-    assert_non_null(strstr(err.text, "of 12 plans"));
+    assert_non_null(strstr(err.text, "of 3 plans"));
     assert_null(plans);
     assert_int_equal(counted.calls, 1);
 }
@@ -472,6 +473,16 @@ static void test_failures(void **state)
     assert_null(plans);
 }
 
+#ifdef HEADRACE_WITH_ASAN
+/* cuDNN and NVRTC keep what they allocated until the process ends; ours is looked for all the same.
+ */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:libnvrtc\nleak:libcudnn\n";
+}
+#endif
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -481,9 +492,7 @@ int main(void)
         cmocka_unit_test(test_canceled),   cmocka_unit_test(test_failures),
     };
 
-    if (!dlopen("libnvrtc.so.13", RTLD_LAZY | RTLD_LOCAL)) {
-        (void)fprintf(stderr, "%s: cuDNN compiles with it; scripts/cuda/fetch has it\n", dlerror());
-        return 1;
-    }
+    /* Stays when cuDNN closes it, so that the leak checker still knows whose memory it was. */
+    (void)dlopen("libnvrtc.so.13", RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

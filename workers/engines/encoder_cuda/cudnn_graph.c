@@ -316,9 +316,21 @@ static int configs_ask(struct cudnn_graph *graph, const struct cudnn_device *dev
     return 0;
 }
 
+/* Whether the words of the best heuristics name a part that is missing, not the graph. */
+static int configs_none(const char *words, struct err *err)
+{
+    if (strstr(words, "nvrtc"))
+        return err_set(err, ERR_DEPENDENCY,
+                       "cuDNN cannot open libnvrtc, with which it compiles; it stands beside "
+                       "libcudnn in the toolkit");
+    return err_set(err, ERR_UNSUPPORTED, "cuDNN has no engine for this graph and device%s%.200s",
+                   words[0] ? ": " : "", words);
+}
+
 static int configs_find(struct cudnn_graph *graph, const struct cudnn_device *device,
                         struct configs *configs, struct err *err)
 {
+    char words[1024] = "";
     struct err refused;
 
     assert(graph->closed);
@@ -327,11 +339,12 @@ static int configs_find(struct cudnn_graph *graph, const struct cudnn_device *de
         *err = refused;
         return err->code;
     }
-    if (configs->count == 0 && configs_ask(graph, device, CUDNN_HEUR_MODE_FALLBACK, configs, err))
+    if (configs->count > 0)
+        return 0;
+    cudnnGetLastErrorString(words, sizeof(words));
+    if (configs_ask(graph, device, CUDNN_HEUR_MODE_FALLBACK, configs, err))
         return err->code;
-    if (configs->count == 0)
-        return err_set(err, ERR_UNSUPPORTED, "cuDNN has no engine for this graph and device");
-    return 0;
+    return configs->count > 0 ? 0 : configs_none(words, err);
 }
 
 int cudnn_graph_count_configs(struct cudnn_graph *graph, const struct cudnn_device *device,
