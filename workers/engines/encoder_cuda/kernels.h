@@ -15,7 +15,8 @@
  * and at most KERNEL_WIDTH_MAX. Calls only queue work on the stream; what they return is whether
  * that was possible (device_error.h says what it means).
  *
- * Thread: the one that owns the context.   Tests: tests/gpu/test_kernels.c
+ * Thread: the one that owns the context.   Tests: tests/cuda/test_kernels.c, test_kernels_host.cc,
+ * tests/gpu/test_kernels.c
  */
 
 #include <cuda_runtime_api.h>
