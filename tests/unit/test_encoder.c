@@ -567,7 +567,9 @@ static void test_probe(void **state)
          "tensor 'embeddings.word_embeddings.weight' has shape [1000, 32]"},
         {"model.safetensors", "layer.2.output.dense.bias", "layer.2.outqut.dense.bias",
          "tensor 'encoder.layer.2.output.dense.bias' is missing"},
-        {"model.safetensors", "\"F16\"", "\"I16\"", "dtype is none of F32, F16, BF16"},
+        {"model.safetensors", "\"F16\"", "\"I16\"", "dtype is I16, none of F32, F16, BF16"},
+        {"model.safetensors", "layer.1.output.LayerNorm.weight", "layer.1.output.LayerNorm.weighs",
+         "tensor 'encoder.layer.1.output.LayerNorm.weight' is missing"},
         {"model.safetensors", "{\"__meta", "[\"__meta", "header does not begin with '{'"},
         {"tokenizer.json", "WordPiece\", \"unk", "WordLevel\", \"unk", "model is 'WordLevel'"},
     };

@@ -140,8 +140,8 @@ static int check(const struct loader *loader, const char *name, uint64_t rows, u
                        tensor->rank > 1 ? ", " : "", tensor->rank > 1 ? tensor->shape[1] : 0,
                        tensor->rank, rows, columns > 0 ? ", " : "", columns);
     if (tensor->dtype == SAFETENSORS_OTHER)
-        return err_set(err, ERR_UNSUPPORTED, "tensor '%s': dtype is none of F32, F16, BF16",
-                       tensor->name);
+        return err_set(err, ERR_UNSUPPORTED, "tensor '%s': dtype is %s, none of F32, F16, BF16",
+                       tensor->name, tensor->dtype_name);
     *ret_tensor = tensor;
     return 0;
 }
@@ -187,11 +187,11 @@ static int read_norm(struct loader *loader, const char *name, float **ret_gain, 
     char gain[NAME_SIZE], bias[NAME_SIZE];
     int r = 0;
 
-    (void)snprintf(gain, sizeof(gain), "%s.weight", name);
-    (void)snprintf(bias, sizeof(bias), "%s.bias", name);
+    (void)snprintf(gain, sizeof(gain), "%s.gamma", name);
+    (void)snprintf(bias, sizeof(bias), "%s.beta", name);
     if (find(loader, gain) == NULL) {
-        (void)snprintf(gain, sizeof(gain), "%s.gamma", name);
-        (void)snprintf(bias, sizeof(bias), "%s.beta", name);
+        (void)snprintf(gain, sizeof(gain), "%s.weight", name);
+        (void)snprintf(bias, sizeof(bias), "%s.bias", name);
     }
     if (loader->bert != NULL) {
         r = bert_alloc(loader->bert, hidden, sizeof(float), ret_gain, err);

@@ -68,6 +68,7 @@ static int parse_dtype(const json_t *entry, struct safetensors_tensor *tensor, u
         if (strcmp(name, dtypes[i].name) != 0)
             continue;
         tensor->dtype = dtypes[i].dtype;
+        tensor->dtype_name = dtypes[i].name;
         *ret_bits = dtypes[i].bits;
         return 0;
     }
@@ -374,6 +375,6 @@ int safetensors_read_f32(const struct safetensors_tensor *tensor, uint64_t first
     case SAFETENSORS_OTHER:
         break;
     }
-    return err_set(err, ERR_UNSUPPORTED, "tensor '%s': dtype is none of F32, F16, BF16",
-                   tensor->name);
+    return err_set(err, ERR_UNSUPPORTED, "tensor '%s': dtype is %s, none of F32, F16, BF16",
+                   tensor->name, tensor->dtype_name);
 }

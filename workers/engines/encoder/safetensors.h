@@ -39,6 +39,7 @@ enum safetensors_dtype {
 struct safetensors_tensor {
     char *name;
     enum safetensors_dtype dtype;
+    const char *dtype_name; /* as the format has it; static */
     uint32_t rank;
     uint64_t shape[SAFETENSORS_RANK_MAX];
     uint64_t element_count;
