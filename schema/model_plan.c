@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "schema/chain.h"
+#include "schema/gpu_need.h"
 #include "schema/server_config.h"
 #include "schema/truss_config.h"
 #include "schema/truss_plan.h"
@@ -196,8 +197,8 @@ static int read_settings(const json_t *root, json_t *settings, struct err *err)
 
 static int read_ours(const json_t *root, struct model_plan *plan, json_t *settings, struct err *err)
 {
-    static const char *const known[] = {"engine",   "device",   "slots",
-                                        "replicas", "settings", "batching"};
+    static const char *const known[] = {"engine",   "device",   "slots",    "replicas",
+                                        "settings", "batching", "resources"};
     int r;
 
     if (!json_is_object(root))
@@ -411,6 +412,43 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
     return strcmp(plan->engine, "onnx") == 0 ? check_onnx(facts, settings, err) : 0;
 }
 
+/* Of headrace.json, and of config.yaml where that is silent. They go with the settings of the
+ * engine, behind its back: they are the agent's, which places it. */
+static int take_resources(const json_t *root, struct model_plan *plan, json_t *settings,
+                          struct err *err)
+{
+    static const char *const known[] = {"accelerator", "accelerator_memory", "compute_capability"};
+    json_t *ours = json_object_get(root, "resources");
+    OWNED(json_free) json_t *resources = json_deep_copy(ours);
+    struct gpu_need need;
+    int r;
+
+    if (json_object_get(settings, "resources") != NULL)
+        return err_set(err, ERR_MISMATCH,
+                       "headrace.json: resources stands in settings; it belongs to the top");
+    if (ours != NULL && !json_is_object(ours))
+        return err_set(err, ERR_MALFORMED, "headrace.json: resources is no object");
+    r = check_keys(ours, "resources ", known, COUNT_OF(known), err);
+    if (r < 0)
+        return r;
+    if (plan->device[0] == '\0' && (ours != NULL || plan->accelerator[0] != '\0'))
+        mem_copy_text(plan->device, "cuda");
+    if (!gpu_is_wanted(plan->device))
+        return ours == NULL ? 0
+                            : err_set(err, ERR_MISMATCH,
+                                      "headrace.json: resources are of a GPU, and device is '%s'",
+                                      plan->device);
+    if (resources == NULL)
+        resources = json_object();
+    if (plan->accelerator[0] != '\0' && json_object_get(resources, "accelerator") == NULL)
+        (void)json_object_set_new(resources, "accelerator", json_string(plan->accelerator));
+    if (gpu_need_parse(plan->device, resources, &need, err) < 0)
+        return err_wrap(err, "headrace.json or config.yaml");
+    if (json_object_size(resources) > 0)
+        (void)json_object_set(settings, "resources", resources);
+    return 0;
+}
+
 void model_plan_done(struct model_plan *plan)
 {
     mem_free(&plan->warnings);
@@ -441,6 +479,8 @@ int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan
         r = pick_engine(facts, &plan, err);
     if (r == 0)
         r = check_engine(facts, &plan, settings, err);
+    if (r == 0)
+        r = take_resources(root, &plan, settings, err);
     if (r < 0)
         return r;
     if (plan.device[0] == '\0')

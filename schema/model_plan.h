@@ -11,7 +11,8 @@
  * headrace.json at the top has the first word, all of it optional:
  *
  *     {"engine": "onnx", "device": "cpu", "slots": 4, "replicas": 1, "settings": {…},
- *      "batching": {"max_items": 32, "max_tokens": 4096, "max_wait_ms": 2}}
+ *      "batching": {"max_items": 32, "max_tokens": 4096, "max_wait_ms": 2},
+ *      "resources": {"accelerator": "H100", …}}, as schema/gpu_need.h has it
  *
  * A Truss (config.yaml with model/model.py or a docker_server) is `python` or `server`; its keys
  * are those of schema/truss_config.def. "batching" goes to the engine as the member of that name of
@@ -60,8 +61,9 @@ char **model_facts_text(struct model_facts *facts, const char *path);
 
 struct model_plan {
     char engine[MODEL_ENGINE_SIZE], device[MODEL_DEVICE_SIZE];
+    char accelerator[48]; /* as config.yaml has it; "": none */
     uint32_t slot_count, replica_count;
-    char *settings;         /* a JSON object, the engine's own */
+    char *settings;         /* a JSON object, the engine's own, and "resources" for the agent */
     char *warnings;         /* a JSON array of texts, what has no effect here; NULL: none */
     char *name;             /* model_name of config.yaml; NULL: it has none */
     bool wants_checkpoints; /* config.yaml has training_checkpoints */

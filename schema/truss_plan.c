@@ -75,6 +75,12 @@ static void plan_server(const struct truss_config *truss, struct model_plan *pla
     mem_copy_text(plan->why, "config.yaml has a docker_server");
 }
 
+static const char *accelerator_of(const struct truss_config *truss)
+{
+    return json_string_value(
+        json_object_get(json_object_get(truss->config, "resources"), "accelerator"));
+}
+
 int truss_plan_make(const struct model_facts *facts, struct model_plan *plan, json_t *settings,
                     struct err *err)
 {
@@ -93,6 +99,7 @@ int truss_plan_make(const struct model_facts *facts, struct model_plan *plan, js
     mem_copy_text(plan->engine, engine);
     if (plan->device[0] == '\0' && truss.accelerator)
         mem_copy_text(plan->device, "cuda");
+    mem_copy_text(plan->accelerator, truss.accelerator ? accelerator_of(&truss) : "");
     if (truss.server != NULL)
         plan_server(&truss, plan, settings);
     else

@@ -3,7 +3,6 @@
 #include "workers/device.h"
 
 #include <ctype.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -132,102 +131,6 @@ size_t device_visible(const char *value, const struct device_info *infos, size_t
 
 /* ---- what a model needs ---- */
 
-const char *device_size_text(uint64_t size, char to[DEVICE_SIZE_TEXT])
-{
-    (void)snprintf(to, DEVICE_SIZE_TEXT, "%.1f GiB", (double)size / GIB);
-    return to;
-}
-
-/* "H100", "A10G:2" */
-static int need_accelerator(const char *text, struct device_need *need, struct err *err)
-{
-    size_t size = strcspn(text, ":");
-    int64_t count = 1;
-
-    if (text[size] != '\0' && settings_parse_int("N", text + size + 1, &count, err) < 0)
-        count = 0;
-    if (size == 0 || size >= sizeof(need->kind) || count < 1 || count > DEVICE_COUNT_MAX)
-        return err_set(err, ERR_RANGE,
-                       "resources.accelerator is '%.60s'; it must be TYPE or TYPE:N with N of 1 "
-                       "to %d",
-                       text, DEVICE_COUNT_MAX);
-    memcpy(need->kind, text, size);
-    need->kind[size] = '\0';
-    need->count = (uint32_t)count;
-    return 0;
-}
-
-static int need_memory(const char *text, struct device_need *need, struct err *err)
-{
-    if (settings_parse_bytes("resources.accelerator_memory", text, &need->memory_size, err) < 0 ||
-        need->memory_size == 0)
-        return err_set(err, ERR_RANGE,
-                       "resources.accelerator_memory is '%.60s'; it must be a size, for example "
-                       "20GiB",
-                       text);
-    return 0;
-}
-
-static int need_capability(const char *text, struct device_need *need, struct err *err)
-{
-    char rest;
-
-    if (sscanf(text, "%2u.%1u%c", &need->major, &need->minor, &rest) != 2) /* NOLINT */
-        return err_set(err, ERR_RANGE,
-                       "resources.compute_capability is '%.60s'; it must be MAJOR.MINOR, for "
-                       "example 8.0",
-                       text);
-    return 0;
-}
-
-int device_need_parse(const char *config_json, struct device_need *ret_need, struct err *err)
-{
-    static const struct {
-        const char *key;
-        int (*take)(const char *text, struct device_need *need, struct err *err);
-    } keys[] = {{"accelerator", need_accelerator},
-                {"accelerator_memory", need_memory},
-                {"compute_capability", need_capability}};
-    json_t *root = json_loads(config_json, 0, NULL);
-    json_t *own = json_object_get(root, "resources");
-    json_t *truss = json_object_get(json_object_get(root, "truss"), "resources");
-    int r = 0;
-
-    *ret_need = (struct device_need){.count = 1};
-    for (size_t i = 0; r == 0 && i < COUNT_OF(keys); i++) {
-        const json_t *value = json_object_get(own, keys[i].key);
-        const char *text;
-
-        if (value == NULL)
-            value = json_object_get(truss, keys[i].key);
-        text = json_string_value(value);
-        if (text != NULL && text[0] != '\0')
-            r = keys[i].take(text, ret_need, err);
-        else if (value != NULL && text == NULL && !json_is_null(value))
-            r = err_set(err, ERR_RANGE, "resources.%s must be a text", keys[i].key);
-    }
-    json_decref(root);
-    return r;
-}
-
-void device_need_describe(const struct device_need *need, char to[DEVICE_TEXT_SIZE])
-{
-    char size[DEVICE_SIZE_TEXT];
-    int n;
-
-    if (need->count > 1)
-        n = snprintf(to, DEVICE_TEXT_SIZE, "%u %s", need->count,
-                     need->kind[0] != '\0' ? need->kind : "devices");
-    else
-        n = snprintf(to, DEVICE_TEXT_SIZE, "%s", need->kind[0] != '\0' ? need->kind : "a device");
-    if (need->memory_size > 0)
-        n += snprintf(to + n, DEVICE_TEXT_SIZE - (size_t)n, " with %s%s",
-                      device_size_text(need->memory_size, size), need->count > 1 ? " each" : "");
-    if (need->major > 0)
-        (void)snprintf(to + n, DEVICE_TEXT_SIZE - (size_t)n, " of compute capability %u.%u",
-                       need->major, need->minor);
-}
-
 /* A word of a name: "H100" is one of "NVIDIA H100 80GB HBM3", and "L4" is none of "NVIDIA L40S". */
 static bool has_word(const char *name, const char *word, size_t size)
 {
@@ -264,9 +167,9 @@ static bool is_kind(const struct device_info *info, const char *kind)
     return true;
 }
 
-enum device_misfit device_fits(const struct device_info *info, const struct device_need *need)
+enum device_misfit device_fits(const struct device_info *info, const struct gpu_need *need)
 {
-    if (!is_kind(info, need->kind))
+    if (!is_kind(info, need->kind) || (need->index != DEVICE_ANY && need->index != info->index))
         return DEVICE_OTHER_KIND;
     if (info->major < need->major || (info->major == need->major && info->minor < need->minor))
         return DEVICE_TOO_OLD;

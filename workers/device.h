@@ -14,14 +14,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/err.h"
+#include "schema/gpu_need.h"
 
 #define DEVICES_MAX 64 /* of a machine, slices counted */
 #define DEVICE_UUID_SIZE 96
 #define DEVICE_NAME_SIZE 96
-#define DEVICE_KIND_SIZE 32
-#define DEVICE_TEXT_SIZE 400
-#define DEVICE_COUNT_MAX 16 /* that one model may ask for */
 #define DEVICE_NO_SLICE UINT32_MAX
 
 struct device_info {
@@ -50,22 +47,6 @@ size_t device_visible(const char *value, const struct device_info *infos, size_t
 
 /* ---- what a model needs ---- */
 
-struct device_need {
-    char kind[DEVICE_KIND_SIZE]; /* "H100", "A100_40GB" as resources.accelerator; "": any */
-    uint32_t count;              /* of devices, at least 1 */
-    uint32_t major, minor;       /* compute capability, at least; 0.0: any */
-    uint64_t memory_size;        /* of each device; 0: all of it, with nobody beside */
-};
-
-/* From a deployment's config: {"resources": {"accelerator": "H100:2", "accelerator_memory":
- * "20GiB", "compute_capability": "8.0"}}, also below "truss", where it is a Truss's own. Nothing
- * said: one device, whole. ERR_RANGE names key, value and what is allowed. */
-int device_need_parse(const char *config_json, struct device_need *ret_need,
-                      struct err *err) MUST_CHECK;
-
-/* "2 H100 with 20.0 GiB each", "a device" */
-void device_need_describe(const struct device_need *need, char to[DEVICE_TEXT_SIZE]);
-
 /* Whether it could be given to such a model if it were empty and well; else why says what is amiss:
  * "too old: needs compute capability 8.0, …". */
 enum device_misfit {
@@ -74,7 +55,7 @@ enum device_misfit {
     DEVICE_TOO_OLD,
     DEVICE_TOO_SMALL,
 };
-enum device_misfit device_fits(const struct device_info *info, const struct device_need *need);
+enum device_misfit device_fits(const struct device_info *info, const struct gpu_need *need);
 
 /* ---- Xids ---- */
 
@@ -88,7 +69,3 @@ enum device_xid_class {
 /* Numbers that are in no list count as HARDWARE. text: what NVIDIA calls it. */
 enum device_xid_class device_xid_class(uint64_t xid, const char **ret_text);
 const char *device_xid_class_name(enum device_xid_class class);
-
-/* "20.0 GiB" */
-#define DEVICE_SIZE_TEXT 24
-const char *device_size_text(uint64_t size, char to[DEVICE_SIZE_TEXT]);

@@ -393,7 +393,7 @@ enum near {
 };
 
 static enum near device_near(const struct devices *devices, const struct device *device,
-                             const char *group, const struct device_need *need)
+                             const char *group, const struct gpu_need *need)
 {
     static const enum near misfits[] = {[DEVICE_FITS] = NEAR_FITS,
                                         [DEVICE_OTHER_KIND] = NEAR_KIND,
@@ -414,21 +414,24 @@ static enum near device_near(const struct devices *devices, const struct device 
 }
 
 static int refuse_device(const struct devices *devices, const struct device *device,
-                         const struct device_need *need, enum near near, struct err *err)
+                         const struct gpu_need *need, enum near near, struct err *err)
 {
     char needs[DEVICE_SIZE_TEXT], has[DEVICE_SIZE_TEXT], total[DEVICE_SIZE_TEXT];
+    char asked[DEVICE_TEXT_SIZE];
     const struct device_info *info = &device->info;
     const struct use use = use_of(devices, device, "");
 
-    (void)device_size_text(need->memory_size, needs);
-    (void)device_size_text(free_of(device, &use), has);
-    (void)device_size_text(info->total_size, total);
+    (void)gpu_size_text(need->memory_size, needs);
+    (void)gpu_size_text(free_of(device, &use), has);
+    (void)gpu_size_text(info->total_size, total);
     switch (near) {
     case NEAR_NONE:
     case NEAR_FITS:
     case NEAR_KIND:
-        return err_set(err, ERR_UNSUPPORTED, "no device: needs %s, and this machine has %s",
-                       need->kind, info->name);
+        gpu_need_describe(need, asked);
+        return err_set(err, ERR_UNSUPPORTED,
+                       "no device: needs %s, and this machine has %s (GPU %u)", asked, info->name,
+                       info->index);
     case NEAR_OLD:
         return err_set(err, ERR_UNSUPPORTED,
                        "too old: needs compute capability %u.%u, %s (%s) has %u.%u", need->major,
@@ -454,13 +457,13 @@ static int refuse_device(const struct devices *devices, const struct device *dev
                    info->name, info->uuid, has, total);
 }
 
-static int refuse(const struct devices *devices, const struct device_need *need,
+static int refuse(const struct devices *devices, const struct gpu_need *need,
                   const struct device *nearest, enum near near, uint32_t fitting, uint32_t possible,
                   struct err *err)
 {
     char asked[DEVICE_TEXT_SIZE];
 
-    device_need_describe(need, asked);
+    gpu_need_describe(need, asked);
     if (devices->count == 0)
         return err_set(err, ERR_UNSUPPORTED, "no device: needs %s, and %s", asked,
                        devices->why_none[0] != '\0' ? devices->why_none
@@ -472,17 +475,23 @@ static int refuse(const struct devices *devices, const struct device_need *need,
     return refuse_device(devices, nearest, need, near, err);
 }
 
+static uint64_t room_of(const struct devices *devices, const struct device *device)
+{
+    const struct use use = use_of(devices, device, "");
+
+    return free_of(device, &use);
+}
+
 /* Whether a is to be taken rather than b: what is left is less. */
 static bool is_better(const struct devices *devices, const struct device *a, const struct device *b)
 {
-    const struct use use_a = use_of(devices, a, ""), use_b = use_of(devices, b, "");
-    uint64_t free_a = free_of(a, &use_a), free_b = free_of(b, &use_b);
+    uint64_t room_a = room_of(devices, a), room_b = room_of(devices, b);
 
-    return free_a != free_b ? free_a < free_b : a->info.index < b->info.index;
+    return room_a != room_b ? room_a < room_b : a->info.index < b->info.index;
 }
 
 /* Picks so many devices, best first. */
-static int pick(const struct devices *devices, const char *group, const struct device_need *need,
+static int pick(const struct devices *devices, const char *group, const struct gpu_need *need,
                 const struct device *picked[DEVICE_COUNT_MAX], struct err *err)
 {
     const struct device *nearest = NULL;
@@ -497,7 +506,7 @@ static int pick(const struct devices *devices, const char *group, const struct d
 
         possible += this > NEAR_SMALL;
         fitting += this == NEAR_FITS;
-        if (this > near || (this == near && is_better(devices, nearest, device))) {
+        if (this > near || (this == near && room_of(devices, device) > room_of(devices, nearest))) {
             near = this;
             nearest = device; /* of several as near, the one with most room */
         }
@@ -517,7 +526,7 @@ static int pick(const struct devices *devices, const char *group, const struct d
     return refuse(devices, need, nearest, near, fitting, possible, err);
 }
 
-int devices_check(const struct devices *devices, const char *group, const struct device_need *need,
+int devices_check(const struct devices *devices, const char *group, const struct gpu_need *need,
                   struct err *err)
 {
     const struct device *picked[DEVICE_COUNT_MAX];
@@ -536,7 +545,7 @@ static struct holder *holder_add(struct devices *devices, const char *name, cons
 }
 
 int devices_place(struct devices *devices, const char *name, const char *group,
-                  const struct device_need *need, struct device_placement *ret_placement,
+                  const struct gpu_need *need, struct device_placement *ret_placement,
                   struct err *err)
 {
     const struct device *picked[DEVICE_COUNT_MAX];

@@ -93,14 +93,14 @@ struct device_placement {
 };
 
 /* Whether it would be placed now. group: the deployment. Errors as devices_place(). */
-int devices_check(const struct devices *devices, const char *group, const struct device_need *need,
+int devices_check(const struct devices *devices, const char *group, const struct gpu_need *need,
                   struct err *err) MUST_CHECK;
 
 /* Reserves for a holder (a worker); one that is placed already gets the same again.
  * ERR_UNSUPPORTED: these devices never will do; ERR_FULL: not now. The text says what was asked for
  * and what there is. */
 int devices_place(struct devices *devices, const char *holder, const char *group,
-                  const struct device_need *need, struct device_placement *ret_placement,
+                  const struct gpu_need *need, struct device_placement *ret_placement,
                   struct err *err) MUST_CHECK;
 
 /* A worker that has run on these devices since before we were. What it has is promised to it, even

@@ -96,51 +96,6 @@ static void test_visible(void **state)
 }
 
 static const struct {
-    const char *config;
-    int code;
-    const char *want; /* the description, or a part of the error */
-} need_rows[] = {
-    {"{}", 0, "a device"},
-    {"no json", 0, "a device"},
-    {"{\"resources\":{\"accelerator\":\"H100\"}}", 0, "H100"},
-    {"{\"truss\":{\"resources\":{\"accelerator\":\"A10G:2\"}}}", 0, "2 A10G"},
-    {"{\"truss\":{\"resources\":{\"accelerator\":null}}}", 0, "a device"},
-    {"{\"truss\":{\"resources\":{\"accelerator\":\"T4\"}},\"resources\":{\"accelerator_memory\":"
-     "\"6GiB\"}}",
-     0, "T4 with 6.0 GiB"},
-    {"{\"resources\":{\"accelerator\":\"L4:3\",\"accelerator_memory\":\"512MiB\"}}", 0,
-     "3 L4 with 0.5 GiB each"},
-    {"{\"resources\":{\"compute_capability\":\"8.9\"}}", 0, "a device of compute capability 8.9"},
-    {"{\"resources\":{\"accelerator\":\"H100:0\"}}", ERR_RANGE, "'H100:0'; it must be TYPE"},
-    {"{\"resources\":{\"accelerator\":\"H100:17\"}}", ERR_RANGE, "N of 1 to 16"},
-    {"{\"resources\":{\"accelerator\":\":2\"}}", ERR_RANGE, "':2'"},
-    {"{\"resources\":{\"accelerator\":\"H100:x\"}}", ERR_RANGE, "'H100:x'"},
-    {"{\"resources\":{\"accelerator_memory\":\"much\"}}", ERR_RANGE, "'much'; it must be a size"},
-    {"{\"resources\":{\"accelerator_memory\":\"0\"}}", ERR_RANGE, "'0'; it must be a size"},
-    {"{\"resources\":{\"accelerator_memory\":20}}", ERR_RANGE, "accelerator_memory must be a text"},
-    {"{\"resources\":{\"compute_capability\":\"8\"}}", ERR_RANGE, "'8'; it must be MAJOR.MINOR"},
-    {"{\"resources\":{\"compute_capability\":\"8.6.1\"}}", ERR_RANGE, "MAJOR.MINOR"},
-};
-
-static void test_needs(void **state)
-{
-    (void)state;
-    for (size_t i = 0; i < COUNT_OF(need_rows); i++) {
-        struct device_need need;
-        struct err err = {0};
-        char text[DEVICE_TEXT_SIZE];
-
-        assert_int_equal(device_need_parse(need_rows[i].config, &need, &err), need_rows[i].code);
-        if (need_rows[i].code == 0) {
-            device_need_describe(&need, text);
-            assert_string_equal(text, need_rows[i].want);
-        } else if (strstr(err.text, need_rows[i].want) == NULL) {
-            fail_msg("%s: '%s' has no '%s'", need_rows[i].config, err.text, need_rows[i].want);
-        }
-    }
-}
-
-static const struct {
     const char *name;
     uint32_t major, minor, gib;
     const char *kind;
@@ -174,10 +129,11 @@ static void test_fits(void **state)
         struct device_info info = {.major = fit_rows[i].major,
                                    .minor = fit_rows[i].minor,
                                    .total_size = fit_rows[i].gib * GIB};
-        struct device_need need = {.count = 1,
-                                   .major = fit_rows[i].need_major,
-                                   .minor = fit_rows[i].need_minor,
-                                   .memory_size = fit_rows[i].need_gib * GIB};
+        struct gpu_need need = {.count = 1,
+                                .index = DEVICE_ANY,
+                                .major = fit_rows[i].need_major,
+                                .minor = fit_rows[i].need_minor,
+                                .memory_size = fit_rows[i].need_gib * GIB};
 
         mem_copy_text(info.name, fit_rows[i].name);
         mem_copy_text(need.kind, fit_rows[i].kind);
@@ -221,7 +177,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_visible),
-        cmocka_unit_test(test_needs),
         cmocka_unit_test(test_fits),
         cmocka_unit_test(test_xids),
     };

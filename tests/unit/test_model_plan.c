@@ -162,12 +162,70 @@ static void test_onnx_settings(void **state)
     }
 }
 
+/* They go with the settings, and make it a deployment for a GPU. */
+static void test_resources(void **state)
+{
+    static const struct {
+        const char *ours, *yaml, *device, *want; /* the settings, or a part of the error */
+        int code;
+    } cases[] = {
+        {"{\"engine\":\"sim\",\"resources\":{\"accelerator\":\"H100\"}}", NULL, "cuda",
+         "{\"resources\":{\"accelerator\":\"H100\"}}", 0},
+        {"{\"engine\":\"sim\",\"device\":\"cuda:1\",\"resources\":{\"accelerator_memory\":\"2GiB\"}"
+         "}",
+         NULL, "cuda:1", "{\"resources\":{\"accelerator_memory\":\"2GiB\"}}", 0},
+        {"{\"engine\":\"sim\",\"resources\":{\"accelerator_memory\":\"big\"}}", NULL, NULL,
+         "resources.accelerator_memory is 'big'", ERR_RANGE},
+        {"{\"engine\":\"sim\",\"resources\":{\"gpus\":1}}", NULL, NULL,
+         "resources 'gpus' is unknown", ERR_RANGE},
+        {"{\"engine\":\"sim\",\"resources\":7}", NULL, NULL, "resources is no object",
+         ERR_MALFORMED},
+        {"{\"engine\":\"sim\",\"device\":\"cpu\",\"resources\":{}}", NULL, NULL,
+         "resources are of a GPU, and device is 'cpu'", ERR_MISMATCH},
+        {"{\"engine\":\"sim\",\"settings\":{\"resources\":{}}}", NULL, NULL,
+         "it belongs to the top", ERR_MISMATCH},
+        {"{\"engine\":\"sim\",\"device\":\"cuda:x\"}", NULL, NULL, "'cuda:x'; it must be cuda or",
+         ERR_RANGE},
+        {NULL,
+         "resources: {accelerator: 'A10G:2'}\ndocker_server: {start_command: x, "
+         "server_port: 8000, predict_endpoint: /p, readiness_endpoint: /h, "
+         "liveness_endpoint: /h}",
+         "cuda", "\"resources\":{\"accelerator\":\"A10G:2\"}", 0},
+        {"{\"resources\":{\"accelerator_memory\":\"2GiB\"}}",
+         "resources: {accelerator: T4}\ndocker_server: {start_command: x, server_port: 8000, "
+         "predict_endpoint: /p, readiness_endpoint: /h, liveness_endpoint: /h}",
+         "cuda", "\"resources\":{\"accelerator_memory\":\"2GiB\",\"accelerator\":\"T4\"}", 0},
+        {NULL,
+         "resources: {accelerator: 'T4:20'}\ndocker_server: {start_command: x, server_port: "
+         "8000, predict_endpoint: /p, readiness_endpoint: /h, liveness_endpoint: /h}",
+         NULL, "N of 1 to 16", ERR_RANGE},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(model_plan_done) struct model_plan plan = {.settings = NULL};
+        struct model_facts facts;
+        struct err err = {0};
+        const char *got;
+
+        facts_of("x", NULL, cases[i].ours, &facts);
+        facts.config_yaml = (char *)cases[i].yaml;
+        assert_int_equal(model_plan_make(&facts, &plan, &err), cases[i].code);
+        got = cases[i].code == 0 ? plan.settings : err.text;
+        if (strstr(got, cases[i].want) == NULL)
+            fail_msg("row %zu: '%s' has no '%s'", i, got, cases[i].want);
+        if (cases[i].code == 0)
+            assert_string_equal(plan.device, cases[i].device);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_rows),
         cmocka_unit_test(test_values),
         cmocka_unit_test(test_onnx_settings),
+        cmocka_unit_test(test_resources),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
