@@ -240,6 +240,12 @@ static void act_one(struct agent *agent, const struct agent_todo *todo)
     case AGENT_TODO_GONE:
         act_gone(agent, todo);
         return;
+    case AGENT_TODO_PROBE:
+        agent_devices_probe(agent, todo->reason);
+        return;
+    case AGENT_TODO_DEVICES:
+        agent_sql_devices(agent);
+        return;
     case AGENT_TODO_EXIT:
         agent_end(agent, 0);
         return;

@@ -2,6 +2,7 @@
 
 #include "workers/agent_core.h"
 
+#include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 #include "base/assert.h"
 
 #define NEVER_MS UINT64_MAX
+#define HASTE_MS 1000      /* a worker that is told to stop twice hands back at once */
 #define WORKER_EXIT_LOAD 2 /* of the worker program: the model could not be loaded */
 
 const struct agent_options agent_options_default = {
@@ -18,6 +20,12 @@ const struct agent_options agent_options_default = {
     .restart_ms_max = 30000,
     .steady_ms = 60000,
     .stop_ms = 40000,
+    .lost_ms = 5000,
+    .place_ms = 1000,
+    .devices = {.fault_max = 3,
+                .window_ms = 600000,
+                .quarantine_ms = 60000,
+                .quarantine_ms_max = 3600000},
 };
 
 enum phase {
@@ -36,9 +44,13 @@ struct replica {
     char deployment_id[AGENT_NAME_SIZE];
     enum phase phase;
     bool wanted, running;
+    bool evicted; /* its device went out while its process was being started */
     uint32_t shard, restart_count, failures; /* failures in a row, for the back-off */
     uint64_t boot, start_ms, ready_ms, kill_ms;
-    const char *state; /* as it was last told; NULL: never */
+    uint64_t haste_ms; /* STOPPING on a lost device: when it is told again, to hand back at once */
+    char device[AGENT_DEVICE_SIZE]; /* of one that was adopted and is not reserved yet; "": of none
+                                     */
+    const char *state;              /* as it was last told; NULL: never */
     char reason[AGENT_REASON_SIZE];
 };
 
@@ -55,6 +67,9 @@ struct agent_core {
     size_t deployment_count;
     TAILQ_HEAD(, replica) replicas;
     TAILQ_HEAD(, archive) archives;
+    struct devices *devices;
+    struct agent_elsewhere *elsewhere;
+    size_t elsewhere_count;
     bool draining, asked_exit;
     struct agent_todo *todos;
     size_t todo_first, todo_count, todo_room;
@@ -99,6 +114,22 @@ static struct agent_todo *todo_of(struct agent_core *core, enum agent_todo_type 
     return todo;
 }
 
+/* As people and the next agent read it: "cuda:GPU-…,GPU-…". */
+static void device_text(const struct agent_core *core, const struct replica *replica,
+                        char to[AGENT_DEVICE_SIZE])
+{
+    struct device_placement placement;
+    size_t size;
+
+    mem_copy_text_at(to, AGENT_DEVICE_SIZE, replica->device);
+    if (!devices_placed(core->devices, replica->worker, &placement))
+        return;
+    size = (size_t)snprintf(to, AGENT_DEVICE_SIZE, "cuda:");
+    for (uint32_t i = 0; i < placement.count; i++)
+        size += (size_t)snprintf(to + size, AGENT_DEVICE_SIZE - size, "%s%s", i > 0 ? "," : "",
+                                 placement.uuids[i]);
+}
+
 static void tell_replica(struct agent_core *core, struct replica *replica, const char *state,
                          const char *reason)
 {
@@ -109,6 +140,7 @@ static void tell_replica(struct agent_core *core, struct replica *replica, const
         mem_copy_text(replica->reason, reason);
     mem_copy_text(todo->state, state);
     mem_copy_text(todo->reason, reason);
+    device_text(core, replica, todo->device);
 }
 
 /* ---- finding ---- */
@@ -173,6 +205,7 @@ static struct replica *replica_new(struct agent_core *core, const char *worker,
 
 static void replica_forget(struct agent_core *core, struct replica *replica)
 {
+    devices_release(core->devices, replica->worker);
     TAILQ_REMOVE(&core->replicas, replica, link);
     free(replica);
 }
@@ -191,11 +224,101 @@ static void replica_start(struct agent_core *core, struct replica *replica,
     struct agent_todo *todo = todo_of(core, AGENT_TODO_START, replica);
 
     replica->phase = PHASE_STARTING;
+    replica->evicted = false;
     replica->boot = 0;
     core->stats.starts++;
     todo->deployment = deployment;
     todo->folder = folder;
     tell_replica(core, replica, "LOADING", "");
+}
+
+/* ---- placing ---- */
+
+/* Its own words for what a deployment needs, checked when it was pushed. */
+static int need_of(const struct agent_deployment *deployment, struct gpu_need *ret_need,
+                   struct err *err)
+{
+    json_t *config = json_loads(deployment->config, 0, NULL);
+    int r = gpu_need_parse(deployment->device, json_object_get(config, "resources"), ret_need, err);
+
+    json_decref(config);
+    return r;
+}
+
+/* Whether devices of one other machine would do; now: as they are at this moment. */
+static bool fits_elsewhere(const struct agent_core *core, const struct gpu_need *need, bool now)
+{
+    uint32_t count = 0;
+
+    for (size_t i = 0; i < core->elsewhere_count; i++) {
+        const struct agent_elsewhere *there = &core->elsewhere[i];
+        bool is_next = i > 0 && strcmp(there->host, core->elsewhere[i - 1].host) == 0;
+        bool fits = device_fits(&there->info, need) == DEVICE_FITS;
+
+        if (now && need->memory_size == 0)
+            fits = fits && there->empty && there->free_size > 0;
+        else if (now)
+            fits = fits && there->free_size >= need->memory_size;
+        count = (is_next ? count : 0) + fits;
+        if (count >= need->count)
+            return true;
+    }
+    return false;
+}
+
+/* Another machine's devices would do, and ours will not (now): its agent is to have the row. */
+static bool is_for_others(const struct agent_core *core, const struct agent_deployment *deployment)
+{
+    struct gpu_need need;
+    struct err err;
+    int r;
+
+    if (!gpu_is_wanted(deployment->device) || need_of(deployment, &need, &err) < 0)
+        return false;
+    r = devices_check(core->devices, deployment->id, &need, &err);
+    return r < 0 && fits_elsewhere(core, &need, r != ERR_UNSUPPORTED);
+}
+
+/* No room now: asks again soon, and says why it waits once. */
+static void replica_wait(struct agent_core *core, struct replica *replica, const char *why)
+{
+    bool is_news = replica->state == NULL || strcmp(replica->state, "STARTING") != 0 ||
+                   strcmp(replica->reason, why) != 0;
+
+    replica->phase = PHASE_WAITING;
+    replica->start_ms = core->now_ms + core->options.place_ms;
+    if (is_news)
+        tell_replica(core, replica, "STARTING", why);
+}
+
+static void deployment_fail(struct agent_core *core, const char *id, const char *reason);
+
+/* True: it has what it needs. False: it waits, has failed or was given up, and may be no more. */
+static bool replica_place(struct agent_core *core, struct replica *replica,
+                          const struct agent_deployment *deployment)
+{
+    struct device_placement placement;
+    struct gpu_need need;
+    struct err err = {0};
+    int r;
+
+    replica->device[0] = '\0';
+    if (!gpu_is_wanted(deployment->device))
+        return true;
+    r = need_of(deployment, &need, &err);
+    if (r == 0)
+        r = devices_place(core->devices, replica->worker, deployment->id, &need, &placement, &err);
+    if (r == 0)
+        return true;
+    if (is_for_others(core, deployment)) {
+        tell_replica(core, replica, "STOPPED", err.text);
+        replica_forget(core, replica);
+    } else if (err_class(r) == ERR_CLASS_REJECT && !deployment->was_active) {
+        deployment_fail(core, deployment->id, err.text);
+    } else {
+        replica_wait(core, replica, err.text);
+    }
+    return false;
 }
 
 /* Starts it, or asks for its archive first. */
@@ -206,6 +329,8 @@ static void replica_prepare(struct agent_core *core, struct replica *replica)
 
     assert(deployment != NULL);
     replica->shard = deployment->shard;
+    if (!replica_place(core, replica, deployment))
+        return;
     if (deployment->digest[0] == '\0') {
         replica_start(core, replica, deployment, "");
         return;
@@ -231,6 +356,7 @@ static void replica_back_off(struct agent_core *core, struct replica *replica, c
 
     for (uint32_t i = 0; i < replica->failures && wait_ms < core->options.restart_ms_max; i++)
         wait_ms *= 2;
+    devices_release(core->devices, replica->worker);
     replica->failures++;
     replica->restart_count++;
     replica->phase = PHASE_WAITING;
@@ -250,6 +376,7 @@ static void replica_stop(struct agent_core *core, struct replica *replica)
     if (replica->running) {
         replica->phase = PHASE_STOPPING;
         replica->kill_ms = core->now_ms + core->options.stop_ms;
+        replica->haste_ms = NEVER_MS;
         (void)todo_of(core, AGENT_TODO_STOP, replica);
         tell_replica(core, replica, "DRAINING", "");
         return;
@@ -285,6 +412,26 @@ static void worker_name(char to[AGENT_NAME_SIZE], const char *deployment_id, uin
     (void)snprintf(to, AGENT_NAME_SIZE, "%.58s-%u", deployment_id, index);
 }
 
+/* What an adopted worker has is its own: it is promised as soon as we know how much it needs. */
+static void replica_reserve(struct agent_core *core, struct replica *replica,
+                            const struct agent_deployment *deployment)
+{
+    struct device_placement placement = {.count = 0};
+    char text[AGENT_DEVICE_SIZE], *rest = text, *uuid;
+    struct gpu_need need;
+    struct err err;
+
+    mem_copy_text(text, replica->device);
+    replica->device[0] = '\0';
+    if (strncmp(text, "cuda:", 5) != 0 || need_of(deployment, &need, &err) < 0)
+        return;
+    rest += 5;
+    while ((uuid = strsep(&rest, ",")) != NULL && placement.count < DEVICE_COUNT_MAX)
+        mem_copy_text(placement.uuids[placement.count++], uuid);
+    placement.memory_size = need.memory_size;
+    devices_adopt(core->devices, replica->worker, deployment->id, &placement);
+}
+
 static void deployment_want(struct agent_core *core, struct agent_deployment *deployment)
 {
     uint32_t count = deployment->replicas_wanted < AGENT_REPLICAS_MAX ? deployment->replicas_wanted
@@ -296,11 +443,15 @@ static void deployment_want(struct agent_core *core, struct agent_deployment *de
 
         worker_name(name, deployment->id, i);
         replica = replica_find(core, name);
+        if (replica == NULL && is_for_others(core, deployment))
+            continue;
         if (replica == NULL) {
             replica = replica_new(core, name, deployment->id);
             replica_claim(core, replica, deployment);
         }
         replica->wanted = true;
+        if (replica->device[0] != '\0')
+            replica_reserve(core, replica, deployment);
     }
     if (deployment_has_ready(core, deployment->id))
         deployment->was_active = true;
@@ -349,9 +500,12 @@ void agent_core_on_deployments(struct agent_core *core, struct agent_deployment 
 /* ---- answers and ends ---- */
 
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
-                           uint32_t shard, uint64_t boot, uint32_t restart_count)
+                           const char *device, uint32_t shard, uint64_t boot,
+                           uint32_t restart_count)
 {
     struct replica *replica = replica_new(core, worker, deployment);
+
+    mem_copy_text(replica->device, device);
 
     replica->phase = PHASE_READY;
     replica->wanted = replica->running = true;
@@ -377,6 +531,7 @@ void agent_core_on_claimed(struct agent_core *core, const char *worker, bool our
     exit_when_empty(core);
 }
 
+/* For good: whoever runs is stopped. */
 static void deployment_fail(struct agent_core *core, const char *id, const char *reason)
 {
     struct replica *replica, *next;
@@ -389,6 +544,7 @@ static void deployment_fail(struct agent_core *core, const char *id, const char 
             replica_stop(core, replica);
         } else if (replica->phase != PHASE_FAILED) {
             replica->phase = PHASE_FAILED;
+            devices_release(core->devices, replica->worker);
             tell_replica(core, replica, "FAILED", reason);
         }
     }
@@ -437,7 +593,7 @@ void agent_core_on_started(struct agent_core *core, const char *worker, bool sta
     if (!started)
         replica_back_off(core, replica, why);
     deployment = deployment_find(core, replica->deployment_id);
-    if (!replica->wanted)
+    if (!replica->wanted || (replica->evicted && started))
         replica_stop(core, replica);
     else if (!started && final && deployment != NULL && !deployment->was_active)
         deployment_fail(core, replica->deployment_id, why);
@@ -533,6 +689,95 @@ void agent_core_drain(struct agent_core *core)
     exit_when_empty(core);
 }
 
+/* ---- devices ---- */
+
+/* Its device is out. When it has ended it is claimed and placed anew, with the next deployments. */
+static void replica_evict(struct agent_core *core, struct replica *replica, bool hopeless,
+                          const char *why)
+{
+    if (replica->phase == PHASE_FETCHING || replica->phase == PHASE_WAITING) {
+        devices_release(core->devices, replica->worker);
+        replica_wait(core, replica, why);
+        return;
+    }
+    replica->evicted = true;
+    if (!replica->running)
+        return; /* agent_core_on_started() sees it */
+    replica_stop(core, replica);
+    if (!hopeless)
+        return;
+    replica->haste_ms = core->now_ms + HASTE_MS;
+    if (core->now_ms + core->options.lost_ms < replica->kill_ms)
+        replica->kill_ms = core->now_ms + core->options.lost_ms;
+}
+
+static void devices_pump(struct agent_core *core)
+{
+    struct devices_todo todo;
+    struct replica *replica;
+
+    while (devices_next_todo(core->devices, &todo)) {
+        switch (todo.type) {
+        case DEVICES_TODO_DRAIN:
+            replica = replica_find(core, todo.holder);
+            if (replica != NULL)
+                replica_evict(core, replica, todo.hopeless, todo.why);
+            break;
+        case DEVICES_TODO_PROBE:
+            mem_copy_text(todo_add(core, AGENT_TODO_PROBE)->reason, todo.uuid);
+            break;
+        case DEVICES_TODO_TELL:
+            (void)todo_add(core, AGENT_TODO_DEVICES);
+            break;
+        }
+    }
+}
+
+void agent_core_on_inventory(struct agent_core *core, const struct device_info *infos, size_t count,
+                             const char *why_none)
+{
+    devices_on_inventory(core->devices, infos, count, why_none);
+    devices_pump(core);
+}
+
+void agent_core_on_xid(struct agent_core *core, const char *uuid, uint64_t xid, const char *why)
+{
+    devices_on_fault(core->devices, uuid, DEVICE_FAULT_XID, xid, why);
+    devices_pump(core);
+}
+
+void agent_core_on_worker_fault(struct agent_core *core, const char *worker,
+                                enum device_fault fault, const char *why)
+{
+    devices_on_holder_fault(core->devices, worker, fault, why);
+    devices_pump(core);
+}
+
+void agent_core_on_probed(struct agent_core *core, const char *uuid, bool well, const char *why)
+{
+    devices_on_probed(core->devices, uuid, well, why);
+    devices_pump(core);
+}
+
+void agent_core_on_elsewhere(struct agent_core *core, const struct agent_elsewhere *devices,
+                             size_t count)
+{
+    free(core->elsewhere);
+    core->elsewhere = count == 0 ? NULL : xmemdup(devices, count * sizeof(*devices));
+    core->elsewhere_count = count;
+}
+
+bool agent_core_placement(const struct agent_core *core, const char *worker,
+                          struct device_placement *ret_placement)
+{
+    return devices_placed(core->devices, worker, ret_placement);
+}
+
+const struct devices *agent_core_devices(const struct agent_core *core)
+{
+    return core->devices;
+}
+
 /* ---- time ---- */
 
 void agent_core_tick(struct agent_core *core, uint64_t now_ms)
@@ -540,8 +785,14 @@ void agent_core_tick(struct agent_core *core, uint64_t now_ms)
     struct replica *replica, *next;
 
     core->now_ms = now_ms;
+    devices_tick(core->devices, now_ms);
+    devices_pump(core);
     for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
         next = TAILQ_NEXT(replica, link);
+        if (replica->phase == PHASE_STOPPING && replica->haste_ms <= now_ms) {
+            replica->haste_ms = NEVER_MS;
+            (void)todo_of(core, AGENT_TODO_STOP, replica);
+        }
         if (replica->phase == PHASE_STOPPING && replica->kill_ms <= now_ms) {
             replica->kill_ms = NEVER_MS;
             (void)todo_of(core, AGENT_TODO_KILL, replica);
@@ -558,12 +809,14 @@ void agent_core_tick(struct agent_core *core, uint64_t now_ms)
 uint64_t agent_core_due_ms(const struct agent_core *core)
 {
     const struct replica *replica;
-    uint64_t due_ms = NEVER_MS;
+    uint64_t due_ms = devices_due_ms(core->devices);
 
     TAILQ_FOREACH(replica, &core->replicas, link)
     {
         if (replica->phase == PHASE_STOPPING && replica->kill_ms < due_ms)
             due_ms = replica->kill_ms;
+        if (replica->phase == PHASE_STOPPING && replica->haste_ms < due_ms)
+            due_ms = replica->haste_ms;
         if (replica->phase == PHASE_WAITING && replica->start_ms < due_ms)
             due_ms = replica->start_ms;
     }
@@ -577,6 +830,7 @@ struct agent_core *agent_core_new(const struct agent_options *options)
     struct agent_core *core = xcalloc(1, sizeof(*core));
 
     core->options = *options;
+    core->devices = devices_new(&options->devices);
     TAILQ_INIT(&core->replicas);
     TAILQ_INIT(&core->archives);
     return core;
@@ -597,6 +851,8 @@ void agent_core_free(struct agent_core **core_p)
         free(archive);
     }
     deployments_free(core);
+    devices_free(&core->devices);
+    free(core->elsewhere);
     free(core->todos);
     free(core);
 }

@@ -17,6 +17,11 @@
  * - A load that fails before the deployment was ever ACTIVE is final: FAILED, with the worker's
  *   reason, which makes the deployment DEPLOY_FAILED. All other failures are tried again, with
  *   back-off; such a worker is STARTING.
+ * - A deployment for a GPU is given a place among the devices (workers/devices.h) before its
+ * archive is fetched. Where no device of this machine ever will do it fails with the sentence that
+ * says what it needs and what there is, unless another machine's would do: then its row is left to
+ * that one. Where none will do now it waits, STARTING with that sentence.
+ * - A worker whose device goes out is stopped, and placed anew as if it were a new one.
  * - Workers that run when the agent starts are adopted when they are READY, and ended otherwise: a
  *   worker that is loading has no jobs.
  *
@@ -30,7 +35,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/err.h"
+#include "workers/devices.h"
 
 #define AGENT_DEPLOYMENTS_MAX 1000
 #define AGENT_REPLICAS_MAX 64 /* of one deployment on this machine */
@@ -38,6 +43,7 @@
 #define AGENT_DIGEST_SIZE 65 /* hex */
 #define AGENT_BLOB_SIZE 160
 #define AGENT_REASON_SIZE 512
+#define AGENT_DEVICE_SIZE 1600
 #define AGENT_EXIT_UNKNOWN (-1)
 
 struct agent_core;
@@ -46,7 +52,10 @@ struct agent_options {
     uint64_t restart_ms_min; /* before a worker that ended is started again; doubled … */
     uint64_t restart_ms_max; /* … up to this; back to the start after steady_ms of work */
     uint64_t steady_ms;
-    uint64_t stop_ms; /* from SIGTERM to SIGKILL: drain timeout and some */
+    uint64_t stop_ms;  /* from SIGTERM to SIGKILL: drain timeout and some */
+    uint64_t lost_ms;  /* the same for one whose device is lost: nothing can end well there */
+    uint64_t place_ms; /* how often one that waits for a device asks again */
+    struct devices_options devices;
 };
 extern const struct agent_options agent_options_default;
 
@@ -82,9 +91,10 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
                            bool final, const char *why);
 
 /* A worker that runs already, from the `replica` table of before: READY and alive. Only before the
- * first agent_core_on_deployments(). */
+ * first agent_core_on_deployments(). device: as AGENT_TODO_REPLICA told of it. */
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
-                           uint32_t shard, uint64_t boot, uint32_t restart_count);
+                           const char *device, uint32_t shard, uint64_t boot,
+                           uint32_t restart_count);
 
 /* Answer of START. final: trying again would end the same way. */
 void agent_core_on_started(struct agent_core *core, const char *worker, bool started, bool final,
@@ -94,6 +104,26 @@ void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t b
 /* exit_code AGENT_EXIT_UNKNOWN: it ended unseen. */
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
                          const char *why);
+
+/* The devices of this machine, as devices_on_inventory(); before the first deployments, and then
+ * now and then. */
+void agent_core_on_inventory(struct agent_core *core, const struct device_info *infos, size_t count,
+                             const char *why_none);
+void agent_core_on_xid(struct agent_core *core, const char *uuid, uint64_t xid, const char *why);
+void agent_core_on_worker_fault(struct agent_core *core, const char *worker,
+                                enum device_fault fault, const char *why);
+void agent_core_on_probed(struct agent_core *core, const char *uuid, bool well, const char *why);
+
+/* A device of another machine whose agent lives. free_size: that could be promised there now; 0
+ * where it is not well. */
+struct agent_elsewhere {
+    char host[AGENT_NAME_SIZE]; /* those of one host stand together */
+    struct device_info info;
+    uint64_t free_size;
+    bool empty; /* nobody is on it */
+};
+void agent_core_on_elsewhere(struct agent_core *core, const struct agent_elsewhere *devices,
+                             size_t count);
 
 /* Some writes were lost: asks for all of them again. */
 void agent_core_tell_again(struct agent_core *core);
@@ -111,6 +141,8 @@ enum agent_todo_type {
     AGENT_TODO_KILL,    /* SIGKILL */
     AGENT_TODO_REPLICA, /* write the worker's state */
     AGENT_TODO_GONE,    /* tell the owner: this boot has ended */
+    AGENT_TODO_PROBE,   /* look whether device `reason` answers; agent_core_on_probed() */
+    AGENT_TODO_DEVICES, /* the state of a device has changed: write them all */
     AGENT_TODO_EXIT,    /* nothing runs any more */
 };
 
@@ -123,6 +155,7 @@ struct agent_todo {
     char state[12];     /* REPLICA: as in replica_state_check */
     char deployment_id[AGENT_NAME_SIZE];
     char reason[AGENT_REASON_SIZE];
+    char device[AGENT_DEVICE_SIZE]; /* REPLICA: "cpu", "cuda", "cuda:GPU-…,GPU-…" */
     uint64_t boot;
     bool left; /* GONE: by its own decision, or because it was told to */
     uint32_t shard, restart_count;
@@ -132,6 +165,13 @@ bool agent_core_next_todo(struct agent_core *core, struct agent_todo *ret_todo);
 
 /* When agent_core_tick() is due; UINT64_MAX: not before something happens. */
 uint64_t agent_core_due_ms(const struct agent_core *core);
+
+/* Where a worker is placed. False: on no device. */
+bool agent_core_placement(const struct agent_core *core, const char *worker,
+                          struct device_placement *ret_placement);
+
+/* For looking only. */
+const struct devices *agent_core_devices(const struct agent_core *core);
 
 struct agent_stats {
     uint32_t deployments, workers, ready;

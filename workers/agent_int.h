@@ -8,10 +8,11 @@
  *   agent_pages.c    /metrics, /healthz, /readyz
  *   agent_act.c      the to-dos of the core; archives on libuv's threads
  *   agent_sql.c      deployments in, replicas out
+ *   agent_devices.c  GPUs: looking at them on libuv's threads, Xids, /devices
  *   agent_secrets.c  secrets for a worker that starts
  *   agent_process.c  one worker process: its command line, log file, status lines
  *
- * Thread: the loop's; agent_unpack() alone runs on a thread of libuv's pool.
+ * Thread: the loop's; agent_unpack() and nvml_inventory() alone run on threads of libuv's pool.
  */
 
 #include <sys/queue.h>
@@ -25,7 +26,10 @@
 #include "workers/child.h"
 #include "workers/confine.h"
 
+struct agent_look;
+struct http_request;
 struct http_server;
+struct nvml_watch;
 struct seal_key;
 
 struct agent_settings {
@@ -75,6 +79,8 @@ struct agent {
     uint64_t starts_told, crashes_told;
     struct agent_series *series; /* agent_pages.c */
     size_t series_count;
+    struct agent_look *look;  /* agent_devices.c: the devices as they were seen last */
+    struct nvml_watch *watch; /* NULL: nobody tells of Xids */
     bool adopted, reading, read_again, writes_lost, has_read, exiting;
     enum confine_level isolation; /* once isolation_tried: what works here */
     bool isolation_tried;
@@ -108,6 +114,19 @@ void agent_sql_read(struct agent *agent); /* deployments; the first time also wh
 void agent_sql_claim(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_replica(struct agent *agent, const struct agent_todo *todo);
 void agent_sql_seen(struct agent *agent);
+void agent_sql_devices(struct agent *agent); /* what is to be known of ours */
+
+/* ---- agent_devices.c ---- */
+void agent_devices_open(struct agent *agent);
+void agent_devices_close(struct agent *agent);
+bool agent_devices_known(const struct agent *agent); /* deployments may be read */
+void agent_devices_look(struct agent *agent);        /* now and then */
+void agent_devices_probe(struct agent *agent, const char *uuid);
+/* All as SQL and people are told of them: a JSON array. The caller frees it. */
+char *agent_devices_json(const struct agent *agent);
+bool agent_devices_answer(struct agent *agent, struct http_request **request_p);
+/* CUDA_VISIBLE_DEVICES of a worker; NULL: as ours. The caller frees it. */
+char *agent_devices_visible(const struct agent *agent, const struct agent_todo *todo);
 
 /* ---- agent_secrets.c ---- */
 bool agent_secrets_are_wanted(const struct agent_deployment *deployment);

@@ -82,6 +82,7 @@ static void agent_on_second(void *opaque)
     if (++agent->seconds % AGENT_SEEN_SECONDS != 0)
         return;
     agent_sql_seen(agent);
+    agent_devices_look(agent);
     agent_process_rotate_logs(agent);
 }
 
@@ -230,6 +231,7 @@ static int agent_open(struct agent *agent, struct err *err)
         r = agent_sql_open(agent, err);
     if (r < 0)
         return r;
+    agent_devices_open(agent);
     agent->tick_timer = loop_timer_new(agent->loop, agent_on_tick, agent);
     agent->end_timer = loop_timer_new(agent->loop, agent_on_end, agent);
     agent->second_timer = loop_timer_new(agent->loop, agent_on_second, agent);
@@ -246,6 +248,7 @@ static void agent_close(struct agent *agent)
     loop_timer_free(&agent->tick_timer);
     loop_timer_free(&agent->second_timer);
     loop_timer_free(&agent->end_timer);
+    agent_devices_close(agent);
     pg_close(&agent->pg);
     agent_pages_close(agent);
     queue_producer_close(&agent->producer);
@@ -278,6 +281,11 @@ static int agent_run(struct agent *agent)
     }
     options.restart_ms_min = agent->settings.restart_delay_ms;
     options.stop_ms = agent->settings.drain_timeout_ms + AGENT_STOP_EXTRA_MS;
+    options.devices.fault_max = (uint32_t)agent->settings.device_faults;
+    options.devices.window_ms = agent->settings.device_window_ms;
+    options.devices.quarantine_ms = agent->settings.device_quarantine_ms;
+    if (options.devices.quarantine_ms_max < options.devices.quarantine_ms)
+        options.devices.quarantine_ms_max = options.devices.quarantine_ms;
     agent->core = agent_core_new(&options);
     if (agent->settings.agent_host[0] != '\0')
         mem_copy_text(agent->host, agent->settings.agent_host);

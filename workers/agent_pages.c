@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * /metrics, /healthz and /readyz of an agent. Series of a deployment are forgotten with it.
+ * /metrics, /healthz, /readyz and /devices of an agent. Series of a deployment are forgotten with
+ * it.
  */
 
 #include <stdlib.h>
@@ -96,10 +97,48 @@ static void series_forget(struct agent *agent, size_t index)
     agent->series[index] = agent->series[--agent->series_count];
 }
 
+/* ---- devices ---- */
+
+static const enum agent_metric device_rows[] = {AGENT_METRIC_device_memory_bytes,
+                                                AGENT_METRIC_device_memory_used_bytes,
+                                                AGENT_METRIC_device_memory_promised_bytes,
+                                                AGENT_METRIC_device_workers,
+                                                AGENT_METRIC_device_usable,
+                                                AGENT_METRIC_device_utilization_ratio,
+                                                AGENT_METRIC_device_ecc_errors,
+                                                AGENT_METRIC_device_quarantines};
+
+/* Gauges, all of them: their agent counts from its own start, and devices come and go. */
+static void device_count(struct agent *agent, const struct device_view *view)
+{
+    const struct device_info *info = view->info;
+    const char *labels[] = {info->uuid, info->name};
+    const double values[COUNT_OF(device_rows)] = {
+        (double)info->total_size,
+        (double)info->used_size,
+        (double)view->reserved_size,
+        view->holder_count,
+        view->state == DEVICE_WELL || view->state == DEVICE_PROBATION,
+        info->utilization_percent / 100.0,
+        (double)info->ecc_count,
+        view->quarantine_count,
+    };
+
+    for (size_t i = 0; i < COUNT_OF(device_rows); i++)
+        metric_set(metrics_series(agent->metrics, device_rows[i], labels), values[i]);
+    for (size_t i = 0; i < DEVICE_FAULT_COUNT; i++) {
+        const char *kinds[] = {info->uuid, info->name, device_fault_name((enum device_fault)i)};
+
+        metric_set(metrics_series(agent->metrics, AGENT_METRIC_device_faults, kinds),
+                   (double)view->faults[i]);
+    }
+}
+
 void agent_pages_count(struct agent *agent)
 {
     const struct agent_stats stats = agent_core_stats(agent->core);
     struct agent_deployment_stats deployment;
+    struct device_view device;
 
     metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_deployments), stats.deployments);
     metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers), stats.workers);
@@ -110,6 +149,8 @@ void agent_pages_count(struct agent *agent)
                (double)(stats.crashes - agent->crashes_told));
     agent->starts_told = stats.starts;
     agent->crashes_told = stats.crashes;
+    for (size_t i = 0; devices_view(agent_core_devices(agent->core), i, &device); i++)
+        device_count(agent, &device);
     for (size_t i = 0; i < agent->series_count; i++)
         agent->series[i].seen = false;
     for (size_t i = 0; agent_core_deployment_stats(agent->core, i, &deployment); i++)
@@ -129,8 +170,21 @@ static const char *pages_not_ready(void *opaque)
     return agent->has_read ? NULL : "the deployments are not read yet";
 }
 
+static void pages_serve(struct http_request *request, void *opaque)
+{
+    static const char text[] = "there is /metrics, /healthz, /readyz and /devices\n";
+    const struct http_header type = {"Content-Type", "text/plain; charset=utf-8"};
+    struct agent *agent = opaque;
+
+    if (!metrics_pages_answer(&agent->pages, &request) && !agent_devices_answer(agent, &request))
+        http_request_answer(&request, 404, &type, 1, text, sizeof(text) - 1);
+}
+
 int agent_pages_open(struct agent *agent, struct err *err)
 {
+    const struct http_server_options server = {.address = agent->settings.listen,
+                                               .port = (uint16_t)agent->settings.port,
+                                               .connection_count_max = 100};
     const struct metrics_options options = {
         .prefix = "headrace_",
         .prefix_again = agent->settings.metrics_prefix[0] != '\0' ? agent->settings.metrics_prefix
@@ -143,8 +197,7 @@ int agent_pages_open(struct agent *agent, struct err *err)
     if (r < 0)
         return r;
     agent->pages = (struct metrics_pages){agent->metrics, pages_not_ready, agent};
-    return metrics_serve(agent->loop, agent->settings.listen, (uint16_t)agent->settings.port,
-                         &agent->pages, &agent->server, err);
+    return http_server_open(agent->loop, &server, pages_serve, agent, &agent->server, err);
 }
 
 void agent_pages_close(struct agent *agent)

@@ -32,6 +32,22 @@
 
 /* ---- what it says ---- */
 
+/* What it noticed of its device; says nothing of one that has none. */
+static void process_on_fault(struct agent_process *process, const char *kind, const char *reason)
+{
+    struct agent *agent = process->agent;
+
+    for (size_t i = 0; i < DEVICE_FAULT_COUNT; i++) {
+        if (i == DEVICE_FAULT_XID || kind == NULL ||
+            strcmp(kind, device_fault_name((enum device_fault)i)) != 0)
+            continue;
+        agent_tick(agent);
+        agent_core_on_worker_fault(agent->core, process->worker, (enum device_fault)i,
+                                   reason == NULL ? "" : reason);
+        agent_act(agent);
+    }
+}
+
 static void process_on_line(struct agent_process *process)
 {
     struct agent *agent = process->agent;
@@ -46,6 +62,8 @@ static void process_on_line(struct agent_process *process)
         agent_act(agent);
     } else if (event != NULL && strcmp(event, "exit") == 0 && reason != NULL) {
         mem_copy_text(process->reason, reason);
+    } else if (event != NULL && strcmp(event, "fault") == 0) {
+        process_on_fault(process, json_string_value(json_object_get(line, "kind")), reason);
     }
     json_decref(line);
 }
@@ -111,7 +129,7 @@ struct command {
     char *args[ARGS_MAX];
     char *env[ENV_MAX];
     size_t arg_count, env_count;
-    char *ours[6]; /* in the environment, which others do not see: addresses may hold a password */
+    char *ours[8]; /* in the environment, which others do not see: addresses may hold a password */
     size_t ours_count;
 };
 
@@ -145,11 +163,62 @@ static void command_add_chain(struct command *command, const struct agent_settin
     command_add_ours(command, xasprintf("HEADRACE_HTTP_ALLOW=%s", settings->http_allow));
 }
 
+/* The engine's own settings, without what is ours. */
+static char *engine_settings(const struct agent_deployment *deployment)
+{
+    json_t *config = json_loads(deployment->config, 0, NULL);
+    char *text;
+
+    if (json_object_get(config, "resources") == NULL) {
+        json_decref(config);
+        return xstrdup(deployment->config);
+    }
+    (void)json_object_del(config, "resources");
+    text = json_dumps(config, JSON_COMPACT);
+    json_decref(config);
+    return text != NULL ? text : xstrdup("{}");
+}
+
+/* What it is placed on is all that it sees: there its device is the first, whichever it is here. */
+static void command_add_device(const struct agent *agent, const struct agent_todo *todo,
+                               struct command *command)
+{
+    OWNED(mem_free) char *visible = agent_devices_visible(agent, todo);
+    const char *device = todo->deployment->device;
+
+    command_add(command, xasprintf("--device=%s", gpu_is_wanted(device) ? "cuda" : device));
+    if (visible == NULL)
+        return;
+    if (visible[0] != '\0')
+        command_add(command, xasprintf("--device-name=cuda:%s", visible));
+    command_add_ours(command, xasprintf("CUDA_VISIBLE_DEVICES=%s", visible));
+}
+
+/* Ours, without what is ours alone. */
+static void command_add_environment(const struct agent *agent, const struct agent_todo *todo,
+                                    struct command *command)
+{
+    OWNED(mem_free) char *visible = agent_devices_visible(agent, todo);
+
+    for (char **variable = environ; *variable != NULL; variable++) {
+        bool ours = strncmp(*variable, "HEADRACE_", 9) == 0 &&
+                    strncmp(*variable, "HEADRACE_FAULT_DIR=", 19) != 0 &&
+                    strncmp(*variable, "HEADRACE_ONNXRUNTIME=", 21) != 0 &&
+                    strncmp(*variable, "HEADRACE_SIM_JOURNAL=", 21) != 0;
+
+        ours = ours || (visible != NULL && strncmp(*variable, "CUDA_VISIBLE_DEVICES=", 21) == 0);
+
+        if (!ours && strncmp(*variable, "PG", 2) != 0 && command->env_count < ENV_MAX - 1)
+            command->env[command->env_count++] = *variable;
+    }
+}
+
 static void command_make(const struct agent *agent, const struct agent_todo *todo,
                          struct command *command)
 {
     const struct agent_deployment *deployment = todo->deployment;
     const struct agent_settings *settings = &agent->settings;
+    OWNED(mem_free) char *settings_text = engine_settings(deployment);
 
     command_add(command, xstrdup("headrace"));
     command_add(command, xstrdup("worker"));
@@ -197,18 +266,10 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xasprintf("--model=%s", deployment->model));
     command_add(command, xasprintf("--model-dir=%s", todo->folder));
     command_add(command, xasprintf("--engine=%s", deployment->engine));
-    command_add(command, xasprintf("--engine-settings=%s", deployment->config));
-    command_add(command, xasprintf("--device=%s", deployment->device));
+    command_add(command, xasprintf("--engine-settings=%s", settings_text));
     command_add(command, xasprintf("--slots=%u", deployment->slot_count));
-    for (char **variable = environ; *variable != NULL; variable++) {
-        bool ours = strncmp(*variable, "HEADRACE_", 9) == 0 &&
-                    strncmp(*variable, "HEADRACE_FAULT_DIR=", 19) != 0 &&
-                    strncmp(*variable, "HEADRACE_ONNXRUNTIME=", 21) != 0 &&
-                    strncmp(*variable, "HEADRACE_SIM_JOURNAL=", 21) != 0;
-
-        if (!ours && strncmp(*variable, "PG", 2) != 0 && command->env_count < ENV_MAX - 1)
-            command->env[command->env_count++] = *variable;
-    }
+    command_add_environment(agent, todo, command);
+    command_add_device(agent, todo, command);
     command_add_ours(command, xasprintf("HEADRACE_REDIS=%s", settings->redis));
     command_add_ours(command,
                      xasprintf("HEADRACE_KAFKA_PROPERTIES=%s", settings->kafka_properties));

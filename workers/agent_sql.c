@@ -28,10 +28,19 @@ PG_STATEMENT(agent_deployments,
              "'LOADING_MODEL', 'ACTIVE', 'UNHEALTHY', 'UPDATING', 'SCALED_TO_ZERO', 'WAKING_UP') "
              "ORDER BY d.created_at LIMIT 1000");
 
-PG_STATEMENT(agent_running, "SELECT r.worker, r.deployment_id, r.boot, r.pid::bigint, r.state, "
-                            "r.restart_count::bigint, d.shard::bigint FROM replica r "
-                            "JOIN deployment d ON d.id = r.deployment_id "
-                            "WHERE r.host = $1 AND r.state NOT IN ('STOPPED', 'FAILED')");
+PG_STATEMENT(agent_running,
+             "SELECT r.worker, r.deployment_id, r.boot, r.pid::bigint, r.state, "
+             "r.restart_count::bigint, d.shard::bigint, coalesce(r.device, '') FROM replica r "
+             "JOIN deployment d ON d.id = r.deployment_id "
+             "WHERE r.host = $1 AND r.state NOT IN ('STOPPED', 'FAILED')");
+
+/* What other machines have, of agents that live. */
+PG_STATEMENT(
+    agent_elsewhere,
+    "SELECT host, name, number::bigint, split_part(capability, '.', 1)::bigint, "
+    "split_part(capability, '.', 2)::bigint, memory_bytes, CASE WHEN state IN ('well', "
+    "'probation') THEN free_bytes ELSE 0 END, workers = 0 FROM device WHERE host <> $1 AND "
+    "state <> 'gone' AND seen_at > now() - interval '15 seconds' ORDER BY host LIMIT 1000");
 
 /* Ours when nobody else has it: a new one, our own, a stopped one, or one whose agent is silent. */
 PG_STATEMENT(
@@ -48,9 +57,11 @@ PG_STATEMENT(
 
 PG_STATEMENT(agent_replica,
              "UPDATE replica SET state = $2, reason = nullif($3, ''), boot = $4, pid = $5, "
-             "restart_count = $6, seen_at = now(), "
+             "restart_count = $6, seen_at = now(), device = coalesce(nullif($8, ''), device), "
              "ready_at = CASE WHEN $2 = 'READY' AND state <> 'READY' THEN now() ELSE ready_at END "
              "WHERE worker = $1 AND host = $7");
+
+PG_STATEMENT(agent_devices, "SELECT device_tell($1, $2::jsonb)");
 
 PG_STATEMENT(agent_seen,
              "UPDATE replica SET seen_at = now() WHERE host = $1 AND state <> 'STOPPED'");
@@ -78,6 +89,27 @@ static void deployment_fill(struct agent_deployment *deployment, const struct pg
     mem_copy_text(deployment->environment, pg_c(answer, 0, row, 13));
 }
 
+static void elsewhere_take(struct agent *agent, const struct pg_answer *answer)
+{
+    size_t count = pg_row_count(answer, 1);
+    struct agent_elsewhere *devices = xcalloc(count + 1, sizeof(*devices));
+
+    for (size_t i = 0; i < count; i++) {
+        struct device_info *info = &devices[i].info;
+
+        mem_copy_text(devices[i].host, pg_c(answer, 1, i, 0));
+        mem_copy_text(info->name, pg_c(answer, 1, i, 1));
+        info->index = (uint32_t)pg_u64(answer, 1, i, 2);
+        info->major = (uint32_t)pg_u64(answer, 1, i, 3);
+        info->minor = (uint32_t)pg_u64(answer, 1, i, 4);
+        info->total_size = pg_u64(answer, 1, i, 5);
+        devices[i].free_size = pg_u64(answer, 1, i, 6);
+        devices[i].empty = pg_bool(answer, 1, i, 7);
+    }
+    agent_core_on_elsewhere(agent->core, devices, count);
+    free(devices);
+}
+
 static void on_deployments(void *opaque, const struct pg_answer *answer)
 {
     struct agent *agent = opaque;
@@ -97,6 +129,7 @@ static void on_deployments(void *opaque, const struct pg_answer *answer)
     agent_tick(agent);
     agent_act(agent); /* what is to be started now names deployments that are replaced here */
     agent_sweep(agent, deployments, count);
+    elsewhere_take(agent, answer);
     agent_core_on_deployments(agent->core, deployments, count);
     free(deployments);
     if (agent->writes_lost) {
@@ -119,14 +152,14 @@ static void running_take(struct agent *agent, const struct pg_answer *answer, si
     uint32_t shard = (uint32_t)pg_u64(answer, 0, row, 6);
 
     if (pid > 0 && strcmp(state, "READY") == 0 && agent_process_adopt(agent, worker, pid)) {
-        agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), shard, boot,
-                              (uint32_t)pg_u64(answer, 0, row, 5));
+        agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), pg_c(answer, 0, row, 7),
+                              shard, boot, (uint32_t)pg_u64(answer, 0, row, 5));
         return;
     }
     if (pid > 0)
         agent_process_kill_stray(agent, worker, pid);
     /* To the core it is one that was adopted and has ended at once: its owner is told. */
-    agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), shard, boot,
+    agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), "", shard, boot,
                           (uint32_t)pg_u64(answer, 0, row, 5));
     agent_core_on_ended(agent->core, worker, AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
 }
@@ -153,14 +186,15 @@ void agent_sql_read(struct agent *agent)
     struct pg_batch *batch;
     struct err err;
 
-    if (agent->reading || !pg_connected(agent->pg)) {
+    if (agent->reading || !pg_connected(agent->pg) || !agent_devices_known(agent)) {
         agent->read_again = agent->reading;
         return;
     }
     batch = pg_batch_new();
     pg_add(batch, agent->adopted ? &agent_deployments : &agent_running);
-    if (!agent->adopted)
-        pg_bind_c(batch, agent->host);
+    if (agent->adopted)
+        pg_add(batch, &agent_elsewhere);
+    pg_bind_c(batch, agent->host);
     agent->reading = true;
     if (pg_send(agent->pg, &batch, SQL_TIMEOUT_MS, agent->adopted ? on_deployments : on_running,
                 agent, &err) < 0) {
@@ -268,6 +302,7 @@ void agent_sql_replica(struct agent *agent, const struct agent_todo *todo)
     pg_bind_i32(batch, process == NULL ? 0 : child_pid(process->child));
     pg_bind_i32(batch, todo->restart_count);
     pg_bind_c(batch, agent->host);
+    pg_bind_c(batch, todo->device);
     sql_write(agent, batch);
 }
 
@@ -280,5 +315,20 @@ void agent_sql_seen(struct agent *agent)
     batch = pg_batch_new();
     pg_add(batch, &agent_seen);
     pg_bind_c(batch, agent->host);
+    sql_write(agent, batch);
+}
+
+void agent_sql_devices(struct agent *agent)
+{
+    OWNED(mem_free) char *devices = NULL;
+    struct pg_batch *batch;
+
+    if (!pg_connected(agent->pg))
+        return;
+    devices = agent_devices_json(agent);
+    batch = pg_batch_new();
+    pg_add(batch, &agent_devices);
+    pg_bind_c(batch, agent->host);
+    pg_bind_c(batch, devices);
     sql_write(agent, batch);
 }

@@ -23,6 +23,7 @@
 #include "base/log.h"
 #include "brokers/fault.h"
 #include "schema/job_id.h"
+#include "workers/engine_host.h"
 #include "workers/worker_int.h"
 
 /* ---- inputs ---- */
@@ -224,6 +225,13 @@ static void host_on_piece(void *opaque, uint64_t token, struct wire_bytes bytes,
     worker_stream_add(opaque, token, bytes, type);
 }
 
+/* For who started us, which counts the faults of a device. */
+static void say_fault(struct worker *worker, const char *kind, const char *why, size_t why_size)
+{
+    worker_say(worker, json_pack("{s:s, s:s, s:s%}", "event", "fault", "kind", kind, "reason", why,
+                                 why_size));
+}
+
 static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
                           const struct worker_result *result)
 {
@@ -231,6 +239,8 @@ static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
 
     worker_trace_end(worker, token, result);
     worker_stream_end(worker, token);
+    if (result->error_class == ERROR_CLASS_OOM)
+        say_fault(worker, "oom", result->error_message.text, result->error_message.size);
     worker_tick(worker);
     worker_core_on_host_final(worker->core, token, granted, result);
     worker_act(worker);
@@ -247,6 +257,8 @@ static void host_on_gone(void *opaque, enum error_class class, bool final, const
 {
     struct worker *worker = opaque;
 
+    if (class == ERROR_CLASS_DEVICE_FAULT)
+        say_fault(worker, "context", why, strlen(why));
     if (class != ERROR_CLASS_NONE)
         log_error("host_gone", LOG_STR("class", error_class_name(class)), LOG_STR("error", why));
     worker_trace_end_all(worker, class == ERROR_CLASS_NONE ? ERROR_CLASS_HANDED_BACK : class);
@@ -420,6 +432,18 @@ static void act_exit(struct worker *worker, const struct worker_todo *todo)
     worker_leave(worker, todo->exit.code);
 }
 
+/* A user's code that goes on is its own affair; an engine of ours looks up between two steps, so
+ * one that does not has a device that does not come back. */
+static void act_kill(struct worker *worker, const struct worker_todo *todo)
+{
+    static const char why[] = "its engine host stood still and was killed";
+
+    log_warn("host_killed", LOG_STR("error", "it did not obey"));
+    if (todo->hung && engine_host_kind(worker->settings.engine) == ENGINE_HOST_C)
+        say_fault(worker, "hang", why, sizeof(why) - 1);
+    worker_host_kill(worker->host);
+}
+
 static void act_one(struct worker *worker, const struct worker_todo *todo)
 {
     switch (todo->type) {
@@ -454,8 +478,7 @@ static void act_one(struct worker *worker, const struct worker_todo *todo)
         worker_host_start(worker->host);
         return;
     case WORKER_TODO_HOST_KILL:
-        log_warn("host_killed", LOG_STR("error", "it did not obey"));
-        worker_host_kill(worker->host);
+        act_kill(worker, todo);
         return;
     case WORKER_TODO_HOST_DRAIN:
         worker_host_drain(worker->host);

@@ -774,7 +774,7 @@ static void held_disobeys(struct worker_core *core, struct held *held)
     if (held->verdict == VERDICT_OPEN && core->canceled_count == core->over_count)
         held_fail(core, held, ERROR_CLASS_MODEL_TIMEOUT, "the run limit has passed");
     core->killing = true;
-    (void)todo_add(core, WORKER_TODO_HOST_KILL, 0);
+    todo_add(core, WORKER_TODO_HOST_KILL, 0)->hung = true;
 }
 
 /* One attempt of a scan: what is due happens, what is to come is noted. */

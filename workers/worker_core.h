@@ -142,6 +142,7 @@ enum worker_todo_type {
 struct worker_todo {
     enum worker_todo_type type;
     uint64_t token;          /* FETCH, RUN, CANCEL, FORGET, FINISHED */
+    bool hung;               /* HOST_KILL: it does not do what it is told; else it is in our way */
     struct wire_text tenant; /* RUN, FINISHED; for logs, as is the next */
     struct wire_text trace;  /* of the Attempt */
     union {

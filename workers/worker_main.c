@@ -187,7 +187,8 @@ static void worker_make_core(struct worker *worker)
     options.worker = worker->settings.worker;
     options.pool = worker->settings.pool;
     options.machine = worker->machine;
-    options.device = worker->settings.device;
+    options.device = worker->settings.device_name[0] != '\0' ? worker->settings.device_name
+                                                             : worker->settings.device;
     options.shard = (uint32_t)worker->settings.shard;
     options.slot_count = (uint32_t)worker->settings.slots;
     if (model_engine_batches(worker->settings.engine))

@@ -90,6 +90,12 @@ static const char days_of_work[] =
     "INSERT INTO audit (at, tenant, actor, action, target) SELECT at, 't', 'a', 'X', 'x' FROM work;"
     "INSERT INTO replica (worker, deployment_id, pool, host, state, seen_at) SELECT 'w' || n, 'd', "
     "'p', 'h', 'STOPPED', at FROM work;"
+    "SELECT device_tell('m' || n, jsonb_build_array(jsonb_build_object('uuid', 'GPU-' || n, "
+    "'number', 0, 'name', 'x', 'capability', '8.0', 'memory_bytes', 1, 'used_bytes', 1, "
+    "'promised_bytes', 1, 'free_bytes', 1, 'workers', 0, 'state', 'well', 'quarantines', 0, "
+    "'context_faults', 0, 'hang_faults', 0, 'xid_faults', 0, 'oom_faults', 0, 'ecc_errors', 0))) "
+    "FROM generate_series(1, 1000) n;"
+    "UPDATE device SET seen_at = now() - interval '8 days';"
     "INSERT INTO webhook_secret (id, tenant, sealed, hint, retires_at) SELECT n::text, 't', 'x', "
     "'x', at FROM work;"
     "INSERT INTO webhook_endpoint (tenant, url, updated_at) SELECT 't', 'http://' || n, at FROM "
@@ -107,7 +113,8 @@ static const char care[] =
     "SELECT hours_fill();"
     "SELECT chain_cache_sweep() + chain_call_sweep('4 days');"
     "SELECT count(*) FROM planned_claim(now(), 1000);"
-    "SELECT sum(gateway_lost(boot, beat)) FROM gateway;";
+    "SELECT sum(gateway_lost(boot, beat)) FROM gateway;"
+    "SELECT device_tell('h', '[]');"; /* an agent's */
 
 static void counts_keep(struct pg_session *session, const char *table)
 {

@@ -20,6 +20,7 @@ struct world {
     struct agent_core *core;
     uint64_t now_ms;
     char said[1024];
+    char reason[AGENT_REASON_SIZE], device[AGENT_DEVICE_SIZE]; /* of the last REPLICA */
 };
 
 static const char *world_said(struct world *world)
@@ -27,7 +28,7 @@ static const char *world_said(struct world *world)
     static const char *const words[] = {
         [AGENT_TODO_CLAIM] = "claim", [AGENT_TODO_FETCH] = "fetch", [AGENT_TODO_START] = "start",
         [AGENT_TODO_STOP] = "stop",   [AGENT_TODO_KILL] = "kill",   [AGENT_TODO_REPLICA] = "",
-        [AGENT_TODO_GONE] = "gone",   [AGENT_TODO_EXIT] = "exit",
+        [AGENT_TODO_GONE] = "gone",   [AGENT_TODO_EXIT] = "exit",   [AGENT_TODO_PROBE] = "probe",
     };
     struct agent_todo todo;
     size_t size = 0;
@@ -35,8 +36,16 @@ static const char *world_said(struct world *world)
     world->said[0] = '\0';
     while (agent_core_next_todo(world->core, &todo)) {
         const char *word = todo.type == AGENT_TODO_REPLICA ? todo.state : words[todo.type];
-        const char *what = todo.type == AGENT_TODO_FETCH ? todo.deployment->digest : todo.worker;
+        const char *what = todo.type == AGENT_TODO_FETCH   ? todo.deployment->digest
+                           : todo.type == AGENT_TODO_PROBE ? todo.reason
+                                                           : todo.worker;
 
+        if (todo.type == AGENT_TODO_DEVICES)
+            continue;
+        if (todo.type == AGENT_TODO_REPLICA) {
+            mem_copy_text(world->reason, todo.reason);
+            mem_copy_text(world->device, todo.device);
+        }
         size += (size_t)snprintf(world->said + size, sizeof(world->said) - size, "%s%s%s%s",
                                  size > 0 ? " " : "", word, what[0] != '\0' ? ":" : "", what);
         if (todo.type == AGENT_TODO_START && todo.folder[0] != '\0')
@@ -292,9 +301,9 @@ static void test_adopts_what_runs(void **state)
 
     (void)state;
     world_open(&world);
-    agent_core_on_adopted(world.core, "d-0", "d", 1, 7, 2);
-    agent_core_on_adopted(world.core, "d-1", "d", 1, 8, 0);
-    agent_core_on_adopted(world.core, "d-2", "d", 1, 9, 0);
+    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 2);
+    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0);
+    agent_core_on_adopted(world.core, "d-2", "d", "cpu", 1, 9, 0);
     agent_core_on_ended(world.core, "d-1", AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
     SAYS(&world, "gone:d-1/8 STARTING:d-1");
     want(&world, 2, "", true);
@@ -336,6 +345,302 @@ static void test_tells_again(void **state)
     agent_core_free(&world.core);
 }
 
+/* ---- devices ---- */
+
+#define GIB ((uint64_t)1 << 30)
+
+/* Two GPUs of 24 GiB, or the first `count` of them. */
+static void world_gpus(struct world *world, size_t count)
+{
+    const struct device_info infos[] = {
+        {.uuid = "GPU-a", .name = "NVIDIA A10G", .major = 8, .minor = 6, .total_size = 24 * GIB},
+        {.uuid = "GPU-b",
+         .name = "NVIDIA A10G",
+         .index = 1,
+         .major = 8,
+         .minor = 6,
+         .total_size = 24 * GIB}};
+
+    agent_core_on_inventory(world->core, infos, count, "there is no driver");
+}
+
+static void deployment_of(struct agent_deployment *to, const char *id, const char *digest,
+                          const char *resources, bool was_active)
+{
+    *to = (struct agent_deployment){.model = "m",
+                                    .engine = "sim",
+                                    .device = "cuda",
+                                    .config = xasprintf("{\"resources\":{%s}}", resources),
+                                    .shard = 1,
+                                    .slot_count = 1,
+                                    .replicas_wanted = 1,
+                                    .was_active = was_active};
+    mem_copy_text(to->id, id);
+    mem_copy_text(to->pool, id);
+    mem_copy_text(to->digest, digest);
+}
+
+static void want_gpu(struct world *world, const char *resources, bool was_active)
+{
+    struct agent_deployment deployment;
+
+    deployment_of(&deployment, "d", "", resources, was_active);
+    agent_core_on_deployments(world->core, &deployment, 1);
+}
+
+#define TWENTY "\"accelerator_memory\":\"20GiB\""
+
+/* Up to a worker that is ready on GPU-a, boot 7. */
+static void world_ready_on_gpu(struct world *world)
+{
+    world_open(world);
+    world_gpus(world, 2);
+    want_gpu(world, TWENTY, false);
+    SAYS(world, "claim:d-0");
+    agent_core_on_claimed(world->core, "d-0", true);
+    SAYS(world, "start:d-0 LOADING:d-0");
+    assert_string_equal(world->device, "cuda:GPU-a");
+    agent_core_on_started(world->core, "d-0", true, false, "");
+    agent_core_on_ready(world->core, "d-0", 7);
+    SAYS(world, "READY:d-0");
+}
+
+/* No device will ever do, here or elsewhere: the first load has failed, with what was asked for. */
+static void test_no_device_is_final(void **state)
+{
+    static const struct {
+        size_t gpus;
+        const char *resources, *why;
+    } rows[] = {
+        {0, TWENTY, "no device: needs a device with 20.0 GiB, and there is no driver"},
+        {2, "\"accelerator\":\"H100\"",
+         "no device: needs H100, and this machine has NVIDIA A10G (GPU 0)"},
+        {2, "\"compute_capability\":\"9.0\"",
+         "too old: needs compute capability 9.0, NVIDIA A10G (GPU-a) has 8.6"},
+        {1, "\"accelerator_memory\":\"40GiB\"",
+         "too small: needs 40.0 GiB, NVIDIA A10G (GPU-a) has 24.0 GiB free of 24.0 GiB"},
+        {2, "\"accelerator\":\"A10G:x\"",
+         "resources.accelerator is 'A10G:x'; it must be TYPE or TYPE:N with N of 1 to 16"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(rows); i++) {
+        struct world world;
+
+        world_open(&world);
+        world_gpus(&world, rows[i].gpus);
+        want_gpu(&world, rows[i].resources, false);
+        SAYS(&world, "claim:d-0");
+        agent_core_on_claimed(world.core, "d-0", true);
+        SAYS(&world, "FAILED:d-0"); /* nothing was fetched or started */
+        assert_string_equal(world.reason, rows[i].why);
+        want_gpu(&world, rows[i].resources, false);
+        SAYS(&world, "");
+        agent_core_free(&world.core);
+    }
+}
+
+/* One that has worked before waits, and so does one for which there is no room now. */
+static void test_waits_for_room(void **state)
+{
+    struct agent_deployment two[2];
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    world_gpus(&world, 1);
+    for (int i = 0; i < 3; i++) { /* it says so once */
+        deployment_of(&two[0], "d", "", TWENTY, false);
+        deployment_of(&two[1], "e", "", TWENTY, false);
+        agent_core_on_deployments(world.core, two, 2);
+        if (i > 0) {
+            world_tick(&world, 1000);
+            SAYS(&world, "");
+            continue;
+        }
+        SAYS(&world, "claim:d-0 claim:e-0");
+        agent_core_on_claimed(world.core, "d-0", true);
+        agent_core_on_claimed(world.core, "e-0", true);
+        SAYS(&world, "start:d-0 LOADING:d-0 STARTING:e-0");
+        assert_string_equal(
+            world.reason,
+            "too small: needs 20.0 GiB, NVIDIA A10G (GPU-a) has 4.0 GiB free of 24.0 GiB");
+    }
+    agent_core_on_started(world.core, "d-0", true, false, "");
+    agent_core_on_ready(world.core, "d-0", 7);
+    deployment_of(&two[0], "e", "", TWENTY, false);
+    agent_core_on_deployments(world.core, two, 1);
+    SAYS(&world, "READY:d-0 stop:d-0 DRAINING:d-0");
+    agent_core_on_ended(world.core, "d-0", 0, 0, "");
+    SAYS(&world, "STOPPED:d-0");
+    world_tick(&world, 1000);
+    SAYS(&world, "start:e-0 LOADING:e-0"); /* its room is free once it has ended */
+    agent_core_free(&world.core);
+}
+
+/* Another machine's devices would do, ours will not: its agent is to have the row. */
+static void test_leaves_it_to_others(void **state)
+{
+    struct agent_elsewhere there = {.host = "b",
+                                    .info = {.name = "NVIDIA H100", .total_size = 80 * GIB},
+                                    .free_size = 80 * GIB,
+                                    .empty = true};
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    world_gpus(&world, 0);
+    agent_core_on_elsewhere(world.core, &there, 1);
+    want_gpu(&world, "\"accelerator\":\"H100\"", false);
+    SAYS(&world, "");
+    there.empty = false; /* full now, and ours never will do: it is theirs all the same */
+    there.free_size = 0;
+    agent_core_on_elsewhere(world.core, &there, 1);
+    want_gpu(&world, "\"accelerator\":\"H100\"", false);
+    SAYS(&world, "");
+    want_gpu(&world, "\"accelerator\":\"H200\"", false);
+    SAYS(&world, "claim:d-0"); /* nobody's: we say so */
+    agent_core_free(&world.core);
+    world_ready_on_gpu(&world); /* ours would do, and is taken: who has room now may have it */
+    world_gpus(&world, 1);
+    SAYS(&world, "");
+    agent_core_free(&world.core);
+}
+
+/* A row that waits here is given up when there is room elsewhere. */
+static void test_gives_up_what_waits(void **state)
+{
+    struct agent_elsewhere there = {.host = "b",
+                                    .info = {.name = "NVIDIA A10G", .total_size = 24 * GIB},
+                                    .free_size = 24 * GIB,
+                                    .empty = true};
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    world_gpus(&world, 0);
+    want_gpu(&world, TWENTY, true);
+    SAYS(&world, "claim:d-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "STARTING:d-0"); /* it has worked before: this may pass */
+    agent_core_on_elsewhere(world.core, &there, 1);
+    world_tick(&world, 1000);
+    SAYS(&world, "STOPPED:d-0");
+    want_gpu(&world, TWENTY, true);
+    SAYS(&world, "");
+    agent_core_free(&world.core);
+}
+
+/* An Xid that nothing survives: told to stop, told again to hand back at once, killed; its attempts
+ * are nobody's fault, and the worker comes back on the other device. */
+static void test_lost_device(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready_on_gpu(&world);
+    agent_core_on_xid(world.core, "GPU-a", 79, "Xid 79: GPU has fallen off the bus");
+    SAYS(&world, "stop:d-0 DRAINING:d-0");
+    world_tick(&world, 1000);
+    SAYS(&world, "stop:d-0");
+    want_gpu(&world, TWENTY, true);
+    world_tick(&world, 4000);
+    SAYS(&world, "kill:d-0");
+    agent_core_on_ended(world.core, "d-0", 0, 9, "killed");
+    SAYS(&world, "gone:d-0/7-left STOPPED:d-0");
+    want_gpu(&world, TWENTY, true);
+    SAYS(&world, "claim:d-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "start:d-0 LOADING:d-0");
+    assert_string_equal(world.device, "cuda:GPU-b");
+    world_tick(&world, 55000);
+    SAYS(&world, "probe:GPU-a");
+    agent_core_free(&world.core);
+}
+
+/* Three workers in a row lose their context there: the fourth is placed elsewhere. */
+static void test_faults_move_it(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_ready_on_gpu(&world);
+    for (int i = 0; i < 3; i++) {
+        agent_core_on_worker_fault(world.core, "d-0", DEVICE_FAULT_CONTEXT, "its context is lost");
+        if (i == 2) {
+            SAYS(&world, "stop:d-0 DRAINING:d-0");
+            break;
+        }
+        SAYS(&world, "");
+        agent_core_on_ended(world.core, "d-0", 3, 0, "its context is lost");
+        SAYS(&world, "gone:d-0/7-left STARTING:d-0");
+        world_tick(&world, 30000);
+        SAYS(&world, "start:d-0 LOADING:d-0");
+        assert_string_equal(world.device, "cuda:GPU-a");
+        agent_core_on_started(world.core, "d-0", true, false, "");
+        agent_core_on_ready(world.core, "d-0", 7);
+        SAYS(&world, "READY:d-0");
+    }
+    agent_core_on_ended(world.core, "d-0", 3, 0, "its context is lost");
+    SAYS(&world, "gone:d-0/7-left STOPPED:d-0");
+    want_gpu(&world, TWENTY, true);
+    SAYS(&world, "claim:d-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "start:d-0 LOADING:d-0");
+    assert_string_equal(world.device, "cuda:GPU-b");
+    agent_core_free(&world.core);
+}
+
+/* Its device goes out while its archive is fetched, or its process is being started. */
+static void test_lost_before_it_runs(void **state)
+{
+    struct agent_deployment deployment;
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    world_gpus(&world, 2);
+    deployment_of(&deployment, "d", "abc", TWENTY, false);
+    agent_core_on_deployments(world.core, &deployment, 1);
+    SAYS(&world, "claim:d-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "fetch:abc");
+    agent_core_on_xid(world.core, "GPU-a", 48, "Xid 48");
+    SAYS(&world, "STARTING:d-0");
+    agent_core_on_fetched(world.core, "abc", "/m", false, NULL);
+    SAYS(&world, "");
+    world_tick(&world, 1000);
+    SAYS(&world, "start:d-0@/m LOADING:d-0");
+    assert_string_equal(world.device, "cuda:GPU-b");
+    agent_core_on_xid(world.core, "GPU-b", 48, "Xid 48");
+    SAYS(&world, "");
+    agent_core_on_started(world.core, "d-0", true, false, "");
+    SAYS(&world, "stop:d-0 DRAINING:d-0");
+    agent_core_free(&world.core);
+}
+
+/* What an adopted worker has is promised to it, and nobody else gets it. */
+static void test_adopts_on_a_device(void **state)
+{
+    struct agent_deployment two[2];
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    world_gpus(&world, 1);
+    agent_core_on_adopted(world.core, "d-0", "d", "cuda:GPU-a", 1, 7, 0);
+    deployment_of(&two[0], "d", "", TWENTY, true);
+    deployment_of(&two[1], "e", "", TWENTY, false);
+    agent_core_on_deployments(world.core, two, 2);
+    SAYS(&world, "claim:e-0");
+    agent_core_on_claimed(world.core, "e-0", true);
+    SAYS(&world, "STARTING:e-0");
+    agent_core_on_xid(world.core, "GPU-a", 79, "Xid 79");
+    SAYS(&world, "stop:d-0 DRAINING:d-0");
+    assert_string_equal(world.device, "cuda:GPU-a");
+    agent_core_free(&world.core);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -351,6 +656,14 @@ int main(void)
         cmocka_unit_test(test_adopts_what_runs),
         cmocka_unit_test(test_drain_waits_for_all),
         cmocka_unit_test(test_tells_again),
+        cmocka_unit_test(test_no_device_is_final),
+        cmocka_unit_test(test_waits_for_room),
+        cmocka_unit_test(test_leaves_it_to_others),
+        cmocka_unit_test(test_gives_up_what_waits),
+        cmocka_unit_test(test_lost_device),
+        cmocka_unit_test(test_faults_move_it),
+        cmocka_unit_test(test_lost_before_it_runs),
+        cmocka_unit_test(test_adopts_on_a_device),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -11,8 +11,9 @@
  * batch begins (crash, hang) or ends (fail).
  *
  * Output: {"output": <input or echo>, "sim": {"attempt": n, "batch": n, "service_us": n}}, where a
- * route was named with "route" besides. An input that is no JSON comes back as it is. Pieces come
- * at their times where a stream is wanted; the output is all of them, else a JSON string of that.
+ * route was named with "route" besides, and where a device is played (test_mode) "device", which is
+ * what CUDA_VISIBLE_DEVICES says. An input that is no JSON comes back as it is. Pieces come at
+ * their times where a stream is wanted; the output is all of them, else a JSON string of that.
  *
  * With HEADRACE_SIM_JOURNAL in the environment each request that begins appends its input to that
  * file, as a line: a side effect, which tests count.
@@ -83,7 +84,8 @@ struct engine {
     struct rng rng;
     struct buf output;
     struct engine_stats stats;
-    int journal_fd; /* -1: none */
+    int journal_fd;     /* -1: none */
+    const char *device; /* what it is told of devices, when it plays one; NULL: it does not */
 };
 
 /* ---- lists ---- */
@@ -160,8 +162,9 @@ static void req_fail(struct engine *engine, struct sim_req *req, enum engine_err
     req_free(engine, req);
 }
 
+/* device: what a device that is played sees of the machine's; NULL: none is. */
 static void output_write_json(struct buf *output, const struct sim_req *req, uint64_t service_us,
-                              uint32_t batch_count)
+                              uint32_t batch_count, const char *device)
 {
     size_t pad = req->order.output_size;
 
@@ -186,6 +189,8 @@ static void output_write_json(struct buf *output, const struct sim_req *req, uin
         media_append_value(output, WIRE_TEXT_OF("text/plain"),
                            (struct wire_bytes){(const uint8_t *)req->route, strlen(req->route)});
     }
+    if (device != NULL)
+        buf_printf(output, ",\"device\":\"%s\"", device);
     buf_append_text(output, "}}");
 }
 
@@ -262,7 +267,7 @@ static const char *output_write(struct engine *engine, const struct sim_req *req
         buf_append(output, req->input, req->input_size);
         return req->input_type;
     }
-    output_write_json(output, req, service_us, batch_count);
+    output_write_json(output, req, service_us, batch_count, engine->device);
     return NULL;
 }
 
@@ -605,13 +610,15 @@ static int sim_load(const struct engine_load *load, struct engine **ret_engine,
         r = sim_config_parse(load->settings_json, &engine->config, err);
     if (r == 0 && engine->config.load_fails)
         r = err_set(err, ERR_MALFORMED, "sim: load fails as it is set to");
-    if (r == 0 && strcmp(load->device, "cpu") != 0)
+    if (r == 0 && strcmp(load->device, "cpu") != 0 && !engine->config.test_mode)
         r = err_set(err, ERR_UNSUPPORTED, "sim: device is '%s', only cpu is simulated",
                     load->device);
     if (r == 0)
         r = sim_load_slowly(load, engine->config.load_us, err);
     if (r < 0)
         return r;
+    if (strcmp(load->device, "cpu") != 0)
+        engine->device = getenv("CUDA_VISIBLE_DEVICES");
     engine->sink = load->sink;
     engine->req_count_max = load->req_count_max > 0 ? load->req_count_max : SIM_REQS_DEFAULT;
     engine->input_size_max = load->input_size_max > 0 ? load->input_size_max
