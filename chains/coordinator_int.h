@@ -69,6 +69,9 @@ struct item {
     enum item_stage stage;
     uint32_t pin_count; /* answers that are out */
     bool repeat, stored;
+    bool settles; /* its run has failed: it is canceled as soon as it is there */
+    bool untried; /* it was canceled before an attempt */
+    bool untold;  /* … and that could not be said */
     bool is_text; /* its output is no JSON, and is read all the same */
     bool fresh;   /* its job is its own, and was submitted by this attempt */
     char *text;   /* its input, until Kafka has it */
@@ -181,7 +184,7 @@ void item_send(struct item *item);
 /* An answer has come. False: nobody waits for it any more, and the item is gone. */
 bool item_unpin(struct item *item);
 void item_free(struct item **item_p); /* or forgets it, when an answer is out */
-/* A job that was submitted before is canceled, and its end told; else it is told to be none. */
+/* A job that may have been submitted before is canceled, and its end told. */
 void item_settle(struct run *run, struct plan_todo *todo); /* takes the todo's text */
 void item_cancel(struct run *run, const struct plan_todo *todo);
 void item_on_wake(struct coordinator *coordinator, const void *bytes, size_t size);

@@ -129,8 +129,8 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     if (!item_unpin(item))
         return;
     item->repeat = true;
-    item->stage = report->code == ERR_OK ? ITEM_WATCHED : ITEM_TO_SEND;
-    if (report->code != ERR_OK) {
+    item->stage = report->code == ERR_OK && !item->untold ? ITEM_WATCHED : ITEM_TO_SEND;
+    if (item->stage == ITEM_TO_SEND) {
         log_warn("step_not_sent", LOG_STR("run", item->run->job_text),
                  LOG_STR("error", report->why));
         return;
@@ -138,6 +138,16 @@ static void on_report(void *opaque, uint64_t tag, const struct queue_report *rep
     mem_free(&item->text);
     if (item->look_ms == 0)
         item_ask(item); /* its wake-up was faster */
+}
+
+/* Behind its Submit, in the same partition. */
+static void item_say_cancel(struct item *item)
+{
+    struct err err;
+
+    item->untold = cancel_job(item->coordinator, &item->job, item->run->tenant, &err) < 0;
+    if (item->untold)
+        log_warn("step_not_canceled", LOG_STR("run", item->run->job_text), LOG_ERR(&err));
 }
 
 static void item_produce(struct item *item)
@@ -167,6 +177,8 @@ static void item_produce(struct item *item)
     item->stage = ITEM_SENDING;
     item->pin_count++;
     item_point(item);
+    if (item->settles)
+        item_say_cancel(item);
 }
 
 static void on_input_stored(void *opaque, const struct err *err)
@@ -237,9 +249,10 @@ void item_begin(struct run *run, struct plan_todo *todo)
     item->run = run;
     item->step = todo->step;
     item->item = todo->item;
+    item->settles = todo->settle;
     item->text = TAKE(todo->text);
     item->text_size = todo->text_size;
-    item->repeat = run->again || run->targets[todo->step].chain;
+    item->repeat = run->again || item->settles || run->targets[todo->step].chain;
     item->gap_ms = COORDINATOR_TICK_MS;
     item->look_ms = loop_now_ms(coordinator->loop) + COORDINATOR_TICK_MS;
     item->job = known_counts(run, known)
@@ -252,11 +265,14 @@ void item_begin(struct run *run, struct plan_todo *todo)
         mem_free(&item->text);
         item->stage = ITEM_WATCHED;
         item->look_ms = 0;
-        item_point(item);
+        if (item->settles && !job_state_final(known->state))
+            item_say_cancel(item);
+        else
+            item_point(item);
         return;
     }
     (void)crypto_hash_sha256(item->digest, (const uint8_t *)item->text, item->text_size);
-    item->fresh = true;
+    item->fresh = !item->settles;
     if (coordinator->chain->steps[item->step].cache_seconds != 0 && !run->again)
         cache_want(item);
     else
@@ -280,25 +296,19 @@ int cancel_job(struct coordinator *coordinator, const struct wire_id *job, const
     return r == 0 ? queue_produce(coordinator->producer, &message, err) : r;
 }
 
+/* Another attempt may have submitted it, or will: one before that lives on, or one behind that has
+ * not heard of the failure. So it is submitted by us, too, and canceled behind that: it has one
+ * end, whoever was first, and what comes later is a repeat. */
 void item_settle(struct run *run, struct plan_todo *todo)
 {
     const struct plan_final never = {.state = JOB_CANCELED, .never = true};
-    const struct known *known = known_find(run, todo->step, todo->item);
-    const struct target *target = &run->targets[todo->step];
-    const char *name = run->coordinator->chain->steps[todo->step].name;
-    struct wire_id job = step_job_id(&run->job, name, todo->item, run->round, target->shard);
-    struct err err;
 
-    if (known_counts(run, known))
-        job = known->job;
-    if ((!known_counts(run, known) || !job_state_final(known->state)) &&
-        cancel_job(run->coordinator, &job, run->tenant, &err) < 0)
-        log_warn("step_not_canceled", LOG_STR("run", run->job_text), LOG_ERR(&err));
-    if (known_counts(run, known)) {
+    if (run->targets[todo->step].deployment[0] != '\0' ||
+        known_counts(run, known_find(run, todo->step, todo->item))) {
         item_begin(run, todo);
         return;
     }
-    mem_free(&todo->text); /* one that was sent in the last moment is canceled behind it */
+    mem_free(&todo->text);
     plan_on_final(run->plan, todo->step, todo->item, &never);
 }
 
@@ -380,6 +390,7 @@ void item_over(struct item *item, enum job_state state, enum error_class class,
     const struct plan_final final = {.state = state,
                                      .error_class = class,
                                      .error_message = error,
+                                     .never = item->untried && item->settles,
                                      .output = output,
                                      .output_is_json = is_json(output_type)};
 
@@ -421,6 +432,7 @@ static void item_read(struct item *item, const void *bytes, size_t size)
     if (item->stage != ITEM_WATCHED)
         return;
     item->look_ms = 0; /* the ledger knows */
+    item->untried = completed != NULL && completed->attempts == 0;
     if (completed != NULL)
         item_over(item, (enum job_state)completed->state,
                   error_class_known(completed->error_class)

@@ -11,8 +11,9 @@
 
 /* What is over, and what waits for a deployment that nobody will start again. */
 PG_STATEMENT(look_final,
-             "SELECT j.id, j.state, j.error_class, left(coalesce(j.error_message, ''), 4096) FROM "
-             "job j WHERE j.id = ANY($1) AND (j.state NOT IN (1, 2) OR (j.state = 1 AND EXISTS "
+             "SELECT j.id, j.state, j.error_class, left(coalesce(j.error_message, ''), 4096), "
+             "j.attempt_count = 0 FROM job j WHERE j.id = ANY($1) AND (j.state NOT IN (1, 2) OR "
+             "(j.state = 1 AND EXISTS "
              "(SELECT FROM deployment d WHERE d.id = j.deployment AND d.deleted_at IS NOT NULL)))");
 PG_STATEMENT(look_output,
              "SELECT j.id, r.output, coalesce(r.output_type, ''), coalesce(r.output_blob, '') FROM "
@@ -111,6 +112,7 @@ static void on_finals(void *opaque, const struct pg_answer *answer)
             item_orphaned(item);
             continue;
         }
+        item->untried = pg_bool(answer, 0, i, 4);
         if (state == JOB_SUCCEEDED && plan_reads(item->run->plan, item->step))
             item->stage = ITEM_WANTED;
         else

@@ -22,6 +22,12 @@ PG_STATEMENT(wait_open,
 PG_STATEMENT(wait_decided,
              "SELECT run_id, step FROM chain_wait WHERE run_id = ANY($1) AND approval "
              "AND approved IS NOT NULL");
+/* Behind wait_open: whoever asks later hears the same, also a coordinator that is over. */
+PG_STATEMENT(
+    wait_cancel,
+    "UPDATE chain_wait SET approved = false, decided_at = now(), payload = "
+    "'{\"canceled\":true}' WHERE run_id = $1 AND step = $2 AND approved IS NULL AND due_at > "
+    "now()");
 
 struct wait {
     TAILQ_ENTRY(wait) link;
@@ -30,15 +36,34 @@ struct wait {
     uint32_t step;
     double seconds;
     bool settle;     /* nobody is asked any more: it is over by now, or it is canceled */
+    bool settling;   /* … and that was asked */
     char *text;      /* until when, or what is shown */
     uint64_t due_ms; /* to ask again; 0: at once */
     bool asking;
 };
 
+static struct wait *wait_of(const struct run *run, uint32_t step)
+{
+    struct wait *wait;
+
+    LIST_FOREACH(wait, &run->waits, run_link)
+    {
+        if (wait->step == step)
+            return wait;
+    }
+    return NULL;
+}
+
 void wait_begin(struct run *run, struct plan_todo *todo)
 {
-    struct wait *wait = xcalloc(1, sizeof(*wait));
+    struct wait *wait = wait_of(run, todo->step);
 
+    if (wait != NULL) { /* it is to end */
+        wait->settle = true;
+        wait->due_ms = 0;
+        return;
+    }
+    wait = xcalloc(1, sizeof(*wait));
     wait->run = run;
     wait->step = todo->step;
     wait->settle = todo->settle;
@@ -66,18 +91,6 @@ void wait_forget(const struct run *run)
 
     while ((wait = LIST_FIRST(&run->waits)) != NULL)
         wait_free(wait);
-}
-
-static struct wait *wait_of(const struct run *run, uint32_t step)
-{
-    struct wait *wait;
-
-    LIST_FOREACH(wait, &run->waits, run_link)
-    {
-        if (wait->step == step)
-            return wait;
-    }
-    return NULL;
 }
 
 static struct wait *wait_find(struct coordinator *coordinator, const struct wire_id *job, int step)
@@ -119,15 +132,24 @@ static void wait_end(struct wait *wait, json_t *output, const char *class, const
     run_pump(run);
 }
 
+static void wait_canceled(struct wait *wait)
+{
+    wait_end(wait, NULL, "canceled", "the run has failed");
+}
+
 static void wait_rejected(struct wait *wait, const char *payload)
 {
     json_t *json = json_loads(payload, JSON_DECODE_ANY, NULL);
     const char *reason = json_string_value(json_object_get(json, "reason"));
+    bool canceled = json_is_true(json_object_get(json, "canceled"));
     char why[300];
 
     (void)snprintf(why, sizeof(why), "it was rejected%s%.200s", reason == NULL ? "" : ": ",
                    reason == NULL ? "" : reason);
-    wait_end(wait, NULL, "rejected", why);
+    if (canceled)
+        wait_canceled(wait);
+    else
+        wait_end(wait, NULL, "rejected", why);
     json_decref(json);
 }
 
@@ -168,8 +190,10 @@ static void wait_take(struct wait *wait, const struct pg_answer *answer)
         wait_approved(wait, payload);
     else if (!pg_is_null(answer, 0, 0, 1))
         wait_rejected(wait, payload);
+    else if (left_ms > 0 && wait->settling)
+        wait_canceled(wait);
     else if (left_ms > 0 && wait->settle)
-        wait_end(wait, NULL, "canceled", "the run has failed");
+        wait->due_ms = 0; /* it was asked before that was known */
     else if (left_ms > 0)
         wait_until(wait, (uint64_t)left_ms);
     else if (approval)
@@ -227,6 +251,12 @@ static void wait_ask(struct wait *wait)
     pg_bind_c(batch, approval ? wait->text : NULL);
     pg_bind_double(batch, approval ? (double)limit_ms / 1000 : wait->seconds);
     pg_bind_c(batch, approval || wait->text == NULL ? "" : wait->text);
+    wait->settling = wait->settle;
+    if (wait->settling) {
+        pg_add(batch, &wait_cancel);
+        pg_bind_id(batch, &run->job);
+        pg_bind_c(batch, step->name);
+    }
     wait->asking = pg_connected(run->coordinator->pg) &&
                    pg_send(run->coordinator->pg, &batch, COORDINATOR_QUERY_MS, on_opened, asked,
                            &err) == 0;

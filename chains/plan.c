@@ -173,30 +173,35 @@ static bool steps_next(struct plan *plan, uint64_t which, struct plan_todo *todo
     return false;
 }
 
-/* What nobody can be asked for any more. */
-static void waits_end(struct plan *plan)
+/* What is waited for, and nobody needs any more. */
+static bool wait_end_next(struct plan *plan, struct plan_todo *todo)
 {
     for (uint32_t i = 0; i < plan->chain->step_count; i++) {
         enum chain_kind kind = plan->chain->steps[i].kind;
+        struct step_run *step = &plan->steps[i];
 
-        if ((kind != CHAIN_WAIT && kind != CHAIN_APPROVAL) || !item_take(plan, i, 0))
+        if ((kind != CHAIN_WAIT && kind != CHAIN_APPROVAL) || step->live_count == 0 ||
+            step->wait_ends)
             continue;
-        step_fail(plan, i, "canceled", "the run has failed");
-        step_check_end(plan, i);
+        step->wait_ends = true;
+        *todo = (struct plan_todo){.type = PLAN_WAIT, .step = i};
+        return true;
     }
+    return false;
 }
 
 /* What was submitted is canceled, and how it ended is waited for. The steps are planned as before:
- * what an earlier coordinator had submitted is found in no other way. */
+ * what an earlier coordinator had submitted, or one that does not know yet that it is over still
+ * submits, is found in no other way. */
 static bool settle_next(struct plan *plan, struct plan_todo *todo)
 {
-    if (cancel_next(plan, todo)) {
+    if (cancel_next(plan, todo) || wait_end_next(plan, todo)) {
         todo->settle = true;
         return true;
     }
-    waits_end(plan);
     if (steps_next(plan, forward_steps(plan), todo)) {
         todo->settle = true;
+        plan->steps[todo->step].wait_ends = todo->type == PLAN_WAIT;
         return true;
     }
     plan->settled = all_over(plan);
@@ -392,6 +397,7 @@ bool plan_on_final(struct plan *plan, uint32_t at, uint32_t item, const struct p
         return true;
     plan->steps[at].tried = plan->steps[at].tried || !final->never;
     plan->steps[at].success_count += final->state == JOB_SUCCEEDED;
+    plan->steps[at].cancel_count += final->state == JOB_CANCELED;
     if (plan_stopped(plan) || plan->canceled ||
         (step_has_failed(&plan->steps[at]) &&
          (final->state != JOB_SUCCEEDED || plan->chain->undos == 0)))

@@ -45,9 +45,10 @@ enum plan_todo_type { PLAN_SUBMIT, PLAN_CANCEL, PLAN_EVALUATE, PLAN_WAIT, PLAN_F
 struct plan_todo {
     enum plan_todo_type type;
     uint32_t step, item; /* SUBMIT, CANCEL; item 0: of a step without map; EVALUATE: whose it is */
-    bool settle; /* the run has failed, and steps will be undone. SUBMIT: only if the job was
-                  * submitted before, and it is canceled; else it is told as `never`. CANCEL: its
-                  * end is told all the same. WAIT: only if it is over */
+    bool settle; /* the run has failed, and steps will be undone. SUBMIT: one that may have been
+                  * submitted before; it is canceled, so that no other can come later. CANCEL: the
+                  * same. Both: its end is told. WAIT: as it is if it is over, else it is canceled,
+                  * also one that is out there already: then without its text */
     double wait_seconds; /* WAIT for a time, from when it was first asked for */
     /* SUBMIT: the input; WAIT: the time until which, NULL: wait_seconds, or of an approval what is
      * shown; EVALUATE: the request (schema/chain_jq.h); FINISH: the output, NULL: it
@@ -66,7 +67,7 @@ struct plan_final {
     struct wire_text error_message; /* borrowed for the call */
     struct wire_bytes output;       /* SUCCEEDED: JSON, or nothing; borrowed for the call */
     bool output_is_json;
-    bool never; /* it was not submitted */
+    bool never; /* nothing of it was tried */
 };
 
 struct plan;

@@ -26,7 +26,9 @@ struct step_run {
     json_t *given;  /* its input, or the list of its map, in place of the template; NULL: none */
     json_t *before; /* of a loop: what each iteration has before it; all but the last are null */
     uint32_t success_count; /* jobs */
-    bool tried;             /* one of its jobs was submitted */
+    bool tried;             /* one of its jobs was */
+    bool wait_ends;         /* what it waits for is asked to end */
+    uint32_t cancel_count;  /* jobs that were canceled */
     json_t *partial;     /* what a step that failed has come to all the same: for who undoes it */
     uint64_t taken;      /* of a switch: bits of steps that it has chosen */
     enum chain_key next; /* what is looked at before it begins: when, unless, map, then its input */

@@ -93,14 +93,16 @@ bool step_has_failed(const struct step_run *step)
     return step->error_class[0] != '\0';
 }
 
-/* Items behind the one that failed may have been submitted before. */
+/* Items behind the one that failed may have been submitted before; but none behind so many that
+ * were canceled, for whoever sends one has heard the end of all the others but these. */
 static bool step_looks_on(const struct plan *plan, size_t at)
 {
     const struct chain_step *declared = &plan->chain->steps[at];
     const struct step_run *step = &plan->steps[at];
 
     return plan_settling(plan) && chain_kind_is_sent(declared->kind) && declared->until == NULL &&
-           step->next_item < step->item_count;
+           step->next_item < step->item_count &&
+           step->cancel_count + step->live_count < declared->max_parallel + declared->max_failures;
 }
 
 void step_check_end(struct plan *plan, size_t at)

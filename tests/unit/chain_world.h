@@ -22,7 +22,7 @@ struct job {
     char step[CHAIN_NAME_SIZE], gateway[64];
     uint32_t item, round;
     enum job_state state;
-    bool cached;
+    bool cached, tried;
     char *input, *output;
 };
 
@@ -44,7 +44,7 @@ struct record {
 
 /* A row of chain_wait. */
 struct wait_row {
-    bool open, approval, decided;
+    bool open, approval, decided, canceled;
     uint64_t due_ms;
     char *payload; /* approved; NULL: rejected, or nobody has decided */
 };

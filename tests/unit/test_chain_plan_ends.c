@@ -344,6 +344,9 @@ static void test_what_runs_is_settled_first(void **state)
     break_job(&world, "q", 0);
     expect_cancel(&world, "p", 0);
     expect_cancel(&world, "p", 1);
+    assert_true(plan_next(world.plan, &todo));
+    assert_true(todo.type == PLAN_WAIT && todo.settle && todo.step == 3 && todo.text == NULL);
+    plan_on_waited(world.plan, 3, NULL, "canceled", "the run has failed");
     expect_nothing(&world);
     succeed(&world, "p", 0, "7");
     assert_true(plan_next(world.plan, &todo));
