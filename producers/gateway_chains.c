@@ -11,13 +11,15 @@
 #include <string.h>
 
 #include "brokers/pg.h"
+#include "base/loop.h"
 #include "producers/gateway.h"
+#include "producers/gateway_status.h"
 #include "schema/chain.h"
 #include "schema/job_id.h"
 
-#define DECISION_SIZE_MAX (64u << 10)
 #define PAGE_DEFAULT 100
 #define PAGE_MAX 1000
+#define DECISION_SIZE_MAX (64u << 10)
 
 PG_STATEMENT(
     chain_runs_list,
@@ -139,19 +141,19 @@ void chain_begin(struct call *call)
 
 /* ---- runs ---- */
 
-static json_t *run_json(const struct pg_answer *answer, size_t row)
+static json_t *run_json(const struct pg_answer *answer, size_t at, size_t row)
 {
-    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "id", pg_c(answer, 0, row, 0),
-                     "chain", pg_c(answer, 0, row, 1), "deployment_id", pg_c(answer, 0, row, 2),
-                     "status", pg_c(answer, 0, row, 3), "attempts",
-                     (json_int_t)pg_i64(answer, 0, row, 4), "accepted_at",
-                     json_of_time(answer, 0, row, 5), "ended_at", json_of_time(answer, 0, row, 6),
-                     "error_message", json_of_text(answer, 0, row, 7));
+    return json_pack("{s:s, s:s, s:s, s:s, s:I, s:o, s:o, s:o}", "id", pg_c(answer, at, row, 0),
+                     "chain", pg_c(answer, at, row, 1), "deployment_id", pg_c(answer, at, row, 2),
+                     "status", pg_c(answer, at, row, 3), "attempts",
+                     (json_int_t)pg_i64(answer, at, row, 4), "accepted_at",
+                     json_of_time(answer, at, row, 5), "ended_at", json_of_time(answer, at, row, 6),
+                     "error_message", json_of_text(answer, at, row, 7));
 }
 
 static json_t *listed_json(const struct pg_answer *answer, size_t row)
 {
-    json_t *run = run_json(answer, row);
+    json_t *run = run_json(answer, 0, row);
 
     (void)json_object_set_new(run, "jobs", json_integer((json_int_t)pg_i64(answer, 0, row, 8)));
     (void)json_object_set_new(run, "jobs_over",
@@ -186,55 +188,59 @@ void chain_runs_begin(struct call *call)
 /* Of a step without a job; of a transform nothing is written down. */
 static const char *wait_status(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
-    if (pg_is_null(answer, 1, row, 12))
+    if (pg_is_null(answer, STATUS_MORE, row, 12))
         return "NO_JOB";
-    if (!pg_is_null(answer, 1, row, 13))
-        return pg_bool(answer, 1, row, 13) ? "APPROVED" : "REJECTED";
-    if (!pg_bool(answer, 1, row, 14))
-        return pg_bool(answer, 1, row, 12) ? "EXPIRED" : "SUCCEEDED";
+    if (!pg_is_null(answer, STATUS_MORE, row, 13))
+        return pg_bool(answer, STATUS_MORE, row, 13) ? "APPROVED" : "REJECTED";
+    if (!pg_bool(answer, STATUS_MORE, row, 14))
+        return pg_bool(answer, STATUS_MORE, row, 12) ? "EXPIRED" : "SUCCEEDED";
     if (run_is_over)
         return "CANCELED";
-    return pg_bool(answer, 1, row, 12) ? "WAITING_FOR_APPROVAL" : "IN_PROGRESS";
+    return pg_bool(answer, STATUS_MORE, row, 12) ? "WAITING_FOR_APPROVAL" : "IN_PROGRESS";
 }
 
 /* Told from its jobs. What has none waits, or was skipped; the run's own end says which. */
 static const char *step_status(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
-    int64_t jobs = pg_i64(answer, 1, row, 2);
-    bool over = !pg_is_null(answer, 1, row, 8);
+    int64_t jobs = pg_i64(answer, STATUS_MORE, row, 2);
+    bool over = !pg_is_null(answer, STATUS_MORE, row, 8);
 
-    if (pg_is_null(answer, 1, row, 1) && jobs == 0) /* a built-in that calls nobody */
+    if (pg_is_null(answer, STATUS_MORE, row, 1) && jobs == 0) /* a built-in that calls nobody */
         return wait_status(answer, row, run_is_over);
     if (jobs == 0)
         return run_is_over ? "NOT_RUN" : "WAITING";
     if (!over)
-        return pg_i64(answer, 1, row, 5) > 0 ? "IN_PROGRESS" : "QUEUED";
-    return pg_i64(answer, 1, row, 4) > 0 ? "FAILED" : "SUCCEEDED";
+        return pg_i64(answer, STATUS_MORE, row, 5) > 0 ? "IN_PROGRESS" : "QUEUED";
+    return pg_i64(answer, STATUS_MORE, row, 4) > 0 ? "FAILED" : "SUCCEEDED";
 }
 
 static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is_over)
 {
-    json_t *seconds = pg_is_null(answer, 1, row, 11) ? json_null()
-                                                     : json_real(pg_double(answer, 1, row, 11));
-    const char *asked = pg_c(answer, 1, row, 15);
-    json_t *step = json_pack(
-        "{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}", "name",
-        pg_c(answer, 1, row, 0), "model", json_of_text(answer, 1, row, 1), "status",
-        step_status(answer, row, run_is_over), "jobs", (json_int_t)pg_i64(answer, 1, row, 2),
-        "succeeded", (json_int_t)pg_i64(answer, 1, row, 3), "failed",
-        (json_int_t)pg_i64(answer, 1, row, 4), "running", (json_int_t)pg_i64(answer, 1, row, 5),
-        "attempts", (json_int_t)pg_i64(answer, 1, row, 6), "began_at",
-        json_of_time(answer, 1, row, 7), "ended_at", json_of_time(answer, 1, row, 8),
-        "error_message", json_of_text(answer, 1, row, 9), "request_id",
-        json_of_text(answer, 1, row, 10), "seconds", seconds);
+    json_t *seconds = pg_is_null(answer, STATUS_MORE, row, 11)
+                          ? json_null()
+                          : json_real(pg_double(answer, STATUS_MORE, row, 11));
+    const char *asked = pg_c(answer, STATUS_MORE, row, 15);
+    json_t *step = json_pack("{s:s, s:o, s:s, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o}",
+                             "name", pg_c(answer, STATUS_MORE, row, 0), "model",
+                             json_of_text(answer, STATUS_MORE, row, 1), "status",
+                             step_status(answer, row, run_is_over), "jobs",
+                             (json_int_t)pg_i64(answer, STATUS_MORE, row, 2), "succeeded",
+                             (json_int_t)pg_i64(answer, STATUS_MORE, row, 3), "failed",
+                             (json_int_t)pg_i64(answer, STATUS_MORE, row, 4), "running",
+                             (json_int_t)pg_i64(answer, STATUS_MORE, row, 5), "attempts",
+                             (json_int_t)pg_i64(answer, STATUS_MORE, row, 6), "began_at",
+                             json_of_time(answer, STATUS_MORE, row, 7), "ended_at",
+                             json_of_time(answer, STATUS_MORE, row, 8), "error_message",
+                             json_of_text(answer, STATUS_MORE, row, 9), "request_id",
+                             json_of_text(answer, STATUS_MORE, row, 10), "seconds", seconds);
 
-    if (pg_i64(answer, 1, row, 17) > 0)
+    if (pg_i64(answer, STATUS_MORE, row, 17) > 0)
         (void)json_object_set_new(step, "cached",
-                                  json_integer((json_int_t)pg_i64(answer, 1, row, 17)));
-    if (pg_is_null(answer, 1, row, 12))
+                                  json_integer((json_int_t)pg_i64(answer, STATUS_MORE, row, 17)));
+    if (pg_is_null(answer, STATUS_MORE, row, 12))
         return step;
-    (void)json_object_set_new(step, "due_at", json_of_time(answer, 1, row, 16));
-    if (pg_bool(answer, 1, row, 12))
+    (void)json_object_set_new(step, "due_at", json_of_time(answer, STATUS_MORE, row, 16));
+    if (pg_bool(answer, STATUS_MORE, row, 12))
         (void)json_object_set_new(step, "asked", json_loads(asked, JSON_DECODE_ANY, NULL));
     return step;
 }
@@ -287,30 +293,76 @@ static void steps_mark_reused(json_t *steps, const char *source_steps)
     json_decref(names);
 }
 
+/* Of a new run the row takes a moment: it is looked for again, as far as its id may have one. */
+#define ROW_GAP_MS 50
+#define ROW_TRIES_MAX 200
+
+struct row_wait {
+    struct loop_timer *timer;
+    uint32_t tries;
+};
+
+static void row_wait_free(struct call *call)
+{
+    struct row_wait *wait = call->state;
+
+    loop_timer_free(&wait->timer);
+    free(wait);
+}
+
+static void run_ask(void *opaque);
+
+/* False: it has been looked for often enough. */
+static bool run_ask_later(struct call *call)
+{
+    struct row_wait *wait = call->state;
+
+    if (wait == NULL) {
+        call->state = wait = xcalloc(1, sizeof(*wait));
+        call->on_freed = row_wait_free;
+        wait->timer = loop_timer_new(call->gateway->loop, run_ask, call);
+    }
+    if (++wait->tries > ROW_TRIES_MAX)
+        return false;
+    loop_timer_start(wait->timer, ROW_GAP_MS, 0);
+    return true;
+}
+
 static void on_run(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
     json_t *body, *steps;
+    struct wire_id id;
+    struct err err;
+    bool over;
 
     if (!call_take_answer(&call, answer))
         return;
-    if (pg_row_count(answer, 0) == 0) {
-        call_fail_as(&call, 404, "client_error",
-                     "there is no such run of a chain; a new one takes a moment to be seen");
+    if (pg_row_count(answer, STATUS_ROW) == 0) {
+        if (call_job_id(call, &id, &err) < 0 || !status_may_be_queued(answer, &id) ||
+            !run_ask_later(call))
+            call_fail_as(&call, 404, "client_error", "there is no such run of a chain");
         return;
     }
-    body = run_json(answer, 0);
+    body = run_json(answer, STATUS_ROW, 0);
+    over = !pg_is_null(answer, STATUS_ROW, 0, 6);
     steps = json_array();
-    for (size_t i = 0; i < pg_row_count(answer, 1); i++)
-        (void)json_array_append_new(steps, step_json(answer, i, !pg_is_null(answer, 0, 0, 6)));
-    if (!pg_is_null(answer, 0, 0, 8))
-        steps_join_file(steps, pg_c(answer, 0, 0, 8), !pg_is_null(answer, 0, 0, 6));
-    if (!pg_is_null(answer, 0, 0, 9)) {
-        steps_mark_reused(steps, pg_c(answer, 0, 0, 10));
-        (void)json_object_set_new(body, "source_run_id", json_string(pg_c(answer, 0, 0, 9)));
+    for (size_t i = 0; i < pg_row_count(answer, STATUS_MORE); i++)
+        (void)json_array_append_new(steps, step_json(answer, i, over));
+    if (!pg_is_null(answer, STATUS_ROW, 0, 8))
+        steps_join_file(steps, pg_c(answer, STATUS_ROW, 0, 8), over);
+    if (!pg_is_null(answer, STATUS_ROW, 0, 9)) {
+        steps_mark_reused(steps, pg_c(answer, STATUS_ROW, 0, 10));
+        (void)json_object_set_new(body, "source_run_id",
+                                  json_string(pg_c(answer, STATUS_ROW, 0, 9)));
     }
     (void)json_object_set_new(body, "steps", steps);
     call_answer_json(&call, 200, &body);
+}
+
+static void run_ask(void *opaque)
+{
+    (void)status_ask(opaque, &chain_run_find, &chain_run_steps, on_run);
 }
 
 /* What is no id is not ours, and no fault: clients put there what they like. */
@@ -325,22 +377,7 @@ bool chain_caller(const struct call *call, struct wire_id *ret_run)
 
 void chain_run_begin(struct call *call)
 {
-    struct pg_batch *batch;
-    struct wire_id id;
-    struct err err;
-
-    if (call_job_id(call, &id, &err) < 0) {
-        call_fail(&call, &err);
-        return;
-    }
-    batch = pg_batch_new();
-    pg_add(batch, &chain_run_find);
-    pg_bind_id(batch, &id);
-    pg_bind_c(batch, call->tenant);
-    pg_add(batch, &chain_run_steps);
-    pg_bind_id(batch, &id);
-    pg_bind_c(batch, call->tenant);
-    call_query(call, &batch, on_run);
+    run_ask(call);
 }
 
 /* ---- forget: what came of a step, and of all that needs it, does not count any more ---- */
