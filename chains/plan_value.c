@@ -119,7 +119,13 @@ int plan_make(struct plan *plan, const struct making *making, json_t **ret_value
         .item = making->items == NULL ? NULL : json_array_get(making->items, making->item),
         .index = making->item,
         .run = plan->run};
+    const struct chain_step *step = making->step < plan->chain->step_count
+                                        ? &plan->chain->steps[making->step]
+                                        : NULL;
     int r = 0;
+
+    if (step != NULL && step->kind == CHAIN_HTTP && making->template == step->builtin)
+        scope.url = json_object_get(step->builtin, "url");
 
     if (making->part != CHAIN_NO_JQ) {
         scope.next_value = &next;

@@ -255,6 +255,40 @@ static void append_value(struct buf *to, const json_t *value)
         (void)json_dump_callback(value, append_dumped, to, JSON_COMPACT | JSON_ENCODE_ANY);
 }
 
+/* Scheme, host and what follows are there: what comes next is of a path or a query. */
+static bool is_behind_host(const struct buf *url)
+{
+    const char *text = (const char *)url->bytes;
+    const char *host = url->size == 0 ? NULL : memmem(text, url->size, "://", 3);
+    size_t size = host == NULL ? 0 : url->size - (size_t)(host + 3 - text);
+
+    return host != NULL &&
+           (memchr(host + 3, '/', size) != NULL || memchr(host + 3, '?', size) != NULL);
+}
+
+/* All but letters, digits and -._~ (RFC 3986, 2.3). Two texts would change the path all the same.
+ */
+static int append_escaped(struct buf *to, const json_t *value, struct err *err)
+{
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~";
+    OWNED(buf_done) struct buf text = BUF_WITH_LIMIT(CHAIN_TEXT_SIZE_MAX);
+    bool dots;
+
+    append_value(&text, value);
+    dots = (text.size == 1 || text.size == 2) && memcmp(text.bytes, "..", text.size) == 0;
+    if (dots)
+        return err_set(err, ERR_RANGE, "'%.*s' cannot be a part of a URL", (int)text.size,
+                       (const char *)text.bytes);
+    for (size_t i = 0; i < text.size; i++) {
+        if (text.bytes[i] != '\0' && strchr(plain, text.bytes[i]) != NULL)
+            buf_append_byte(to, text.bytes[i]);
+        else
+            buf_printf(to, "%%%02X", text.bytes[i]);
+    }
+    return buf_check(&text, "a text of a template", err);
+}
+
 /* It came to one value, or to something else. */
 static int make_expression(const struct chain_scope *scope, json_t **ret_value, struct err *err)
 {
@@ -271,9 +305,10 @@ static int make_expression(const struct chain_scope *scope, json_t **ret_value, 
     return 0;
 }
 
-static int make_text(const char *text, const struct chain_scope *scope, json_t **ret_value,
+static int make_text(const json_t *template, const struct chain_scope *scope, json_t **ret_value,
                      struct err *err)
 {
+    const char *text = json_string_value(template);
     OWNED(buf_done) struct buf to = BUF_WITH_LIMIT(CHAIN_TEXT_SIZE_MAX);
     struct scan scan = {.text = text};
     bool found = true;
@@ -296,9 +331,13 @@ static int make_text(const char *text, const struct chain_scope *scope, json_t *
             *ret_value = value;
             return 0;
         }
-        append_value(&to, value);
+        if (template == scope->url && is_behind_host(&to))
+            r = append_escaped(&to, value, err);
+        else
+            append_value(&to, value);
         json_decref(value);
-        r = buf_check(&to, "a text of a template", err);
+        if (r == 0)
+            r = buf_check(&to, "a text of a template", err);
         if (r < 0)
             return r;
     }
@@ -349,7 +388,7 @@ int chain_template_make(const json_t *value, const struct chain_scope *scope, js
     int r;
 
     if (json_is_string(value))
-        return make_text(json_string_value(value), scope, ret_value, err);
+        return make_text(value, scope, ret_value, err);
     if (!json_is_array(value) && !json_is_object(value)) {
         *ret_value = json_incref((json_t *)value);
         return 0;

@@ -53,6 +53,8 @@ struct chain_scope {
     /* What the expressions came to: for each, as they are met, a list with one value. */
     const json_t *values;
     size_t *next_value; /* which is the next; NULL when there are no values */
+    /* A text of the template that is a URL: what is put in behind its host is percent-escaped. */
+    const json_t *url;
 };
 
 /* ERR_NOT_FOUND: something that the template names is not there; ERR_TOO_BIG: a text is longer than

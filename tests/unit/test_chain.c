@@ -541,6 +541,44 @@ static void test_templates(void **state)
     json_decref(item);
 }
 
+static void test_urls_are_escaped(void **state)
+{
+    static const struct {
+        const char *template, *input, *made; /* made NULL: refused */
+    } cases[] = {
+        {"https://h/a/{{input}}/b", "\"x/y?z=1&ü\"", "https://h/a/x%2Fy%3Fz%3D1%26%C3%BC/b"},
+        {"https://h/?q={{input}}#{{input}}", "\"a b\"", "https://h/?q=a%20b#a%20b"},
+        {"https://h/{{input}}", "\"A-z0.9_~\"", "https://h/A-z0.9_~"},
+        {"https://h/{{input}}", "[1,\"a\"]", "https://h/%5B1%2C%22a%22%5D"},
+        {"https://h?{{input}}", "12", "https://h?12"},
+        {"https://{{input}}/x", "\"h:8/y\"", "https://h:8/y/x"},
+        {"{{input}}/{{input}}", "\"https://h/\"", "https://h//https%3A%2F%2Fh%2F"},
+        {"{{input}}", "\"https://h/a?b=c d\"", "https://h/a?b=c d"},
+        {"https://h/{{input}}/x", "\"..\"", NULL},
+        {"https://h/{{input}}", "\".\"", NULL},
+        {"https://h/{{input}}", "\"...\"", "https://h/..."},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        json_t *template = json_pack("{s:s, s:s}", "url", cases[i].template, "body", "{{input}}");
+        json_t *input = json_loads(cases[i].input, JSON_DECODE_ANY, NULL), *made = NULL;
+        const struct chain_scope scope = {
+            .input = input, .run = "r", .url = json_object_get(template, "url")};
+        struct err err;
+        int r = chain_template_make(template, &scope, &made, &err);
+
+        assert_int_equal(r, cases[i].made == NULL ? ERR_RANGE : 0);
+        if (r == 0) {
+            assert_string_equal(json_string_value(json_object_get(made, "url")), cases[i].made);
+            assert_true(json_equal(json_object_get(made, "body"), input));
+        }
+        json_decref(made);
+        json_decref(template);
+        json_decref(input);
+    }
+}
+
 static void test_a_text_has_a_limit(void **state)
 {
     OWNED(mem_free) char *long_text = xcalloc(1, CHAIN_TEXT_SIZE_MAX);
@@ -595,6 +633,7 @@ int main(void)
         cmocka_unit_test(test_a_cycle_is_told_from_its_inside),
         cmocka_unit_test(test_limits_of_a_chain),
         cmocka_unit_test(test_templates),
+        cmocka_unit_test(test_urls_are_escaped),
         cmocka_unit_test(test_a_text_has_a_limit),
         cmocka_unit_test(test_what_is_true),
     };
