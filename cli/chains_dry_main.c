@@ -26,6 +26,7 @@
 
 struct tally {
     uint32_t same, changed, unknown;
+    uint32_t calls; /* of URLs, as they were recorded */
 };
 
 struct dry {
@@ -36,7 +37,8 @@ struct dry {
     const json_t *record;
     json_t *output;
     char error[512];
-    uint64_t again; /* bits of steps that would run again */
+    char unrecorded[160]; /* the first call that nobody can answer */
+    uint64_t again;       /* bits of steps that would run again */
     struct tally tallies[CHAIN_STEPS_MAX];
     uint32_t asked; /* questions that are out */
     bool over;
@@ -55,6 +57,20 @@ static const json_t *find_job(const struct dry *dry, const char *step, uint32_t 
         if (strcmp(json_string_value(json_object_get(job, "step")), step) == 0 &&
             json_integer_value(json_object_get(job, "item")) == item)
             return job;
+    }
+    return NULL;
+}
+
+static const json_t *find_call(const struct dry *dry, const char *step, uint32_t item)
+{
+    size_t i;
+    json_t *call;
+
+    json_array_foreach(json_object_get(dry->record, "calls"), i, call)
+    {
+        if (strcmp(json_string_value(json_object_get(call, "step")), step) == 0 &&
+            json_integer_value(json_object_get(call, "item")) == (json_int_t)item)
+            return call;
     }
     return NULL;
 }
@@ -100,6 +116,24 @@ static void dry_tell(struct dry *dry, const struct plan_todo *todo, const json_t
                                     .error_message = WIRE_TEXT_OF(message == NULL ? "" : message)};
     plan_on_final(dry->plan, todo->step, todo->item, &final);
     free(output);
+}
+
+/* Nobody is called: what is not recorded is not known. */
+static void dry_call(struct dry *dry, const struct plan_todo *todo)
+{
+    const char *step = dry->chain->steps[todo->step].name;
+    const json_t *call = find_call(dry, step, todo->item);
+
+    if (call != NULL) {
+        dry->tallies[todo->step].calls++;
+        dry_tell(dry, todo, call);
+        return;
+    }
+    dry->tallies[todo->step].unknown++;
+    if (dry->unrecorded[0] == '\0')
+        (void)snprintf(dry->unrecorded, sizeof(dry->unrecorded),
+                       "step %s: call %u has no recorded answer, and a dry run calls nobody", step,
+                       todo->item);
 }
 
 static void dry_submit(struct dry *dry, const struct plan_todo *todo)
@@ -176,7 +210,10 @@ static void dry_pump(struct dry *dry)
     while (plan_next(dry->plan, &todo)) {
         switch (todo.type) {
         case PLAN_SUBMIT:
-            dry_submit(dry, &todo);
+            if (dry->chain->steps[todo.step].kind == CHAIN_HTTP)
+                dry_call(dry, &todo);
+            else
+                dry_submit(dry, &todo);
             break;
         case PLAN_CANCEL:
             break;
@@ -207,13 +244,14 @@ static json_t *dry_steps(const struct dry *dry)
         bool again = (dry->again >> i & 1) != 0;
 
         (void)json_array_append_new(
-            steps, json_pack("{s:s, s:s, s:s, s:I, s:I, s:I}", "step", dry->chain->steps[i].name,
-                             "state", plan_state_name(plan_state_of(dry->plan, i)), "would",
-                             dry->chain->steps[i].kind != CHAIN_MODEL ? "be planned"
-                             : again || tally->unknown > 0            ? "run"
-                                                                      : "be reused",
-                             "same", (json_int_t)tally->same, "changed", (json_int_t)tally->changed,
-                             "new", (json_int_t)tally->unknown));
+            steps,
+            json_pack("{s:s, s:s, s:s, s:I, s:I, s:I, s:I}", "step", dry->chain->steps[i].name,
+                      "state", plan_state_name(plan_state_of(dry->plan, i)), "would",
+                      !chain_kind_is_sent(dry->chain->steps[i].kind) ? "be planned"
+                      : again || tally->unknown > 0                  ? "run"
+                                                                     : "be reused",
+                      "same", (json_int_t)tally->same, "changed", (json_int_t)tally->changed, "new",
+                      (json_int_t)tally->unknown, "calls", (json_int_t)tally->calls));
     }
     return steps;
 }
@@ -226,9 +264,10 @@ static int dry_report(const struct dry *dry, bool json)
         {"NO RECORD", "new", true, false},   {"STATE", "state", false, false},
     };
     OWNED(client_json_free)
-    json_t *report = json_pack("{s:o, s:b, s:O?, s:s?}", "steps", dry_steps(dry), "ends", dry->over,
-                               "output", dry->output, "error",
-                               dry->error[0] == '\0' ? NULL : dry->error);
+    json_t *report = json_pack("{s:o, s:b, s:O?, s:s?, s:s?}", "steps", dry_steps(dry), "ends",
+                               dry->over, "output", dry->output, "error",
+                               dry->error[0] == '\0' ? NULL : dry->error, "unrecorded",
+                               dry->unrecorded[0] == '\0' ? NULL : dry->unrecorded);
     struct err err;
 
     if (json) {
@@ -240,6 +279,8 @@ static int dry_report(const struct dry *dry, bool json)
         return client_complain("chains rerun", &err);
     if (dry->error[0] != '\0')
         (void)printf("it would fail: %s\n", dry->error);
+    else if (dry->unrecorded[0] != '\0')
+        (void)printf("%s\n", dry->unrecorded);
     else if (!dry->over)
         (void)printf("what follows a job without a record is not known\n");
     return CLI_EXIT_OK;

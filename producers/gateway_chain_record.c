@@ -36,6 +36,15 @@ PG_STATEMENT(record_waits, "SELECT w.step, w.approval, w.approved, w.payload FRO
                            "JOIN job j ON j.id = w.run_id WHERE w.run_id = $1 AND j.tenant = $2 "
                            "ORDER BY w.step");
 
+/* Those that have ended, its own before those of the run that it is again. */
+PG_STATEMENT(
+    record_calls,
+    "SELECT DISTINCT ON (c.step, c.item) c.step, c.item, state_name(c.state), "
+    "c.error_class, c.error_message, c.output FROM job j LEFT JOIN chain_run r ON r.run_id "
+    "= j.id JOIN chain_call c ON c.run_id IN (j.id, r.source_run_id) WHERE j.id = $1 AND "
+    "j.tenant = $2 AND c.round > 0 AND c.state IS NOT NULL ORDER BY c.step, c.item, "
+    "c.run_id = j.id DESC, c.round DESC LIMIT 2000");
+
 static json_t *json_of_bytes(struct wire_bytes bytes)
 {
     json_t *json = bytes.size == 0
@@ -67,6 +76,15 @@ static json_t *wait_json(const struct pg_answer *answer, size_t row)
                      "payload", json == NULL ? json_null() : json);
 }
 
+static json_t *call_json(const struct pg_answer *answer, size_t row)
+{
+    return json_pack("{s:s, s:I, s:s, s:o, s:o, s:o}", "step", pg_c(answer, 3, row, 0), "item",
+                     (json_int_t)pg_i64(answer, 3, row, 1), "status", pg_c(answer, 3, row, 2),
+                     "error_class", json_of_text(answer, 3, row, 3), "error_message",
+                     json_of_text(answer, 3, row, 4), "output",
+                     json_of_bytes(pg_bytes(answer, 3, row, 5)));
+}
+
 static json_t *rows_json(const struct pg_answer *answer, size_t result,
                          json_t *(*row_json)(const struct pg_answer *answer, size_t row))
 {
@@ -95,19 +113,20 @@ static void on_record(void *opaque, const struct pg_answer *answer)
         call_fail_as(&call, 413, "payload_too_large", text);
         return;
     }
-    body = json_pack(
-        "{s:s, s:s, s:s, s:s, s:o, s:o, s:b, s:o, s:o}", "id", pg_c(answer, 0, 0, 0), "chain",
-        pg_c(answer, 0, 0, 1), "deployment_id", pg_c(answer, 0, 0, 2), "status",
-        pg_c(answer, 0, 0, 3), "config", json_loads(pg_c(answer, 0, 0, 4), 0, NULL), "input",
-        json_of_bytes(pg_bytes(answer, 0, 0, 5)), "input_is_kept", !pg_is_null(answer, 0, 0, 5),
-        "jobs", rows_json(answer, 1, job_json), "waits", rows_json(answer, 2, wait_json));
+    body = json_pack("{s:s, s:s, s:s, s:s, s:o, s:o, s:b, s:o, s:o, s:o}", "id",
+                     pg_c(answer, 0, 0, 0), "chain", pg_c(answer, 0, 0, 1), "deployment_id",
+                     pg_c(answer, 0, 0, 2), "status", pg_c(answer, 0, 0, 3), "config",
+                     json_loads(pg_c(answer, 0, 0, 4), 0, NULL), "input",
+                     json_of_bytes(pg_bytes(answer, 0, 0, 5)), "input_is_kept",
+                     !pg_is_null(answer, 0, 0, 5), "jobs", rows_json(answer, 1, job_json), "waits",
+                     rows_json(answer, 2, wait_json), "calls", rows_json(answer, 3, call_json));
     call_answer_json(&call, 200, &body);
 }
 
 void chain_record_begin(struct call *call)
 {
     static const struct pg_statement *const statements[] = {&record_run, &record_jobs,
-                                                            &record_waits};
+                                                            &record_waits, &record_calls};
     struct pg_batch *batch;
     struct wire_id id;
     struct err err;

@@ -391,6 +391,23 @@ def test_calls(stack):
         run = begin(stack, "escapes", {"url": url})
         assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
         assert stack.result(run).json[0] == error, (url, stack.result(run).json)
+    shown = json.loads(stack.cli("chains", "rerun", again, "--dry-run", "--json").stdout)  # one answer is of the run before
+    assert shown["output"] == [get, put] and [one["calls"] for one in shown["steps"]] == [1, 2], shown
+    shown = json.loads(stack.cli("chains", "rerun", failed, "--dry-run", "--json").stdout)
+    assert "over 2000 bytes" in shown["error"], shown
+    calls = len(Receiver.seen)
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "chain.json"
+        file.write_text(json.dumps(CALLS).replace("PORT", str(port)).replace('"put": {', '"other": {').replace("steps.put", "steps.other"))
+        shown = stack.cli("chains", "rerun", again, "--dry-run", "--chain", file).stdout
+    assert "step other: call 0 has no recorded answer, and a dry run calls nobody" in shown, shown
+    assert len(Receiver.seen) == calls
+    for given in ("a/b?c=d&e", "ü 1"):
+        run = begin(stack, "calls", {"path": given})
+        assert stack.wait_final(run)["status"] == "FAILED"
+    assert [path for path, _ in Receiver.seen[calls:]] == ["/a%2Fb%3Fc%3Dd%26e", "/%C3%BC%201"]
+    run = begin(stack, "calls", {"path": ".."})
+    assert "'..' cannot be a part of a URL" in error_of(stack, run)
     calls = len(Receiver.seen)
     run = begin(stack, "calls", {"path": "never"})
     wait_until("it to be called", lambda: len(Receiver.seen) > calls)
