@@ -281,6 +281,9 @@ void gateway_watch_choose(struct call *call,
 /* The same for routes that name a model only. */
 void gateway_watch_find_model(struct call *call,
                               void (*done)(struct call *call, const struct config_model *model));
+/* The webhook that the chain has for a run that names none: *url_p is its copy then. */
+int gateway_watch_webhook(const struct watch *watch, const char *tenant, const char *model,
+                          const char *deployment, char **url_p, struct err *err) MUST_CHECK;
 uint32_t gateway_watch_shard_count(const struct watch *watch); /* 0: not known yet */
 
 /* ---- gateway_limit.c: caps, and how a limit refuses ---- */

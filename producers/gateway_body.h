@@ -12,10 +12,17 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/buf.h"
+#include "base/wire.h"
 
 #define SUBMIT_WEBHOOK_SIZE_MAX 2048
+
+static inline struct wire_text text_or_none(const char *text)
+{
+    return text == NULL ? (struct wire_text){NULL, 0} : WIRE_TEXT_OF(text);
+}
 #define SUBMIT_WARNINGS_MAX 16
 #define SUBMIT_SLOTS_MAX 4096
 #define SUBMIT_WARNINGS_SIZE_MAX 8192

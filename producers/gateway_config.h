@@ -16,6 +16,7 @@
 
 #include "base/err.h"
 #include "producers/gateway_route.h"
+#include "schema/chain.h"
 #include "schema/limits.h"
 
 #define CONFIG_NAME_SIZE 65
@@ -34,8 +35,9 @@ struct config_deployment {
     uint32_t shard;
     uint32_t slot_count; /* of one replica: what a job may ask for at most */
     uint64_t run_limit_ms;
-    bool is_chain; /* or a chainlet of one in Python */
-    bool streams;  /* a declared chain one of whose steps does */
+    char webhook[CHAIN_WEBHOOK_SIZE]; /* of a declared chain, for runs that name none; "": none */
+    bool is_chain;                    /* or a chainlet of one in Python */
+    bool streams;                     /* a declared chain one of whose steps does */
     bool is_truss; /* on every route, who accepts only JSON gets an answer in pieces as one text */
 };
 

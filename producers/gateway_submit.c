@@ -341,10 +341,8 @@ static struct message_submit submit_message(const struct submit *submit, char id
         .max_delay_ms = body->max_delay_ms,
         .queue_limit_ms = 1000ull * body->queue_limit_s,
         .run_limit_ms = submit->run_limit_ms,
-        .webhook_url = body->webhook_url == NULL ? (struct wire_text){NULL, 0}
-                                                 : WIRE_TEXT_OF(body->webhook_url),
-        .idempotency_key = submit->key == NULL ? (struct wire_text){NULL, 0}
-                                               : WIRE_TEXT_OF(submit->key),
+        .webhook_url = text_or_none(body->webhook_url),
+        .idempotency_key = text_or_none(submit->key),
         .repeat = submit->repeat,
         .trace = WIRE_TEXT_OF(submit->trace),
         .received_us = submit->call->begun_us,
@@ -678,7 +676,9 @@ static int submit_read_body(struct submit *submit, struct err *err)
         return submit_read_input(submit, err);
     r = body_read_submit(gateway->reader, submit->http_body.bytes, submit->http_body.size, true,
                          gateway->settings.loopback_webhooks, &submit->body, err);
-
+    if (r == 0)
+        r = gateway_watch_webhook(gateway->watch, submit->tenant, submit->model, submit->deployment,
+                                  &submit->body.webhook_url, err);
     return r < 0 ? r : submit_check_slots(submit, err);
 }
 

@@ -20,6 +20,7 @@
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "producers/gateway.h"
+#include "producers/gateway_body.h"
 #include "schema/topics.h"
 
 #define READ_GAP_MS 100
@@ -35,7 +36,9 @@ PG_STATEMENT(
     "SELECT id, name, model_id, pool, status, shard, run_limit_ms, "
     "slot_count, engine = 'python', engine = 'chain' OR coalesce(config -> 'truss' -> "
     "'model_metadata' ? 'headrace_chainlets', false), coalesce(engine = 'chain' AND config "
-    "-> 'steps' @? '$.*.stream ? (@ == true)', false) FROM deployment WHERE deleted_at IS "
+    "-> 'steps' @? '$.*.stream ? (@ == true)', false), CASE WHEN engine = 'chain' THEN "
+    "coalesce(left(config ->> 'webhook', 512), '') ELSE '' END FROM deployment WHERE "
+    "deleted_at IS "
     "NULL AND engine <> 'training'");
 PG_STATEMENT(watch_targets,
              "SELECT e.model_id, e.name, coalesce(t.deployment_id, ''), coalesce(t.weight, 0) "
@@ -118,6 +121,7 @@ static void copy_rows(struct config *config, const struct pg_answer *answer)
         mem_copy_text(deployment.model, pg_c(answer, 1, i, 2));
         mem_copy_text(deployment.pool, pg_c(answer, 1, i, 3));
         mem_copy_text(deployment.status, pg_c(answer, 1, i, 4));
+        mem_copy_text(deployment.webhook, pg_c(answer, 1, i, 11));
         gateway_config_add_deployment(config, &deployment);
     }
     for (size_t i = 0; i < pg_row_count(answer, 2); i++) {
@@ -302,6 +306,20 @@ void gateway_watch_find_model(struct call *call,
     call->on_model = done;
     call->on_choice = NULL;
     call_choose(call, true);
+}
+
+int gateway_watch_webhook(const struct watch *watch, const char *tenant, const char *model,
+                          const char *deployment, char **url_p, struct err *err)
+{
+    const struct config_model *found = gateway_config_find_model(watch->config, tenant, model);
+    const struct config_deployment *chain = found == NULL ? NULL
+                                                          : gateway_config_find_deployment(
+                                                                watch->config, found, deployment);
+
+    if (*url_p != NULL || chain == NULL || chain->webhook[0] == '\0')
+        return 0;
+    *url_p = xstrdup(chain->webhook);
+    return webhook_url_check(*url_p, watch->gateway->settings.loopback_webhooks, err);
 }
 
 const struct config *gateway_watch_config(const struct watch *watch)

@@ -410,8 +410,8 @@ static int check_size(const json_t *json, struct err *err)
     return 0;
 }
 
-static const char *const chain_keys[] = {"description", "timeout_seconds", "priority",
-                                         "secrets",     "steps",           "output"};
+static const char *const chain_keys[] = {"description", "timeout_seconds", "priority", "secrets",
+                                         "webhook",     "steps",           "output"};
 
 const char *chain_key(size_t at)
 {
@@ -426,7 +426,7 @@ static int check_key(const char *key, struct err *err)
     }
     return err_set(err, ERR_UNSUPPORTED,
                    "a chain has no key '%.60s'; there are description, timeout_seconds, priority, "
-                   "secrets, steps and output",
+                   "secrets, webhook, steps and output",
                    key);
 }
 
@@ -466,6 +466,22 @@ static int check_secrets(const json_t *secrets, struct err *err)
     return 0;
 }
 
+/* Whether it is one that may be called is for the gateway to say, as of a webhook_endpoint. */
+static int check_webhook(const json_t *webhook, struct err *err)
+{
+    const char *url = json_string_value(webhook);
+
+    if (webhook == NULL)
+        return 0;
+    if (url == NULL || (strncmp(url, "https://", 8) != 0 && strncmp(url, "http://", 7) != 0) ||
+        strcspn(url, " \t\r\n") != json_string_length(webhook))
+        return err_set(err, ERR_MALFORMED, "webhook must be a URL with https");
+    if (json_string_length(webhook) >= CHAIN_WEBHOOK_SIZE)
+        return err_set(err, ERR_RANGE, "webhook has %zu bytes, at most %d are allowed",
+                       json_string_length(webhook), CHAIN_WEBHOOK_SIZE - 1);
+    return 0;
+}
+
 static int read_keys(struct chain *chain, const json_t *json, struct err *err)
 {
     const json_t *description = json_object_get(json, "description");
@@ -485,7 +501,8 @@ static int read_keys(struct chain *chain, const json_t *json, struct err *err)
         return err_set(err, ERR_MALFORMED, "description must be a text");
     if (!json_is_object(json_object_get(json, "steps")))
         return err_set(err, ERR_MALFORMED, "steps must be an object: a member for each step");
-    if (check_secrets(json_object_get(json, "secrets"), err) < 0)
+    if (check_secrets(json_object_get(json, "secrets"), err) < 0 ||
+        check_webhook(json_object_get(json, "webhook"), err) < 0)
         return err->code;
     r = read_limit(json, "timeout_seconds", 1, JOB_RUN_LIMIT_MS_DEFAULT / 1000, &seconds, err);
     if (r == 0)

@@ -42,6 +42,7 @@
 #define CHAIN_ITERATIONS_DEFAULT 10u
 #define CHAIN_PARALLEL_MAX 4096u
 #define CHAIN_PARALLEL_DEFAULT 16u
+#define CHAIN_WEBHOOK_SIZE 513         /* 512 bytes and a terminator */
 #define CHAIN_CACHE_SECONDS_MAX 86400u /* as long as chain_cache_sweep() keeps entries */
 
 /* What a step is. All but the first have no job; an item of the last is a call. */

@@ -350,6 +350,15 @@ def test_the_webhook_of_a_run(stack):
         else:
             assert body["errors"][0]["message"].startswith("step bad: FAILED"), body
         assert sum(path == f"/{chain}" for path, _ in Receiver.seen) == 1
+    push(stack, "tells", {**LINEAR, "webhook": f"http://127.0.0.1:{server.server_address[1]}/default"})
+    wait_until("tells to be ready", lambda: status_of(stack, "tells") == "ACTIVE", 60)
+    own = stack.http("POST", "/chain/tells/production/async_run_remote", {
+        "model_input": {"text": "o"}, "webhook_endpoint": f"http://127.0.0.1:{server.server_address[1]}/own"}).json["request_id"]
+    run = begin(stack, "tells", {"text": "t"})
+    for path, told in (("/own", own), ("/default", run)):
+        body = wait_until(f"{path} to be told", lambda: next((b for seen, b in Receiver.seen if seen == path), None), 30)
+        assert body["request_id"] == told, body
+    assert sum(path == "/default" for path, _ in Receiver.seen) == 1
     server.shutdown()
 
 

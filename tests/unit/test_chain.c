@@ -315,6 +315,7 @@ static void test_what_is_wrong_is_named(void **state)
         {"description: 7\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "description"},
         {"timeout_seconds: 0\nsteps: {a: {model: m, input: 1}}", ERR_RANGE, "must be 1 to 3600"},
         {"priority: low\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "must be a whole"},
+        {"webhook: 'ftp://a/'\nsteps: {a: {model: m, input: 1}}", ERR_MALFORMED, "with https"},
         {"steps: {'a b': {model: m, input: 1}}", ERR_RANGE, "'a b' is no name"},
         {"steps: {a: {input: 1}}", ERR_MALFORMED,
          "one of model, transform, wait, approval, switch and http is missing"},
