@@ -354,6 +354,25 @@ static int chains_reject(const struct client *client, const void *values, char *
     return chains_decide(client, values, path, "chains reject");
 }
 
+static int chains_token(const struct client *client, const void *values, char **operands,
+                        int operand_count)
+{
+    OWNED(client_json_free) json_t *answer = NULL;
+    OWNED(mem_free) char *path = NULL;
+    struct client_call call = {.method = "POST"};
+    struct err err;
+    int status;
+
+    (void)values;
+    if (!verb_operands("a run and a step", operand_count, 2, 2))
+        return CLI_EXIT_USAGE;
+    call.path = path = path_make("/v1/chain_runs/%/steps/%/token", operands[0], operands[1]);
+    if (client_exchange(client, &call, &status, &answer, &err) < 0)
+        return client_complain("chains token", &err);
+    table_print_object(stdout, answer);
+    return CLI_EXIT_OK;
+}
+
 int chains_main(int argc, char **argv)
 {
     static const struct verb_action actions[] = {
@@ -378,6 +397,8 @@ int chains_main(int argc, char **argv)
          rerun_rows, COUNT_OF(rerun_rows), sizeof(struct chains_rerun_settings), chains_rerun},
         {"approve", "RUN STEP", "Says yes to a step that asks for an approval.", decide_rows,
          COUNT_OF(decide_rows), sizeof(struct decide_settings), chains_approve},
+        {"token", "RUN STEP", "Makes a token that answers it once, for who has no API key.",
+         PLAIN_ACTION, chains_token},
         {"reject", "RUN STEP", "Says no to it: the step fails.", decide_rows, COUNT_OF(decide_rows),
          sizeof(struct decide_settings), chains_reject},
     };

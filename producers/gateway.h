@@ -389,6 +389,12 @@ void chain_begin(struct call *call);
 void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
 void chain_decide_begin(struct call *call); /* approve, reject */
+#define CHAIN_DECISION_SIZE_MAX (64u << 10)
+/* The body of a decision: the step's output, or of a no {"reason": …}; nothing is null. */
+int chain_decision_read(struct call *call, bool yes, struct json_t **ret_json,
+                        struct err *err) MUST_CHECK;
+void chain_token_begin(struct call *call);        /* a token of an approval */
+void chain_token_answer_begin(struct call *call); /* what who has it says */
 
 /* ---- gateway_chain_rerun.c, gateway_chain_versions.c ---- */
 

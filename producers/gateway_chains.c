@@ -19,7 +19,6 @@
 
 #define PAGE_DEFAULT 100
 #define PAGE_MAX 1000
-#define DECISION_SIZE_MAX (64u << 10)
 
 PG_STATEMENT(
     chain_runs_list,
@@ -515,7 +514,7 @@ static void on_decided(void *opaque, const struct pg_answer *answer)
     call_answer_json(&call, 200, &body);
 }
 
-static int read_decision(struct call *call, json_t **ret_json, struct err *err)
+int chain_decision_read(struct call *call, bool yes, json_t **ret_json, struct err *err)
 {
     struct buf *body = http_request_body(call->request);
     json_error_t where;
@@ -528,7 +527,7 @@ static int read_decision(struct call *call, json_t **ret_json, struct err *err)
     if (*ret_json == NULL)
         return err_set(err, ERR_MALFORMED, "the body is no JSON: line %d: %s", where.line,
                        where.text);
-    if (decides_yes(call) || json_is_null(*ret_json) ||
+    if (yes || json_is_null(*ret_json) ||
         (json_is_object(*ret_json) && (json_object_size(*ret_json) == 0 ||
                                        (json_object_size(*ret_json) == 1 &&
                                         json_is_string(json_object_get(*ret_json, "reason"))))))
@@ -554,7 +553,7 @@ static void on_decision_body(struct call *call)
         return;
     }
     job_id_format(&id, call->job);
-    if (read_decision(call, &payload, &err) < 0) {
+    if (chain_decision_read(call, decides_yes(call), &payload, &err) < 0) {
         call_fail(&call, &err);
         return;
     }
@@ -574,5 +573,5 @@ static void on_decision_body(struct call *call)
 
 void chain_decide_begin(struct call *call)
 {
-    call_collect_body(call, DECISION_SIZE_MAX, on_decision_body);
+    call_collect_body(call, CHAIN_DECISION_SIZE_MAX, on_decision_body);
 }

@@ -72,8 +72,12 @@ CREATE TABLE chain_wait (
     due_at timestamptz NOT NULL, -- of an approval: when it is too late
     approved boolean,            -- null: nobody has decided
     decided_at timestamptz,
-    decided_by text, -- prefix of the API key
-    payload text,    -- JSON: the step's output, or why not
+    decided_by text,   -- prefix of the API key, or `token` and that of a token
+    payload text,      -- JSON: the step's output, or why not
+    token_prefix text, -- of the token that may decide it once
+    token_digest bytea CHECK (length(token_digest) = 32), -- SHA-256 of all of it
+    token_round smallint, -- of the run, as it was made; a round that asks anew needs another one
     PRIMARY KEY (run_id, step)
 );
 CREATE INDEX chain_wait_opened ON chain_wait (opened_at);
+CREATE UNIQUE INDEX chain_wait_token ON chain_wait (token_prefix) WHERE token_prefix IS NOT NULL;

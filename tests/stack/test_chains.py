@@ -442,6 +442,54 @@ def test_a_step_streams(stack):
     assert stack.http("GET", f"/async_request/{plain}/stream").status == 409
 
 
+def test_tokens_of_approvals(stack):
+    """Who has one answers once, without a key; the same answer again is the same, everything else has its own name."""
+    def asked(draft="d"):
+        run = begin(stack, "asks", {"seconds": 0, "draft": draft})
+        wait_until("it to be asked for", lambda: step_of(stack, run, "ask")["status"] == "WAITING_FOR_APPROVAL", 20)
+        return run
+
+    def make(run):
+        reply = stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token")
+        assert reply.status == 201, reply
+        return reply.json
+
+    def answer(url, body=None):
+        reply = stack.http("POST", url.removeprefix(stack.url("gateway")), body, key=None)
+        return reply.status, reply.json.get("error_code", reply.json.get("approved"))
+
+    run = asked()
+    old, token = make(run), make(run)
+    assert len({old["token"], token["token"]}) == 2 and token["approve_url"].endswith(f"/v1/approvals/{token['token']}/approve")
+    ((digest, by),) = stack.sql("SELECT token_digest, token_prefix FROM headrace.chain_wait WHERE run_id = :'a1' AND step = 'ask'", run)
+    assert token["token"].split(".")[1] not in digest and token["token"].startswith(by)
+    assert answer(old["approve_url"]) == (404, "approval_unknown")  # there is a newer one
+    wrong = token["token"][:-1] + ("A" if token["token"][-1] != "A" else "B")
+    for text in (wrong, "x", "abcdefgh." + "a" * 43):
+        assert answer(f"/v1/approvals/{text}/approve") == (404, "approval_unknown")
+    assert answer(token["reject_url"], [1])[0] == 400
+    assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {}, key=None).status == 401
+    for _ in range(2):
+        assert answer(token["approve_url"], {"to": "all"}) == (200, True)
+    assert answer(token["approve_url"], {"to": "one"}) == answer(token["reject_url"]) == (409, "approval_answered")
+    assert stack.wait_final(run)["status"] == "SUCCEEDED" and stack.result(run).json == {"to": "all"}
+    assert stack.sql("SELECT decided_by FROM headrace_v1.chain_waits WHERE run_id = :'a1' AND step = 'ask'", run) == [[f"token {by}"]]
+    assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token").status == 409
+    run = asked()
+    token = make(run)
+    stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {})
+    assert answer(token["reject_url"]) == (409, "approval_answered")
+    run = asked()
+    token = make(run)
+    assert answer(token["reject_url"], {"reason": "no"}) == (200, False)
+    assert stack.wait_final(run)["status"] == "FAILED" and "rejected: no" in stack.job(run)["errors"][0]["message"]
+    run = asked()
+    token = make(run)
+    stack.cancel(run)
+    stack.wait_final(run)
+    assert answer(token["approve_url"]) == (410, "approval_expired")
+
+
 def test_another_model_stands_in(stack):
     runs = [begin(stack, "stands-in", {"sim": sim}) for sim in ({"fail": "bad_input"}, {})]
     for run, output in zip(runs, (["BAD_INPUT", "succeeded"], [None, "skipped"])):
