@@ -173,8 +173,8 @@ static void wipe(struct call *call, json_t *body)
 static void set_secret(struct call *call)
 {
     struct pg_batch *batch = NULL;
-    const char *name, *tenant;
-    const json_t *value;
+    const char *name = NULL, *tenant = NULL;
+    const json_t *value = NULL;
     json_t *body = NULL;
     struct err err;
     int r = 0;

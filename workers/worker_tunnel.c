@@ -59,7 +59,7 @@ static int tunnel_dial(const struct frame_req *req, int *ret_fd, struct err *err
 {
     struct websocket_offer offer;
     struct sockaddr_storage address;
-    socklen_t size;
+    socklen_t size = 0;
     int on = 1, fd, r = websocket_offer_read(req->input, &offer, err);
 
     if (r == 0)

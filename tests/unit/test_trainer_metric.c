@@ -46,7 +46,7 @@ static void test_lines(void **state)
     (void)state;
     for (size_t i = 0; i < COUNT_OF(lines); i++) {
         struct trainer_metric found[4];
-        char text[256] = "";
+        char text[2048] = "";
         size_t count = trainer_metric_line(lines[i].line, strlen(lines[i].line), found, 4);
 
         for (size_t k = 0; k < count; k++)

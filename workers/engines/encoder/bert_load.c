@@ -116,7 +116,7 @@ struct loader {
 
 static const struct safetensors_tensor *find(const struct loader *loader, const char *name)
 {
-    char full[NAME_SIZE];
+    char full[2 * NAME_SIZE];
 
     (void)snprintf(full, sizeof(full), "%s%s", loader->prefix, name);
     return safetensors_find(loader->file, full);
