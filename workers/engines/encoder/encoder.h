@@ -7,8 +7,8 @@
  * Requests are encoder_texts', the arithmetic is bert's.
  *
  * Settings (engine_load.settings_json): {"dtype": "f32" | "bf16" | "auto", "batching": {…}}. f32 is
- * the default and agrees with the reference to a cosine of 0.9999 and better; bf16 is for CPUs with
- * AMX (0.999); auto takes bf16 there and f32 elsewhere. batching: encoder_batching.h.
+ * the default and agrees with the reference to a cosine of 0.9999 and better; bf16 to 0.999;
+ * auto measures which is faster here (encoder_dtype.h). batching: encoder_batching.h.
  *
  * Tests: tests/unit/test_encoder.c
  */

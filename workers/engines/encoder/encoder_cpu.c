@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "workers/engines/encoder/encoder_dtype.h"
 #include "workers/engines/encoder/encoder_int.h"
 #include "workers/engines/encoder/gemm.h"
 #include "workers/engines/encoder/team.h"
@@ -21,7 +22,18 @@
 struct cpu {
     struct bert *bert;
     struct bert_options options;
+    struct encoder_dtype_choice dtype;
 };
+
+static int choose_dtype(const struct encoder_ask *ask, struct encoder_dtype_choice *ret_choice,
+                        struct err *err)
+{
+    if (ask->dtype == ENCODER_DTYPE_AUTO)
+        return encoder_dtype_choose(ask->config, gemm_has_bf16(), gemm_measure, ret_choice, err);
+    ret_choice->bf16 = ask->dtype == ENCODER_DTYPE_BF16;
+    mem_copy_text(ret_choice->text, ret_choice->bf16 ? "bf16" : "f32");
+    return 0;
+}
 
 static int check(const struct engine_load *load, struct err *err)
 {
@@ -79,12 +91,13 @@ static int cpu_open(const struct encoder_ask *ask, struct safetensors **weights_
 
     cpu->options = (struct bert_options){
         .token_count_max = ask->token_count_max,
-        .bf16 = ask->dtype == ENCODER_DTYPE_BF16 ||
-                (ask->dtype == ENCODER_DTYPE_AUTO && gemm_has_fast_bf16()),
         .progress = ask->load->sink.progress,
         .opaque = ask->load->sink.opaque,
     };
     r = encoder_thread_count(ask->load, TEAM_MEMBER_COUNT_MAX, &cpu->options.thread_count, err);
+    if (r == 0)
+        r = choose_dtype(ask, &cpu->dtype, err);
+    cpu->options.bf16 = cpu->dtype.bf16;
     if (r == 0)
         r = bert_open(ask->config, weights_p, &cpu->options, &cpu->bert, err);
     if (r < 0)
@@ -98,9 +111,8 @@ static void describe(const void *self, char *to, size_t to_size)
 {
     const struct cpu *cpu = self;
 
-    (void)snprintf(to, to_size, "%s, oneDNN %s, kernels %s, %u threads",
-                   cpu->options.bf16 ? "bf16" : "f32", gemm_isa_name(), bert_kernel_name(cpu->bert),
-                   cpu->options.thread_count);
+    (void)snprintf(to, to_size, "%s, oneDNN %s, kernels %s, %u threads", cpu->dtype.text,
+                   gemm_isa_name(), bert_kernel_name(cpu->bert), cpu->options.thread_count);
 }
 
 static uint64_t host_size(const void *self)

@@ -6,8 +6,14 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
+#include "base/clock.h"
 
 #define PAGE_SIZE 4096u
+
+/* gemm_measure: samples, and multiplications of one at least: enough to be read off a clock of
+ * microseconds. */
+#define SAMPLE_COUNT 7u
+#define SAMPLE_PRODUCTS 50000000u
 
 /* libgomp's; <omp.h> belongs to gcc alone, and this is the only line of it that we need. */
 void omp_set_num_threads(int count);
@@ -142,11 +148,6 @@ bool gemm_has_bf16(void)
     dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
 
     return isa == dnnl_cpu_isa_avx512_core_bf16 || isa == dnnl_cpu_isa_avx512_core_amx;
-}
-
-bool gemm_has_fast_bf16(void)
-{
-    return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_amx;
 }
 
 static int add_epilogue(const struct gemm_shape *shape, const dnnl_memory_desc_t *z,
@@ -463,4 +464,49 @@ int gemm_run_multiply(struct gemm_plan *plan, const struct gemm_weights *weights
 {
     assert(plan->shape.epilogue == GEMM_MULTIPLY && z != y);
     return run(plan, weights, member, tile, x, z, y, err);
+}
+
+/* The fastest of SAMPLE_COUNT samples; x and y are f32's size, which is enough for either type. */
+static int time_tile(struct gemm_plan *plan, const struct gemm_weights *weights, const float *x,
+                     float *y, uint64_t *ret_ns, struct err *err)
+{
+    const uint64_t products = (uint64_t)GEMM_TILE_ROWS[0] * plan->shape.input * plan->shape.output;
+    const uint64_t run_count = 1 + SAMPLE_PRODUCTS / products;
+    uint64_t best_us = UINT64_MAX;
+    int r = 0;
+
+    for (uint32_t sample = 0; r == 0 && sample < SAMPLE_COUNT; sample++) {
+        const uint64_t start_us = clock_mono_us();
+        uint64_t us;
+
+        for (uint64_t i = 0; r == 0 && i < run_count; i++)
+            r = gemm_run(plan, weights, 0, 0, x, y, err);
+        us = clock_mono_us() - start_us;
+        best_us = us < best_us ? us : best_us;
+    }
+    *ret_ns = best_us * 1000 / run_count;
+    return r;
+}
+
+int gemm_measure(const struct gemm_shape *shape, uint64_t *ret_ns, struct err *err)
+{
+    const size_t count = (size_t)shape->input * shape->output, rows = GEMM_TILE_ROWS[0];
+    OWNED(gemm_free) struct gemm *gemm = NULL;
+    OWNED(gemm_plan_free) struct gemm_plan *plan = NULL;
+    OWNED(gemm_weights_free) struct gemm_weights *weights = NULL;
+    OWNED(mem_free) float *matrix = xcalloc(count, sizeof(*matrix));
+    OWNED(mem_free) float *bias = xcalloc(shape->output, sizeof(*bias));
+    OWNED(mem_free) float *x = xcalloc(rows * shape->input, sizeof(*x));
+    OWNED(mem_free) float *y = xcalloc(rows * shape->output, sizeof(*y));
+    int r;
+
+    gemm_thread_start();
+    for (size_t i = 0; i < count; i++)
+        matrix[i] = (float)(i % 61) / 61 - 0.5f;
+    r = gemm_new(1, &gemm, err);
+    if (r == 0)
+        r = gemm_plan_new(gemm, shape, &plan, err);
+    if (r == 0)
+        r = gemm_weights_new(plan, matrix, bias, &weights, err);
+    return r < 0 ? r : time_tile(plan, weights, x, y, ret_ns, err);
 }

@@ -15,7 +15,7 @@
  * switched off per calling thread by gemm_thread_start().
  *
  * Thread: gemm_run from any member, with its own member index.
- * Tests: tests/unit/test_encoder_gemm.c
+ * Tests: tests/unit/test_encoder_math.c
  */
 
 #include <stdbool.h>
@@ -55,10 +55,8 @@ void gemm_thread_start(void);
 /* The instruction set that oneDNN uses, for the log. */
 const char *gemm_isa_name(void);
 
-/* Whether bf16 products run on this CPU, and whether they run in matrix units (AMX), where they
- * are several times faster than f32; elsewhere they are slower. */
+/* Whether bf16 products run on this CPU. Faster than f32 they need not be: encoder_dtype.h. */
 bool gemm_has_bf16(void);
-bool gemm_has_fast_bf16(void);
 
 /* Borrows gemm for its life. */
 int gemm_plan_new(struct gemm *gemm, const struct gemm_shape *shape, struct gemm_plan **ret_plan,
@@ -70,6 +68,10 @@ int gemm_weights_new(struct gemm_plan *plan, const float *matrix, const float *b
                      struct gemm_weights **ret_weights, struct err *err) MUST_CHECK;
 void gemm_weights_free(struct gemm_weights **weights_p);
 uint64_t gemm_weights_size(const struct gemm_weights *weights);
+
+/* Nanoseconds that the largest tile of a shape takes on the calling thread: the fastest of several
+ * runs, so that what else runs here does not count. A few milliseconds. */
+int gemm_measure(const struct gemm_shape *shape, uint64_t *ret_ns, struct err *err) MUST_CHECK;
 
 /* Runs GEMM_TILE_ROWS[tile] rows, dense in x and y. */
 int gemm_run(struct gemm_plan *plan, const struct gemm_weights *weights, uint32_t member,
