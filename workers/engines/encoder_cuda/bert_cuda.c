@@ -124,8 +124,10 @@ int bert_cuda_start(struct bert_cuda *bert, uint32_t slot_number, const struct b
 
     assert(slot_number < ENCODER_FLIGHT_MAX && !slot->out && batch->text_count > 0);
     r = start(bert, slot, batch, err);
-    if (r < 0)
+    if (r < 0) {
         (void)cudaStreamSynchronize(slot->stream); /* what did begin reads pinned memory */
+        (void)cudaGetLastError(); /* or the next batch's launch would seem to fail */
+    }
     slot->out = r == 0;
     return r;
 }

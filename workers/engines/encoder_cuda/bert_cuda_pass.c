@@ -304,6 +304,15 @@ static int capture(struct bert_cuda *bert, const struct cuda_slot *slot, const s
     return 0;
 }
 
+/* Nothing runs in a capture, yet a library whose call it refused says that running failed, which is
+ * the word for a lost device too: the stream knows which of the two it is. */
+static int check_device(const struct cuda_slot *slot, struct err *err)
+{
+    (void)cudaGetLastError();
+    CUDA_TRY(cudaStreamSynchronize(slot->stream), err);
+    return 0;
+}
+
 int bert_cuda_pass(struct bert_cuda *bert, struct cuda_slot *slot, const struct pass *pass,
                    struct err *err)
 {
@@ -320,13 +329,13 @@ int bert_cuda_pass(struct bert_cuda *bert, struct cuda_slot *slot, const struct 
     }
     if (graph->exec == NULL && !is_new && !bert->no_graphs) {
         r = capture(bert, slot, pass, &graph->exec, err);
-        if (r == ERR_DEVICE)
-            return r;
         if (r < 0) { /* slower, and the same numbers */
             log_warn("cuda_graph_refused", LOG_ERR(err));
             bert->no_graphs = true;
             graph->exec = NULL;
-            (void)cudaGetLastError();
+            r = check_device(slot, err);
+            if (r < 0)
+                return r;
         }
     }
     if (graph->exec == NULL)
