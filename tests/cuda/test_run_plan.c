@@ -11,6 +11,7 @@
 #include <cmocka.h>
 #include <stdlib.h>
 
+#include "workers/engines/encoder_cuda/attention_shape.h"
 #include "workers/engines/encoder_cuda/run_plan.h"
 
 static void test_buckets(void **state)
@@ -131,13 +132,14 @@ static void check_slots(const struct run_plan *plan, const struct run_sizes *siz
         add(&ranges, slot->workspace, RUN_WORKSPACE_SIZE);
         add(&ranges, slot->attention, sizes->attention_size);
         add(&ranges, slot->x, rows * config->hidden * cell);
-        add(&ranges, slot->qkv, rows * 3 * config->hidden * cell);
+        add(&ranges, slot->qkv, (rows + ATTENTION_ROWS_BEHIND) * 3 * config->hidden * cell);
         add(&ranges, slot->context, rows * config->hidden * cell);
         add(&ranges, slot->rows, (uint64_t)plan->output_max * encoder_config_width(config) * 4);
         assert_int_equal(slot->x % RUN_ALIGN, 0);
         assert_int_equal(slot->rows % RUN_ALIGN, 0);
         assert_int_equal(slot->up, slot->qkv); /* never both at once */
-        assert_true(slot->context >= slot->up + rows * config->intermediate * cell);
+        assert_true(slot->context >= slot->up + rows * config->intermediate * cell +
+                                         ATTENTION_ROWS_BEHIND * 3 * config->hidden * cell);
     }
     check_apart(&ranges, plan->slots_size);
 }

@@ -76,7 +76,10 @@ int attention_prepare(const struct attention *attention, const uint32_t *offsets
                       struct err *err) MUST_CHECK;
 
 struct attention_memory {
-    const void *qkv;   /* rows of 3 * hidden, of the shape's dtype, aligned to 16 */
+    /* Rows of 3 * hidden, of the shape's dtype, aligned to 16. The ATTENTION_ROWS_BEHIND rows
+     * behind the batch's are memory of finite numbers: what a mask leaves out is weighed with 0 by
+     * cuDNN, and 0 * NaN is NaN. */
+    const void *qkv;
     void *out;         /* rows of hidden, aligned to 16 */
     const void *index; /* what attention_prepare() wrote */
     void *workspace;

@@ -28,6 +28,9 @@
 extern "C" {
 #endif
 
+/* Rows of qkv behind a batch's that a tile of cuDNN's may read and multiply by 0. */
+#define ATTENTION_ROWS_BEHIND 256
+
 enum attention_dtype { ATTENTION_BF16, ATTENTION_F32 };
 
 #define ATTENTION_HEAD_DIM_MAX 128

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/assert.h"
+#include "workers/engines/encoder_cuda/attention_shape.h"
 #include "workers/engines/encoder_cuda/kernels.h"
 
 #define EVEN_ROWS 256u /* up to here buckets are RUN_ROWS_MIN apart */
@@ -141,7 +142,7 @@ static void place_slot(struct run_plan *plan, const struct run_sizes *sizes, str
     slot->workspace = take(end, RUN_WORKSPACE_SIZE, 1);
     slot->attention = take(end, sizes->attention_size, 1);
     slot->x = take(end, rows * hidden, cell);
-    slot->qkv = take(end, rows * wide, cell);
+    slot->qkv = take(end, rows * wide + ATTENTION_ROWS_BEHIND * 3 * hidden, cell);
     slot->up = slot->qkv;
     slot->context = take(end, rows * hidden, cell);
     slot->rows = take(end, (uint64_t)plan->output_max * encoder_config_width(config),

@@ -14,7 +14,8 @@
  * while that is found out.
  *
  *     x        hidden                  where the residual is
- *     qkv      3 * hidden              dead once attention has run, so `up` may share it
+ *     qkv      3 * hidden              dead once attention has run, so `up` may share it;
+ *                                      ATTENTION_ROWS_BEHIND rows more that nobody writes
  *     context  hidden                  attention's output, then a product's on its way to a norm
  *     up       intermediate
  *     rows     f32, what the host gets
