@@ -71,7 +71,6 @@ static void test_products(void **state)
         {384, 1152, PRODUCT_BIAS, true, false},
         {384, 1152, PRODUCT_BIAS, false, false},
         {384, 1536, PRODUCT_BIAS_GELU_TANH, true, false},
-        {384, 1536, PRODUCT_BIAS_GELU_TANH, false, false},
         {96, 256, PRODUCT_BIAS_RELU, true, false},
         {96, 256, PRODUCT_BIAS_RELU, false, false},
         {768, 1, PRODUCT_BIAS, true, true},

@@ -62,6 +62,14 @@ struct bert_cuda {
     bool no_graphs; /* a capture was refused */
 };
 
+/* cuBLASLt's epilogue has the GELU by tanh only, and does not say how near its tanh is: good for
+ * bf16, not for f32, which is the reference. */
+static inline bool bert_cuda_has_gelu_kernel(const struct bert_cuda *bert)
+{
+    return bert->config.activation == ENCODER_GELU ||
+           (bert->config.activation == ENCODER_GELU_TANH && !bert->bf16);
+}
+
 /* Puts a whole pass on the slot's stream, by a graph or by its launches. */
 int bert_cuda_pass(struct bert_cuda *bert, struct cuda_slot *slot, const struct pass *pass,
                    struct err *err) MUST_CHECK;

@@ -156,13 +156,15 @@ static int fill(struct bert_cuda *bert, const struct safetensors *file,
 
 /* ---- products and slots ---- */
 
+static enum product_epilogue up_epilogue(const struct bert_cuda *bert)
+{
+    if (bert_cuda_has_gelu_kernel(bert))
+        return PRODUCT_BIAS;
+    return bert->config.activation == ENCODER_RELU ? PRODUCT_BIAS_RELU : PRODUCT_BIAS_GELU_TANH;
+}
+
 static int open_products(struct bert_cuda *bert, struct err *err)
 {
-    static const enum product_epilogue epilogues[] = {
-        [ENCODER_GELU] = PRODUCT_BIAS,
-        [ENCODER_GELU_TANH] = PRODUCT_BIAS_GELU_TANH,
-        [ENCODER_RELU] = PRODUCT_BIAS_RELU,
-    };
     const struct encoder_config *config = &bert->config;
     const uint32_t hidden = config->hidden, wide = config->intermediate;
     const bool bf16 = bert->bf16, has_dense = config->head == ENCODER_HEAD_CLASSIFY;
@@ -172,14 +174,14 @@ static int open_products(struct bert_cuda *bert, struct err *err)
     const struct product_shape shapes[CUDA_PRODUCT_COUNT] = {
         [CUDA_PRODUCT_QKV] = {hidden, 3 * hidden, PRODUCT_BIAS, bf16, false},
         [CUDA_PRODUCT_OUT] = {hidden, hidden, PRODUCT_BIAS, bf16, false},
-        [CUDA_PRODUCT_UP] = {hidden, wide, epilogues[config->activation], bf16, false},
+        [CUDA_PRODUCT_UP] = {hidden, wide, up_epilogue(bert), bf16, false},
         [CUDA_PRODUCT_DOWN] = {wide, hidden, PRODUCT_BIAS, bf16, false},
         [CUDA_PRODUCT_DENSE] = {hidden, hidden, dense, bf16, false},
         [CUDA_PRODUCT_LABELS] = {hidden, config->label_count, PRODUCT_BIAS, bf16, true},
     };
     int r;
 
-    if (config->activation >= COUNT_OF(epilogues))
+    if (config->activation > ENCODER_RELU)
         return err_set(err, ERR_UNSUPPORTED, "hidden_act of this model is not computed on 'cuda'");
     r = products_open(&bert->products, err);
     for (uint32_t i = 0; r == 0 && i < CUDA_PRODUCT_COUNT; i++) {

@@ -134,9 +134,9 @@ static int run_layer(struct bert_cuda *bert, const struct cuda_slot *slot, const
         r = add_norm(bert, slot, rows, at->qkv, BERT_ROLE_OUT_NORM_GAIN, layer, err);
     if (r == 0)
         r = multiply(bert, slot, rows, &up, false, err);
-    if (r == 0 && bert->config.activation == ENCODER_GELU) /* the exact one is no epilogue */
-        r = activate(bert, slot, at->up, (uint64_t)rows * bert->config.intermediate, KERNEL_GELU,
-                     err);
+    if (r == 0 && bert_cuda_has_gelu_kernel(bert))
+        r = activate(bert, slot, at->up, (uint64_t)rows * bert->config.intermediate,
+                     bert->config.activation == ENCODER_GELU ? KERNEL_GELU : KERNEL_GELU_TANH, err);
     if (r == 0)
         r = multiply(bert, slot, rows, &down, false, err);
     if (r == 0)

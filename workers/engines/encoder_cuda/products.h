@@ -7,7 +7,8 @@
  *
  * A kind of product is opened once, for all layers that have one of its shape. What cuBLASLt thinks
  * best for it is asked for once a bucket of rows (run_plan.h) and kept; its GELU is the one by
- * tanh, so a model with the exact one takes PRODUCT_BIAS and kernels.h's.
+ * tanh, so a model with the exact one takes PRODUCT_BIAS and kernels.h's; so does f32 with either,
+ * for how near that tanh is, cuBLASLt does not say.
  *
  *     products_open() -> product_open() … -> product_prepare(rows) -> product_run() on a stream
  *
