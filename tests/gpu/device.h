@@ -32,9 +32,13 @@ static inline void device_begin(void)
 
     rng_secret_bytes(&seed, sizeof(seed));
     seed &= INT64_MAX;
-    if (status != cudaSuccess || count == 0) {
+    if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) {
         (void)printf("skipped: no CUDA device: %s\n", cudaGetErrorString(status));
         exit(DEVICE_SKIPPED);
+    }
+    if (status != cudaSuccess) { /* there is one, and it cannot be had */
+        (void)printf("%s\n", cudaGetErrorString(status));
+        exit(1);
     }
     if (given != NULL && settings_parse_int("HEADRACE_SEED", given, &seed, &err) < 0) {
         (void)printf("%s\n", err.text);

@@ -32,8 +32,9 @@
 
 #define TOLERANCE_BF16 1e-2
 #define TOLERANCE_F32 1e-4
-#define GUARD_ROWS 64 /* behind the batch, poisoned */
-#define POISON 0xff   /* every byte: a NaN in both types */
+#define GUARD_ROWS ATTENTION_ROWS_BEHIND /* behind the batch, poisoned */
+#define POISON 0xff                      /* every byte: a NaN in both types */
+#define BEHIND 0x5c                      /* every byte: 2.5e17 in both types */
 
 static struct rng rng;
 
@@ -180,8 +181,8 @@ static void world_fill(struct world *world, uint32_t text_count)
     if (attention_prepare(world->attention, world->offsets, text_count, world->index, &world->turn,
                           &err))
         fail_msg("%s", err.text);
-    /* Behind the batch's rows there is nothing to read but NaN. */
-    MUST(cudaMemset(world->dev_qkv, POISON, 3 * number * hidden_of(world) * rows_of(world)));
+    /* Behind the batch's rows there is nothing to read but numbers that would be noticed. */
+    MUST(cudaMemset(world->dev_qkv, BEHIND, 3 * number * hidden_of(world) * rows_of(world)));
     MUST(cudaMemset(world->dev_out, POISON, number * hidden_of(world) * rows_of(world)));
     MUST(cudaMemset(world->dev_index, 0, attention_index_size(world->attention)));
     MUST(cudaMemcpy(world->dev_qkv, world->qkv, count * number, cudaMemcpyHostToDevice));
@@ -466,9 +467,13 @@ int main(void)
     int count = 0;
     cudaError_t status = cudaGetDeviceCount(&count);
 
-    if (status != cudaSuccess || count == 0) {
+    if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver) {
         (void)printf("skipped: no CUDA device: %s\n", cudaGetErrorString(status));
         return 77;
+    }
+    if (status != cudaSuccess) { /* there is one, and it cannot be had */
+        (void)printf("%s\n", cudaGetErrorString(status));
+        return 1;
     }
     if (getenv("HEADRACE_PRINT_DEVICE"))
         return print_device();

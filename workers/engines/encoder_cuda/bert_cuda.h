@@ -3,7 +3,7 @@
 
 /*
  * The forward pass of bert.h on a CUDA device: the same batches in, the same rows out, within 1e-4
- * of its numbers in f32 and 1e-2 in bf16.
+ * of its numbers in f32, and 1e-2 in bf16 of weights that were trained.
  *
  * Two batches may be out, each in a slot: a stream, pinned memory for what goes in and out, and
  * device memory of its own (run_plan.h). What a batch launches depends on its bucket of rows, its
