@@ -150,6 +150,7 @@ static int chainlet_send(const struct client *client, json_t *chainlet, const ch
         .name = json_string_value(json_object_get(chainlet, "model")),
         .deployment_name = deployment,
         .environment = environment,
+        .device = "",
     };
     OWNED(mem_free) char *id = NULL;
     int r;

@@ -25,6 +25,8 @@ int push_main(int argc, char **argv);
     SETTING_STRING(environment, "",                                                                \
                    "environment to point at it once it is ready; empty: production if it is the "  \
                    "first of its model, else none")                                                \
+    SETTING_STRING(device, "",                                                                     \
+                   "where it runs: cpu, cuda or cuda:N; empty: what headrace.json says")           \
     SETTING_BOOL(no_wait, false, "do not wait until the deployment is ready")                      \
     SETTING_DURATION(timeout, "10m", "1s", "24h", "how long to wait until it is ready")
 
@@ -69,7 +71,7 @@ static char *name_of_config(const char *name)
 
 /* Decides as the gateway will, before anything is sent, and says what is to be known. Fills in the
  * model's name when it is NULL. */
-static int check_folder(const char *folder, char **name, struct err *err)
+static int check_folder(const char *folder, const char *device, char **name, struct err *err)
 {
     OWNED(model_facts_done) struct model_facts facts = {.file_count = 0};
     OWNED(model_plan_done) struct model_plan plan = {.settings = NULL};
@@ -78,8 +80,12 @@ static int check_folder(const char *folder, char **name, struct err *err)
     json_t *warning;
     int r = push_archive_look(folder, &facts, err);
 
-    if (r == 0)
+    if (r == 0 && strlen(device) >= sizeof(facts.device))
+        r = err_set(err, ERR_RANGE, "--device is '%.40s'; it must be cpu, cuda or cuda:N", device);
+    if (r == 0) {
+        mem_copy_text(facts.device, device);
         r = model_plan_make(&facts, &plan, err);
+    }
     if (r < 0)
         return r;
     (void)fprintf(stderr, "engine %s: %s\n", plan.engine, plan.why);
@@ -99,8 +105,12 @@ static int push_run(const struct client *client, const void *values, char **oper
                     int operand_count)
 {
     const struct push_settings *settings = values;
-    struct push_model push = {operands[0],           NULL, settings->deployment_name,
-                              settings->environment, NULL, NULL};
+    struct push_model push = {
+        .folder = operands[0],
+        .deployment_name = settings->deployment_name,
+        .environment = settings->environment,
+        .device = settings->device,
+    };
     OWNED(client_json_free) json_t *state = NULL;
     OWNED(push_folder_remove) char *above = NULL;
     OWNED(mem_free) char *trained = NULL;
@@ -112,7 +122,7 @@ static int push_run(const struct client *client, const void *values, char **oper
     if (!verb_operands("one directory", operand_count, 1, 1))
         return CLI_EXIT_USAGE;
     name = *settings->name != '\0' ? xstrdup(settings->name) : NULL;
-    if (check_folder(operands[0], &name, &err) < 0)
+    if (check_folder(operands[0], settings->device, &name, &err) < 0)
         return client_complain("push", &err);
     push.name = name;
     if (push_checkpoints_bring(client, operands[0], &above, &trained, &err) < 0)

@@ -67,13 +67,24 @@ int push_archive_send(const struct client *client, const char *path,
     return client_exchange(client, &call, &status, ret_answer, err);
 }
 
+static char *push_path(const struct push_model *push)
+{
+    const bool chosen = *push->environment != '\0', placed = *push->device != '\0';
+
+    if (chosen && placed)
+        return path_make("/v1/models/%/deployments?environment=%&device=%", push->name,
+                         push->environment, push->device);
+    if (chosen)
+        return path_make("/v1/models/%/deployments?environment=%", push->name, push->environment);
+    if (placed)
+        return path_make("/v1/models/%/deployments?device=%", push->name, push->device);
+    return path_make("/v1/models/%/deployments", push->name);
+}
+
 static int upload_archive(const struct client *client, const struct push_model *push,
                           const struct push_archive *archive, json_t **ret_answer, struct err *err)
 {
-    OWNED(mem_free)
-    char *path = *push->environment != '\0' ? path_make("/v1/models/%/deployments?environment=%",
-                                                        push->name, push->environment)
-                                            : path_make("/v1/models/%/deployments", push->name);
+    OWNED(mem_free) char *path = push_path(push);
     struct http_header headers[2];
     size_t count = 0;
 

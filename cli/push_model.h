@@ -15,6 +15,7 @@ struct push_model {
     const char *name;
     const char *deployment_name; /* "": deployment-N */
     const char *environment;     /* to point at it once it is ready; "": as the gateway decides */
+    const char *device;          /* "": as headrace.json says */
     const char *trained;         /* JOB/CHECKPOINT,… that it was made of; NULL: of none */
     char *external;              /* a folder that stands in the archive as well; NULL: none */
 };

@@ -316,7 +316,13 @@ static int deploy(const struct client *client, const struct train_deploy_setting
 {
     OWNED(mem_free) char *checkpoint = NULL;
     OWNED(mem_free) char *trained = NULL;
-    struct push_model push = {folder, name, "", settings->environment, NULL, NULL};
+    struct push_model push = {
+        .folder = folder,
+        .name = name,
+        .deployment_name = "",
+        .environment = settings->environment,
+        .device = "",
+    };
     int r = train_choose(client, job, settings->checkpoint, &checkpoint, err);
 
     if (r == 0)

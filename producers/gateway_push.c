@@ -69,6 +69,7 @@ struct push {
     uint8_t announced[BLOB_DIGEST_SIZE], digest[BLOB_DIGEST_SIZE];
     char blob[BLOB_KEY_SIZE];
     char name[CONFIG_NAME_SIZE], environment[CONFIG_NAME_SIZE];
+    char device[MODEL_DEVICE_SIZE]; /* "": as headrace.json says */
     struct push_origin origins[ORIGINS_MAX];
     size_t origin_count;
     bool is_workspace; /* of training jobs: no model */
@@ -233,6 +234,12 @@ static int check_expressions(struct push *push)
                                                    : 0;
 }
 
+static int plan(struct push *push, struct err *err)
+{
+    mem_copy_text(push->facts.device, push->device);
+    return model_plan_make(&push->facts, &push->plan, err);
+}
+
 /* thread: libuv's pool   The push belongs to this thread until on_looked(). */
 static void look(uv_work_t *work)
 {
@@ -242,7 +249,7 @@ static void look(uv_work_t *work)
                                  &push->err);
 
     if (r == 0 && !push->is_workspace)
-        r = model_plan_make(&push->facts, &push->plan, &push->err);
+        r = plan(push, &push->err);
     if (r == 0 && push->plan.wants_checkpoints && !push->facts.has_checkpoints)
         r = err_set(&push->err, ERR_UNSUPPORTED,
                     "config.yaml: training_checkpoints: the archive has no files of them; "
@@ -438,6 +445,19 @@ static int read_names(struct push *push, struct err *err)
     return r;
 }
 
+/* What it may be is the plan's to say. */
+static int read_device(struct push *push, struct err *err)
+{
+    const char *device = http_target_query(&push->call->target, "device");
+
+    if (device == NULL)
+        return 0;
+    if (strlen(device) >= sizeof(push->device))
+        return err_set(err, ERR_RANGE, "device is '%.40s'; it must be cpu, cuda or cuda:N", device);
+    mem_copy_text(push->device, device);
+    return 0;
+}
+
 /* "JOB/CHECKPOINT", or several with commas between. */
 static int read_origins(struct push *push, struct err *err)
 {
@@ -495,7 +515,7 @@ static void on_json(struct call *call)
     int r;
 
     push->facts.headrace_json = xstrdup(buf_text(body));
-    r = model_plan_make(&push->facts, &push->plan, &err);
+    r = plan(push, &err);
     if (r == ERR_UNSUPPORTED)
         err.code = ERR_MISMATCH;
     if (r < 0) {
@@ -543,6 +563,8 @@ void push_begin(struct call *call)
     r = read_digest(push, &err);
     if (r == 0 && !push->is_workspace)
         r = read_names(push, &err);
+    if (r == 0)
+        r = read_device(push, &err);
     if (r == 0)
         r = read_origins(push, &err);
     if (r == 0 && !push->is_workspace && type != NULL &&

@@ -412,6 +412,19 @@ static int check_engine(const struct model_facts *facts, struct model_plan *plan
     return strcmp(plan->engine, "onnx") == 0 ? check_onnx(facts, settings, err) : 0;
 }
 
+/* That of whoever pushes, else of headrace.json; "": that is for the resources to say. */
+static int take_device(const struct model_facts *facts, struct model_plan *plan, struct err *err)
+{
+    const char *where = facts->device[0] != '\0' ? "device" : "headrace.json: device";
+
+    if (facts->device[0] != '\0')
+        mem_copy_text(plan->device, facts->device);
+    if (plan->device[0] == '\0' || strcmp(plan->device, "cpu") == 0 || gpu_is_wanted(plan->device))
+        return 0;
+    return err_set(err, ERR_RANGE, "%s is '%s'; it must be cpu, cuda or cuda:N", where,
+                   plan->device);
+}
+
 /* Of headrace.json, and of config.yaml where that is silent. They go with the settings of the
  * engine, behind its back: they are the agent's, which places it. */
 static int take_resources(const json_t *root, struct model_plan *plan, json_t *settings,
@@ -479,6 +492,8 @@ int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan
         r = pick_engine(facts, &plan, err);
     if (r == 0)
         r = check_engine(facts, &plan, settings, err);
+    if (r == 0)
+        r = take_device(facts, &plan, err);
     if (r == 0)
         r = take_resources(root, &plan, settings, err);
     if (r < 0)

@@ -48,7 +48,8 @@ struct model_facts {
     bool has_tokenizer;                                 /* vocab.txt or tokenizer.json at the top */
     bool has_model_py;                                  /* model/model.py */
     bool has_adapter;                                   /* adapter_config.json at the top */
-    bool has_checkpoints; /* files of training jobs, as `headrace push` brings them */
+    bool has_checkpoints;           /* files of training jobs, as `headrace push` brings them */
+    char device[MODEL_DEVICE_SIZE]; /* whoever pushes wants it there; "": says nothing */
     char *config_json, *headrace_json, *config_yaml; /* at the top; NULL: there is none */
 };
 void model_facts_done(struct model_facts *facts);
@@ -75,6 +76,7 @@ void model_plan_done(struct model_plan *plan);
 bool model_engine_batches(const char *engine);
 
 /* ERR_UNSUPPORTED says what was looked for and is missing; ERR_MALFORMED and ERR_RANGE name the key
- * of headrace.json, its value and the limit. */
+ * of headrace.json, its value and the limit. What facts->device says counts before headrace.json.
+ */
 int model_plan_make(const struct model_facts *facts, struct model_plan *ret_plan,
                     struct err *err) MUST_CHECK;

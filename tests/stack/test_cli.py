@@ -254,7 +254,10 @@ def test_a_bad_schedule_is_told_why(stack, tiny, words, why):
 @pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has an NVIDIA device")
 def test_push_for_a_device_that_is_not_there_says_so(stack, tmp_path):
     shutil.copytree(TINY, tmp_path / "tiny")
-    (tmp_path / "tiny/headrace.json").write_text('{"device": "cuda"}')
-    refused = stack.cli("push", str(tmp_path / "tiny"), "--name", "tiny-cuda", check=False)
-    assert refused.returncode != 0
-    assert "no device: needs a device, and this machine has no NVIDIA driver" in refused.stderr, refused.stderr
+    for options in (["--device", "cuda"], []):
+        refused = stack.cli("push", str(tmp_path / "tiny"), "--name", "tiny-cuda", *options, check=False)
+        assert refused.returncode != 0
+        assert "no device: needs a device, and this machine has no NVIDIA driver" in refused.stderr, refused.stderr
+        (tmp_path / "tiny/headrace.json").write_text('{"device": "cuda"}')
+    refused = stack.cli("push", str(tmp_path / "tiny"), "--device", "tpu", check=False)
+    assert "device is 'tpu'; it must be cpu, cuda or cuda:N" in refused.stderr, refused.stderr

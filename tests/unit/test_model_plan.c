@@ -136,6 +136,39 @@ static void test_values(void **state)
     assert_string_equal(plan.settings, "{\"fail\":0.5}");
 }
 
+/* The word of whoever pushes counts before that of headrace.json. */
+static void test_device(void **state)
+{
+    static const struct {
+        const char *asked, *ours, *want; /* the device, or a part of the error */
+        int code;
+    } cases[] = {
+        {"cuda", "{\"engine\":\"sim\"}", "cuda", 0},
+        {"cpu", "{\"engine\":\"sim\",\"device\":\"cuda\"}", "cpu", 0},
+        {"", "{\"engine\":\"sim\",\"device\":\"cuda:3\"}", "cuda:3", 0},
+        {"", "{\"engine\":\"sim\"}", "cpu", 0},
+        {"gpu", "{\"engine\":\"sim\"}", "device is 'gpu'; it must be cpu, cuda or cuda:N",
+         ERR_RANGE},
+        {"", "{\"engine\":\"sim\",\"device\":\"tpu\"}", "headrace.json: device is 'tpu'",
+         ERR_RANGE},
+        {"cuda:x", "{\"engine\":\"sim\"}", "'cuda:x'; it must be cuda or", ERR_RANGE},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        OWNED(model_plan_done) struct model_plan plan = {.settings = NULL};
+        struct model_facts facts;
+        struct err err = {0};
+        int r;
+
+        facts_of("x", NULL, cases[i].ours, &facts);
+        mem_copy_text(facts.device, cases[i].asked);
+        r = model_plan_make(&facts, &plan, &err);
+        if (r != cases[i].code || strstr(r == 0 ? plan.device : err.text, cases[i].want) == NULL)
+            fail_msg("case %zu: %d %s", i, r, r == 0 ? plan.device : err.text);
+    }
+}
+
 /* What the engine is told: the file, whichever way it was found, and how to batch. */
 static void test_onnx_settings(void **state)
 {
@@ -222,9 +255,8 @@ static void test_resources(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),
-        cmocka_unit_test(test_values),
-        cmocka_unit_test(test_onnx_settings),
+        cmocka_unit_test(test_rows),      cmocka_unit_test(test_values),
+        cmocka_unit_test(test_device),    cmocka_unit_test(test_onnx_settings),
         cmocka_unit_test(test_resources),
     };
 
