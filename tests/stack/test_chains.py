@@ -84,7 +84,8 @@ STREAMS = {"steps": {
     "after": {"transform": {"text": "{{steps.tell.output}}"}}}, "output": "{{steps.after.output}}"}
 STANDS_IN = {"steps": {
     "big": {"model": "echo", "input": {"sim": "{{input.sim}}"}, "on_error": "fallback", "fallback_step": "small"},
-    "small": {"model": "echo", "input": {"for": "{{steps.big.error.class}}"}}},
+    "small": {"model": "echo", "input": {"for": "{{steps.big.error.class}}"}},
+    "after": {"model": "echo", "input": {"was": "{{steps.big.output}}"}}},
     "output": ["{{steps.big.output.output.for?}}", "{{steps.small.state}}"]}
 CHECKED = {"steps": {
     "told": {"model": "echo", "input": "{{input.tell}}", "on_error": "skip",
@@ -496,6 +497,9 @@ def test_another_model_stands_in(stack):
         assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
         assert stack.result(run).json == output
     assert step_of(stack, runs[0], "small")["needs"] == ["big"]
+    for run, path in zip(runs, (["big", "small", "after"], ["big", "after"])):
+        assert [row[0] for row in stack.sql("SELECT step FROM headrace_v1.chain_critical_path WHERE run_id = :'a1' "
+                                            "ORDER BY place", run)] == path
 
 
 def test_outputs_are_checked(stack):
