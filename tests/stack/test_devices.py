@@ -67,7 +67,8 @@ def wait_placed(stack, name, device):
 
 
 def device(stack, uuid, columns="status"):
-    rows = stack.sql(f"SELECT {columns} FROM headrace_v1.devices WHERE uuid = :'a1'", uuid)
+    rows = wait_until(f"a row of {uuid}", lambda: stack.sql(
+        f"SELECT {columns} FROM headrace_v1.devices WHERE uuid = :'a1'", uuid), 20)
     return rows[0] if len(rows[0]) > 1 else rows[0][0]
 
 
@@ -135,8 +136,9 @@ def test_what_there_is_and_who_has_it(stack, tmp_path):
         assert attempts(stack, job) == [("", f"cuda:{want}")]
     push(stack, tmp_path, "beside", {"accelerator_memory": "10GiB", "accelerator": "T4"})
     wait_placed(stack, "beside", "GPU-t")
-    assert device(stack, "GPU-t", "name, number, capability, workers, promised_bytes, driver, cuda") == [
-        "Tesla T4", "1", "7.5", "2", str(14 << 30), "550.54.15", "12.4"]
+    want = ["Tesla T4", "1", "7.5", "2", str(14 << 30), "550.54.15", "12.4"]
+    wait_until("the row to have both", lambda: device(
+        stack, "GPU-t", "name, number, capability, workers, promised_bytes, driver, cuda") == want, 20)
     assert device(stack, "MIG-1", "parent, workers, promised_bytes") == ["GPU-h", "1", str(38 << 30)]
     page = json.loads(agent_page(stack, "/devices"))
     assert [(one["uuid"], one["workers"]) for one in page["devices"]] == [
