@@ -17,7 +17,6 @@
 #define SWEEP_LATER_MS 500
 #define CLOSED_MAX 1000
 #define DEPTH_MAX 8
-#define REST_MS_MIN 5000   /* a shorter wait is not worth another attempt */
 #define REST_JOBS_MAX 1000 /* what is planned again afterwards */
 
 PG_STATEMENT(begin_run,
@@ -582,9 +581,10 @@ static int open_stores(struct coordinator *coordinator, const struct coordinator
     static const struct cache_listener_calls listener_calls = {.on_message = on_wake,
                                                                .on_subscribed = on_subscribed};
     /* What is asked is keyed: a plan that was made while tables were empty must not scan them. And
-     * nothing but a call (coordinator_call.c) waits for the disk: what a crash of the server can
-     * take back is older than every row of a step that it keeps, since those are committed later
-     * and WAL is flushed in order. Else each run that begins costs an fsync, one after the other.
+     * nothing but a call (coordinator_call.c) and a wait that a run is put off for waits for the
+     * disk: what a crash of the server can take back is younger than every row of a step that it
+     * keeps, since those are committed later and WAL is flushed in order. Else each run that begins
+     * costs an fsync, one after the other.
      */
     const struct pg_options pg = {
         .url = options->postgres,

@@ -362,10 +362,15 @@ static void call_opened(struct call *call, const struct pg_answer *answer)
         return;
     }
     if (pg_row_count(answer, 1) == 0) {
+        struct run *run = call->run;
+
         call->stage = CALL_FENCED;
         call->state = JOB_CANCELED;
         if (call->settle)
             call_tell(call);
+        else
+            run_fail(&run, ERROR_CLASS_HANDED_BACK,
+                     "a newer attempt has the run, or Postgres lost it");
         return;
     }
     call->attempts = (uint32_t)pg_u64(answer, 1, 0, 1);

@@ -30,6 +30,7 @@
 #define COORDINATOR_TICK_MS 250
 #define COORDINATOR_LOOK_MS_MAX 2000
 #define COORDINATOR_BOOT_SIZE 24
+#define REST_MS_MIN 5000 /* a shorter wait is not worth another attempt */
 #define COORDINATOR_QUERY_MS 10000
 #define COORDINATOR_RECORD_MAX (128u << 10) /* of a Submit */
 

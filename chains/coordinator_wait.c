@@ -19,6 +19,10 @@
 
 PG_STATEMENT(wait_open,
              "SELECT left_ms, approved, payload FROM chain_wait_open($1, $2, $3, $4, $5, $6, $7)");
+/* With wait_open: the row, and that of its run, outlive a crash of the server. Before its run is
+ * put off, since nobody would be asked any more, and a time would begin anew, without them. */
+PG_STATEMENT(wait_keep, "SELECT EXISTS (SELECT FROM chain_run WHERE run_id = $1 AND token = $2), "
+                        "set_config('synchronous_commit', 'on', true)");
 PG_STATEMENT(wait_decided,
              "SELECT run_id, step FROM chain_wait WHERE run_id = ANY($1) AND approval "
              "AND approved IS NOT NULL");
@@ -37,6 +41,8 @@ struct wait {
     double seconds;
     bool settle;     /* nobody is asked any more: it is over by now, or it is canceled */
     bool settling;   /* … and that was asked */
+    bool keep;       /* it is long: its row is to be on disk */
+    bool keeping;    /* … and that was asked */
     char *text;      /* until when, or what is shown */
     uint64_t due_ms; /* to ask again; 0: at once */
     bool asking;
@@ -170,10 +176,18 @@ static void alarm_set(struct coordinator *coordinator, uint64_t due_ms)
     loop_timer_start(coordinator->alarm, due_ms > now_ms ? due_ms - now_ms : 0, 0);
 }
 
+static void wait_ask(struct wait *wait);
+
 static void wait_until(struct wait *wait, uint64_t left_ms)
 {
     struct coordinator *coordinator = wait->run->coordinator;
 
+    if (left_ms >= REST_MS_MIN && !wait->keeping) {
+        wait->keep = true;
+        wait->due_ms = 0;
+        wait_ask(wait);
+        return;
+    }
     wait->due_ms = loop_now_ms(coordinator->loop) + left_ms;
     alarm_set(coordinator, wait->due_ms);
     run_rest(wait->run);
@@ -215,14 +229,16 @@ struct asked {
 static void on_opened(void *opaque, const struct pg_answer *answer)
 {
     OWNED(mem_free) struct asked *asked = opaque;
-    const struct run *run = run_find(asked->coordinator, asked->id);
+    struct run *run = run_find(asked->coordinator, asked->id);
     struct wait *wait = run == NULL ? NULL : wait_of(run, asked->step);
 
     LIST_REMOVE(asked, link);
     if (wait == NULL)
         return;
     wait->asking = false;
-    if (answer->err.code == ERR_OK && pg_row_count(answer, 0) == 1) {
+    if (answer->err.code == ERR_OK && wait->keeping && !pg_bool(answer, 1, 0, 0)) {
+        run_fail(&run, ERROR_CLASS_HANDED_BACK, "a newer attempt has the run, or Postgres lost it");
+    } else if (answer->err.code == ERR_OK && pg_row_count(answer, 0) == 1) {
         wait_take(wait, answer);
     } else if (answer->err.code != ERR_OK && err_class(answer->err.code) == ERR_CLASS_REJECT) {
         wait_end(wait, NULL, "bad_input", answer->err.text); /* there is no such day */
@@ -251,6 +267,12 @@ static void wait_ask(struct wait *wait)
     pg_bind_c(batch, approval ? wait->text : NULL);
     pg_bind_double(batch, approval ? (double)limit_ms / 1000 : wait->seconds);
     pg_bind_c(batch, approval || wait->text == NULL ? "" : wait->text);
+    wait->keeping = wait->keep;
+    if (wait->keeping) {
+        pg_add(batch, &wait_keep);
+        pg_bind_id(batch, &run->job);
+        pg_bind_i64(batch, (int64_t)run->id);
+    }
     wait->settling = wait->settle;
     if (wait->settling) {
         pg_add(batch, &wait_cancel);

@@ -78,6 +78,7 @@ CALLS = {"secrets": ["TOKEN"], "steps": {
     "output": ["{{steps.get.output}}", "{{steps.put.output}}"]}
 ESCAPES = {"steps": {"get": {"http": {"url": "{{input.url}}"}, "on_error": "skip", "retry": {"max_attempts": 1}}},
            "output": ["{{steps.get.error.class}}", "{{steps.get.error.message}}"]}
+LATER = {"steps": {"wait": {"wait": 3}, "get": {"http": {"url": "{{input.url}}"}, "needs": ["wait"]}}, "output": "{{steps.get.output.status}}"}
 STREAMS = {"steps": {
     "first": {"model": "echo", "input": {"sim": {"sleep_ms": 600}}},
     "tell": {"model": "echo", "input": {"sim": {"pieces": 5, "piece_gap_ms": 100}}, "stream": True, "needs": ["first"]},
@@ -372,7 +373,8 @@ def test_calls(stack):
     stack.cli("secrets", "set", "TOKEN", input="hunter2")
     push(stack, "calls", json.loads(json.dumps(CALLS).replace("PORT", str(port))))
     push(stack, "escapes", ESCAPES)
-    for name in ("calls", "escapes"):
+    push(stack, "later", LATER)
+    for name in ("calls", "escapes", "later"):
         wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
     run = begin(stack, "calls", {"path": "flaky"})
     assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
@@ -396,6 +398,10 @@ def test_calls(stack):
     assert stack.wait_final(again)["status"] == "SUCCEEDED" and stack.result(again).json == [get, put]
     assert step_of(stack, again, "get")["status"] == "REUSED" and len([1 for path, _ in Receiver.seen if path == "/flaky"]) == 2
     assert not any("hunter2" in str(row) for row in stack.sql("SELECT to_jsonb(c)::text FROM headrace.chain_call c"))
+    run = begin(stack, "later", {"url": f"http://127.0.0.1:{port}/items"})
+    wait_until("it to wait", lambda: stack.sql("SELECT 1 FROM headrace.chain_wait WHERE run_id = :'a1'", run), 20)
+    stack.sql("DELETE FROM headrace.chain_run WHERE run_id = :'a1'", run)  # as a crash of Postgres may: it begins again
+    assert stack.wait_final(run)["status"] == "SUCCEEDED" and stack.result(run).json == 200, stack.job(run)
     for url, error in ((f"http://[::1]:{port}/", "http_blocked"), ("http://169.254.169.254/", "http_blocked"),
                        ("file:///etc/passwd", "bad_input"), ("http://127.0.0.1:1/", "http_unreachable")):
         run = begin(stack, "escapes", {"url": url})

@@ -44,7 +44,7 @@ struct record {
 
 /* A row of chain_wait. */
 struct wait_row {
-    bool open, approval, decided, canceled;
+    bool open, approval, decided, canceled, kept;
     uint64_t due_ms;
     char *payload; /* approved; NULL: rejected, or nobody has decided */
 };
@@ -80,7 +80,7 @@ struct world {
     TAILQ_HEAD(taken_head, taken) taken, cache;
     struct zombie zombies[ZOMBIES_MAX];
     size_t zombie_count;
-    uint64_t token, output_count, crashes, takeovers, repeats, put_offs, wakes, hits;
+    uint64_t token, output_count, crashes, takeovers, repeats, put_offs, wakes, hits, losses;
     unsigned fail_percent, fault_percent; /* 0: nothing goes wrong any more */
     bool takes_over;                      /* runs from coordinators that live */
     struct wire_decoder *decoder;
