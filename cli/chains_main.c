@@ -311,6 +311,14 @@ static const struct setting decide_rows[] = {
 #include "base/settings_end.def"
 };
 
+static void chains_print(const json_t *answer, bool as_json)
+{
+    if (as_json)
+        table_print_json(stdout, answer);
+    else
+        table_print_object(stdout, answer);
+}
+
 static int chains_decide(const struct client *client, const struct decide_settings *settings,
                          const char *path, const char *verb)
 {
@@ -328,7 +336,7 @@ static int chains_decide(const struct client *client, const struct decide_settin
     call.body = body;
     if (client_exchange(client, &call, &status, &answer, &err) < 0)
         return client_complain(verb, &err);
-    table_print_object(stdout, answer);
+    chains_print(answer, settings->json);
     return CLI_EXIT_OK;
 }
 
@@ -359,17 +367,17 @@ static int chains_token(const struct client *client, const void *values, char **
 {
     OWNED(client_json_free) json_t *answer = NULL;
     OWNED(mem_free) char *path = NULL;
+    const struct chains_plain_settings *settings = values;
     struct client_call call = {.method = "POST"};
     struct err err;
     int status;
 
-    (void)values;
     if (!verb_operands("a run and a step", operand_count, 2, 2))
         return CLI_EXIT_USAGE;
     call.path = path = path_make("/v1/chain_runs/%/steps/%/token", operands[0], operands[1]);
     if (client_exchange(client, &call, &status, &answer, &err) < 0)
         return client_complain("chains token", &err);
-    table_print_object(stdout, answer);
+    chains_print(answer, settings->json);
     return CLI_EXIT_OK;
 }
 

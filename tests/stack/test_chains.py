@@ -487,7 +487,8 @@ def test_tokens_of_approvals(stack):
     stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {})
     assert answer(token["reject_url"]) == (409, "approval_answered")
     run = asked()
-    token = make(run)
+    token = json.loads(stack.cli("chains", "token", run, "ask", "--json").stdout)
+    assert token["run_id"] == run
     assert answer(token["reject_url"], {"reason": "no"}) == (200, False)
     assert stack.wait_final(run)["status"] == "FAILED" and "rejected: no" in stack.job(run)["errors"][0]["message"]
     run = asked()
@@ -704,7 +705,8 @@ def test_approvals(stack):
     assert again.status == 409 and "was approved before" in again.body.decode(), again
     assert stack.wait_final(yes, 30)["status"] == "SUCCEEDED", (stack.job(yes), stack.tell())
     assert stack.result(yes).json == {"by": "me"} and step_of(stack, yes, "ask")["status"] == "APPROVED"
-    assert "approved" in stack.cli("chains", "reject", no, "ask", "--reason", "too dear").stdout
+    told = json.loads(stack.cli("chains", "reject", no, "ask", "--reason", "too dear", "--json").stdout)
+    assert told["approved"] is False and told["step"] == "ask", told
     assert error_of(stack, no) == "step ask: it was rejected: too dear"
     for path in (f"/v1/chain_runs/{yes}/steps/send/approve", f"/v1/chain_runs/{NOBODYS_RUN}/steps/ask/approve"):
         assert stack.http("POST", path).status == 404
