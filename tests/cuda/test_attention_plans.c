@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <cuda_runtime_api.h>
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -45,6 +46,19 @@ static struct cudnn_device *device_of(const char *path)
     if (cudnn_device_new_json(json, &device, &err))
         fail_msg("%s: %s", path, err.text);
     return device;
+}
+
+/* NVRTC finds its builtins where nothing says in which directory they are: they are loaded. */
+static void test_compiler(void **state)
+{
+    char name[64];
+
+    (void)state;
+    (void)snprintf(name, sizeof(name), "libnvrtc-builtins.so.%d.%d", CUDART_VERSION / 1000,
+                   CUDART_VERSION / 10 % 100);
+    assert_null(dlopen(name, RTLD_LAZY | RTLD_NOLOAD));
+    cudnn_load_compiler();
+    assert_non_null(dlopen(name, RTLD_LAZY | RTLD_NOLOAD));
 }
 
 /* How many engine configurations the graph has; 0: none, err says why. */
@@ -486,6 +500,7 @@ const char *__lsan_default_suppressions(void)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_compiler), /* before anything compiles */
         cmocka_unit_test(test_engines),    cmocka_unit_test(test_altered),
         cmocka_unit_test(test_asked_for),  cmocka_unit_test(test_no_device),
         cmocka_unit_test(test_plans_kept), cmocka_unit_test(test_plan_refused),

@@ -23,7 +23,7 @@
  * each set of pointers (the last 8 of a plan). Device memory is the caller's: workspace and index,
  * whose sizes hold for all plans.
  *
- * Needs at run time, opened by cuDNN by name: libnvrtc.so.13 and its builtins, which compile the
+ * Needs at run time (cudnn_load_compiler()): libnvrtc.so.13 and its builtins, which compile the
  * plans.
  *
  * Thread: the one that owns the device's context; the device is current in every call. _open()

@@ -354,6 +354,7 @@ int attention_plans_new(const struct attention_plans_options *options,
     work.key = (struct plan_cache_key){
         .device = name, .capability = capability, .library = cudnnGetVersion()};
     attention_buckets_make(options->shape, &plans->buckets);
+    cudnn_load_compiler();
     (void)pthread_mutex_init(&work.lock, NULL);
     (void)pthread_cond_init(&work.changed, NULL);
     r = work_all(&work, err);

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "workers/engines/encoder_cuda/cudnn_graph.h"
 
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -74,6 +77,32 @@ int cudnn_check_version(struct err *err)
         return err_set(err, ERR_DEPENDENCY, "cuDNN is %zu.%zu.%zu; 9.15 or later is needed",
                        version / 10000, version / 100 % 100, version % 100);
     return 0;
+}
+
+/* libnvrtc is found by the run path of who is linked with cuBLASLt, its builtins stand beside it.
+ */
+void cudnn_load_compiler(void)
+{
+    void *library, *symbol = NULL;
+    int (*get_version)(int *, int *);
+    int major = 0, minor = 0;
+    char path[PATH_MAX];
+    Dl_info info;
+    int folder;
+
+    (void)snprintf(path, sizeof(path), "libnvrtc.so.%d", CUDART_VERSION / 1000);
+    library = dlopen(path, RTLD_LAZY | RTLD_LOCAL);
+    if (library)
+        symbol = dlsym(library, "nvrtcVersion");
+    if (!symbol || !dladdr(symbol, &info) || !strrchr(info.dli_fname, '/'))
+        return;
+    memcpy(&get_version, &symbol, sizeof(symbol));
+    if (get_version(&major, &minor) != 0)
+        return;
+    folder = (int)(strrchr(info.dli_fname, '/') - info.dli_fname);
+    (void)snprintf(path, sizeof(path), "%.*s/libnvrtc-builtins.so.%d.%d", folder, info.dli_fname,
+                   major, minor);
+    (void)dlopen(path, RTLD_LAZY | RTLD_LOCAL);
 }
 
 static void part_free(cudnnBackendDescriptor_t *part_p)

@@ -34,6 +34,11 @@ int cudnn_fail(struct err *err, cudnnStatus_t status, const char *fmt, ...) PRIN
 /* ERR_DEPENDENCY: older than what this file asks of it. */
 int cudnn_check_version(struct err *err) MUST_CHECK;
 
+/* Loads NVRTC and its builtins for cuDNN, which opens NVRTC by name when it compiles, as NVRTC does
+ * its builtins: without a path of its own to look in, so that they are found only where they are
+ * loaded already. What is not there is cuDNN's to say. Stays loaded. */
+void cudnn_load_compiler(void);
+
 /* Properties of a device. */
 struct cudnn_device;
 int cudnn_device_new_json(const char *json, struct cudnn_device **ret_device,
