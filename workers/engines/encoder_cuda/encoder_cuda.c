@@ -23,20 +23,40 @@ struct cuda {
     float *rows[ENCODER_FLIGHT_MAX]; /* of the batches that are out */
 };
 
+/* Devices that are there and cannot be had (the fabric is not up, the sanitizer has their
+ * addresses) are no missing ones, and CUDA's own words say more. */
+static int count_devices(uint32_t *ret_count, struct err *err)
+{
+    int count = 0;
+    const cudaError_t status = cudaGetDeviceCount(&count);
+
+    (void)cudaGetLastError(); /* or the next call would seem to fail */
+    *ret_count = 0;
+    if (status == cudaErrorNoDevice || status == cudaErrorInvalidDevice ||
+        status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary)
+        return 0;
+    if (status != cudaSuccess)
+        return err_set(err, device_error_cuda(status),
+                       "the devices cannot be counted: %s (CUDA %d)", cudaGetErrorString(status),
+                       (int)status);
+    *ret_count = (uint32_t)count;
+    return 0;
+}
+
 /* What is missing stays 0: a driver that cannot be asked has no devices. */
 static int gather_facts(uint32_t ordinal, struct device_facts *ret_facts, struct err *err)
 {
     struct device_facts facts = {.visible = getenv("CUDA_VISIBLE_DEVICES")};
     struct cudaDeviceProp properties;
     size_t free_size, memory_size;
-    int count = 0;
+    int r;
 
     CUDA_TRY(cudaRuntimeGetVersion(&facts.runtime_version), err);
     if (cudaDriverGetVersion(&facts.driver_version) != cudaSuccess)
         facts.driver_version = 0;
-    if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0)
-        facts.device_count = (uint32_t)count;
-    (void)cudaGetLastError(); /* or the next call would seem to fail */
+    r = count_devices(&facts.device_count, err);
+    if (r < 0)
+        return r;
     if (ordinal < facts.device_count) {
         CUDA_TRY(cudaGetDeviceProperties(&properties, (int)ordinal), err);
         facts.capability = (uint32_t)(10 * properties.major + properties.minor);
