@@ -5,6 +5,12 @@ The lines are what this machine has of English text: licenses, manual pages, the
 library; each is there once. The client runs as a user's script in an environment of its own (scripts/python/venv llm)
 and knows nothing of us but its base_url. It ends with an error unless each line has one vector, in order, of length 1,
 and those of a sample are what the same text gets by itself.
+
+Then, and before, the engine alone: `encoder_bench` (built beside the binary) gets the same requests, in the same order, as many
+at a time as a worker holds, with as many threads and no platform around it, while the platform idles. What is told is the
+platform's share of that rate, from the upload's end to the last line, with what strangers used of the machine in each run; and
+the same in core-seconds, which strangers change little: what the engine alone needs of what everything needed is the share that
+can be had where all share the cores, and of what the engine's host needed the share where the engine has its cores to itself.
 """
 
 import gzip
@@ -12,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +26,8 @@ import tempfile
 
 MODEL, DIMENSIONS, SAMPLE = "minilm", 384, 25
 SHORTEST, LONGEST = 40, 400
+STRANGERS_MOST = 10
+ENGINE, HELD = "host-c", 64  # the program that runs the engine, and the requests that it holds
 DEPS = pathlib.Path(os.environ.get("HEADRACE_DEPS", pathlib.Path(__file__).resolve().parents[1] / ".headrace/deps"))
 
 CLIENT = """
@@ -111,6 +120,47 @@ def one_round(stack, bench, folder, lines):
     return told
 
 
+def alone(options, bench, stack, folder, lines):
+    """The engine by itself on these requests: lines/s, core-µs a line, tokens a line, and strangers' part of the CPU."""
+    program = pathlib.Path(options.binary).parent / "encoder_bench"
+    if not program.exists():
+        sys.exit(f"bench/embed: {program} is not there: build encoder_bench")
+    path = folder / "requests.jsonl"
+    path.write_text("".join(json.dumps({"model": MODEL, "input": line}) + "\n" for line in lines), encoding="utf-8")
+    meter = bench.Meter(stack)
+    done = subprocess.run([program, DEPS / "models/all-MiniLM-L6-v2"], capture_output=True, text=True,
+                          input=f"jobs {HELD} {min(64, os.cpu_count())} f32 {path}\n")
+    used, machine = meter.read()
+    if done.returncode != 0:
+        sys.exit(f"bench/embed: encoder_bench: {done.stderr}")
+    count, wall, cpu, tokens = map(float, done.stdout.split())
+    if count != len(lines):
+        sys.exit(f"bench/embed: encoder_bench answered {count:.0f} of {len(lines)} lines")
+    strangers = 100 * max(0, machine - sum(used.values()) - 1e6 * cpu) / max(1, machine)
+    return {"rate": count / wall, "cpu_us": 1e6 * cpu / count, "tokens": tokens / count, "strangers_percent": strangers}
+
+
+def compare(told, before, after, count):
+    """The platform's rate beside the engine's, which is the mean of both runs around it."""
+    told["alone"] = [before, after]
+    own_us = (before["cpu_us"] + after["cpu_us"]) / 2
+    told["rate"] = count / (told["seconds"] - told["uploaded"])
+    told["share"] = told["rate"] / statistics.mean((before["rate"], after["rate"]))
+    told["share_of_cores"] = own_us / sum(told["cpu_us"].values())
+    told["share_of_host"] = own_us / told["cpu_us"][ENGINE]
+
+
+def print_share(told):
+    print(f"\n| lines of {told['alone'][0]['tokens']:.0f} tokens | lines/s | core-µs a line | CPU used by strangers, % |\n| --- | ---: | ---: | ---: |")
+    for name, own in zip(("before", "after"), told["alone"]):
+        print(f"| the engine alone, {name} | {own['rate']:.0f} | {own['cpu_us']:.0f} | {own['strangers_percent']:.0f} |")
+    print(f"| through the platform, from the upload's end | {told['rate']:.0f} | {sum(told['cpu_us'].values()):.0f} | {told['strangers_percent']:.0f} |")
+    print(f"\n**The platform's share of the engine's own rate: {100 * told['share']:.0f} %** by the clock; in core-seconds {100 * told['share_of_cores']:.0f} % with "
+          f"broker and stores on the same cores, {100 * told['share_of_host']:.0f} % of the engine's host alone")
+    if max(told["strangers_percent"], *(own["strangers_percent"] for own in told["alone"])) > STRANGERS_MOST:
+        print(f"Strangers used more than {STRANGERS_MOST} % of the CPU in one of the runs: the share by the clock is no figure")
+
+
 def run(options, bench):
     from stack import Stack
 
@@ -119,7 +169,9 @@ def run(options, bench):
         folder = pathlib.Path(name)
         stack.push(DEPS / "models/all-MiniLM-L6-v2", MODEL)
         one_round(stack, bench, folder, lines[:200])  # kernels are compiled
+        before = alone(options, bench, stack, folder, lines)
         told = one_round(stack, bench, folder, lines)
+        compare(told, before, alone(options, bench, stack, folder, lines), len(lines))
     if options.json:
         print(json.dumps(told))
         return
@@ -131,3 +183,4 @@ def run(options, bench):
           "the text gets by itself\n\n| program | core-µs a line |\n| --- | ---: |")
     for program, value in sorted(told["cpu_us"].items(), key=lambda item: -item[1]):
         print(f"| {program} | {value:.0f} |")
+    print_share(told)

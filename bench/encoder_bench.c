@@ -7,8 +7,11 @@
  *     in   TEXTS TOKENS THREADS DTYPE MILLISECONDS     e.g. "8 128 1 f32 500"
  *     in   mixed TEXTS TOKENS THREADS DTYPE MS         texts of 8 to TOKENS tokens instead
  *     out  RUNS WALL_SECONDS CPU_SECONDS V0 V1 …       of one batch again and again; V are the
- * first text's vector, to be compared in   engine TEXTS TOKENS THREADS DTYPE MS        the same
- * through JSON, tokenizer and queue, out  RUNS WALL_SECONDS CPU_SECONDS               as a job goes
+ *                                                      first text's vector, to be compared
+ *     in   engine TEXTS TOKENS THREADS DTYPE MS        the same through JSON, tokenizer and queue,
+ *     out  RUNS WALL_SECONDS CPU_SECONDS               as a job goes
+ *     in   jobs HELD THREADS DTYPE PATH                each line of a file is a request;
+ *     out  REQUESTS WALL_SECONDS CPU_SECONDS TOKENS    the engine holds HELD at a time
  *
  * Ids are those that encoder_ort.py makes: 101, then (1000 + 7 * i + text) % 20000 + 1000, 102.
  * A model is loaded anew when threads or dtype change.
@@ -27,6 +30,7 @@
 
 #define BATCH_TOKEN_MAX 16384u
 #define TEXT_COUNT_MAX 256u
+#define LINE_SIZE_MAX 65536u
 
 struct bench {
     const char *dir;
@@ -133,11 +137,27 @@ static int run_forward(struct bench *bench, struct spent *spent, struct err *err
     return 0;
 }
 
+struct answers {
+    uint64_t count, token_count;
+};
+
 static void count_output(void *opaque, const struct engine_event *event)
 {
-    uint64_t *count = opaque;
+    struct answers *answers = opaque;
 
-    *count += event->type == ENGINE_EVENT_OUTPUT;
+    if (event->type != ENGINE_EVENT_OUTPUT)
+        return;
+    answers->count++;
+    answers->token_count += event->token_count;
+}
+
+static int check_count(const struct answers *answers, uint64_t request_count, int r,
+                       struct err *err)
+{
+    if (r == 0 && answers->count != request_count)
+        return err_set(err, ERR_INTERNAL, "%" PRIu64 " answers to %" PRIu64 " requests",
+                       answers->count, request_count);
+    return r;
 }
 
 /* One request a text, as jobs come; words of one piece each. */
@@ -145,7 +165,8 @@ static int run_engine(struct bench *bench, struct spent *spent, struct err *err)
 {
     OWNED(mem_free) char *settings = xasprintf("{\"dtype\":\"%s\"}", bench->dtype);
     OWNED(buf_done) struct buf input = BUF_WITH_LIMIT(1u << 20);
-    uint64_t output_count = 0, start_us, now_us, wake_us, id = 0;
+    struct answers answers = {0};
+    uint64_t start_us, now_us, wake_us, id = 0;
     const struct engine_load load = {
         .dir = bench->dir,
         .model = "bench",
@@ -156,7 +177,7 @@ static int run_engine(struct bench *bench, struct spent *spent, struct err *err)
                                ? 512
                                : bench->text_count * bench->token_count,
         .settings_json = settings,
-        .sink = {count_output, NULL, &output_count},
+        .sink = {count_output, NULL, &answers},
     };
     struct engine *engine = NULL;
     struct engine_info info;
@@ -187,11 +208,87 @@ static int run_engine(struct bench *bench, struct spent *spent, struct err *err)
     spent->wall_s = (double)(now_us - start_us) * 1e-6;
     spent->cpu_s = cpu_now_s() - start_cpu_s;
     encoder_api.unload(&engine);
-    if (r == 0 && output_count != id)
-        r = err_set(err, ERR_INTERNAL, "%" PRIu64 " answers to %" PRIu64 " requests", output_count,
-                    id);
+    r = check_count(&answers, id, r, err);
     if (r == 0)
         (void)printf("%" PRIu64 " %.6f %.6f\n", spent->run_count, spent->wall_s, spent->cpu_s);
+    return r;
+}
+
+/* Hands the engine up to `held` lines, as a host holds requests; *id counts them. */
+static int submit_lines(struct engine *engine, FILE *file, uint32_t held, uint64_t *id,
+                        struct err *err)
+{
+    char line[LINE_SIZE_MAX];
+
+    for (uint32_t i = 0; i < held && fgets(line, sizeof(line), file) != NULL; i++) {
+        const struct engine_req req = {.id = ++*id, .input = line, .input_size = strlen(line)};
+        int r = encoder_api.submit(engine, &req, 0, err);
+
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* A file of requests, once, in batches as the engine cuts them by itself. */
+static int run_jobs(struct bench *bench, uint32_t held, FILE *file, struct spent *spent,
+                    struct err *err)
+{
+    OWNED(mem_free) char *settings = xasprintf("{\"dtype\":\"%s\"}", bench->dtype);
+    struct answers answers = {0};
+    const struct engine_load load = {
+        .dir = bench->dir,
+        .model = "bench",
+        .device = "cpu",
+        .thread_count = bench->thread_count,
+        .req_count_max = held,
+        .settings_json = settings,
+        .sink = {count_output, NULL, &answers},
+    };
+    struct engine *engine = NULL;
+    struct engine_info info;
+    uint64_t id = 0, before, wake_us;
+    double start_cpu_s, start_s;
+    int r;
+
+    r = encoder_api.load(&load, &engine, &info, err);
+    if (r < 0)
+        return r;
+    (void)fprintf(stderr, "%s\n", info.detail);
+    start_cpu_s = cpu_now_s();
+    start_s = (double)clock_mono_us() * 1e-6;
+    do {
+        before = id;
+        r = submit_lines(engine, file, held, &id, err);
+        for (wake_us = 0; r == 0 && wake_us == 0;)
+            r = encoder_api.step(engine, 0, &wake_us, err);
+    } while (r == 0 && id > before);
+    spent->wall_s = (double)clock_mono_us() * 1e-6 - start_s;
+    spent->cpu_s = cpu_now_s() - start_cpu_s;
+    encoder_api.unload(&engine);
+    r = check_count(&answers, id, r, err);
+    if (r == 0)
+        (void)printf("%" PRIu64 " %.6f %.6f %" PRIu64 "\n", id, spent->wall_s, spent->cpu_s,
+                     answers.token_count);
+    return r;
+}
+
+static int run_file(struct bench *bench, const char *line, struct err *err)
+{
+    struct spent spent = {0};
+    char path[256];
+    uint32_t held;
+    FILE *file;
+    int r;
+
+    if (sscanf(line, "%u %u %7s %255s", &held, &bench->thread_count, bench->dtype, path) != 4 ||
+        held < 1 || held > ENCODER_REQ_COUNT_MAX || bench->thread_count < 1)
+        return err_set(err, ERR_USAGE, "cannot run 'jobs %s'", line);
+    file = fopen(path, "re");
+    if (file == NULL)
+        return err_set_errno(err, ERR_IO, "read '%s'", path);
+    r = run_jobs(bench, held, file, &spent, err);
+    (void)fclose(file);
     return r;
 }
 
@@ -201,6 +298,8 @@ static int run_line(struct bench *bench, const char *line, struct err *err)
     struct spent spent = {0};
     unsigned milliseconds;
 
+    if (strncmp(line, "jobs ", 5) == 0)
+        return run_file(bench, line + 5, err);
     bench->mixed = strncmp(line, "mixed ", 6) == 0;
     if (sscanf(line + (whole          ? 7
                        : bench->mixed ? 6
@@ -219,7 +318,7 @@ int main(int argc, char **argv)
 {
     struct bench bench = {.dir = argc == 2 ? argv[1] : NULL};
     struct err err;
-    char line[128];
+    char line[512];
     int r = 0;
 
     if (bench.dir == NULL) {
