@@ -2,6 +2,8 @@
 
 #include "workers/worker_ahead.h"
 
+#define PATIENCE 20 /* times ahead_us */
+
 uint32_t worker_ahead_count(uint32_t slot_count, uint64_t ahead_us, uint64_t service_us)
 {
     if (service_us == 0 || ahead_us == 0)
@@ -19,4 +21,9 @@ bool worker_ahead_takes(uint32_t busy, uint32_t cost, uint32_t slot_count, bool 
     uint32_t room = cost == 1 && granted ? 2 * slot_count : slot_count;
 
     return busy == 0 || busy + cost <= room;
+}
+
+uint64_t worker_ahead_until_us(uint64_t since_us, uint64_t ahead_us)
+{
+    return ahead_us == 0 ? UINT64_MAX : since_us + PATIENCE * ahead_us;
 }

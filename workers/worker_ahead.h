@@ -22,3 +22,7 @@ uint64_t worker_ahead_mean(uint64_t mean_us, uint64_t service_us);
  * worker runs when it is empty, as its owner decided. One that takes one slot may wait for it if it
  * was granted, even if fewer would be now. */
 bool worker_ahead_takes(uint32_t busy, uint32_t cost, uint32_t slot_count, bool granted);
+
+/* Until when one that came ahead waits, where it has had to since then; UINT64_MAX: none does. What
+ * runs takes longer than the mean has said, and another worker could begin it. */
+uint64_t worker_ahead_until_us(uint64_t since_us, uint64_t ahead_us);

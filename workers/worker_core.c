@@ -140,9 +140,8 @@ static uint32_t slots_free(const struct worker_core *core)
     if (core->wide_count == 0 && core->options.hold_us == 0)
         room += worker_ahead_count(room, core->options.ahead_us, core->service_us);
     room = busy >= room ? 0 : room - busy;
-    if (held >= WORKER_HELD_MAX)
-        return 0;
-    return room < WORKER_HELD_MAX - held ? room : WORKER_HELD_MAX - held;
+    held = held < WORKER_HELD_MAX ? WORKER_HELD_MAX - held : 0;
+    return room < held ? room : held;
 }
 
 /* News of credit go out soon when the owner is short of it, lazily when it has half of it left, or
@@ -377,6 +376,7 @@ void worker_core_on_attempt(struct worker_core *core, const struct message_attem
     core->stats.slots_busy += held->slot_count;
     core->wide_count += held->slot_count > 1;
     due_at(&core->scan_due_us, held->deadline_us);
+    due_at(&core->scan_due_us, worker_ahead_until_us(core->now_us, core->options.ahead_us));
     if (core->host != HOST_READY || held->alone || core->alone_count > 0)
         due_at(&core->scan_due_us, core->now_us + core->options.host_wait_us);
     if (held->blob.size == 0) {
@@ -810,19 +810,23 @@ static void scan_host_one(struct worker_core *core, struct held *held)
 
 static void scan_waiting_one(struct worker_core *core, struct held *held)
 {
-    uint64_t patience_us = held->arrived_us + core->options.host_wait_us;
+    bool ready = core->host == HOST_READY && (core->alone_count == 0 || held->alone);
+    uint64_t patience_us = ready ? worker_ahead_until_us(held->arrived_us, core->options.ahead_us)
+                                 : held->arrived_us + core->options.host_wait_us;
 
     if (held->deadline_us <= core->now_us) {
         held_end(core, held, ERROR_CLASS_EXPIRED, "the total deadline has passed");
         return;
     }
     due_at(&core->scan_due_us, held->deadline_us);
-    if (core->host == HOST_READY && (core->alone_count == 0 || held->alone))
+    if (ready && core->stats.in_host < core->options.slot_count)
         return;
-    if (patience_us <= core->now_us)
-        held_end(core, held, ERROR_CLASS_HANDED_BACK, "the engine is not ready for it");
-    else
-        due_at(&core->scan_due_us, patience_us);
+    due_at(&core->scan_due_us, patience_us);
+    if (patience_us > core->now_us)
+        return;
+    core->service_us = ready ? 0 : core->service_us; /* none comes ahead until one has ended */
+    held_end(core, held, ERROR_CLASS_HANDED_BACK,
+             ready ? "what runs takes long" : "the engine is not ready for it");
 }
 
 static void scan_loading(struct worker_core *core)

@@ -17,6 +17,7 @@
  *   Finished carries it, so that a slot is not empty for a heartbeat longer.
  * - More is granted than there are slots where jobs are short: so much as the slots get done in
  *   5 ms, and no more than again the slots. It waits here, so that none of them is empty meanwhile.
+ *   What has waited 100 ms for a slot is handed back: what runs takes longer than was thought.
  * - Of an engine that batches no more slots are free than it gets done in hold_us (worker_pace.h),
  * and none come ahead.
  * - Nothing starts before all that was fetched is read, because a Revoke may stand behind.

@@ -296,6 +296,30 @@ static void test_long_jobs_do_not_come_ahead(void **state)
     worker_core_free(&world.core);
 }
 
+/* The mean has said nothing of a job that takes long: what waits behind it goes back, and no more
+ * comes ahead until one has ended. */
+static void test_what_came_ahead_does_not_wait_long(void **state)
+{
+    struct world world;
+
+    (void)state;
+    world_open_ahead(&world, 1000);
+    for (uint64_t n = 2; n <= 4; n++)
+        give(&world, n);
+    worker_core_on_read(world.core, 14);
+    world_tick(&world, 99000);
+    SAYS(&world, "run1 success1(5) run2 run3 started2 started3 beat:5/4");
+    world_tick(&world, 2000);
+    SAYS(&world, "HANDED_BACK4(5)");
+    give(&world, 5);
+    worker_core_on_read(world.core, 15);
+    world_tick(&world, 101000);
+    SAYS(&world, "HANDED_BACK5(5)");
+    end(&world, 2, ERROR_CLASS_NONE);
+    SAYS(&world, "success2(6)"); /* of its slot, and none ahead */
+    worker_core_free(&world.core);
+}
+
 /* What was granted counts, though jobs have become long since. One that takes two slots has no
  * other beside it that waits. */
 static void test_what_was_granted_ahead_is_taken(void **state)
@@ -928,6 +952,7 @@ int main(void)
         cmocka_unit_test(test_credit_is_cumulative),
         cmocka_unit_test(test_short_jobs_come_ahead),
         cmocka_unit_test(test_long_jobs_do_not_come_ahead),
+        cmocka_unit_test(test_what_came_ahead_does_not_wait_long),
         cmocka_unit_test(test_what_was_granted_ahead_is_taken),
         cmocka_unit_test(test_above_its_credit),
         cmocka_unit_test(test_what_is_skipped),
