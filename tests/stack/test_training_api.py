@@ -98,6 +98,7 @@ def test_a_job_waits_says_why_and_stops(stack):
     low, high = create(stack, "waits", priority=-1), create(stack, "waits", priority=5)
     assert low["current_status"] == "TRAINING_JOB_PENDING" and low["instance_type"]["gpu_count"] == 8
     assert "8 B300" in low["outlook"] and "waits" in low["outlook"]
+    assert low["outlook"].startswith("1 trainer with ") and " is needed and 0 are there" in low["outlook"], low["outlook"]
     queue = stack.http("GET", f"/v1/training/jobs/{low['id']}/queue_context").json
     assert [one["training_job_id"] for one in queue["pending_ahead_at_submit"]].count(high["id"]) == 1
     assert [event["status"] for event in queue["events"]] == ["TRAINING_JOB_PENDING"]
