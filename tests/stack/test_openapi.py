@@ -34,7 +34,7 @@ def test_document_and_gateway_agree(stack):
          "--generation-database", "none", "--request-timeout", "20", "--exclude-operation-id-regex",
          "^(push|bindTopic|createBatch|websocket|sendTrainingArchive|createTrainingJob|postTraining(Logs|Metrics)|(predict|wake)(Development|Environment|Deployment)|passthrough(Head|Put|Patch|Delete)|"
          "(getResult|follow|cancel)OfChain|queueOfChain(Development|Environment|Deployment)|deactivateChainDeployment)$"],
-        cwd=stack.data_dir, capture_output=True, text=True, timeout=280)
+        cwd=stack.data_dir, capture_output=True, text=True, timeout=540)
     failures = done.stdout.partition("= FAILURES =")[2].partition("= WARNINGS =")[0] or done.stdout[-8000:]
     assert done.returncode == 0, failures[-20000:] + done.stderr[-2000:]
     assert stack.services()["gateway"]["pid"] == pid  # none of it took the gateway down
