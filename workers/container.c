@@ -138,6 +138,20 @@ static void add_keeper(struct container_words *to, const struct container_tool *
     add(to, xstrdup(tool->program));
 }
 
+size_t container_ids(char *text, const char **to, size_t most)
+{
+    size_t count = 0;
+    char *rest = NULL;
+
+    for (char *line = strtok_r(text, "\r\n", &rest); line != NULL && count < most;
+         line = strtok_r(NULL, "\r\n", &rest)) {
+        if (strlen(line) == CONTAINER_ID_SIZE &&
+            strspn(line, "0123456789abcdef") == CONTAINER_ID_SIZE)
+            to[count++] = line;
+    }
+    return count;
+}
+
 void container_call_words(const struct container_tool *tool, const char *const *words,
                           struct container_words *ret_words)
 {

@@ -71,6 +71,13 @@ struct container_words {
 int container_run_words(const struct container_run *run, struct container_words *ret_words,
                         struct err *err) MUST_CHECK;
 
+#define CONTAINER_ID_SIZE 64 /* hex digits, as with --no-trunc */
+
+/* The ids that stand in lines of their own in what the tool has printed, at most `most` of them;
+ * other lines, warnings and an id of which a part is missing, are passed over. They point into
+ * `text`, which is cut up. Returns how many. */
+size_t container_ids(char *text, const char **to, size_t most);
+
 /* For our own binary: any other command of the tool, `words` ending in NULL. */
 void container_call_words(const struct container_tool *tool, const char *const *words,
                           struct container_words *ret_words);

@@ -25,7 +25,7 @@
 #define FETCH_MS (30ull * 60 * 1000)
 #define SIZE_TURNS 10 /* seconds between two looks at what it has written into itself */
 #define MOUNTS_MAX 48
-#define SWEEP_MAX 256
+#define SWEEP_MAX 64 /* more than a call tells of at a time */
 
 const struct node_place node_places[NODE_PLACE_COUNT] = {
     [NODE_WORKSPACE] = {"workspace", "/b10/workspace"},
@@ -273,9 +273,12 @@ static void on_swept(void *opaque, int exit_code, const char *text)
 {
     struct trainer *trainer = opaque;
 
-    if (exit_code != 0)
+    if (exit_code != 0) {
         log_warn("containers_stay", LOG_STR("text", text));
-    trainer_look_soon(trainer);
+        trainer_look_soon(trainer);
+        return;
+    }
+    trainer_containers_sweep(trainer); /* there may be more than one list has room for */
 }
 
 static void on_left_over(void *opaque, int exit_code, const char *text)
@@ -283,17 +286,15 @@ static void on_left_over(void *opaque, int exit_code, const char *text)
     struct trainer *trainer = opaque;
     OWNED(mem_free) char *ids = xstrdup(text);
     const char *words[SWEEP_MAX + 3] = {"rm", "--force"};
-    size_t count = 2;
-    char *rest = NULL;
+    size_t count = container_ids(ids, words + 2, SWEEP_MAX);
 
-    for (char *id = strtok_r(ids, "\n", &rest); id != NULL && count < SWEEP_MAX + 2;
-         id = strtok_r(NULL, "\n", &rest))
-        words[count++] = id;
-    if (exit_code != 0 || count == 2) {
-        on_swept(trainer, exit_code, text);
+    if (exit_code != 0)
+        log_warn("containers_stay", LOG_STR("text", text));
+    if (exit_code != 0 || count == 0) {
+        trainer_look_soon(trainer);
         return;
     }
-    log_info("containers_swept", LOG_U64("count", count - 2));
+    log_info("containers_swept", LOG_U64("count", count));
     container_call(trainer->loop, &trainer->tool, words, CALL_MS, on_swept, trainer,
                    &trainer->call);
 }
@@ -301,7 +302,7 @@ static void on_left_over(void *opaque, int exit_code, const char *text)
 void trainer_containers_sweep(struct trainer *trainer)
 {
     OWNED(mem_free) char *label = xasprintf("label=" CONTAINER_LABEL "=%s", trainer->jobs_dir);
-    const char *const words[] = {"ps", "--all", "--quiet", "--filter", label, NULL};
+    const char *const words[] = {"ps", "--all", "--quiet", "--no-trunc", "--filter", label, NULL};
 
     if (strcmp(trainer->settings->container, "never") != 0)
         container_find(&trainer->tool);

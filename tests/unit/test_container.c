@@ -184,6 +184,23 @@ static void test_folders_that_cannot_be_named(void **state)
     assert_string_equal(err.text, "'/a:b' has a colon, and a container cannot have it");
 }
 
+/* What is left over is removed by force, so only what is an id, whole, is taken for one. */
+static void test_ids(void **state)
+{
+#define ID_A "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+#define ID_B "ffff456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    char text[] = "6789abcdef\nWARN[0000] \"/\" is not a shared mount\n" ID_A "\r\n\n" ID_B
+                  "\n0123456789AB\n" ID_A "0\n";
+    const char *ids[4] = {NULL};
+
+    (void)state;
+    assert_int_equal(container_ids(text, ids, COUNT_OF(ids)), 2);
+    assert_string_equal(ids[0], ID_A);
+    assert_string_equal(ids[1], ID_B);
+    assert_int_equal(container_ids((char[]){""}, ids, COUNT_OF(ids)), 0);
+    assert_int_equal(container_ids((char[]){ID_A "\n" ID_B}, ids, 1), 1);
+}
+
 static void tool_put(const char *folder, const char *name)
 {
     OWNED(mem_free) char *path = xasprintf("%s/%s", folder, name);
@@ -236,6 +253,7 @@ int main(void)
         cmocka_unit_test(test_names_of_images),
         cmocka_unit_test(test_the_name_of_a_server),
         cmocka_unit_test(test_folders_that_cannot_be_named),
+        cmocka_unit_test(test_ids),
         cmocka_unit_test(test_which_is_here),
     };
 
