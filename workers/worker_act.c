@@ -225,11 +225,15 @@ static void host_on_piece(void *opaque, uint64_t token, struct wire_bytes bytes,
     worker_stream_add(opaque, token, bytes, type);
 }
 
-/* For who started us, which counts the faults of a device. */
+/* For who started us, which counts the faults of a device: also one whose text is no UTF-8. */
 static void say_fault(struct worker *worker, const char *kind, const char *why, size_t why_size)
 {
-    worker_say(worker, json_pack("{s:s, s:s, s:s%}", "event", "fault", "kind", kind, "reason", why,
-                                 why_size));
+    json_t *reason = json_stringn(why, why_size);
+
+    if (reason == NULL)
+        reason = json_string("it said why in no UTF-8");
+    worker_say(worker,
+               json_pack("{s:s, s:s, s:o}", "event", "fault", "kind", kind, "reason", reason));
 }
 
 static void host_on_final(void *opaque, uint64_t token, uint64_t granted,
