@@ -13,8 +13,7 @@
  * Exit codes: 0 all were applied (or a dry run), 1 wrong use, or nobody said yes, 2 the platform
  * refused, 3 some jobs were refused, 4 nothing matches.
  *
- * Thread: the only one of a command.   Tests: tests/unit/test_cli_bulk.c,
- * tests/stack/test_commands.py
+ * Thread: the only one of a command.   Tests: tests/stack/test_commands.py
  */
 
 #include "cli/verb.h"

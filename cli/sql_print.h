@@ -5,7 +5,7 @@
  * Rows of SQL for people (a table that fits the terminal), for programs (JSON) and for
  * spreadsheets (CSV, RFC 4180).
  *
- * Thread: the only one of a command.   Tests: tests/stack/test_sql.c
+ * Thread: the only one of a command.   Tests: tests/stack/test_sql.py
  */
 
 #include <stdio.h>

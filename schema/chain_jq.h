@@ -17,7 +17,7 @@
  *     request  {"n": part, "input": …, "steps": {…}, "run": {"id": …}, "items": […], "first": 0}
  *     answer   for each item a list with a list for each expression: what that came to
  *
- * Pure, but for memory. Thread: any.   Tests: tests/unit/test_chain_jq.c, tests/fuzz/fuzz_chain.c
+ * Pure, but for memory. Thread: any.   Tests: tests/unit/test_chain.c, tests/fuzz/fuzz_chain.c
  */
 
 #include <stdbool.h>

@@ -8,7 +8,7 @@
  *     r = message_encode(MESSAGE_SUBMIT, &submit, &buf, &err);
  *
  * Texts and bytes of a decoded message are borrowed (base/wire.h says from whom).
- * Thread: any; a decoder belongs to one thread.   Tests: tests/unit/test_message.c
+ * Thread: any; a decoder belongs to one thread.   Tests: tests/unit/test_wire.c
  */
 
 #include "base/wire.h"

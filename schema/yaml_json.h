@@ -10,7 +10,7 @@
  * outside of the core schema, and what passes a limit below.
  *
  * Pure, but for memory. Source: yaml.org/spec/1.1, pyyaml's resolver.py. Thread: any.
- * Tests: tests/unit/test_yaml_json.c, tests/fuzz/fuzz_truss_config.c
+ * Tests: tests/unit/test_truss_config.c, tests/fuzz/fuzz_truss_config.c
  */
 
 #include <jansson.h>

@@ -104,6 +104,12 @@ class Gates(unittest.TestCase):
         self.expect("headers", 0, ("brokers/a.h", "#pragma once\n"), ("brokers/a_kafka.c", ""))
         self.expect("headers", 0, ("base/a_int.h", "#pragma once\n"))
 
+    def test_tests(self):
+        head = HEAD + "/*\n * Tests: tests/unit/test_a.c,\n * tests/stack/test_b.py\n */\n"
+        self.expect("tests", 2, ("base/a.h", head))
+        self.expect("tests", 0, ("base/a.h", head), ("tests/unit/test_a.c", ""), ("tests/stack/test_b.py", ""))
+        self.expect("tests", 0, ("base/a.h", "/* tests/unit/ and tests/stack */"), ("a.md", "tests/unit/test_a.c"))
+
     def test_paths(self):
         for text in ('cd /root/x', "/home/ann/x", "'/Users/ann/x'", "/mnt/disk/x"):
             self.expect("paths", 1, ("a.md", text))

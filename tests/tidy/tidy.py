@@ -308,6 +308,19 @@ def gate_headers(tree):
             yield f, 1, "header has no source of its name"
 
 
+@gate
+def gate_tests(tree):
+    """A test that a file's head names is there."""
+    there = {f.path for f in tree}
+    for f in tree:
+        if f.suffix not in (".h", ".c", ".cu", ".cuh", ".def"):
+            continue
+        for number, line in enumerate(f.lines, 1):
+            for path in re.findall(r"\btests/(?:\w+/)+\w+\.(?:cc?|py)\b", line):
+                if path not in there:
+                    yield f, number, f"there is no {path}"
+
+
 # Headers that only say what others do.
 CONTRACTS = {
     "brokers/owner_guard.h": "a list of bits and its enum, nothing to carry out",

@@ -8,7 +8,7 @@
  * compiler's portable vectors; bert_kernels_at(0) is the best that this CPU runs. All variants
  * compute the same sums in another order.
  *
- * Thread: any; scratch belongs to the caller's.   Tests: tests/unit/test_encoder_kernels.c
+ * Thread: any; scratch belongs to the caller's.   Tests: tests/unit/test_encoder_math.c
  */
 
 #include <stddef.h>

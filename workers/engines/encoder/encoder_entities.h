@@ -12,7 +12,7 @@
  * "B-PER" and "I-PER" are of the kind PER; a label without either is one that goes on. An entity's
  * score is the average of its parts', and those of the kind "O" are left out.
  *
- * Pure. Thread: any.   Tests: tests/unit/test_encoder_scores.c
+ * Pure. Thread: any.   Tests: tests/unit/test_encoder_kinds.c
  */
 
 #include "workers/engines/encoder/encoder_config.h"

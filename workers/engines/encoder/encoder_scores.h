@@ -17,7 +17,7 @@
  * With an aggregation tokens become entities, as the reference's pipeline makes them
  * (encoder_entities.h): "token" is then their part of the input, and token_id 0.
  *
- * Thread: any.   Tests: tests/unit/test_encoder_scores.c
+ * Thread: any.   Tests: tests/unit/test_encoder_kinds.c
  */
 
 #include "base/buf.h"

@@ -8,7 +8,7 @@
  * A forward pass is some twenty such loops of a few hundred microseconds, so members wait for the
  * next one by watching a counter, and sleep on it only after a while without work.
  *
- * Thread: one caller at a time.   Tests: tests/unit/test_encoder_team.c
+ * Thread: one caller at a time.   Tests: tests/unit/test_encoder_math.c
  */
 
 #include <stdint.h>

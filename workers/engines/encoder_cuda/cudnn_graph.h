@@ -17,7 +17,7 @@
  * ERR_UNSUPPORTED (a graph that it does not compute, or calls wrong), ERR_MEMORY, ERR_DEVICE
  * (lost), ERR_DEPENDENCY (the library itself: parts missing, another version).
  *
- * Thread: one.   Tests: tests/cuda/test_cudnn_graph.c, tests/cuda/test_attention_plans.c
+ * Thread: one.   Tests: tests/cuda/test_attention_plans.c
  * Source: cudnn_graph.h of cuDNN 9.15 or later; https://docs.nvidia.com/deeplearning/cudnn
  */
 
