@@ -389,6 +389,8 @@ void chain_begin(struct call *call);
 void chain_run_begin(struct call *call);
 void chain_forget_begin(struct call *call);
 void chain_decide_begin(struct call *call); /* approve, reject */
+/* The run and the step that the path names; false: it names none, and the call is answered. */
+bool chain_step_in_path(struct call *call, struct wire_id *ret_run) MUST_CHECK;
 #define CHAIN_DECISION_SIZE_MAX (64u << 10)
 /* The body of a decision: the step's output, or of a no {"reason": …}; nothing is null. */
 int chain_decision_read(struct call *call, bool yes, struct json_t **ret_json,

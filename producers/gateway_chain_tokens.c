@@ -92,17 +92,9 @@ void chain_token_begin(struct call *call)
     struct api_key *token;
     struct pg_batch *batch;
     struct wire_id id;
-    struct err err;
 
-    if (job_id_parse(call->match.model, &id, &err) < 0) {
-        call_fail_as(&call, 400, "client_error", "the run's id must be a UUID");
+    if (!chain_step_in_path(call, &id))
         return;
-    }
-    if (name_check("step", call->match.param, &err) < 0) {
-        call_fail_as(&call, 404, "client_error", "there is no step of such a name");
-        return;
-    }
-    job_id_format(&id, call->job);
     rng_secret_bytes(random, sizeof(random));
     call->state = token = xcalloc(1, sizeof(*token));
     call->on_freed = token_free;

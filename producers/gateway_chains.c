@@ -536,6 +536,22 @@ int chain_decision_read(struct call *call, bool yes, json_t **ret_json, struct e
     return err_set(err, ERR_MALFORMED, "the body must be {\"reason\": a text}, or nothing");
 }
 
+bool chain_step_in_path(struct call *call, struct wire_id *ret_run)
+{
+    struct err err;
+
+    if (job_id_parse(call->match.model, ret_run, &err) < 0) {
+        call_fail_as(&call, 400, "client_error", "the run's id must be a UUID");
+        return false;
+    }
+    if (name_check("step", call->match.param, &err) < 0) {
+        call_fail_as(&call, 404, "client_error", "there is no step of such a name");
+        return false;
+    }
+    job_id_format(ret_run, call->job);
+    return true;
+}
+
 static void on_decision_body(struct call *call)
 {
     struct pg_batch *batch;
@@ -544,15 +560,8 @@ static void on_decision_body(struct call *call)
     struct err err;
     char *text;
 
-    if (job_id_parse(call->match.model, &id, &err) < 0) {
-        call_fail_as(&call, 400, "client_error", "the run's id must be a UUID");
+    if (!chain_step_in_path(call, &id))
         return;
-    }
-    if (name_check("step", call->match.param, &err) < 0) {
-        call_fail_as(&call, 404, "client_error", "there is no step of such a name");
-        return;
-    }
-    job_id_format(&id, call->job);
     if (chain_decision_read(call, decides_yes(call), &payload, &err) < 0) {
         call_fail(&call, &err);
         return;
