@@ -91,7 +91,6 @@ def test_what_it_is_given(stack, image):
     """Its image's files, its own folders and variables, its limits; and its end is told apart as without one."""
     told = push(stack, "cat /note; id -u; pwd; ls /", "env", "touch made; ls; touch /root/.cache/kept", base_image=image,
                 environment_variables={"MINE": "it's"})
-    again = push(stack, "ls /root/.cache", base_image=image)
     failed = push(stack, "echo almost; exit 3", "echo never", base_image=image)
     crashed = push(stack, "sh -c 'kill -SEGV $$'", base_image=image)
     missing = push(stack, "no-such-command --now", base_image=image)
@@ -106,6 +105,7 @@ def test_what_it_is_given(stack, image):
         assert tuple(ended[k] for k in ("status", "cause", "exit_code", "signal")) == want, (want, ended)
     assert wait_end(stack, short)["cause"] == "out_of_memory"
     assert wait_end(stack, full)["cause"] == "disk_quota"
+    again = push(stack, "ls /root/.cache", base_image=image)  # behind the end of who left something there
     assert wait_end(stack, again)["status"] == "COMPLETED"
     said = lines(stack, told)
     assert said[:4] == [f"headrace: in a container of {image}, by podman", "of the image", str(os.geteuid()), "/b10/workspace"]
