@@ -13,7 +13,8 @@
 
 uint64_t clock_mono_ms(void); /* milliseconds on a clock that never jumps; for leases, timers */
 uint64_t clock_mono_us(void);
-uint64_t clock_wall_ms(void); /* milliseconds since 1970, UTC; for people and for ids */
+uint64_t clock_thread_us(void); /* CPU that this thread has used */
+uint64_t clock_wall_ms(void);   /* milliseconds since 1970, UTC; for people and for ids */
 uint64_t clock_wall_us(void);
 
 /* "2026-01-31T12:34:56.123456+00:00"; to must hold CLOCK_TEXT_SIZE bytes. */

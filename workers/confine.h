@@ -73,8 +73,12 @@ void confine_group_sweep(const char *prefix);
  * when the kernel killed a process of it for its memory limit. */
 bool confine_group_end(const char *name);
 
-/* Whether a cgroup can hold the memory of a confined program here. */
+/* Whether a cgroup can hold the memory of a confined program here. Makes one to see: not for each
+ * second. */
 bool confine_group_has_memory(void);
+
+/* The folder of the cgroup of that name; NULL: there is none. The caller frees. */
+char *confine_group_dir(const char *name);
 
 /* All processes below another one, in the order of their ids; the count in *ret_count. The caller
  * frees. */

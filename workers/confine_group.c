@@ -125,6 +125,18 @@ bool confine_group_has_memory(void)
     return (confine_group_can() & CONFINE_GROUP_MEMORY) != 0;
 }
 
+char *confine_group_dir(const char *name)
+{
+    for (size_t i = 0; i < COUNT_OF(trees); i++) {
+        OWNED(mem_free) char *group = xasprintf("%s/headrace/%s", trees[i].path, name);
+        OWNED(mem_free) char *procs = xasprintf("%s/cgroup.procs", group);
+
+        if (access(procs, R_OK) == 0)
+            return TAKE(group);
+    }
+    return NULL;
+}
+
 /* Kills what is in it; true when nothing is left. */
 static bool group_kill(const char *group)
 {

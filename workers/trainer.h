@@ -15,6 +15,7 @@
  *             trainer_container  docker and podman
  *             trainer_run    the process: its start, its limits, its end
  *             trainer_log    what it prints                   trainer_sync what it saves
+ *             trainer_metric what it uses                     trainer_disk what it fills
  *
  * All that is written about a node names its placement, and a row that has ended or is of another
  * one refuses it: a trainer that was away learns so that it was replaced, and ends what it still

@@ -93,8 +93,12 @@ void node_metric_sample(struct node *node)
 {
     struct trainer_metric metrics[SAMPLE_MAX];
     pid_t leader = node->container_pid > 0 ? node->container_pid : child_pid(node->child);
-    size_t count = trainer_metric_sample(&node->metric_state, "", leader, metrics,
-                                         COUNT_OF(metrics));
+    size_t count;
+
+    if (node->group_dir == NULL && node->image == NULL)
+        node->group_dir = confine_group_dir(node->group);
+    count = trainer_metric_sample(&node->metric_state, node->group_dir, leader, metrics,
+                                  COUNT_OF(metrics));
 
     for (size_t i = 0; i < count; i++) {
         if (strcmp(metrics[i].name, "memory_bytes") == 0)

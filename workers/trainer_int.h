@@ -20,6 +20,7 @@
 #include "workers/container_call.h"
 #include "workers/host_frames.h"
 #include "workers/trainer.h"
+#include "workers/trainer_disk.h"
 #include "workers/trainer_metric.h"
 
 #define TRAINER_SQL_MS 10000
@@ -89,6 +90,8 @@ struct node {
 
     struct child *child;
     char group[96];
+    char *group_dir;   /* its cgroup's; NULL: not seen yet, or it has none */
+    bool group_memory; /* which holds its memory */
     struct node_log *log;
     struct node_sync *sync;
     struct trainer_metric_state metric_state;
@@ -96,6 +99,7 @@ struct node {
     size_t figure_count;
     bool telling; /* figures are being written */
     struct loop_timer *watch_timer, *grace_timer, *limit_timer, *end_timer;
+    struct trainer_disk disk;
     uint64_t memory_used; /* as sampled last */
     bool measuring, told_term;
     char stop_cause[16]; /* why it is to end: of its row, or a limit; "": it is not */
@@ -261,5 +265,4 @@ void node_metric_add(struct node *node, const char *name, double value, int64_t 
 /* ---- trainer_sync.c ---- */
 int node_sync_open(struct node *node, struct err *err) MUST_CHECK;
 void node_sync_close(struct node *node);
-void node_sync_look(struct node *node);   /* as often as the settings say */
 void node_sync_finish(struct node *node); /* a last look; then node_saved() */

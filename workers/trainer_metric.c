@@ -52,45 +52,9 @@ static bool read_file(const char *path, char text[FILE_SIZE])
     return true;
 }
 
-/* The whole number behind a word of a text; UINT64_MAX: it is not there. */
-static uint64_t number_behind(const char *text, const char *word)
-{
-    const char *at = strstr(text, word);
-    uint64_t number = 0;
-
-    if (at == NULL)
-        return UINT64_MAX;
-    at += strlen(word);
-    at += strspn(at, " \t");
-    if (!isdigit((unsigned char)*at))
-        return UINT64_MAX;
-    for (; isdigit((unsigned char)*at); at++)
-        number = 10 * number + (uint64_t)(*at - '0');
-    return number;
-}
-
 struct usage {
     uint64_t cpu_us, memory_size;
 };
-
-static bool usage_of_group(const char *dir, struct usage *ret)
-{
-    char path[512], text[FILE_SIZE];
-    uint64_t cpu_us, memory_size;
-
-    (void)snprintf(path, sizeof(path), "%s/cpu.stat", dir);
-    if (!read_file(path, text))
-        return false;
-    cpu_us = number_behind(text, "usage_usec");
-    (void)snprintf(path, sizeof(path), "%s/memory.current", dir);
-    if (!read_file(path, text))
-        return false;
-    memory_size = number_behind(text, "");
-    if (cpu_us == UINT64_MAX || memory_size == UINT64_MAX)
-        return false;
-    *ret = (struct usage){cpu_us, memory_size};
-    return true;
-}
 
 struct process {
     int pid, parent;
@@ -146,36 +110,60 @@ static void usage_set(struct usage *ret, uint64_t ticks, uint64_t pages)
     ret->memory_size = pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }
 
-/* Adds the children of one thread. False: the kernel does not name them. */
-static bool children_add(const char *pid, const char *thread, int *pids, size_t *count)
+/* Adds the processes that a file names. False: there is no such file. */
+static bool pids_add(const char *path, int *pids, size_t *count)
 {
-    char path[600];
-    FILE *file;
-    int child;
+    FILE *file = fopen(path, "re");
+    int pid;
 
-    (void)snprintf(path, sizeof(path), "/proc/%s/task/%s/children", pid, thread);
-    file = fopen(path, "re");
     if (file == NULL)
         return false;
-    while (*count < PROCESSES_MAX && fscanf(file, "%d", &child) == 1) /* NOLINT */
-        pids[(*count)++] = child;
+    while (*count < PROCESSES_MAX && fscanf(file, "%d", &pid) == 1) /* NOLINT */
+        pids[(*count)++] = pid;
     (void)fclose(file);
     return true;
 }
 
+/* Of all that the cgroup names. False: it names none. */
+static bool usage_of_group(const char *dir, struct usage *ret)
+{
+    OWNED(mem_free) int *pids = xmalloc(PROCESSES_MAX * sizeof(*pids));
+    OWNED(mem_free) char *path = xasprintf("%s/cgroup.procs", dir);
+    uint64_t ticks = 0, pages = 0;
+    size_t count = 0;
+    bool found = false;
+
+    if (!pids_add(path, pids, &count))
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        struct process process;
+        char name[16];
+
+        (void)snprintf(name, sizeof(name), "%d", pids[i]);
+        if (!process_read(name, &process))
+            continue; /* gone meanwhile */
+        ticks += process.ticks;
+        pages += process.pages;
+        found = true;
+    }
+    usage_set(ret, ticks, pages);
+    return found;
+}
+
 static bool children_of(int pid, int *pids, size_t *count)
 {
-    char path[64], name[16];
+    char path[600];
     const struct dirent *entry;
     bool found = false;
     DIR *threads;
 
-    (void)snprintf(name, sizeof(name), "%d", pid);
     (void)snprintf(path, sizeof(path), "/proc/%d/task", pid);
     threads = opendir(path);
     while (threads != NULL && (entry = readdir(threads)) != NULL) {
-        if (isdigit((unsigned char)entry->d_name[0]))
-            found = children_add(name, entry->d_name, pids, count) || found;
+        if (!isdigit((unsigned char)entry->d_name[0]))
+            continue;
+        (void)snprintf(path, sizeof(path), "/proc/%d/task/%s/children", pid, entry->d_name);
+        found = pids_add(path, pids, count) || found;
     }
     if (threads != NULL)
         (void)closedir(threads);
@@ -186,7 +174,7 @@ static bool children_of(int pid, int *pids, size_t *count)
  * kernel names no children. */
 static bool usage_by_children(int leader, struct usage *ret)
 {
-    OWNED(mem_free) int *pids = xcalloc(PROCESSES_MAX, sizeof(*pids));
+    OWNED(mem_free) int *pids = xmalloc(PROCESSES_MAX * sizeof(*pids));
     uint64_t ticks = 0, pages = 0;
     size_t count = 1;
 
@@ -245,7 +233,7 @@ size_t trainer_metric_sample(struct trainer_metric_state *state, const char *gro
     struct usage usage;
     size_t count = 0;
 
-    if (!(*group_dir != '\0' && usage_of_group(group_dir, &usage)) &&
+    if (!(group_dir != NULL && usage_of_group(group_dir, &usage)) &&
         !(leader > 0 && (usage_by_children(leader, &usage) || usage_of_tree(leader, &usage))))
         return 0;
     if (state->at_us > 0 && now_us > state->at_us)

@@ -7,9 +7,12 @@
  *     each second: trainer_metric_sample() -> cpu, memory_bytes, gpu.<i>.utilization, …
  *     each line:   trainer_metric_line()   -> user.<name>
  *
- * Sources: the job's cgroup where it has one, else all processes that descend from its leader, from
- * /proc; GPUs by NVML (workers/nvml.h), asked for those that the job was given. What cannot be read
- * is left out: no figure is made up.
+ * Sources: /proc/<pid>/stat of the processes that the job's cgroup names, where it has one, else of
+ * all that descend from its leader; GPUs by NVML (workers/nvml.h), asked for those that the job was
+ * given. What cannot be read is left out: no figure is made up.
+ *
+ * The cgroup's own figures are not taken: its memory is also that of files which the kernel keeps.
+ * What it saves is the search for children, a file for each thread of the job.
  *
  * A line is a script's own metric when it begins, behind blanks, with one of
  *
@@ -37,7 +40,7 @@ struct trainer_metric {
 };
 
 /* What a node uses now; `cpu` is in cores since the call before, and absent from the first.
- * group_dir: the job's cgroup (version 2), "": it has none. Both samplers and their state are one a
+ * group_dir: the job's cgroup, NULL: it has none. Both samplers and their state are one a
  * node. Returns how many were filled in. */
 struct trainer_metric_state {
     uint64_t cpu_us, at_us; /* 0: there was no call before */

@@ -117,6 +117,7 @@ void node_free(struct node **node_p)
     free(node->leader);
     free(node->archive_blob);
     free(node->dir);
+    free(node->group_dir);
     free(node->loaded);
     free(node);
 }

@@ -12,13 +12,12 @@
  */
 
 #include <fcntl.h>
-#include <fts.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "workers/engine_host.h"
 #include "workers/trainer_int.h"
 
@@ -106,64 +105,56 @@ static void node_on_limit(void *opaque)
 struct measure {
     uv_work_t work; /* first, so that libuv's pointer is ours */
     struct node *node;
-    uint64_t disk_size;
+    struct trainer_disk disk;
+    char *folder;
+    uint64_t limit;
 };
 
-static uint64_t tree_size(const char *path)
+static void measure_free(struct measure **measure_p)
 {
-    OWNED(mem_free) char *root = xstrdup(path);
-    char *roots[] = {root, NULL};
-    FTS *tree = fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR, NULL);
-    uint64_t size = 0;
-    FTSENT *entry;
+    struct measure *measure = TAKE(*measure_p);
 
-    while (tree != NULL && (entry = fts_read(tree)) != NULL) {
-        if (entry->fts_info == FTS_F)
-            size += (uint64_t)entry->fts_statp->st_blocks * 512;
-    }
-    if (tree != NULL)
-        (void)fts_close(tree);
-    return size;
+    free(measure->folder);
+    free(measure);
 }
 
 /* Else memory is the cgroup's business. */
 static bool node_counts_memory(const struct node *node)
 {
-    return node->image == NULL &&
-           (!confine_group_has_memory() || node->trainer->isolation == CONFINE_OFF);
+    return node->image == NULL && (!node->group_memory || node->trainer->isolation == CONFINE_OFF);
 }
 
-/* thread: libuv's pool   locks: none; the node's folder stays, since the node is busy */
+/* thread: libuv's pool   locks: none; the measure is this thread's until its done call */
 static void measure_work(uv_work_t *work)
 {
     struct measure *measure = (struct measure *)work;
 
-    measure->disk_size = tree_size(measure->node->dir);
+    trainer_disk_look(&measure->disk, measure->folder, measure->limit, clock_mono_us());
 }
 
 static void on_measured(uv_work_t *work, int status)
 {
-    OWNED(mem_free) struct measure *measure = (struct measure *)work;
+    struct measure *measure = (struct measure *)work;
     struct node *node = measure->node;
-    char why[TRAINER_WHY_SIZE] = "";
+    struct trainer_disk disk = measure->disk;
+    char why[TRAINER_WHY_SIZE];
+    uint64_t filled;
 
     (void)status;
+    measure_free(&measure);
     node->measuring = false;
     if (node_unbusy(node) || node->phase != NODE_RUNNING)
         return;
-    measure->disk_size += node->container_size;
-    node_metric_add(node, "disk_bytes", (double)measure->disk_size, -1);
-    if (measure->disk_size > node->disk_size)
+    node->disk = disk;
+    filled = disk.size + node->container_size;
+    if (disk.walked)
+        node_metric_add(node, "disk_bytes", (double)filled, -1);
+    if (filled > node->disk_size) {
         (void)snprintf(why, sizeof(why), "it has filled %llu bytes of disk and may fill %llu",
-                       (unsigned long long)measure->disk_size, (unsigned long long)node->disk_size);
-    if (why[0] != '\0')
+                       (unsigned long long)filled, (unsigned long long)node->disk_size);
         node_cut(node, "disk_quota", why);
-    else if (node_counts_memory(node) && node->memory_size > 0 &&
-             node->memory_used > node->memory_size)
-        node_cut(node, "out_of_memory", "it has taken more memory than it asked for");
-    else
-        return;
-    node_kill(node);
+        node_kill(node);
+    }
 }
 
 static void node_on_watch(void *opaque)
@@ -174,18 +165,28 @@ static void node_on_watch(void *opaque)
     if (node->phase != NODE_RUNNING)
         return;
     node_metric_sample(node);
+    if (node_counts_memory(node) && node->memory_size > 0 &&
+        node->memory_used > node->memory_size) {
+        node_cut(node, "out_of_memory", "it has taken more memory than it asked for");
+        node_kill(node);
+        return;
+    }
     if (node->image != NULL)
         node_container_watch(node);
     if (node->measuring)
         return;
     measure = xcalloc(1, sizeof(*measure));
     measure->node = node;
+    measure->disk = node->disk;
+    measure->folder = xstrdup(node->dir);
+    measure->limit = node->disk_size > node->container_size ? node->disk_size - node->container_size
+                                                            : 0;
     node->measuring = true;
     node->busy++;
     if (uv_queue_work(loop_uv(node->trainer->loop), &measure->work, measure_work, on_measured) == 0)
         return;
     node->measuring = false;
-    free(measure);
+    measure_free(&measure);
     (void)node_unbusy(node);
 }
 
@@ -247,7 +248,6 @@ static size_t words(const struct node *node, const char *script, char **to)
 {
     const struct trainer *trainer = node->trainer;
     const char *cache = trainer->cache_dir;
-    bool group = confine_group_has_memory();
     size_t at = 0;
 
     to[at++] = xstrdup("headrace");
@@ -258,7 +258,8 @@ static size_t words(const struct node *node, const char *script, char **to)
     to[at++] = xasprintf("--write=%s:%s/projects/%s:%s/teams/%s", node->dir, cache, node->project,
                          cache, node->tenant);
     to[at++] = xasprintf("--group=%s", node->group);
-    to[at++] = xasprintf("--memory=%llu", group ? (unsigned long long)node->memory_size : 0);
+    to[at++] = xasprintf("--memory=%llu",
+                         node->group_memory ? (unsigned long long)node->memory_size : 0);
     to[at++] = xasprintf("--processes=%lld", (long long)trainer->settings->host_processes);
     to[at++] = xstrdup("--filter=false");
     to[at++] = xstrdup("--");
@@ -287,6 +288,7 @@ static int node_spawn(struct node *node, int out_fd, struct err *err)
         return r;
     (void)snprintf(node->group, sizeof(node->group), "train-%s-%u-%d",
                    node->trainer->settings->trainer, node->slot, (int)getpid());
+    node->group_memory = node->image == NULL && confine_group_has_memory();
     if (node->image != NULL)
         spawn.argv = container.words;
     else

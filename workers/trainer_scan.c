@@ -25,7 +25,7 @@ static bool ends_with(const char *text, const char *end)
     return size >= end_size && strcmp(text + size - end_size, end) == 0;
 }
 
-static bool is_being_written(const char *name)
+bool trainer_scan_is_being_written(const char *name)
 {
     return name[0] == '.' || strncmp(name, "tmp", 3) == 0 || ends_with(name, ".tmp") ||
            ends_with(name, ".part") || ends_with(name, ".incomplete");
@@ -115,7 +115,7 @@ static void look_each(void *opaque, const char *path, const char *below, const s
     entry->mark += file_mark(below, about);
     entry->size += (uint64_t)about->st_size;
     entry->file_count++;
-    if (is_being_written(slash == NULL ? below : slash + 1) ||
+    if (trainer_scan_is_being_written(slash == NULL ? below : slash + 1) ||
         (ends_with(below, ".index.json") && !index_is_whole(path)))
         entry->complete = false;
 }
@@ -137,7 +137,33 @@ uint64_t trainer_scan_mark(const char *folder, const char *name)
     return entry.mark;
 }
 
-int trainer_scan_folder(const char *folder, struct scan *ret_scan, struct err *err)
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+static bool is_known(const struct scan_known *known, const char *name)
+{
+    return known->count > 0 &&
+           bsearch(&name, known->names, known->count, sizeof(*known->names), by_name) != NULL;
+}
+
+static struct scan_entry *entry_add(struct scan *scan, const char *name)
+{
+    struct scan_entry *entry;
+
+    if (scan->count == scan->room) {
+        scan->room = scan->room == 0 ? 16 : scan->room * 2;
+        scan->entries = xrealloc(scan->entries, scan->room, sizeof(*scan->entries));
+    }
+    entry = &scan->entries[scan->count++];
+    *entry = (struct scan_entry){.complete = false};
+    mem_copy_text(entry->name, name);
+    return entry;
+}
+
+int trainer_scan_folder(const char *folder, const struct scan_known *known, struct scan *ret_scan,
+                        struct err *err)
 {
     DIR *dir = opendir(folder);
     struct scan scan = {0};
@@ -145,16 +171,17 @@ int trainer_scan_folder(const char *folder, struct scan *ret_scan, struct err *e
 
     if (dir == NULL && errno != ENOENT)
         return err_set_errno(err, ERR_IO, "read folder %s", folder);
-    scan.entries = xcalloc(SCAN_ENTRIES_MAX, sizeof(*scan.entries));
     while (dir != NULL && (found = readdir(dir)) != NULL && scan.count < SCAN_ENTRIES_MAX) {
-        struct scan_entry *entry = &scan.entries[scan.count];
+        struct scan_entry *entry;
 
-        if (is_being_written(found->d_name) || strlen(found->d_name) >= SCAN_NAME_SIZE ||
+        if (trainer_scan_is_being_written(found->d_name) ||
+            strlen(found->d_name) >= SCAN_NAME_SIZE ||
             (found->d_type != DT_DIR && found->d_type != DT_REG))
             continue;
-        mem_copy_text(entry->name, found->d_name);
-        entry_look(folder, entry);
-        scan.count++;
+        entry = entry_add(&scan, found->d_name);
+        entry->passed_over = is_known(known, found->d_name);
+        if (!entry->passed_over)
+            entry_look(folder, entry);
     }
     if (dir != NULL)
         (void)closedir(dir);
@@ -165,7 +192,7 @@ int trainer_scan_folder(const char *folder, struct scan *ret_scan, struct err *e
 void trainer_scan_done(struct scan *scan)
 {
     mem_free(&scan->entries);
-    scan->count = 0;
+    scan->count = scan->room = 0;
 }
 
 /* ---- digests ---- */

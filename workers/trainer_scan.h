@@ -29,16 +29,27 @@ struct scan_entry {
     uint64_t size;
     size_t file_count;
     bool complete;
+    bool passed_over; /* it is there, and nothing else was looked at */
 };
 
 struct scan {
     struct scan_entry *entries;
+    size_t count, room;
+};
+
+/* Names in the order of strcmp() that need no look into them. */
+struct scan_known {
+    const char *const *names;
     size_t count;
 };
 
 /* A folder that is not there is empty. */
-int trainer_scan_folder(const char *folder, struct scan *ret_scan, struct err *err) MUST_CHECK;
+int trainer_scan_folder(const char *folder, const struct scan_known *known, struct scan *ret_scan,
+                        struct err *err) MUST_CHECK;
 void trainer_scan_done(struct scan *scan);
+
+/* Whether something of that name at the top is no checkpoint yet. */
+bool trainer_scan_is_being_written(const char *name);
 
 struct scan_file {
     char *path; /* below the checkpoint */

@@ -13,6 +13,11 @@
  * all: whatever fails before leaves files that nobody names, and the checkpoint is tried again with
  * the next look. What a process has left that did not end by itself may be half written: of that
  * only goes what was renamed, or was quiet before.
+ *
+ * Looks are of two kinds. A narrow one looks into what is not sent yet, or has been put there
+ * since, and is made when there is any of that. A full one looks into all, for what the kernel does
+ * not tell of the folder itself: somebody writes into a checkpoint that is sent already. That one
+ * is the rarer the longer it takes (workers/trainer_disk.h).
  */
 
 #include <errno.h>
@@ -27,8 +32,10 @@
 #include "workers/trainer_scan.h"
 
 #define EVENTS_SIZE 8192
+#define EVENT_TURNS 64 /* of a tick; what is left then is read with the next */
 #define LAST_TRIES 5
 #define COMMIT_WAIT_MS 20
+#define NARROW_SHARE 100 /* a narrow look is followed by as many times what it took */
 
 PG_STATEMENT(sync_begin, "SELECT training_checkpoint_begin($1, $2, $3, $4, $5)");
 PG_STATEMENT(sync_want, "SELECT digest, number, stored FROM training_files_want($1, $2, $3)");
@@ -39,6 +46,7 @@ struct known { /* a checkpoint that was seen */
     char name[SCAN_NAME_SIZE];
     uint64_t mark, since_us, sent_mark;
     bool moved, complete, is_there;
+    bool stirred; /* something was put there since it was looked into */
     UT_hash_handle hh;
 };
 
@@ -48,7 +56,11 @@ struct node_sync {
     struct known *known;
     struct loop_timer *timer, *commit_timer;
     struct loop_watch *watch;
-    int fd; /* of inotify */
+    int fd;     /* of inotify: what was renamed, which wakes us */
+    int put_fd; /* the same: what was made or written, read with each tick; -1: none was to be had
+                 */
+    bool put;   /* it told of something */
+    uint64_t full_us, narrow_us; /* when the next look of either kind may be */
     bool looking, finishing;
     bool fresh;                 /* looked at since the process has ended */
     bool failed;                /* nothing more is tried before the next look */
@@ -63,6 +75,10 @@ struct look {
     struct node *node;
     char *folder;
     bool final; /* begun after the process had ended */
+    bool full;
+    const char **names; /* of what needs no look, each ours */
+    size_t name_count;
+    uint64_t cpu_us; /* that it took */
     struct scan scan;
     int r;
     struct err err;
@@ -85,6 +101,7 @@ struct upload {
 };
 
 static void sync_next(struct node_sync *sync);
+static void sync_look(struct node_sync *sync, bool full);
 
 /* ---- one checkpoint ---- */
 
@@ -455,7 +472,7 @@ static void sync_next(struct node_sync *sync)
     if (sync->finishing && sync->fresh)
         sync_end(sync);
     else if (sync->finishing)
-        node_sync_look(sync->node);
+        sync_look(sync, true);
 }
 
 static void sync_note(struct node_sync *sync, const struct scan_entry *entry)
@@ -468,103 +485,228 @@ static void sync_note(struct node_sync *sync, const struct scan_entry *entry)
         mem_copy_text(known->name, entry->name);
         HASH_ADD_STR(sync->known, name, known);
     }
+    known->is_there = true;
+    if (entry->passed_over)
+        return;
     if (known->mark != entry->mark) {
         known->mark = entry->mark;
         known->since_us = clock_mono_us();
     }
     known->complete = entry->complete;
-    known->is_there = true;
+}
+
+static struct known *known_find(const struct node_sync *sync, const char *name)
+{
+    struct known *known;
+
+    HASH_FIND_STR(sync->known, name, known);
+    return known;
+}
+
+/* ---- what needs a look ---- */
+
+static bool is_settled(const struct known *known)
+{
+    return known->is_there && known->complete && known->mark == known->sent_mark && !known->stirred;
+}
+
+static bool sync_has_unsettled(const struct node_sync *sync)
+{
+    const struct known *known;
+
+    if (sync->put)
+        return true;
+    for (known = sync->known; known != NULL; known = known->hh.next) {
+        if (known->stirred || (known->is_there && !is_settled(known)))
+            return true;
+    }
+    return false;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* Notes down for a look what it need not look into. */
+static void look_pass_over(struct look *look, struct node_sync *sync)
+{
+    struct known *known;
+
+    look->names = xcalloc(HASH_COUNT(sync->known) + 1, sizeof(*look->names));
+    for (known = sync->known; known != NULL; known = known->hh.next) {
+        if (!look->full && is_settled(known))
+            look->names[look->name_count++] = xstrdup(known->name);
+        known->stirred = false;
+    }
+    if (look->name_count > 1)
+        qsort(look->names, look->name_count, sizeof(*look->names), by_name);
+    sync->put = sync->put_fd < 0;
+}
+
+/* ---- a look ---- */
+
+static void look_free(struct look **look_p)
+{
+    struct look *look = TAKE(*look_p);
+
+    for (size_t i = 0; i < look->name_count; i++)
+        free((char *)look->names[i]); /* NOLINT: look_pass_over() has made it */
+    free(look->names);
+    trainer_scan_done(&look->scan);
+    free(look->folder);
+    free(look);
 }
 
 /* thread: libuv's pool   locks: none; the look is this thread's until its done call */
 static void look_work(uv_work_t *work)
 {
     struct look *look = (struct look *)work;
+    const struct scan_known known = {look->names, look->name_count};
+    uint64_t began_us = clock_thread_us();
 
-    look->r = trainer_scan_folder(look->folder, &look->scan, &look->err);
+    look->r = trainer_scan_folder(look->folder, &known, &look->scan, &look->err);
+    look->cpu_us = clock_thread_us() - began_us;
+}
+
+static void look_take(const struct look *look, struct node_sync *sync)
+{
+    uint64_t now_us = clock_mono_us();
+    struct known *known;
+
+    sync->looking = false;
+    if (look->r < 0)
+        log_warn("checkpoints_not_seen", LOG_STR("job", look->node->job_text), LOG_ERR(&look->err));
+    if (look->full)
+        sync->full_us = now_us + trainer_walk_rest_us(look->cpu_us);
+    sync->narrow_us = now_us + look->cpu_us * NARROW_SHARE;
+    for (known = sync->known; known != NULL; known = known->hh.next)
+        known->is_there = false;
+    for (size_t i = 0; i < look->scan.count; i++)
+        sync_note(sync, &look->scan.entries[i]);
+    sync->fresh = look->final && look->r == 0;
+    sync->failed = look->r < 0;
 }
 
 static void on_looked(uv_work_t *work, int status)
 {
     struct look *look = (struct look *)work;
     struct node *node = look->node;
-    struct known *known, *next;
 
     (void)status;
     if (!node_unbusy(node) && node->sync != NULL) {
-        struct node_sync *sync = node->sync;
-
-        sync->looking = false;
-        if (look->r < 0)
-            log_warn("checkpoints_not_seen", LOG_STR("job", node->job_text), LOG_ERR(&look->err));
-        HASH_ITER(hh, sync->known, known, next)
-        known->is_there = false;
-        for (size_t i = 0; i < look->scan.count; i++)
-            sync_note(sync, &look->scan.entries[i]);
-        sync->fresh = look->final && look->r == 0;
-        sync->failed = look->r < 0;
-        sync_next(sync);
+        look_take(look, node->sync);
+        sync_next(node->sync);
     }
-    trainer_scan_done(&look->scan);
-    free(look->folder);
-    free(look);
+    look_free(&look);
 }
 
-void node_sync_look(struct node *node)
+static void sync_look(struct node_sync *sync, bool full)
 {
-    struct node_sync *sync = node->sync;
+    struct node *node = sync->node;
     struct look *look;
 
-    if (sync == NULL || sync->looking || sync->upload != NULL)
+    if (sync->looking || sync->upload != NULL)
         return;
     look = xcalloc(1, sizeof(*look));
     look->node = node;
     look->folder = xstrdup(sync->folder);
     look->final = sync->finishing;
+    look->full = full || sync->finishing;
+    look_pass_over(look, sync);
     sync->looking = true;
     node->busy++;
     if (uv_queue_work(loop_uv(node->trainer->loop), &look->work, look_work, on_looked) == 0)
         return;
     sync->looking = false;
-    free(look->folder);
-    free(look);
+    sync->full_us = 0;
+    look_free(&look);
     (void)node_unbusy(node);
+}
+
+/* ---- when to look ---- */
+
+typedef void sync_event(struct node_sync *sync, const char *name);
+
+/* Names of a batch of events; false: there are none now. */
+static bool events_read(struct node_sync *sync, int fd, sync_event *each)
+{
+    char block[EVENTS_SIZE] __attribute__((aligned(8)));
+    ssize_t size = read(fd, block, sizeof(block));
+
+    for (ssize_t at = 0; at + (ssize_t)sizeof(struct inotify_event) <= size;) {
+        const struct inotify_event *event = (const struct inotify_event *)(block + at); /* NOLINT */
+
+        at += (ssize_t)(sizeof(*event) + event->len);
+        if (event->mask & IN_Q_OVERFLOW)
+            sync->full_us = 0; /* some are missing */
+        else if (event->len > 0 && strlen(event->name) < SCAN_NAME_SIZE)
+            each(sync, event->name);
+    }
+    return size > 0;
+}
+
+static void note_moved(struct node_sync *sync, const char *name)
+{
+    struct known *known = known_find(sync, name);
+
+    if (known == NULL) {
+        known = xcalloc(1, sizeof(*known));
+        mem_copy_text(known->name, name);
+        HASH_ADD_STR(sync->known, name, known);
+    }
+    known->moved = known->stirred = true;
+}
+
+/* What is not known yet is looked into by any look. */
+static void note_put(struct node_sync *sync, const char *name)
+{
+    struct known *known = known_find(sync, name);
+
+    if (trainer_scan_is_being_written(name))
+        return;
+    sync->put = true;
+    if (known != NULL)
+        known->stirred = true;
 }
 
 static void sync_on_timer(void *opaque)
 {
     struct node_sync *sync = opaque;
+    uint64_t now_us = clock_mono_us();
 
-    node_sync_look(sync->node);
+    for (int turns = 0; sync->put_fd >= 0 && turns < EVENT_TURNS; turns++) {
+        if (!events_read(sync, sync->put_fd, note_put))
+            break;
+    }
+    if (sync->finishing || now_us >= sync->full_us)
+        sync_look(sync, true);
+    else if (now_us >= sync->narrow_us && sync_has_unsettled(sync))
+        sync_look(sync, false);
 }
 
-/* Names that were renamed into place. */
 static void sync_on_moved(void *opaque, unsigned events)
 {
     struct node_sync *sync = opaque;
-    char block[EVENTS_SIZE] __attribute__((aligned(8)));
-    ssize_t size = read(sync->fd, block, sizeof(block));
 
     (void)events;
-    for (ssize_t at = 0; at + (ssize_t)sizeof(struct inotify_event) <= size;) {
-        const struct inotify_event *event = (const struct inotify_event *)(block + at); /* NOLINT */
-        struct known *known = NULL;
-
-        at += (ssize_t)(sizeof(*event) + event->len);
-        if (event->len == 0 || strlen(event->name) >= SCAN_NAME_SIZE)
-            continue;
-        HASH_FIND_STR(sync->known, event->name, known);
-        if (known == NULL) {
-            known = xcalloc(1, sizeof(*known));
-            mem_copy_text(known->name, event->name);
-            HASH_ADD_STR(sync->known, name, known);
-        }
-        known->moved = true;
-    }
-    node_sync_look(sync->node);
+    (void)events_read(sync, sync->fd, note_moved);
+    sync_look(sync, false);
 }
 
 /* ---- life ---- */
+
+/* What was put there is also found without being told, by looking each time. */
+static void sync_watch_puts(struct node_sync *sync)
+{
+    sync->put_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+    if (sync->put_fd >= 0 &&
+        inotify_add_watch(sync->put_fd, sync->folder, IN_CREATE | IN_CLOSE_WRITE) < 0) {
+        (void)close(sync->put_fd);
+        sync->put_fd = -1;
+    }
+    sync->put = true;
+}
 
 int node_sync_open(struct node *node, struct err *err)
 {
@@ -577,6 +719,7 @@ int node_sync_open(struct node *node, struct err *err)
     sync->timer = loop_timer_new(node->trainer->loop, sync_on_timer, sync);
     sync->commit_timer = loop_timer_new(node->trainer->loop, sync_on_commit, sync);
     node->sync = sync;
+    sync_watch_puts(sync);
     sync->fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
     if (sync->fd < 0 || inotify_add_watch(sync->fd, sync->folder, IN_MOVED_TO) < 0)
         return err_set_errno(err, ERR_IO, "watch folder %s", sync->folder);
@@ -599,7 +742,7 @@ void node_sync_finish(struct node *node)
     sync->finishing = true;
     sync->finish_us = clock_mono_us();
     sync->failures = 0;
-    node_sync_look(node); /* at once, or after what is under way, by the timer */
+    sync_look(sync, true); /* at once, or after what is under way, by the timer */
 }
 
 void node_sync_close(struct node *node)
@@ -621,6 +764,8 @@ void node_sync_close(struct node *node)
     loop_timer_free(&sync->commit_timer);
     if (sync->fd >= 0)
         (void)close(sync->fd);
+    if (sync->put_fd >= 0)
+        (void)close(sync->put_fd);
     free(sync->folder);
     free(sync);
 }

@@ -150,6 +150,65 @@ def test_checkpoints(stack):
     assert lines(stack, after) == ["resumed 30 0", "step 31", "step 32", f"value {count_to(32)}"]
 
 
+def let_on(stack, id):
+    """What the script waits for: `until [ -e $BT_SCRATCH_DIR/on ]`."""
+    for path in stack.data_dir.glob(f"*/jobs/{id}-*/scratch"):
+        (path / "on").touch()
+
+
+WAIT = "until [ -e $BT_SCRATCH_DIR/on ]; do sleep 0.05; done; rm $BT_SCRATCH_DIR/on"
+
+
+def test_seen_without_a_scan(stack):
+    """What is renamed into place is listed by the kernel's word alone: this trainer scans each minute, and that scan was made."""
+    trainer = Trainer(stack, "rare", HEADRACE_CPUS="9", HEADRACE_CHECKPOINT_SCAN="1m").start()
+    id = push(stack, "cd $BT_CHECKPOINT_DIR; for n in 1 2 3; do mkdir .new; date > .new/x; mv .new step-$n; %s; done" % WAIT, cpu_count=9)
+    for n in (1, 2, 3):
+        wait_until(f"checkpoint {n}", lambda n=n: [c[:2] for c in checkpoints(stack, id)] == [
+            [f"step-{i}", "COMPLETE"] for i in range(1, n + 1)], 20)
+        let_on(stack, id)
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+    assert trainer.stop() == 0
+
+
+def test_saved_again_in_place(stack):
+    """A checkpoint that was sent and is written again is sent again, a file at the top as well as one deep in a folder; and
+    a folder that is empty for long is seen when it is not any more."""
+    id = push(stack, "cd $BT_CHECKPOINT_DIR; mkdir -p a/deep empty; echo 1 > a/deep/x; echo 1 > one; %s" % WAIT,
+              "cd $BT_CHECKPOINT_DIR; echo 22 > a/deep/x; echo 22 > one; echo 22 > empty/x; %s" % WAIT)
+
+    def sizes():
+        return {c[0]: int(c[3]) for c in checkpoints(stack, id) if c[1] == "COMPLETE"}
+
+    wait_until("the first ones", lambda: sizes() == {"a": 2, "one": 2})
+    let_on(stack, id)
+    wait_until("the second ones", lambda: sizes() == {"a": 3, "one": 3, "empty": 3})
+    let_on(stack, id)
+    assert wait_end(stack, id)["status"] == "COMPLETED"
+
+
+def test_quota_of_many_files(stack):
+    """A folder that takes long to walk is walked rarely, and what is filled meanwhile is found at once all the same."""
+    id = push(stack, "mkdir many; cd many; seq 1 12000 | xargs touch; echo made; %s" % WAIT,
+              "dd if=/dev/zero of=big bs=1M count=300 2>/dev/null; echo full; sleep 60", disk_bytes=100 << 20,
+              checkpointing={"enabled": False})
+
+    def walks():
+        return int(stack.sql("SELECT count(*) FROM headrace.training_metric WHERE job_id = :'a1' AND name = 'disk_bytes'", id)[0][0])
+
+    def samples():
+        return int(stack.sql("SELECT count(*) FROM headrace.training_metric WHERE job_id = :'a1' AND name = 'memory_bytes'", id)[0][0])
+
+    wait_until("the files", lambda: "made" in lines(stack, id))
+    had, were = samples(), walks()
+    wait_until("a few seconds", lambda: samples() >= had + 4)
+    assert walks() <= were + 2, (were, walks())
+    let_on(stack, id)
+    wait_until("the disk to be full", lambda: "full" in lines(stack, id) or job(stack, id)["status"] == "FAILED")
+    ended = wait_end(stack, id, 15)
+    assert (ended["status"], ended["cause"]) == ("FAILED", "disk_quota"), ended
+
+
 def blobs_of(stack):
     return {path.name for path in (stack.data_dir / "blobs/training" / PROJECT).iterdir()}
 

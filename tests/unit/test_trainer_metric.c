@@ -113,7 +113,7 @@ static void test_a_tree_is_summed_up(void **state)
         for (;;)
             pause();
     }
-    count = trainer_metric_sample(&metrics, "", leader, found, 4);
+    count = trainer_metric_sample(&metrics, NULL, leader, found, 4);
     assert_true(value_of(found, count, "cpu") < 0); /* there is nothing to compare it with */
     assert_int_equal(read(ready[0], &byte, 1), 1);
     count = trainer_metric_sample(&metrics, "/nowhere", leader, found, 4);
@@ -123,37 +123,41 @@ static void test_a_tree_is_summed_up(void **state)
     assert_true(metrics.cpu_us > 0);
     (void)kill(-leader, SIGKILL);
     assert_int_equal(waitpid(leader, NULL, 0), leader);
-    assert_int_equal(trainer_metric_sample(&metrics, "", leader, found, 4), 0);
+    assert_int_equal(trainer_metric_sample(&metrics, NULL, leader, found, 4), 0);
 }
 
-static void test_a_cgroup_is_read(void **state)
+/* Its processes are those of the list, nobody else's, and one that has gone is nobody; without a
+ * list, or with an empty one, the leader's tree counts. */
+static void test_a_cgroup_names_its_processes(void **state)
 {
     struct trainer_metric_state metrics = {0};
     struct trainer_metric found[4];
     char dir[] = "/tmp/headrace-metric.XXXXXX", path[64];
+    double alone, both;
     FILE *file;
 
     (void)state;
     assert_non_null(mkdtemp(dir));
-    (void)snprintf(path, sizeof(path), "%s/cpu.stat", dir);
+    assert_int_equal(trainer_metric_sample(&metrics, dir, 0, found, 4), 0);
+    assert_int_equal(trainer_metric_sample(&metrics, dir, getpid(), found, 4), 1);
+    (void)snprintf(path, sizeof(path), "%s/cgroup.procs", dir);
     file = fopen(path, "w");
     assert_non_null(file);
-    (void)fputs("usage_usec 1234567\nuser_usec 1\n", file);
-    (void)fclose(file);
-    (void)unlink(path); /* until memory.current is there as well, it is no cgroup */
+    assert_int_equal(fclose(file), 0);
+    metrics = (struct trainer_metric_state){0};
     assert_int_equal(trainer_metric_sample(&metrics, dir, 0, found, 4), 0);
     file = fopen(path, "w");
-    (void)fputs("usage_usec 1234567\nuser_usec 1\n", file);
-    (void)fclose(file);
-    (void)snprintf(path, sizeof(path), "%s/memory.current", dir);
-    file = fopen(path, "w");
-    (void)fputs("4096\n", file);
-    (void)fclose(file);
+    assert_true(fprintf(file, "%d\n2147483647\n", (int)getpid()) > 0);
+    assert_int_equal(fclose(file), 0);
     assert_int_equal(trainer_metric_sample(&metrics, dir, 0, found, 4), 1);
-    assert_int_equal(metrics.cpu_us, 1234567);
-    assert_true(value_of(found, 1, "memory_bytes") == 4096);
-    (void)unlink(path);
-    (void)snprintf(path, sizeof(path), "%s/cpu.stat", dir);
+    alone = value_of(found, 1, "memory_bytes");
+    assert_true(alone > 4096);
+    file = fopen(path, "w");
+    assert_true(fprintf(file, "%d\n%d\n", (int)getpid(), (int)getpid()) > 0);
+    assert_int_equal(fclose(file), 0);
+    assert_int_equal(trainer_metric_sample(&metrics, dir, 0, found, 4), 2);
+    both = value_of(found, 2, "memory_bytes");
+    assert_true(both > 1.5 * alone);
     (void)unlink(path);
     (void)rmdir(dir);
 }
@@ -196,7 +200,7 @@ int main(void)
         cmocka_unit_test(test_lines),
         cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_a_tree_is_summed_up),
-        cmocka_unit_test(test_a_cgroup_is_read),
+        cmocka_unit_test(test_a_cgroup_names_its_processes),
         cmocka_unit_test(test_gpus_are_optional),
         cmocka_unit_test(test_gpus_are_read),
     };

@@ -43,12 +43,13 @@ static void write_file(const char *below, const char *text)
 /* complete: what it is to be; a name that is not to be seen: -1. */
 static struct scan_entry look(const char *name, int complete)
 {
+    const struct scan_known none = {.count = 0};
     struct scan_entry found = {0};
     struct scan scan;
     struct err err;
     int is = -1;
 
-    assert_int_equal(trainer_scan_folder(folder, &scan, &err), 0);
+    assert_int_equal(trainer_scan_folder(folder, &none, &scan, &err), 0);
     for (size_t i = 0; i < scan.count; i++) {
         if (strcmp(scan.entries[i].name, name) != 0)
             continue;
@@ -115,6 +116,36 @@ static void test_marks(void **state)
     assert_true(trainer_scan_mark(folder, "none") == 0);
 }
 
+/* What needs no look is there and not looked at; its neighbours are. */
+static void test_known_names_are_passed_over(void **state)
+{
+    static const char *const names[] = {"k/none", "k1", "k3", "k4"};
+    const struct scan_known known = {names, COUNT_OF(names)};
+    struct scan scan;
+    struct err err;
+    size_t passed = 0, looked = 0;
+
+    (void)state;
+    write_file("k1/a", "1");
+    write_file("k2/a", "1");
+    write_file("k3", "1");
+    write_file("k5", "1");
+    assert_int_equal(trainer_scan_folder(folder, &known, &scan, &err), 0);
+    for (size_t i = 0; i < scan.count; i++) {
+        const struct scan_entry *entry = &scan.entries[i];
+        bool is_known = strcmp(entry->name, "k1") == 0 || strcmp(entry->name, "k3") == 0;
+
+        assert_int_equal(entry->passed_over, is_known);
+        assert_int_equal(entry->file_count > 0, !is_known);
+        assert_int_equal(entry->mark != 0, !is_known);
+        passed += is_known;
+        looked += strcmp(entry->name, "k2") == 0 || strcmp(entry->name, "k5") == 0;
+    }
+    assert_int_equal(passed, 2);
+    assert_int_equal(looked, 2);
+    trainer_scan_done(&scan);
+}
+
 static void test_digests(void **state)
 {
     /* SHA-256 of "abc", of the standard */
@@ -162,9 +193,8 @@ static int drop(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_complete),
-        cmocka_unit_test(test_shards),
-        cmocka_unit_test(test_marks),
+        cmocka_unit_test(test_complete), cmocka_unit_test(test_shards),
+        cmocka_unit_test(test_marks),    cmocka_unit_test(test_known_names_are_passed_over),
         cmocka_unit_test(test_digests),
     };
 
