@@ -2,7 +2,8 @@
 
 /* Goal: what runs under `headrace confine` can do what a model needs and nothing else, at each
  * level that this machine has; and none of it is left when its starter or its first process ends.
- * Method: this binary again as `headrace confine`, with scripts of /bin/sh and python3 in it. */
+ * Method: this binary again as `headrace confine`, with scripts of /bin/sh and the system's python3
+ * in it. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -278,7 +279,7 @@ static void try_network(struct world *world, const char *level, const char *netw
 {
     const char *const more[] = {level, network, NULL};
     OWNED(mem_free)
-    char *script = xasprintf("exec python3 -c '\n"
+    char *script = xasprintf("exec /usr/bin/python3 -c '\n"
                              "import socket\n"
                              "def attempt(family, address):\n"
                              "    try:\n"
@@ -337,9 +338,10 @@ static void test_attacks(void **state)
         OWNED(mem_free) char *read = xasprintf("--read=%s/tests/lib", cwd);
         const char *const more[] = {rows[i].level, network, read, NULL};
         OWNED(mem_free)
-        char *script = xasprintf("python3 -IS %s/tests/lib/attacks.py %d %s/secret/sock %d >out; "
-                                 "wc -l <out; grep ALLOWED out; true",
-                                 cwd, world->port, world->folder, (int)getpid());
+        char *script = xasprintf(
+            "/usr/bin/python3 -IS %s/tests/lib/attacks.py %d %s/secret/sock %d >out; "
+            "wc -l <out; grep ALLOWED out; true",
+            cwd, world->port, world->folder, (int)getpid());
         OWNED(mem_free) char *there = xasprintf("cd $TMPDIR; %s", script);
         OWNED(mem_free) char *wanted = xasprintf("34\n%s", rows[i].allowed);
 
@@ -361,7 +363,7 @@ static void test_calls_and_environment(void **state)
         assert_int_equal(
             run(world, more,
                 "env; unshare -U true && echo unshared; grep CapEff /proc/self/status; "
-                "python3 -c 'import socket; socket.socket(40)'; ulimit -c"),
+                "/usr/bin/python3 -c 'import socket; socket.socket(40)'; ulimit -c"),
             0);
         assert_null(strstr(world->said, "pass"));
         assert_null(strstr(world->said, "unshared"));
@@ -386,7 +388,7 @@ static void test_a_fork_bomb_ends_at_its_limit(void **state)
     if (strstr(text, "processes NOT limited") != NULL)
         skip();
     assert_int_equal(run(world, more,
-                         "exec python3 -c '\n"
+                         "exec /usr/bin/python3 -c '\n"
                          "import os, time\n"
                          "made = 0\n"
                          "try:\n"
@@ -407,7 +409,8 @@ static void test_memory_over_the_limit(void **state)
     OWNED(mem_free) char *name = xasprintf("test-memory-%d", (int)getpid());
     OWNED(mem_free) char *group = xasprintf("--group=%s", name);
     const char *const more[] = {"--memory=64MiB", group, NULL};
-    int code = run(world, more, "python3 -c 'print(len(b\"m\" * (400 << 20)))'; echo code $?");
+    int code = run(world, more,
+                   "/usr/bin/python3 -c 'print(len(b\"m\" * (400 << 20)))'; echo code $?");
 
     assert_null(strstr(world->said, "419430400"));
     assert_null(strstr(world->said, "code 0"));
