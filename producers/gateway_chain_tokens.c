@@ -8,13 +8,14 @@
  *   POST /v1/approvals/{token}/approve | reject      by nobody: as approve and reject of the step
  *
  * A token is "<prefix>.<secret>" as an API key is; what is kept is the prefix and the digest of the
- * whole, compared in constant time. It is good until the approval is decided or too late, and in
- * the round of the run in which it was made. The same answer again is answered as the first time;
- * another one is 409.
+ * whole. The digest is compared in SQL, where the answer is taken: how long that takes tells of a
+ * hash, not of the secret. It is good until the approval is decided or too late, and in the round
+ * of the run in which it was made. The same answer again is answered as the first time; another one
+ * is 409.
  *
  * Failures: unknown (also: replaced, of another round) 404 approval_unknown, too late or of a run
  * that is over 410 approval_expired, answered otherwise 409 approval_answered. Two answers at once:
- * SQL takes one.
+ * SQL takes one, and tells the other what that was.
  */
 
 #include <jansson.h>
@@ -31,25 +32,8 @@ PG_STATEMENT(
     "UPDATE chain_wait w SET token_prefix = $4, token_digest = $5, token_round = w.round FROM job "
     "j WHERE w.run_id = $1 AND w.step = $2 AND w.approval AND w.approved IS NULL AND w.due_at > "
     "now() AND j.id = w.run_id AND j.tenant = $3 AND j.state IN (1, 2) RETURNING w.due_at");
-PG_STATEMENT(
-    token_find,
-    "SELECT w.token_digest, w.run_id::text, w.step, j.tenant, w.approved, coalesce(w.decided_by, "
-    "''), coalesce(w.payload, 'null'), w.due_at > now() AND j.state IN (1, 2), w.run_id FROM "
-    "chain_wait w JOIN job j ON j.id = w.run_id WHERE w.token_prefix = $1 AND w.token_round = "
-    "w.round");
 PG_STATEMENT(token_decide,
-             "SELECT taken, approved, due_at > now() FROM chain_wait_decide($1, $2, $3, $4, $5, "
-             "$6)");
-
-#define BY_SIZE (6 + API_KEY_PREFIX_SIZE)
-
-/* An answer by a token; its call's state. */
-struct answering {
-    struct api_key token;
-    char by[BY_SIZE];
-    char step[CONFIG_NAME_SIZE];
-    char *payload; /* JSON */
-};
+             "SELECT said, run_id::text, step, approved FROM chain_token_decide($1, $2, $3, $4)");
 
 /* ---- making ---- */
 
@@ -116,14 +100,6 @@ static bool says_yes(const struct call *call)
     return call->match.route == ROUTE_APPROVAL_APPROVE;
 }
 
-static void answering_free(struct call *call)
-{
-    struct answering *answering = call->state;
-
-    free(answering->payload);
-    free(answering);
-}
-
 static void answer_decided(struct call *call, const char *step)
 {
     json_t *body = json_pack("{s:s, s:s, s:b}", "run_id", call->job, "step", step, "approved",
@@ -144,87 +120,39 @@ static void refuse_late(struct call *call)
                  "it is too late: the step is not asked for any more");
 }
 
-static void on_taken(void *opaque, const struct pg_answer *answer)
-{
-    struct call *call = opaque;
-    const struct answering *answering = call->state;
-
-    if (!call_take_answer(&call, answer))
-        return;
-    if (pg_row_count(answer, 0) == 1 && pg_bool(answer, 0, 0, 0))
-        answer_decided(call, answering->step);
-    else if (pg_row_count(answer, 0) == 1 && !pg_is_null(answer, 0, 0, 1))
-        refuse_answered(call, pg_bool(answer, 0, 0, 1));
-    else
-        refuse_late(call);
-}
-
-static void answer_take(struct call *call, const struct pg_answer *answer)
-{
-    const struct answering *answering = call->state;
-    struct wire_id id = pg_id(answer, 0, 0, 8);
-    struct pg_batch *batch = pg_batch_new();
-
-    pg_add(batch, &token_decide);
-    pg_bind_c(batch, pg_c(answer, 0, 0, 3));
-    pg_bind_id(batch, &id);
-    pg_bind_c(batch, answering->step);
-    pg_bind_bool(batch, says_yes(call));
-    pg_bind_c(batch, answering->by);
-    pg_bind_c(batch, answering->payload);
-    call_query(call, &batch, on_taken);
-}
-
-static bool is_same(const struct answering *answering, const struct pg_answer *answer, bool yes)
-{
-    return pg_bool(answer, 0, 0, 4) == yes && strcmp(pg_c(answer, 0, 0, 5), answering->by) == 0 &&
-           strcmp(pg_c(answer, 0, 0, 6), answering->payload) == 0;
-}
-
-static bool token_fits(const struct api_key *token, const struct pg_answer *answer)
-{
-    struct wire_bytes digest = pg_row_count(answer, 0) == 1 ? pg_bytes(answer, 0, 0, 0)
-                                                            : (struct wire_bytes){0};
-
-    return digest.size == API_KEY_DIGEST_SIZE && api_key_digest_equal(digest.bytes, token->digest);
-}
-
 static void refuse_unknown(struct call *call)
 {
     call_fail_as(&call, 404, "approval_unknown", "there is no such token of an approval");
 }
 
-static void on_found(void *opaque, const struct pg_answer *answer)
+static void on_decided(void *opaque, const struct pg_answer *answer)
 {
     struct call *call = opaque;
-    struct answering *answering = call->state;
+    const char *said;
 
     if (!call_take_answer(&call, answer))
         return;
-    if (!token_fits(&answering->token, answer)) {
+    if (pg_row_count(answer, 0) == 0) {
         refuse_unknown(call);
-    } else if (!pg_is_null(answer, 0, 0, 4)) {
-        mem_copy_text(call->job, pg_c(answer, 0, 0, 1));
-        if (is_same(answering, answer, says_yes(call)))
-            answer_decided(call, pg_c(answer, 0, 0, 2));
-        else
-            refuse_answered(call, pg_bool(answer, 0, 0, 4));
-    } else if (!pg_bool(answer, 0, 0, 7)) {
-        refuse_late(call);
-    } else {
-        mem_copy_text(call->job, pg_c(answer, 0, 0, 1));
-        mem_copy_text(answering->step, pg_c(answer, 0, 0, 2));
-        answer_take(call, answer);
+        return;
     }
+    said = pg_c(answer, 0, 0, 0);
+    mem_copy_text(call->job, pg_c(answer, 0, 0, 1));
+    if (strcmp(said, "taken") == 0)
+        answer_decided(call, pg_c(answer, 0, 0, 2));
+    else if (strcmp(said, "answered") == 0)
+        refuse_answered(call, pg_bool(answer, 0, 0, 3));
+    else
+        refuse_late(call);
 }
 
 static void on_answer_body(struct call *call)
 {
-    struct answering *answering;
     struct pg_batch *batch;
     struct api_key token;
     json_t *payload = NULL;
     struct err err;
+    char *text;
 
     if (api_key_parse(call->match.param, &token, &err) < 0) {
         refuse_unknown(call);
@@ -234,16 +162,16 @@ static void on_answer_body(struct call *call)
         call_fail(&call, &err);
         return;
     }
-    call->state = answering = xcalloc(1, sizeof(*answering));
-    call->on_freed = answering_free;
-    answering->token = token;
-    (void)snprintf(answering->by, sizeof(answering->by), "token %s", token.prefix);
-    answering->payload = json_dumps(payload, JSON_COMPACT | JSON_ENCODE_ANY);
+    text = json_dumps(payload, JSON_COMPACT | JSON_ENCODE_ANY);
     json_decref(payload);
     batch = pg_batch_new();
-    pg_add(batch, &token_find);
+    pg_add(batch, &token_decide);
     pg_bind_c(batch, token.prefix);
-    call_query(call, &batch, on_found);
+    pg_bind_bytes(batch, (struct wire_bytes){token.digest, sizeof(token.digest)});
+    pg_bind_bool(batch, says_yes(call));
+    pg_bind_c(batch, text);
+    free(text);
+    call_query(call, &batch, on_decided);
 }
 
 void chain_token_answer_begin(struct call *call)

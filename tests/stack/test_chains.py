@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -496,6 +497,34 @@ def test_tokens_of_approvals(stack):
     stack.cancel(run)
     stack.wait_final(run)
     assert answer(token["approve_url"]) == (410, "approval_expired")
+
+
+@pytest.mark.parametrize("verbs", [("approve", "reject"), ("approve", "approve")])
+def test_two_answers_by_a_token_at_once(stack, verbs):
+    """Both are there before one is taken, since somebody else holds the row: the second hears of the first."""
+    run = begin(stack, "asks", {"seconds": 0, "draft": "d"})
+    wait_until("it to be asked for", lambda: step_of(stack, run, "ask")["status"] == "WAITING_FOR_APPROVAL", 20)
+    token = stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token").json["token"]
+    holder = subprocess.Popen(["psql", "-X", "-q", "-A", "-t", stack.url("postgres")], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    holder.stdin.write(f"BEGIN; SELECT 'held' FROM headrace.chain_wait WHERE run_id = '{run}' AND step = 'ask' FOR UPDATE;\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "held\n"
+    replies = []
+    callers = [threading.Thread(target=lambda verb=verb: replies.append((verb, stack.http(
+        "POST", f"/v1/approvals/{token}/{verb}", None, key=None)))) for verb in verbs]
+    for caller in callers:
+        caller.start()
+    wait_until("both to wait for the row", lambda: stack.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%chain_token_decide%'") == [["2"]], 10)
+    holder.communicate("COMMIT;\n", timeout=10)
+    for caller in callers:
+        caller.join(20)
+    taken = [verb for verb, reply in replies if reply.status == 200]
+    refused = [reply.json["error_code"] for _, reply in replies if reply.status == 409]
+    assert len(replies) == 2 and len(taken) + len(refused) == 2, replies
+    assert refused == (["approval_answered"] if verbs[0] != verbs[1] else []), replies
+    assert stack.wait_final(run)["status"] == ("SUCCEEDED" if taken[0] == "approve" else "FAILED")
 
 
 def test_another_model_stands_in(stack):
