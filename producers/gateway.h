@@ -24,7 +24,7 @@
  *   gateway_topics.c   bindings of topics             gateway_peers.c   gateways that are lost
  *   gateway_training*.c training jobs                gateway_plan.c    what has a run_at
  *   pure: gateway_route, gateway_body, gateway_config, gateway_archive, gateway_rate_core,
- *         gateway_delivery_id, gateway_file, gateway_lease
+ *         gateway_delivery_id, gateway_file, gateway_lease, gateway_guess
  *
  * One loop, one thread. A request is a struct call from its headers to its answer; whatever it
  * waits for (a key, Postgres, Kafka's report) calls back with it. When its client leaves, the call
@@ -58,6 +58,7 @@ struct cache_listener;
 struct call;
 struct cancels;
 struct json_t;
+struct guesses;
 struct keys;
 struct loop;
 struct loop_timer;
@@ -129,6 +130,7 @@ struct gateway {
     struct trainings *trainings;
     struct caps *caps;
     struct rates *rates;
+    struct guesses *guesses;
     struct cancels *cancels;
     struct follows *follows;
     struct syncs *syncs;
@@ -395,6 +397,7 @@ bool chain_step_in_path(struct call *call, struct wire_id *ret_run) MUST_CHECK;
 /* The body of a decision: the step's output, or of a no {"reason": …}; nothing is null. */
 int chain_decision_read(struct call *call, bool yes, struct json_t **ret_json,
                         struct err *err) MUST_CHECK;
+int gateway_guesses_open(struct gateway *gateway, struct err *err) MUST_CHECK;
 void chain_token_begin(struct call *call);        /* a token of an approval */
 void chain_token_answer_begin(struct call *call); /* what who has it says */
 

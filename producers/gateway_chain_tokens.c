@@ -13,18 +13,24 @@
  * of the run in which it was made. The same answer again is answered as the first time; another one
  * is 409.
  *
+ * Who has no key may be wrong so often: each answer is a guess (gateway_guess.h) until its token
+ * was found; too many are 429, before Postgres is asked.
+ *
  * Failures: unknown (also: replaced, of another round) 404 approval_unknown, too late or of a run
  * that is over 410 approval_expired, answered otherwise 409 approval_answered. Two answers at once:
  * SQL takes one, and tells the other what that was.
  */
 
 #include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/rng.h"
 #include "brokers/pg.h"
 #include "producers/gateway.h"
+#include "producers/gateway_guess.h"
 #include "schema/api_key.h"
 
 PG_STATEMENT(
@@ -93,6 +99,60 @@ void chain_token_begin(struct call *call)
     call_query(call, &batch, on_made);
 }
 
+/* ---- guesses ---- */
+
+int gateway_guesses_open(struct gateway *gateway, struct err *err)
+{
+    uint8_t key[GUESS_KEY_SIZE];
+
+    (void)err;
+    rng_secret_bytes(key, sizeof(key));
+    gateway->guesses = guesses_new((uint32_t)gateway->settings.approval_guesses, key);
+    return 0;
+}
+
+static void token_prefix(const struct call *call, char to[API_KEY_PREFIX_SIZE])
+{
+    struct api_key token;
+    struct err err;
+
+    to[0] = '\0';
+    if (api_key_parse(call->match.param, &token, &err) == 0)
+        mem_copy_text_at(to, API_KEY_PREFIX_SIZE, token.prefix);
+}
+
+/* False: the call is refused. */
+static bool guess_take(struct call *call)
+{
+    int64_t highest = call->gateway->settings.approval_guesses;
+    char prefix[API_KEY_PREFIX_SIZE];
+    struct refusal refusal = {.status = 429,
+                              .limit = "approval-guesses",
+                              .value = (double)highest,
+                              .current = (double)highest};
+    double wait_us;
+
+    token_prefix(call, prefix);
+    if (guesses_take(call->gateway->guesses, http_request_peer(call->request), prefix,
+                     (double)clock_mono_us(), &wait_us))
+        return true;
+    refusal.retry_after_s = (uint32_t)fmax(1, ceil(wait_us / 1e6));
+    (void)snprintf(refusal.text, sizeof(refusal.text),
+                   "too many tokens of approvals were wrong; from an address, and of a token's "
+                   "prefix, %lld a minute may be (approval-guesses)",
+                   (long long)highest);
+    call_refuse(&call, &refusal);
+    return false;
+}
+
+static void guess_give_back(const struct call *call)
+{
+    char prefix[API_KEY_PREFIX_SIZE];
+
+    token_prefix(call, prefix);
+    guesses_give_back(call->gateway->guesses, http_request_peer(call->request), prefix);
+}
+
 /* ---- answering ---- */
 
 static bool says_yes(const struct call *call)
@@ -130,6 +190,8 @@ static void on_decided(void *opaque, const struct pg_answer *answer)
     struct call *call = opaque;
     const char *said;
 
+    if (answer->err.code != ERR_OK || pg_row_count(answer, 0) > 0)
+        guess_give_back(call);
     if (!call_take_answer(&call, answer))
         return;
     if (pg_row_count(answer, 0) == 0) {
@@ -176,5 +238,6 @@ static void on_answer_body(struct call *call)
 
 void chain_token_answer_begin(struct call *call)
 {
-    call_collect_body(call, CHAIN_DECISION_SIZE_MAX, on_answer_body);
+    if (guess_take(call))
+        call_collect_body(call, CHAIN_DECISION_SIZE_MAX, on_answer_body);
 }

@@ -30,6 +30,7 @@
 #include "brokers/pg.h"
 #include "brokers/queue.h"
 #include "producers/gateway.h"
+#include "producers/gateway_guess.h"
 #include "schema/message.h"
 #include "producers/gateway_body.h"
 
@@ -355,6 +356,7 @@ static int gateway_open(struct gateway *gateway, struct err *err)
         gateway_cancels_open,
         gateway_caps_open,
         gateway_rates_open,
+        gateway_guesses_open,
         gateway_follows_open,
         gateway_syncs_open,
         gateway_event_streams_open,
@@ -418,6 +420,7 @@ static void gateway_close(struct gateway *gateway)
     if (gateway->submits != NULL)
         gateway_submits_close(&gateway->submits);
     gateway_rates_close(&gateway->rates);
+    guesses_free(&gateway->guesses);
     gateway_caps_close(&gateway->caps);
     gateway_watch_close(&gateway->watch);
     gateway_keys_close(&gateway->keys);

@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -65,12 +64,6 @@ UNDONE = {"steps": {
     "pay": {"model": "echo", "input": {"sim": {"fail": "bad_input"}}, "needs": ["book"]},
     "unbook": {"model": "echo", "input": {"undo": "{{steps.book.output.output.id}}"}},
     "not-beside": {"model": "echo", "input": 1}}, "output": 1}
-ASKS = {"steps": {
-    "wait": {"wait": "{{input.seconds}}"},
-    "hurry": {"approval": 1, "timeout_seconds": 1, "when": "{{input.hurry?}}", "needs": ["wait"]},
-    "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
-    "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
-    "output": "{{steps.send.output.output.as}}"}
 CALLS = {"secrets": ["TOKEN"], "steps": {
     "get": {"http": {"url": "http://127.0.0.1:PORT/{{input.path}}", "headers": {"X-Run": "{{run.id}}", "Authorization": {
         "secret": "TOKEN", "prefix": "Bearer "}}, "max_bytes": 2000}, "timeout_seconds": 5, "retry": {"max_attempts": 3, "initial_delay_ms": 50}},
@@ -123,9 +116,9 @@ def stack(request):
         push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("asks", ASKS), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
             push(stack, name, chain)
-        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "asks", "hasty", "cached", "checked", "stands-in", "streams"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "hasty", "cached", "checked", "stands-in", "streams"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -450,83 +443,6 @@ def test_a_step_streams(stack):
     assert stack.http("GET", f"/async_request/{plain}/stream").status == 409
 
 
-def test_tokens_of_approvals(stack):
-    """Who has one answers once, without a key; the same answer again is the same, everything else has its own name."""
-    def asked(draft="d"):
-        run = begin(stack, "asks", {"seconds": 0, "draft": draft})
-        wait_until("it to be asked for", lambda: step_of(stack, run, "ask")["status"] == "WAITING_FOR_APPROVAL", 20)
-        return run
-
-    def make(run):
-        reply = stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token")
-        assert reply.status == 201, reply
-        return reply.json
-
-    def answer(url, body=None):
-        reply = stack.http("POST", url.removeprefix(stack.url("gateway")), body, key=None)
-        return reply.status, reply.json.get("error_code", reply.json.get("approved"))
-
-    run = asked()
-    old, token = make(run), make(run)
-    assert len({old["token"], token["token"]}) == 2 and token["approve_url"].endswith(f"/v1/approvals/{token['token']}/approve")
-    ((digest, by),) = stack.sql("SELECT token_digest, token_prefix FROM headrace.chain_wait WHERE run_id = :'a1' AND step = 'ask'", run)
-    assert token["token"].split(".")[1] not in digest and token["token"].startswith(by)
-    assert answer(old["approve_url"]) == (404, "approval_unknown")  # there is a newer one
-    wrong = token["token"][:-1] + ("A" if token["token"][-1] != "A" else "B")
-    for text in (wrong, "x", "abcdefgh." + "a" * 43):
-        assert answer(f"/v1/approvals/{text}/approve") == (404, "approval_unknown")
-    assert answer(token["reject_url"], [1])[0] == 400
-    assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {}, key=None).status == 401
-    for _ in range(2):
-        assert answer(token["approve_url"], {"to": "all"}) == (200, True)
-    assert answer(token["approve_url"], {"to": "one"}) == answer(token["reject_url"]) == (409, "approval_answered")
-    assert stack.wait_final(run)["status"] == "SUCCEEDED" and stack.result(run).json == {"to": "all"}
-    assert stack.sql("SELECT decided_by FROM headrace_v1.chain_waits WHERE run_id = :'a1' AND step = 'ask'", run) == [[f"token {by}"]]
-    assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token").status == 409
-    run = asked()
-    token = make(run)
-    stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/approve", {})
-    assert answer(token["reject_url"]) == (409, "approval_answered")
-    run = asked()
-    token = json.loads(stack.cli("chains", "token", run, "ask", "--json").stdout)
-    assert token["run_id"] == run
-    assert answer(token["reject_url"], {"reason": "no"}) == (200, False)
-    assert stack.wait_final(run)["status"] == "FAILED" and "rejected: no" in stack.job(run)["errors"][0]["message"]
-    run = asked()
-    token = make(run)
-    stack.cancel(run)
-    stack.wait_final(run)
-    assert answer(token["approve_url"]) == (410, "approval_expired")
-
-
-@pytest.mark.parametrize("verbs", [("approve", "reject"), ("approve", "approve")])
-def test_two_answers_by_a_token_at_once(stack, verbs):
-    """Both are there before one is taken, since somebody else holds the row: the second hears of the first."""
-    run = begin(stack, "asks", {"seconds": 0, "draft": "d"})
-    wait_until("it to be asked for", lambda: step_of(stack, run, "ask")["status"] == "WAITING_FOR_APPROVAL", 20)
-    token = stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/token").json["token"]
-    holder = subprocess.Popen(["psql", "-X", "-q", "-A", "-t", stack.url("postgres")], stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, text=True)
-    holder.stdin.write(f"BEGIN; SELECT 'held' FROM headrace.chain_wait WHERE run_id = '{run}' AND step = 'ask' FOR UPDATE;\n")
-    holder.stdin.flush()
-    assert holder.stdout.readline() == "held\n"
-    replies = []
-    callers = [threading.Thread(target=lambda verb=verb: replies.append((verb, stack.http(
-        "POST", f"/v1/approvals/{token}/{verb}", None, key=None)))) for verb in verbs]
-    for caller in callers:
-        caller.start()
-    wait_until("both to wait for the row", lambda: stack.sql(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%chain_token_decide%'") == [["2"]], 10)
-    holder.communicate("COMMIT;\n", timeout=10)
-    for caller in callers:
-        caller.join(20)
-    taken = [verb for verb, reply in replies if reply.status == 200]
-    refused = [reply.json["error_code"] for _, reply in replies if reply.status == 409]
-    assert len(replies) == 2 and len(taken) + len(refused) == 2, replies
-    assert refused == (["approval_answered"] if verbs[0] != verbs[1] else []), replies
-    assert stack.wait_final(run)["status"] == ("SUCCEEDED" if taken[0] == "approve" else "FAILED")
-
-
 def test_another_model_stands_in(stack):
     runs = [begin(stack, "stands-in", {"sim": sim}) for sim in ({"fail": "bad_input"}, {})]
     for run, output in zip(runs, (["BAD_INPUT", "succeeded"], [None, "skipped"])):
@@ -709,44 +625,6 @@ def test_a_run_again(stack):
 
 def step_of(stack, run, name):
     return next(step for step in stack.http("GET", f"/v1/chain_runs/{run}").json["steps"] if step["name"] == name)
-
-
-def test_approvals(stack):
-    """A run waits for a time and then for a person, whoever is killed meanwhile; what was decided counts once."""
-    def ask(draft, seconds=0):
-        run = begin(stack, "asks", {"draft": draft, "seconds": seconds})
-        wait_until("it to be asked for", lambda: steps_at(run) == "WAITING_FOR_APPROVAL", 30)
-        return run
-
-    def steps_at(run):
-        reply = stack.http("GET", f"/v1/chain_runs/{run}")
-        return reply.status == 200 and step_of(stack, run, "ask")["status"]
-
-    began = time.monotonic()
-    yes = ask("a", 1.5)
-    assert time.monotonic() - began >= 1.5 and step_of(stack, yes, "wait")["status"] == "SUCCEEDED"
-    assert step_of(stack, yes, "ask")["asked"] == {"draft": "a"}
-    no, late = ask("b"), begin(stack, "asks", {"draft": "c", "seconds": 0, "hurry": True})
-    assert stack.kill("host-chain")
-    where = f"/v1/chain_runs/{yes}/steps/ask/approve"
-    assert stack.http("POST", where, {"by": "me"}).json == {"run_id": yes, "step": "ask", "approved": True}
-    again = stack.http("POST", where, {"by": "another"})
-    assert again.status == 409 and "was approved before" in again.body.decode(), again
-    assert stack.wait_final(yes, 30)["status"] == "SUCCEEDED", (stack.job(yes), stack.tell())
-    assert stack.result(yes).json == {"by": "me"} and step_of(stack, yes, "ask")["status"] == "APPROVED"
-    told = json.loads(stack.cli("chains", "reject", no, "ask", "--reason", "too dear", "--json").stdout)
-    assert told["approved"] is False and told["step"] == "ask", told
-    assert error_of(stack, no) == "step ask: it was rejected: too dear"
-    for path in (f"/v1/chain_runs/{yes}/steps/send/approve", f"/v1/chain_runs/{NOBODYS_RUN}/steps/ask/approve"):
-        assert stack.http("POST", path).status == 404
-    assert stack.http("POST", f"/v1/chain_runs/{yes}/steps/ask/reject", {"why": 1}).status == 400
-    assert error_of(stack, late) == "step hurry: nobody has approved it in time"
-    gone = stack.http("POST", f"/v1/chain_runs/{late}/steps/hurry/approve")
-    assert gone.status == 409 and "is not asked for any more" in gone.body.decode(), gone
-    wrong = begin(stack, "asks", {"draft": 1, "seconds": "2026-13-40T00:00:00Z"})
-    assert error_of(stack, wrong).startswith("step wait: "), stack.job(wrong)
-    assert stack.sql("SELECT step, approved FROM headrace_v1.chain_waits WHERE run_id = :'a1' ORDER BY step", no) == [
-        ["ask", "f"], ["wait", None]]
 
 
 def test_what_is_no_chain_is_refused(stack):
