@@ -113,7 +113,7 @@ def stack(request):
         stack.push_sim("doomed", slots=1)
         stack.push_sim("counted", slots=1, replicas=2)
         push(stack, "kills", chain_kills.chain("counted", 15))
-        push(stack, "undone-slowly", chain_kills.undone_chain("counted", 40))
+        push(stack, "undone-slowly", chain_kills.undone_chain("counted", 200))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
                             ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
