@@ -38,6 +38,8 @@ struct queue_options {
     const char *bootstrap;  /* "host:port,host:port", also with kafka:// in front */
     const char *client_id;  /* "gateway-<boot>": what Kafka's own logs call us */
     const char *properties; /* "name=value;name=value" of librdkafka, for TLS and SASL; or NULL */
+    bool steady; /* consumer: readers come and go seldom. A fetch then waits half a second at Kafka,
+                    and so long a reader that is added to others may wait for its first record */
     bool explains; /* admin: failed answers say why there is no connection. For one that is asked
                       again and again: until then reasons are kept */
 };

@@ -13,7 +13,8 @@
  * counts as away.
  *
  * fetch.wait.max.ms is low because one client has one fetch under way per broker: a reader that is
- * added waits for the answer of the fetch that does not know it yet.
+ * added waits for the answer of the fetch that does not know it yet. A steady client adds none for
+ * long, and each of its fetches costs Kafka as much when nothing comes: it waits longer.
  *
  * Thread: the loop's.   Tests: tests/unit/test_queue.c
  */
@@ -46,11 +47,15 @@ struct queue_reader {
 };
 
 static const struct queue_property consumer_properties[] = {
-    {"enable.auto.commit", "false"},       {"enable.partition.eof", "true"},
-    {"auto.offset.reset", "error"},        {"fetch.wait.max.ms", "100"},
-    {"fetch.error.backoff.ms", "50"},      {"fetch.message.max.bytes", "1048576"},
-    {"queued.min.messages", "20000"},      {"queued.max.messages.kbytes", "16384"},
-    {"allow.auto.create.topics", "false"}, {NULL, NULL},
+    {"enable.auto.commit", "false"},
+    {"enable.partition.eof", "true"},
+    {"auto.offset.reset", "error"},
+    {"fetch.error.backoff.ms", "50"},
+    {"fetch.message.max.bytes", "1048576"},
+    {"queued.min.messages", "20000"},
+    {"queued.max.messages.kbytes", "16384"},
+    {"allow.auto.create.topics", "false"},
+    {NULL, NULL},
 };
 
 /* ---- The client */
@@ -73,11 +78,14 @@ int queue_consumer_open(struct loop *loop, const struct queue_options *options,
                         struct queue_consumer **ret_consumer, struct err *err)
 {
     OWNED(queue_consumer_close) struct queue_consumer *consumer = xcalloc(1, sizeof(*consumer));
+    struct queue_property own[COUNT_OF(consumer_properties) + 1] = {
+        {"fetch.wait.max.ms", options->steady ? "500" : "100"}};
     rd_kafka_conf_t *conf;
     int r;
 
     consumer->loop = loop;
-    r = queue_conf_new(options, consumer_properties, &conf, err);
+    memcpy(own + 1, consumer_properties, sizeof(consumer_properties));
+    r = queue_conf_new(options, own, &conf, err);
     if (r < 0)
         return r;
     rd_kafka_conf_set_error_cb(conf, on_error_ignored);

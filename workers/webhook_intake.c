@@ -425,6 +425,7 @@ int webhook_intake_open(struct loop *loop, const struct webhook_intake_options *
         .group = GROUP,
         .instance = options->instance,
     };
+    struct queue_options steady = options->queue;
     int r;
 
     intake->options = *options;
@@ -433,7 +434,8 @@ int webhook_intake_open(struct loop *loop, const struct webhook_intake_options *
     intake->look = loop_timer_new(loop, on_look, intake);
     intake->again = loop_timer_new(loop, on_insert_again, intake);
     intake->sooner = loop_timer_new(loop, on_soon, intake);
-    r = queue_consumer_open(loop, &options->queue, &intake->consumer, err);
+    steady.steady = true;
+    r = queue_consumer_open(loop, &steady, &intake->consumer, err);
     if (r == 0)
         r = queue_election_open(loop, &election, &calls, intake, &intake->election, err);
     if (r < 0)

@@ -263,7 +263,8 @@ int worker_queue_open(struct worker *worker, struct err *err)
     struct queue_producer_options options = {
         .queue = {.bootstrap = worker->settings.kafka,
                   .client_id = client_id,
-                  .properties = worker->settings.kafka_properties}};
+                  .properties = worker->settings.kafka_properties,
+                  .steady = true}};
     int r;
 
     (void)snprintf(client_id, sizeof(client_id), "worker-%s", worker->settings.worker);
