@@ -90,6 +90,7 @@ static int probe_dir(const struct probe_settings *settings, const char *dir, jso
     put_text(to, "device", plan.device);
     (void)json_object_set_new(to, "slots", json_integer(plan.slot_count));
     (void)json_object_set_new(to, "replicas", json_integer(plan.replica_count));
+    (void)json_object_set_new(to, "warm", json_integer(plan.warm_count));
     (void)json_object_set_new(to, "settings", json_loads(plan.settings, 0, NULL));
     (void)json_object_set_new(to, "files", json_integer(facts.file_count));
     (void)json_object_set_new(to, "bytes", json_integer((json_int_t)facts.content_size));

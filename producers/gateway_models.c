@@ -38,7 +38,8 @@ PG_STATEMENT(deployments_list,
              "(SELECT t.environment FROM environment_target t WHERE t.deployment_id = d.id "
              " AND t.weight > 0 ORDER BY t.environment <> 'production', t.environment LIMIT 1), "
              "d.promote_to, encode(d.archive_digest, 'hex'), d.labels::text, d.model_id, d.pool, "
-             "d.shard, d.config::text FROM deployment d "
+             "d.shard, d.config::text, d.replicas_warm, (SELECT count(*) FROM replica r WHERE "
+             "r.deployment_id = d.id AND r.state = 'WARM') FROM deployment d "
              "WHERE d.model_id = $1 AND ($2::text IS NULL OR d.id = $2 OR d.name = $2) "
              "AND d.deleted_at IS NULL ORDER BY d.number DESC LIMIT 10000");
 PG_STATEMENT(model_forget,
@@ -184,14 +185,16 @@ static json_t *deployment_json(const struct pg_answer *answer, size_t row)
         autoscaling);
     const char *environment = pg_c(answer, 0, row, 11);
     json_t *rest = json_pack(
-        "{s:o, s:o, s:b, s:b, s:o, s:s, s:s, s:I, s:o, s:o}", "environment",
+        "{s:o, s:o, s:b, s:b, s:o, s:s, s:s, s:I, s:o, s:o, s:I, s:I}", "environment",
         json_of_text(answer, 0, row, 11), "promote_to", json_of_text(answer, 0, row, 12),
         "is_production", strcmp(environment, "production") == 0, "is_development",
         strcmp(environment, "development") == 0, "archive_digest", json_of_text(answer, 0, row, 13),
         "instance_type_name", "local", "pool", pg_c(answer, 0, row, 16), "shard",
         (json_int_t)pg_i64(answer, 0, row, 17), "labels",
         json_loads(pg_c(answer, 0, row, 14), 0, NULL), "config",
-        json_loads(pg_c(answer, 0, row, 18), 0, NULL));
+        json_loads(pg_c(answer, 0, row, 18), 0, NULL), "warm_replica",
+        (json_int_t)pg_i64(answer, 0, row, 19), "warm_replica_count",
+        (json_int_t)pg_i64(answer, 0, row, 20));
 
     (void)json_object_update(deployment, rest);
     json_decref(rest);

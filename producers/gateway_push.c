@@ -40,7 +40,7 @@
 #define ROWS_TIMEOUT_MS 10000
 
 PG_STATEMENT(push_create, "SELECT model, deployment FROM deployment_create($1, $2, $3, $4, $5, $6, "
-                          "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)");
+                          "$7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)");
 
 PG_STATEMENT(push_archive,
              "WITH kept AS (INSERT INTO archive (digest, blob, size, file_count) VALUES ($2, $3, "
@@ -148,6 +148,7 @@ static void bind_create(struct pg_batch *batch, const struct push *push)
     pg_bind_i32(batch, push->plan.replica_count);
     pg_bind_c(batch, push->environment);
     pg_bind_c(batch, call->key_prefix);
+    pg_bind_i32(batch, push->plan.warm_count);
     for (size_t i = 0; i < push->origin_count; i++) {
         pg_add(batch, &push_lineage);
         pg_bind_c(batch, call->tenant);

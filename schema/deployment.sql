@@ -27,6 +27,8 @@ CREATE TABLE deployment (
     labels jsonb NOT NULL DEFAULT '{}',
     created_at timestamptz NOT NULL DEFAULT now(),
     deleted_at timestamptz,
+    -- replicas beside replicas_wanted that are loaded and take no jobs
+    replicas_warm integer NOT NULL DEFAULT 0 CONSTRAINT deployment_warm_check CHECK (replicas_warm BETWEEN 0 AND 16),
     UNIQUE (model_id, number)
 );
 CREATE UNIQUE INDEX deployment_name ON deployment (model_id, name) WHERE deleted_at IS NULL;

@@ -197,8 +197,8 @@ static int read_settings(const json_t *root, json_t *settings, struct err *err)
 
 static int read_ours(const json_t *root, struct model_plan *plan, json_t *settings, struct err *err)
 {
-    static const char *const known[] = {"engine",   "device",   "slots",    "replicas",
-                                        "settings", "batching", "resources"};
+    static const char *const known[] = {"engine",   "device",   "slots",     "replicas",
+                                        "settings", "batching", "resources", "warm"};
     int r;
 
     if (!json_is_object(root))
@@ -212,6 +212,8 @@ static int read_ours(const json_t *root, struct model_plan *plan, json_t *settin
         r = read_number(root, "slots", 1, MODEL_SLOTS_MAX, &plan->slot_count, err);
     if (r == 0)
         r = read_number(root, "replicas", 1, MODEL_REPLICAS_MAX, &plan->replica_count, err);
+    if (r == 0)
+        r = read_number(root, "warm", 0, MODEL_WARM_MAX, &plan->warm_count, err);
     if (r == 0)
         r = read_settings(root, settings, err);
     if (r == 0)

@@ -10,7 +10,7 @@
  *
  * headrace.json at the top has the first word, all of it optional:
  *
- *     {"engine": "onnx", "device": "cpu", "slots": 4, "replicas": 1, "settings": {…},
+ *     {"engine": "onnx", "device": "cpu", "slots": 4, "replicas": 1, "warm": 0, "settings": {…},
  *      "batching": {"max_items": 32, "max_tokens": 4096, "max_wait_ms": 2},
  *      "resources": {"accelerator": "H100", …}}, as schema/gpu_need.h has it
  *
@@ -34,6 +34,7 @@
 #define MODEL_DEVICE_SIZE 16
 #define MODEL_SLOTS_MAX 2048
 #define MODEL_REPLICAS_MAX 1000
+#define MODEL_WARM_MAX 16 /* as deployment_warm_check has it */
 
 /* Limits of "batching", for the engines too. */
 #define MODEL_BATCH_ITEMS_MAX 2048u
@@ -64,6 +65,7 @@ struct model_plan {
     char engine[MODEL_ENGINE_SIZE], device[MODEL_DEVICE_SIZE];
     char accelerator[48]; /* as config.yaml has it; "": none */
     uint32_t slot_count, replica_count;
+    uint32_t warm_count;    /* replicas beside them that are loaded and take no jobs */
     char *settings;         /* a JSON object, the engine's own, and "resources" for the agent */
     char *warnings;         /* a JSON array of texts, what has no effect here; NULL: none */
     char *name;             /* model_name of config.yaml; NULL: it has none */

@@ -10,7 +10,7 @@ CREATE TABLE replica (
     boot bigint NOT NULL DEFAULT 0,
     pid integer NOT NULL DEFAULT 0,
     state text NOT NULL CONSTRAINT replica_state_check CHECK (state IN (
-        'STARTING', 'LOADING', 'READY', 'DRAINING', 'STOPPED', 'FAILED')),
+        'STARTING', 'LOADING', 'WARM', 'READY', 'DRAINING', 'STOPPED', 'FAILED')),
     reason text,
     slot_count integer NOT NULL DEFAULT 1,
     restart_count integer NOT NULL DEFAULT 0,

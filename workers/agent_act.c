@@ -228,6 +228,9 @@ static void act_one(struct agent *agent, const struct agent_todo *todo)
     case AGENT_TODO_START:
         act_start(agent, todo);
         return;
+    case AGENT_TODO_SERVE:
+        act_signal(agent, todo, SIGHUP);
+        return;
     case AGENT_TODO_STOP:
         act_signal(agent, todo, SIGTERM);
         return;

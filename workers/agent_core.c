@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include "workers/agent_core.h"
-
 #include <jansson.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/queue.h>
 
 #include "base/assert.h"
+#include "workers/agent_core_int.h"
 
-#define NEVER_MS UINT64_MAX
 #define HASTE_MS 1000      /* a worker that is told to stop twice hands back at once */
 #define WORKER_EXIT_LOAD 2 /* of the worker program: the model could not be loaded */
 
@@ -22,58 +19,11 @@ const struct agent_options agent_options_default = {
     .stop_ms = 40000,
     .lost_ms = 5000,
     .place_ms = 1000,
+    .warm_max = 8,
     .devices = {.fault_max = 3,
                 .window_ms = 600000,
                 .quarantine_ms = 60000,
                 .quarantine_ms_max = 3600000},
-};
-
-enum phase {
-    PHASE_CLAIMING, /* the row is asked for */
-    PHASE_FETCHING, /* its archive is */
-    PHASE_WAITING,  /* to be started at start_ms */
-    PHASE_STARTING, /* the process is being started, or loads */
-    PHASE_READY,
-    PHASE_STOPPING, /* SIGTERM is out; SIGKILL at kill_ms */
-    PHASE_FAILED,   /* for good: the deployment has failed */
-};
-
-struct replica {
-    TAILQ_ENTRY(replica) link;
-    char worker[AGENT_NAME_SIZE];
-    char deployment_id[AGENT_NAME_SIZE];
-    enum phase phase;
-    bool wanted, running;
-    bool evicted; /* its device went out while its process was being started */
-    uint32_t shard, restart_count, failures; /* failures in a row, for the back-off */
-    uint64_t boot, start_ms, ready_ms, kill_ms;
-    uint64_t haste_ms; /* STOPPING on a lost device: when it is told again, to hand back at once */
-    char device[AGENT_DEVICE_SIZE]; /* of one that was adopted and is not reserved yet; "": of none
-                                     */
-    const char *state;              /* as it was last told; NULL: never */
-    char reason[AGENT_REASON_SIZE];
-};
-
-struct archive {
-    TAILQ_ENTRY(archive) link;
-    char digest[AGENT_DIGEST_SIZE];
-    char *folder; /* NULL: being fetched */
-};
-
-struct agent_core {
-    struct agent_options options;
-    uint64_t now_ms;
-    struct agent_deployment *deployments;
-    size_t deployment_count;
-    TAILQ_HEAD(, replica) replicas;
-    TAILQ_HEAD(, archive) archives;
-    struct devices *devices;
-    struct agent_elsewhere *elsewhere;
-    size_t elsewhere_count;
-    bool draining, asked_exit;
-    struct agent_todo *todos;
-    size_t todo_first, todo_count, todo_room;
-    struct agent_stats stats;
 };
 
 /* ---- to-dos ---- */
@@ -96,13 +46,15 @@ static struct agent_todo *todo_add(struct agent_core *core, enum agent_todo_type
 bool agent_core_next_todo(struct agent_core *core, struct agent_todo *ret_todo)
 {
     if (core->todo_first == core->todo_count)
+        agent_warm_settle(core);
+    if (core->todo_first == core->todo_count)
         return false;
     *ret_todo = core->todos[core->todo_first++];
     return true;
 }
 
-static struct agent_todo *todo_of(struct agent_core *core, enum agent_todo_type type,
-                                  const struct replica *replica)
+struct agent_todo *agent_core_todo_of(struct agent_core *core, enum agent_todo_type type,
+                                      const struct replica *replica)
 {
     struct agent_todo *todo = todo_add(core, type);
 
@@ -130,10 +82,10 @@ static void device_text(const struct agent_core *core, const struct replica *rep
                                  placement.uuids[i]);
 }
 
-static void tell_replica(struct agent_core *core, struct replica *replica, const char *state,
-                         const char *reason)
+void agent_core_tell(struct agent_core *core, struct replica *replica, const char *state,
+                     const char *reason)
 {
-    struct agent_todo *todo = todo_of(core, AGENT_TODO_REPLICA, replica);
+    struct agent_todo *todo = agent_core_todo_of(core, AGENT_TODO_REPLICA, replica);
 
     replica->state = state;
     if (reason != replica->reason)
@@ -154,7 +106,7 @@ static struct agent_deployment *deployment_find(struct agent_core *core, const c
     return NULL;
 }
 
-static struct replica *replica_find(struct agent_core *core, const char *worker)
+struct replica *agent_core_find(struct agent_core *core, const char *worker)
 {
     struct replica *replica;
 
@@ -203,9 +155,18 @@ static struct replica *replica_new(struct agent_core *core, const char *worker,
     return replica;
 }
 
+/* What it has of a device is free. */
+static void replica_release(struct agent_core *core, const struct replica *replica)
+{
+    struct device_placement placement;
+
+    core->room_freed |= devices_placed(core->devices, replica->worker, &placement);
+    devices_release(core->devices, replica->worker);
+}
+
 static void replica_forget(struct agent_core *core, struct replica *replica)
 {
-    devices_release(core->devices, replica->worker);
+    replica_release(core, replica);
     TAILQ_REMOVE(&core->replicas, replica, link);
     free(replica);
 }
@@ -214,29 +175,30 @@ static void replica_claim(struct agent_core *core, struct replica *replica,
                           const struct agent_deployment *deployment)
 {
     replica->phase = PHASE_CLAIMING;
-    replica->start_ms = NEVER_MS;
-    todo_of(core, AGENT_TODO_CLAIM, replica)->deployment = deployment;
+    replica->start_ms = AGENT_NEVER_MS;
+    agent_core_todo_of(core, AGENT_TODO_CLAIM, replica)->deployment = deployment;
 }
 
 static void replica_start(struct agent_core *core, struct replica *replica,
                           const struct agent_deployment *deployment, const char *folder)
 {
-    struct agent_todo *todo = todo_of(core, AGENT_TODO_START, replica);
+    struct agent_todo *todo = agent_core_todo_of(core, AGENT_TODO_START, replica);
 
     replica->phase = PHASE_STARTING;
     replica->evicted = false;
+    replica->warm = todo->warm = deployment->replicas_warm > 0;
     replica->boot = 0;
     core->stats.starts++;
     todo->deployment = deployment;
     todo->folder = folder;
-    tell_replica(core, replica, "LOADING", "");
+    agent_core_tell(core, replica, "LOADING", "");
 }
 
 /* ---- placing ---- */
 
 /* Its own words for what a deployment needs, checked when it was pushed. */
-static int need_of(const struct agent_deployment *deployment, struct gpu_need *ret_need,
-                   struct err *err)
+int agent_core_need_of(const struct agent_deployment *deployment, struct gpu_need *ret_need,
+                       struct err *err)
 {
     json_t *config = json_loads(deployment->config, 0, NULL);
     int r = gpu_need_parse(deployment->device, json_object_get(config, "resources"), ret_need, err);
@@ -273,7 +235,7 @@ static bool is_for_others(const struct agent_core *core, const struct agent_depl
     struct err err;
     int r;
 
-    if (!gpu_is_wanted(deployment->device) || need_of(deployment, &need, &err) < 0)
+    if (!gpu_is_wanted(deployment->device) || agent_core_need_of(deployment, &need, &err) < 0)
         return false;
     r = devices_check(core->devices, deployment->id, &need, &err);
     return r < 0 && fits_elsewhere(core, &need, r != ERR_UNSUPPORTED);
@@ -286,9 +248,10 @@ static void replica_wait(struct agent_core *core, struct replica *replica, const
                    strcmp(replica->reason, why) != 0;
 
     replica->phase = PHASE_WAITING;
+    replica->starved = true;
     replica->start_ms = core->now_ms + core->options.place_ms;
     if (is_news)
-        tell_replica(core, replica, "STARTING", why);
+        agent_core_tell(core, replica, "STARTING", why);
 }
 
 static void deployment_fail(struct agent_core *core, const char *id, const char *reason);
@@ -300,22 +263,32 @@ static bool replica_place(struct agent_core *core, struct replica *replica,
     struct device_placement placement;
     struct gpu_need need;
     struct err err = {0};
+    bool is_spare;
     int r;
 
     replica->device[0] = '\0';
+    replica->starved = false;
     if (!gpu_is_wanted(deployment->device))
         return true;
-    r = need_of(deployment, &need, &err);
+    is_spare = agent_warm_is_spare(core, replica, deployment);
+    r = agent_core_need_of(deployment, &need, &err);
     if (r == 0)
         r = devices_place(core->devices, replica->worker, deployment->id, &need, &placement, &err);
+    if (r == 0 && is_spare && agent_warm_must_wait(core, replica)) {
+        devices_release(core->devices, replica->worker);
+        r = err_set(&err, ERR_FULL, "its room is kept for a worker that is to serve");
+    }
+    devices_set_spare(core->devices, replica->worker, is_spare);
     if (r == 0)
         return true;
     if (is_for_others(core, deployment)) {
-        tell_replica(core, replica, "STOPPED", err.text);
+        agent_core_tell(core, replica, "STOPPED", err.text);
         replica_forget(core, replica);
     } else if (err_class(r) == ERR_CLASS_REJECT && !deployment->was_active) {
         deployment_fail(core, deployment->id, err.text);
     } else {
+        if (r == ERR_FULL && !is_spare)
+            agent_warm_reclaim(core, deployment, &need);
         replica_wait(core, replica, err.text);
     }
     return false;
@@ -356,19 +329,20 @@ static void replica_back_off(struct agent_core *core, struct replica *replica, c
 
     for (uint32_t i = 0; i < replica->failures && wait_ms < core->options.restart_ms_max; i++)
         wait_ms *= 2;
-    devices_release(core->devices, replica->worker);
+    replica_release(core, replica);
     replica->failures++;
     replica->restart_count++;
+    replica->starved = false;
     replica->phase = PHASE_WAITING;
     replica->start_ms = core->now_ms + (wait_ms < core->options.restart_ms_max
                                             ? wait_ms
                                             : core->options.restart_ms_max);
-    tell_replica(core, replica, "STARTING", why);
+    agent_core_tell(core, replica, "STARTING", why);
 }
 
 /* ---- stopping ---- */
 
-static void replica_stop(struct agent_core *core, struct replica *replica)
+void agent_core_stop(struct agent_core *core, struct replica *replica)
 {
     replica->wanted = false;
     if (replica->phase == PHASE_STOPPING)
@@ -376,15 +350,15 @@ static void replica_stop(struct agent_core *core, struct replica *replica)
     if (replica->running) {
         replica->phase = PHASE_STOPPING;
         replica->kill_ms = core->now_ms + core->options.stop_ms;
-        replica->haste_ms = NEVER_MS;
-        (void)todo_of(core, AGENT_TODO_STOP, replica);
-        tell_replica(core, replica, "DRAINING", "");
+        replica->haste_ms = AGENT_NEVER_MS;
+        (void)agent_core_todo_of(core, AGENT_TODO_STOP, replica);
+        agent_core_tell(core, replica, "DRAINING", "");
         return;
     }
     if (replica->phase == PHASE_STARTING)
         return; /* agent_core_on_started() sees that it is not wanted */
     if (replica->phase != PHASE_CLAIMING && replica->phase != PHASE_FAILED)
-        tell_replica(core, replica, "STOPPED", "");
+        agent_core_tell(core, replica, "STOPPED", "");
     replica_forget(core, replica);
 }
 
@@ -398,13 +372,11 @@ static void exit_when_empty(struct agent_core *core)
 
 /* ---- deployments ---- */
 
-static void deployments_free(struct agent_core *core)
+static void deployments_free(struct agent_deployment *deployments, size_t count)
 {
-    for (size_t i = 0; i < core->deployment_count; i++)
-        free(core->deployments[i].config);
-    free(core->deployments);
-    core->deployments = NULL;
-    core->deployment_count = 0;
+    for (size_t i = 0; i < count; i++)
+        free(deployments[i].config);
+    free(deployments);
 }
 
 static void worker_name(char to[AGENT_NAME_SIZE], const char *deployment_id, uint32_t index)
@@ -423,7 +395,7 @@ static void replica_reserve(struct agent_core *core, struct replica *replica,
 
     mem_copy_text(text, replica->device);
     replica->device[0] = '\0';
-    if (strncmp(text, "cuda:", 5) != 0 || need_of(deployment, &need, &err) < 0)
+    if (strncmp(text, "cuda:", 5) != 0 || agent_core_need_of(deployment, &need, &err) < 0)
         return;
     rest += 5;
     while ((uuid = strsep(&rest, ",")) != NULL && placement.count < DEVICE_COUNT_MAX)
@@ -432,17 +404,35 @@ static void replica_reserve(struct agent_core *core, struct replica *replica,
     devices_adopt(core->devices, replica->worker, deployment->id, &placement);
 }
 
-static void deployment_want(struct agent_core *core, struct agent_deployment *deployment)
-{
-    uint32_t count = deployment->replicas_wanted < AGENT_REPLICAS_MAX ? deployment->replicas_wanted
-                                                                      : AGENT_REPLICAS_MAX;
+/* Rows of spares that are ours already: as they were before, and those that are wanted again. */
+struct spares {
+    uint32_t before, kept;
+};
 
-    for (uint32_t i = 0; i < count; i++) {
+/* A spare's row is not asked for, and not kept, where this machine has as many as it may. */
+static bool is_too_many(const struct agent_core *core, const struct replica *replica,
+                        struct spares *spares)
+{
+    bool held = replica != NULL && replica->phase != PHASE_CLAIMING;
+
+    spares->kept += held;
+    return held ? spares->kept > core->options.warm_max
+                : replica == NULL && spares->before >= core->options.warm_max;
+}
+
+static void deployment_want(struct agent_core *core, struct agent_deployment *deployment,
+                            struct spares *spares)
+{
+    uint32_t count = deployment->replicas_wanted + deployment->replicas_warm;
+
+    for (uint32_t i = 0; i < count && i < AGENT_REPLICAS_MAX; i++) {
         char name[AGENT_NAME_SIZE];
         struct replica *replica;
 
         worker_name(name, deployment->id, i);
-        replica = replica_find(core, name);
+        replica = agent_core_find(core, name);
+        if (i >= deployment->replicas_wanted && is_too_many(core, replica, spares))
+            continue;
         if (replica == NULL && is_for_others(core, deployment))
             continue;
         if (replica == NULL) {
@@ -476,24 +466,51 @@ static void archives_forget(struct agent_core *core)
     }
 }
 
+/* Whether fewer of it are wanted than these said, or it is in none of them. */
+static bool has_shrunk(const struct agent_deployment *deployment,
+                       const struct agent_deployment *before, size_t before_count)
+{
+    for (size_t i = 0; i < before_count; i++) {
+        if (strcmp(before[i].id, deployment->id) == 0)
+            return before[i].replicas_wanted > deployment->replicas_wanted;
+    }
+    return true;
+}
+
+static void deployments_want(struct agent_core *core, const struct agent_deployment *before,
+                             size_t before_count)
+{
+    struct spares spares = {.before = agent_warm_count(core, NULL)};
+
+    for (size_t i = 0; i < core->deployment_count; i++) {
+        struct agent_deployment *deployment = &core->deployments[i];
+
+        deployment_want(core, deployment, &spares);
+        if (deployment->replicas_warm > 0 && has_shrunk(deployment, before, before_count))
+            agent_warm_shrink(core, deployment);
+    }
+}
+
 void agent_core_on_deployments(struct agent_core *core, struct agent_deployment *deployments,
                                size_t deployment_count)
 {
+    struct agent_deployment *before = core->deployments;
+    size_t before_count = core->deployment_count;
     struct replica *replica, *next;
 
-    deployments_free(core);
     core->deployments = xmemdup(deployments, deployment_count * sizeof(*deployments));
     core->deployment_count = deployment_count;
-    if (core->draining)
-        return;
-    archives_forget(core);
-    TAILQ_FOREACH(replica, &core->replicas, link) replica->wanted = false;
-    for (size_t i = 0; i < deployment_count; i++)
-        deployment_want(core, &core->deployments[i]);
-    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
+    if (!core->draining) {
+        archives_forget(core);
+        TAILQ_FOREACH(replica, &core->replicas, link) replica->wanted = false;
+        deployments_want(core, before, before_count);
+    }
+    deployments_free(before, before_count);
+    for (replica = TAILQ_FIRST(&core->replicas); replica != NULL && !core->draining;
+         replica = next) {
         next = TAILQ_NEXT(replica, link);
         if (!replica->wanted)
-            replica_stop(core, replica);
+            agent_core_stop(core, replica);
     }
 }
 
@@ -501,7 +518,7 @@ void agent_core_on_deployments(struct agent_core *core, struct agent_deployment 
 
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
                            const char *device, uint32_t shard, uint64_t boot,
-                           uint32_t restart_count)
+                           uint32_t restart_count, bool warm)
 {
     struct replica *replica = replica_new(core, worker, deployment);
 
@@ -513,19 +530,22 @@ void agent_core_on_adopted(struct agent_core *core, const char *worker, const ch
     replica->boot = boot;
     replica->restart_count = restart_count;
     replica->ready_ms = core->now_ms;
+    replica->warm = warm;
+    if (warm) /* whatever its row says */
+        agent_core_tell(core, replica, "WARM", "");
 }
 
 void agent_core_on_claimed(struct agent_core *core, const char *worker, bool ours)
 {
-    struct replica *replica = replica_find(core, worker);
+    struct replica *replica = agent_core_find(core, worker);
 
     if (replica == NULL || replica->phase != PHASE_CLAIMING)
         return;
-    if (ours && replica->wanted) {
+    if (ours && replica->wanted && !agent_warm_is_over(core, replica)) {
         replica_prepare(core, replica);
     } else { /* another agent's: asked for again when the deployments are read again */
         if (ours)
-            tell_replica(core, replica, "STOPPED", "");
+            agent_core_tell(core, replica, "STOPPED", "");
         replica_forget(core, replica);
     }
     exit_when_empty(core);
@@ -541,11 +561,11 @@ static void deployment_fail(struct agent_core *core, const char *id, const char 
         if (strcmp(replica->deployment_id, id) != 0)
             continue;
         if (replica->running) {
-            replica_stop(core, replica);
+            agent_core_stop(core, replica);
         } else if (replica->phase != PHASE_FAILED) {
             replica->phase = PHASE_FAILED;
-            devices_release(core->devices, replica->worker);
-            tell_replica(core, replica, "FAILED", reason);
+            replica_release(core, replica);
+            agent_core_tell(core, replica, "FAILED", reason);
         }
     }
 }
@@ -584,7 +604,7 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
 void agent_core_on_started(struct agent_core *core, const char *worker, bool started, bool final,
                            const char *why)
 {
-    struct replica *replica = replica_find(core, worker);
+    struct replica *replica = agent_core_find(core, worker);
     const struct agent_deployment *deployment;
 
     if (replica == NULL || replica->phase != PHASE_STARTING)
@@ -594,15 +614,16 @@ void agent_core_on_started(struct agent_core *core, const char *worker, bool sta
         replica_back_off(core, replica, why);
     deployment = deployment_find(core, replica->deployment_id);
     if (!replica->wanted || (replica->evicted && started))
-        replica_stop(core, replica);
+        agent_core_stop(core, replica);
     else if (!started && final && deployment != NULL && !deployment->was_active)
         deployment_fail(core, replica->deployment_id, why);
     exit_when_empty(core);
 }
 
-void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot)
+/* It has loaded; who waits is told what it is by agent_warm_settle(). */
+static void replica_on_loaded(struct agent_core *core, const char *worker, uint64_t boot, bool warm)
 {
-    struct replica *replica = replica_find(core, worker);
+    struct replica *replica = agent_core_find(core, worker);
     struct agent_deployment *deployment;
 
     if (replica == NULL || !replica->running)
@@ -612,10 +633,22 @@ void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t b
         return;
     replica->phase = PHASE_READY;
     replica->ready_ms = core->now_ms;
-    tell_replica(core, replica, "READY", "");
+    replica->warm = warm;
+    if (!warm)
+        agent_core_tell(core, replica, "READY", "");
     deployment = deployment_find(core, replica->deployment_id);
     if (deployment != NULL)
         deployment->was_active = true;
+}
+
+void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot)
+{
+    replica_on_loaded(core, worker, boot, false);
+}
+
+void agent_core_on_warm(struct agent_core *core, const char *worker, uint64_t boot)
+{
+    replica_on_loaded(core, worker, boot, true);
 }
 
 /* It came to its own end, whatever the code says of it; or it was told to stop, and we killed it
@@ -629,7 +662,7 @@ static bool ended_by_will(const struct replica *replica, int exit_code, int sign
 static void tell_gone(struct agent_core *core, const struct replica *replica, bool left,
                       const char *why)
 {
-    struct agent_todo *todo = todo_of(core, AGENT_TODO_GONE, replica);
+    struct agent_todo *todo = agent_core_todo_of(core, AGENT_TODO_GONE, replica);
 
     todo->left = left;
     mem_copy_text(todo->reason, why);
@@ -638,7 +671,7 @@ static void tell_gone(struct agent_core *core, const struct replica *replica, bo
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
                          const char *why)
 {
-    struct replica *replica = replica_find(core, worker);
+    struct replica *replica = agent_core_find(core, worker);
     const struct agent_deployment *deployment;
     bool was_ready, clean = signal == 0 && exit_code == 0;
 
@@ -646,10 +679,11 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
         return;
     replica->running = false;
     was_ready = replica->phase == PHASE_READY;
-    if (replica->boot != 0 && !clean)
+    if (replica->boot != 0 && !clean &&
+        !replica->warm) /* nobody knows of one that has not served */
         tell_gone(core, replica, ended_by_will(replica, exit_code, signal), why);
     if (!replica->wanted || replica->phase == PHASE_STOPPING) {
-        tell_replica(core, replica, "STOPPED", why);
+        agent_core_tell(core, replica, "STOPPED", why);
         replica_forget(core, replica);
         exit_when_empty(core);
         return;
@@ -673,7 +707,7 @@ void agent_core_tell_again(struct agent_core *core)
     TAILQ_FOREACH(replica, &core->replicas, link)
     {
         if (replica->state != NULL)
-            tell_replica(core, replica, replica->state, replica->reason);
+            agent_core_tell(core, replica, replica->state, replica->reason);
     }
 }
 
@@ -684,7 +718,7 @@ void agent_core_drain(struct agent_core *core)
     core->draining = true;
     for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
         next = TAILQ_NEXT(replica, link);
-        replica_stop(core, replica);
+        agent_core_stop(core, replica);
     }
     exit_when_empty(core);
 }
@@ -696,14 +730,14 @@ static void replica_evict(struct agent_core *core, struct replica *replica, bool
                           const char *why)
 {
     if (replica->phase == PHASE_FETCHING || replica->phase == PHASE_WAITING) {
-        devices_release(core->devices, replica->worker);
+        replica_release(core, replica);
         replica_wait(core, replica, why);
         return;
     }
     replica->evicted = true;
     if (!replica->running)
         return; /* agent_core_on_started() sees it */
-    replica_stop(core, replica);
+    agent_core_stop(core, replica);
     if (!hopeless)
         return;
     replica->haste_ms = core->now_ms + HASTE_MS;
@@ -719,7 +753,7 @@ static void devices_pump(struct agent_core *core)
     while (devices_next_todo(core->devices, &todo)) {
         switch (todo.type) {
         case DEVICES_TODO_DRAIN:
-            replica = replica_find(core, todo.holder);
+            replica = agent_core_find(core, todo.holder);
             if (replica != NULL)
                 replica_evict(core, replica, todo.hopeless, todo.why);
             break;
@@ -790,12 +824,12 @@ void agent_core_tick(struct agent_core *core, uint64_t now_ms)
     for (replica = TAILQ_FIRST(&core->replicas); replica != NULL; replica = next) {
         next = TAILQ_NEXT(replica, link);
         if (replica->phase == PHASE_STOPPING && replica->haste_ms <= now_ms) {
-            replica->haste_ms = NEVER_MS;
-            (void)todo_of(core, AGENT_TODO_STOP, replica);
+            replica->haste_ms = AGENT_NEVER_MS;
+            (void)agent_core_todo_of(core, AGENT_TODO_STOP, replica);
         }
         if (replica->phase == PHASE_STOPPING && replica->kill_ms <= now_ms) {
-            replica->kill_ms = NEVER_MS;
-            (void)todo_of(core, AGENT_TODO_KILL, replica);
+            replica->kill_ms = AGENT_NEVER_MS;
+            (void)agent_core_todo_of(core, AGENT_TODO_KILL, replica);
         }
         if (replica->phase != PHASE_WAITING || replica->start_ms > now_ms)
             continue;
@@ -850,7 +884,7 @@ void agent_core_free(struct agent_core **core_p)
         free(archive->folder);
         free(archive);
     }
-    deployments_free(core);
+    deployments_free(core->deployments, core->deployment_count);
     devices_free(&core->devices);
     free(core->elsewhere);
     free(core->todos);
@@ -866,7 +900,8 @@ struct agent_stats agent_core_stats(const struct agent_core *core)
     TAILQ_FOREACH(replica, &core->replicas, link)
     {
         stats.workers += replica->running;
-        stats.ready += replica->phase == PHASE_READY;
+        stats.ready += replica->phase == PHASE_READY && !replica->warm;
+        stats.warm += replica->phase == PHASE_READY && replica->warm;
     }
     return stats;
 }
@@ -883,7 +918,8 @@ bool agent_core_deployment_stats(const struct agent_core *core, size_t index,
     {
         if (strcmp(replica->deployment_id, ret_stats->deployment->id) != 0)
             continue;
-        ret_stats->ready += replica->phase == PHASE_READY;
+        ret_stats->ready += replica->phase == PHASE_READY && !replica->warm;
+        ret_stats->warm += replica->phase == PHASE_READY && replica->warm;
         ret_stats->starting += replica->phase <= PHASE_STARTING;
         ret_stats->restart_count += replica->restart_count;
     }

@@ -22,8 +22,12 @@
  * says what it needs and what there is, unless another machine's would do: then its row is left to
  * that one. Where none will do now it waits, STARTING with that sentence.
  * - A worker whose device goes out is stopped, and placed anew as if it were a new one.
- * - Workers that run when the agent starts are adopted when they are READY, and ended otherwise: a
- *   worker that is loading has no jobs.
+ * - Workers that run when the agent starts are adopted when they are READY or WARM, and ended
+ *   otherwise: a worker that is loading has no jobs.
+ * - Spares (replicas_warm of a deployment, warm_max of this machine) are loaded and WARM: they have
+ *   no work and nobody counts them. One serves as soon as fewer do than are wanted (agent_warm.c).
+ *   What they have of a device is promised to them like anybody's, and they go where it is wanted
+ *   for a worker that is to serve.
  *
  * Pure: events in, to-dos out of agent_core_next_todo(), which is called until it is empty after
  * each event. No I/O, no clock. Bounded: AGENT_DEPLOYMENTS_MAX, AGENT_REPLICAS_MAX.
@@ -55,6 +59,7 @@ struct agent_options {
     uint64_t stop_ms;  /* from SIGTERM to SIGKILL: drain timeout and some */
     uint64_t lost_ms;  /* the same for one whose device is lost: nothing can end well there */
     uint64_t place_ms; /* how often one that waits for a device asks again */
+    uint32_t warm_max; /* spares of all deployments */
     struct devices_options devices;
 };
 extern const struct agent_options agent_options_default;
@@ -67,7 +72,7 @@ struct agent_deployment {
     char digest[AGENT_DIGEST_SIZE]; /* of its archive; "": it has none */
     char blob[AGENT_BLOB_SIZE];     /* where that is */
     char *config;                   /* JSON; the core takes it (heap) */
-    uint32_t shard, slot_count, replicas_wanted;
+    uint32_t shard, slot_count, replicas_wanted, replicas_warm;
     bool was_active; /* it has been ACTIVE once: failures are not final */
 };
 
@@ -90,16 +95,19 @@ void agent_core_on_claimed(struct agent_core *core, const char *worker, bool our
 void agent_core_on_fetched(struct agent_core *core, const char *digest, const char *folder,
                            bool final, const char *why);
 
-/* A worker that runs already, from the `replica` table of before: READY and alive. Only before the
- * first agent_core_on_deployments(). device: as AGENT_TODO_REPLICA told of it. */
+/* A worker that runs already, from the `replica` table of before: alive, and READY or (warm) WARM.
+ * Only before the first agent_core_on_deployments(). device: as AGENT_TODO_REPLICA told of it. */
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
                            const char *device, uint32_t shard, uint64_t boot,
-                           uint32_t restart_count);
+                           uint32_t restart_count, bool warm);
 
 /* Answer of START. final: trying again would end the same way. */
 void agent_core_on_started(struct agent_core *core, const char *worker, bool started, bool final,
                            const char *why);
 void agent_core_on_ready(struct agent_core *core, const char *worker, uint64_t boot);
+
+/* One that was started `warm` has loaded, and waits to be told to serve. */
+void agent_core_on_warm(struct agent_core *core, const char *worker, uint64_t boot);
 
 /* exit_code AGENT_EXIT_UNKNOWN: it ended unseen. */
 void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_code, int signal,
@@ -137,6 +145,7 @@ enum agent_todo_type {
     AGENT_TODO_CLAIM,   /* make or take the worker's row; answer agent_core_on_claimed() */
     AGENT_TODO_FETCH,   /* unpack the archive; answer agent_core_on_fetched() */
     AGENT_TODO_START,   /* start the process; answer agent_core_on_started() */
+    AGENT_TODO_SERVE,   /* one that is WARM takes jobs from now on */
     AGENT_TODO_STOP,    /* SIGTERM */
     AGENT_TODO_KILL,    /* SIGKILL */
     AGENT_TODO_REPLICA, /* write the worker's state */
@@ -158,6 +167,7 @@ struct agent_todo {
     char device[AGENT_DEVICE_SIZE]; /* REPLICA: "cpu", "cuda", "cuda:GPU-…,GPU-…" */
     uint64_t boot;
     bool left; /* GONE: by its own decision, or because it was told to */
+    bool warm; /* START: it loads, and serves when it is told to */
     uint32_t shard, restart_count;
 };
 
@@ -174,7 +184,7 @@ bool agent_core_placement(const struct agent_core *core, const char *worker,
 const struct devices *agent_core_devices(const struct agent_core *core);
 
 struct agent_stats {
-    uint32_t deployments, workers, ready;
+    uint32_t deployments, workers, ready, warm;
     uint64_t starts, crashes;
 };
 struct agent_stats agent_core_stats(const struct agent_core *core);
@@ -182,7 +192,7 @@ struct agent_stats agent_core_stats(const struct agent_core *core);
 /* One deployment after the other; index from 0. False: there is none of that index. */
 struct agent_deployment_stats {
     const struct agent_deployment *deployment; /* valid until the next event */
-    uint32_t ready, starting, restart_count;
+    uint32_t ready, warm, starting, restart_count;
 };
 bool agent_core_deployment_stats(const struct agent_core *core, size_t index,
                                  struct agent_deployment_stats *ret_stats);

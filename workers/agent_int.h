@@ -138,8 +138,8 @@ int agent_process_start(struct agent *agent, const struct agent_todo *todo, int 
                         struct err *err) MUST_CHECK;
 struct agent_process *agent_process_find(struct agent *agent, const char *worker);
 
-/* The worker of that row, if it lives and was started with our addresses. */
-bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid);
+/* The worker of that row, if it lives and was started with our addresses. warm: it waits. */
+bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid, bool *ret_warm);
 void agent_process_kill_stray(struct agent *agent, const char *worker, pid_t pid);
 void agent_process_free(struct agent_process **process_p);
 char *agent_process_log_path(const struct agent *agent, const char *worker);

@@ -281,6 +281,7 @@ static int agent_run(struct agent *agent)
     }
     options.restart_ms_min = agent->settings.restart_delay_ms;
     options.stop_ms = agent->settings.drain_timeout_ms + AGENT_STOP_EXTRA_MS;
+    options.warm_max = (uint32_t)agent->settings.warm_max;
     options.devices.fault_max = (uint32_t)agent->settings.device_faults;
     options.devices.window_ms = agent->settings.device_window_ms;
     options.devices.quarantine_ms = agent->settings.device_quarantine_ms;

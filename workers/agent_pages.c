@@ -76,6 +76,7 @@ static void deployment_count(struct agent *agent, const struct agent_deployment_
     series_labels(series, labels);
     series->seen = true;
     metric_set(metrics_series(agent->metrics, AGENT_METRIC_replicas_active, labels), stats->ready);
+    metric_set(metrics_series(agent->metrics, AGENT_METRIC_replicas_warm, labels), stats->warm);
     metric_set(metrics_series(agent->metrics, AGENT_METRIC_replicas_starting, labels),
                stats->starting);
     /* The sum falls when a replica is given up: what was counted stays. */
@@ -86,9 +87,9 @@ static void deployment_count(struct agent *agent, const struct agent_deployment_
 
 static void series_forget(struct agent *agent, size_t index)
 {
-    static const enum agent_metric rows[] = {AGENT_METRIC_replicas_active,
-                                             AGENT_METRIC_replicas_starting,
-                                             AGENT_METRIC_container_restarts_total};
+    static const enum agent_metric rows[] = {
+        AGENT_METRIC_replicas_active, AGENT_METRIC_replicas_warm, AGENT_METRIC_replicas_starting,
+        AGENT_METRIC_container_restarts_total};
     const char *labels[LABEL_COUNT];
 
     series_labels(&agent->series[index], labels);
@@ -143,6 +144,7 @@ void agent_pages_count(struct agent *agent)
     metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_deployments), stats.deployments);
     metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers), stats.workers);
     metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers_ready), stats.ready);
+    metric_set(metrics_of(agent->metrics, AGENT_METRIC_agent_workers_warm), stats.warm);
     metric_add(metrics_of(agent->metrics, AGENT_METRIC_agent_worker_starts_total),
                (double)(stats.starts - agent->starts_told));
     metric_add(metrics_of(agent->metrics, AGENT_METRIC_agent_worker_crashes_total),

@@ -24,6 +24,7 @@
 
 #include "base/log.h"
 #include "workers/agent_int.h"
+#include "workers/worker_core.h"
 
 #define BINARY "/proc/self/exe"
 #define ARGS_MAX 64
@@ -48,18 +49,27 @@ static void process_on_fault(struct agent_process *process, const char *kind, co
     }
 }
 
-static void process_on_line(struct agent_process *process)
+static void process_on_loaded(struct agent_process *process, uint64_t boot, bool warm)
 {
     struct agent *agent = process->agent;
+
+    agent_tick(agent);
+    if (warm)
+        agent_core_on_warm(agent->core, process->worker, boot);
+    else
+        agent_core_on_ready(agent->core, process->worker, boot);
+    agent_act(agent);
+}
+
+static void process_on_line(struct agent_process *process)
+{
     json_t *line = json_loads(process->line, 0, NULL);
     const char *event = json_string_value(json_object_get(line, "event"));
     const char *reason = json_string_value(json_object_get(line, "reason"));
+    uint64_t boot = (uint64_t)json_integer_value(json_object_get(line, "boot"));
 
-    if (event != NULL && strcmp(event, "ready") == 0) {
-        agent_tick(agent);
-        agent_core_on_ready(agent->core, process->worker,
-                            (uint64_t)json_integer_value(json_object_get(line, "boot")));
-        agent_act(agent);
+    if (event != NULL && (strcmp(event, "ready") == 0 || strcmp(event, "warm") == 0)) {
+        process_on_loaded(process, boot, strcmp(event, "warm") == 0);
     } else if (event != NULL && strcmp(event, "exit") == 0 && reason != NULL) {
         mem_copy_text(process->reason, reason);
     } else if (event != NULL && strcmp(event, "fault") == 0) {
@@ -110,6 +120,7 @@ static void process_on_end(void *opaque, const struct child_end *end)
     struct agent_process *process = opaque;
     struct agent *agent = process->agent;
     char worker[AGENT_NAME_SIZE], why[AGENT_REASON_SIZE];
+    struct device_view view;
     int exit_code = end->known ? end->exit_code : AGENT_EXIT_UNKNOWN, signal = end->signal;
 
     process_read(process);
@@ -121,6 +132,8 @@ static void process_on_end(void *opaque, const struct child_end *end)
     agent_tick(agent);
     agent_core_on_ended(agent->core, worker, exit_code, signal, why);
     agent_act(agent);
+    if (devices_view(agent_core_devices(agent->core), 0, &view))
+        agent_devices_look(agent); /* somebody may wait for what it had in use */
 }
 
 /* ---- command line and environment ---- */
@@ -268,6 +281,8 @@ static void command_make(const struct agent *agent, const struct agent_todo *tod
     command_add(command, xasprintf("--engine=%s", deployment->engine));
     command_add(command, xasprintf("--engine-settings=%s", settings_text));
     command_add(command, xasprintf("--slots=%u", deployment->slot_count));
+    if (todo->warm)
+        command_add(command, xstrdup("--standby"));
     command_add_environment(agent, todo, command);
     command_add_device(agent, todo, command);
     command_add_ours(command, xasprintf("HEADRACE_REDIS=%s", settings->redis));
@@ -397,7 +412,21 @@ static bool process_is(pid_t pid, const char *const *args, size_t arg_count)
     return found >= arg_count;
 }
 
-bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid)
+/* A worker goes by another name while it waits: what it was told last is known to it alone. */
+static bool process_is_warm(pid_t pid)
+{
+    OWNED(mem_free) char *path = xasprintf("/proc/%d/comm", (int)pid);
+    char name[sizeof(WORKER_STANDBY_NAME) + 1] = "";
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = fd < 0 ? 0 : read(fd, name, sizeof(name) - 1);
+
+    if (fd >= 0)
+        (void)close(fd);
+    return size == sizeof(WORKER_STANDBY_NAME) && name[size - 1] == '\n' &&
+           strncmp(name, WORKER_STANDBY_NAME, (size_t)size - 1) == 0;
+}
+
+bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid, bool *ret_warm)
 {
     OWNED(mem_free) char *name = xasprintf("--worker=%s", worker);
     OWNED(mem_free) char *kafka = xasprintf("--kafka=%s", agent->settings.kafka);
@@ -410,7 +439,9 @@ bool agent_process_adopt(struct agent *agent, const char *worker, pid_t pid)
     if (child_watch(agent->loop, pid, child_start_ticks(pid), process_on_end, process,
                     &process->child, &err) == 0 &&
         process_is(pid, args, COUNT_OF(args))) {
-        log_info("worker_adopted", LOG_STR("worker", worker), LOG_I64("pid", pid));
+        *ret_warm = process_is_warm(pid);
+        log_info("worker_adopted", LOG_STR("worker", worker), LOG_I64("pid", pid),
+                 LOG_BOOL("warm", *ret_warm));
         return true;
     }
     agent_process_free(&process);

@@ -21,7 +21,8 @@ PG_STATEMENT(agent_deployments,
              "a.blob, d.config::text, d.shard::bigint, d.slot_count::bigint, "
              "d.replicas_wanted::bigint, d.status IN ('ACTIVE', 'UNHEALTHY', 'UPDATING', "
              "'SCALED_TO_ZERO', 'WAKING_UP'), d.model_id, coalesce(d.promote_to, (SELECT "
-             "min(t.environment) FROM environment_target t WHERE t.deployment_id = d.id), '') "
+             "min(t.environment) FROM environment_target t WHERE t.deployment_id = d.id), ''), "
+             "d.replicas_warm::bigint "
              "FROM deployment d JOIN model m ON m.id = d.model_id "
              "LEFT JOIN archive a ON a.digest = d.archive_digest "
              "WHERE d.deleted_at IS NULL AND m.deleted_at IS NULL AND d.status IN ('DEPLOYING', "
@@ -75,6 +76,7 @@ static void deployment_fill(struct agent_deployment *deployment, const struct pg
         .shard = (uint32_t)pg_u64(answer, 0, row, 8),
         .slot_count = (uint32_t)pg_u64(answer, 0, row, 9),
         .replicas_wanted = (uint32_t)pg_u64(answer, 0, row, 10),
+        .replicas_warm = (uint32_t)pg_u64(answer, 0, row, 14),
         .was_active = pg_bool(answer, 0, row, 11),
         .config = xstrdup(pg_c(answer, 0, row, 7)),
     };
@@ -150,17 +152,18 @@ static void running_take(struct agent *agent, const struct pg_answer *answer, si
     uint64_t boot = pg_u64(answer, 0, row, 2);
     pid_t pid = (pid_t)pg_i64(answer, 0, row, 3);
     uint32_t shard = (uint32_t)pg_u64(answer, 0, row, 6);
+    bool loaded = strcmp(state, "READY") == 0 || strcmp(state, "WARM") == 0, warm = false;
 
-    if (pid > 0 && strcmp(state, "READY") == 0 && agent_process_adopt(agent, worker, pid)) {
+    if (pid > 0 && loaded && agent_process_adopt(agent, worker, pid, &warm)) {
         agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), pg_c(answer, 0, row, 7),
-                              shard, boot, (uint32_t)pg_u64(answer, 0, row, 5));
+                              shard, boot, (uint32_t)pg_u64(answer, 0, row, 5), warm);
         return;
     }
     if (pid > 0)
         agent_process_kill_stray(agent, worker, pid);
     /* To the core it is one that was adopted and has ended at once: its owner is told. */
     agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), "", shard, boot,
-                          (uint32_t)pg_u64(answer, 0, row, 5));
+                          (uint32_t)pg_u64(answer, 0, row, 5), false);
     agent_core_on_ended(agent->core, worker, AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
 }
 

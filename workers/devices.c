@@ -34,7 +34,9 @@ struct holder {
     char name[DEVICE_HOLDER_SIZE], group[DEVICE_HOLDER_SIZE];
     struct device_placement placement;
     bool whole;
-    bool told; /* to leave */
+    bool told;  /* to leave */
+    bool spare; /* gives way to who is none */
+    bool away;  /* of a spare, within devices_reclaim(): as if it had gone */
 };
 
 struct devices {
@@ -134,6 +136,7 @@ struct use {
     uint64_t reserved_size;
     uint32_t holder_count;
     bool whole, has_group;
+    bool away; /* somebody is left out: what the driver sees in use is not what would be */
 };
 
 static struct use use_of(const struct devices *devices, const struct device *device,
@@ -145,6 +148,9 @@ static struct use use_of(const struct devices *devices, const struct device *dev
         const struct holder *holder = &devices->holders[i];
 
         if (!placement_has(&holder->placement, device->info.uuid))
+            continue;
+        use.away = use.away || holder->away;
+        if (holder->away)
             continue;
         use.reserved_size += holder->placement.memory_size;
         use.holder_count++;
@@ -162,7 +168,7 @@ static uint64_t free_of(const struct device *device, const struct use *use)
     uint64_t used_size = device->info.used_size;
 
     taken_size += device->base_size;
-    if (taken_size < used_size)
+    if (taken_size < used_size && !use->away)
         taken_size = used_size;
     return use->whole || taken_size >= total_size ? 0 : total_size - taken_size;
 }
@@ -590,6 +596,69 @@ void devices_release(struct devices *devices, const char *name)
 
     if (holder != NULL)
         *holder = devices->holders[--devices->holder_count];
+}
+
+void devices_set_spare(struct devices *devices, const char *name, bool is_spare)
+{
+    struct holder *holder = holder_find(devices, name);
+
+    if (holder != NULL)
+        holder->spare = is_spare;
+}
+
+static bool is_on_any(const struct holder *holder, const struct device *const *picked,
+                      uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (placement_has(&holder->placement, picked[i]->info.uuid))
+            return true;
+    }
+    return false;
+}
+
+static bool all_fit(const struct devices *devices, const char *group, const struct gpu_need *need,
+                    const struct device *const *picked)
+{
+    for (uint32_t i = 0; i < need->count; i++) {
+        if (device_near(devices, picked[i], group, need) != NEAR_FITS)
+            return false;
+    }
+    return true;
+}
+
+/* All spares are thought away; on the devices that are picked then, each one that does no harm
+ * is thought back. */
+size_t devices_reclaim(struct devices *devices, const char *group, const struct gpu_need *need,
+                       char ret_holders[DEVICES_RECLAIM_MAX][DEVICE_HOLDER_SIZE])
+{
+    const struct device *picked[DEVICE_COUNT_MAX];
+    size_t count = 0;
+    struct err err;
+    bool fits;
+
+    if (pick(devices, group, need, picked, &err) == 0)
+        return 0;
+    for (size_t i = 0; i < devices->holder_count; i++) {
+        struct holder *holder = &devices->holders[i];
+
+        holder->away = holder->spare && strcmp(holder->group, group) != 0;
+    }
+    fits = pick(devices, group, need, picked, &err) == 0;
+    for (size_t i = 0; i < devices->holder_count; i++) {
+        struct holder *holder = &devices->holders[i];
+
+        if (!holder->away)
+            continue;
+        holder->away = false;
+        if (!fits || count == DEVICES_RECLAIM_MAX || !is_on_any(holder, picked, need->count) ||
+            all_fit(devices, group, need, picked))
+            continue;
+        holder->away = true;
+        mem_copy_text_at(ret_holders[count++], DEVICE_HOLDER_SIZE, holder->name);
+    }
+    for (size_t i = 0; i < devices->holder_count; i++)
+        devices->holders[i].away = false;
+    return count;
 }
 
 bool devices_placed(const struct devices *devices, const char *name,

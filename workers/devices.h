@@ -17,6 +17,8 @@
  *   one worker: two would halve its time and double its memory.
  * - A device that is out drains its workers: they are told to go, and are placed elsewhere as if
  *   they had never been here. What they hold of it is free once they have ended.
+ * - A spare holds what it has like anybody else, and is asked to go where that makes room for one
+ *   that is none: devices_reclaim().
  * - A device that the driver no longer lists is GONE; when it is listed again it has to pass a
  * probe.
  * - Out for quarantine_ms, doubled each time up to quarantine_ms_max; back to the start after
@@ -33,6 +35,7 @@
 #define DEVICE_HOLDERS_MAX 1024
 #define DEVICE_HOLDER_SIZE 65
 #define DEVICE_FAULTS_MAX 16
+#define DEVICES_RECLAIM_MAX 64
 
 struct devices;
 
@@ -109,6 +112,15 @@ void devices_adopt(struct devices *devices, const char *holder, const char *grou
                    const struct device_placement *placement);
 
 void devices_release(struct devices *devices, const char *holder);
+
+/* Whether it gives way to others; nobody does at first. */
+void devices_set_spare(struct devices *devices, const char *holder, bool is_spare);
+
+/* Which spares of other groups have to go for it to be placed; on the devices that it gets then
+ * none of them could stay. The names of up to DEVICES_RECLAIM_MAX; 0: it has room, or spares are
+ * not what is in its way. */
+size_t devices_reclaim(struct devices *devices, const char *group, const struct gpu_need *need,
+                       char ret_holders[DEVICES_RECLAIM_MAX][DEVICE_HOLDER_SIZE]);
 
 /* Where a holder is. False: nowhere. */
 bool devices_placed(const struct devices *devices, const char *holder,

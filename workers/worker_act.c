@@ -205,6 +205,7 @@ static void host_on_ready(void *opaque, const struct frame_ready *ready)
     worker_tick(worker);
     worker_core_on_host_ready(worker->core, ready->granted);
     worker_act(worker);
+    worker_queue_tell_warm(worker);
 }
 
 static void host_on_loading(void *opaque, uint64_t done_size, uint64_t total_size)

@@ -45,6 +45,7 @@
 struct worker_core;
 
 #define WORKER_SLOTS_MAX 2048
+#define WORKER_STANDBY_NAME "headrace-warm" /* of a process that waits, in /proc/PID/comm */
 
 /* Attempts held at once, those that are finished and unreported too; no credit above it. */
 #define WORKER_HELD_MAX 4096 /* as many as a heartbeat can list */

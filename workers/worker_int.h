@@ -105,8 +105,9 @@ struct worker {
         uint64_t loaded_size, weights_size;
     } loaded;
     int lock_fd;
-    uint64_t alone_since_us;
+    uint64_t alone_since_us, standby_position;
     bool exiting, leaving;
+    bool standby, standby_reads, told_warm; /* takes no jobs; knows its position; has said so */
     int exit_code;
 };
 
@@ -121,6 +122,10 @@ void worker_say(struct worker *worker, struct json_t *line);
 /* ---- worker_queue.c ---- */
 int worker_queue_open(struct worker *worker, struct err *err) MUST_CHECK;
 void worker_queue_close(struct worker *worker);
+
+/* Once in standby, when the model is loaded and the dispatch partition is read: says so. */
+void worker_queue_tell_warm(struct worker *worker);
+void worker_queue_serve(struct worker *worker); /* the end of standby */
 
 /* Produces to outcome[shard]; kept and repeated until it is reported when token or type asks. */
 void worker_produce(struct worker *worker, enum message_type type, const void *fields,

@@ -10,6 +10,9 @@
  * partition with 3; anything else it lives with. It talks to Kafka and the blob store only: it has
  * no connection to Postgres. Redis it tells the pieces of answers that somebody follows.
  *
+ * Standby (--standby): it loads and connects, says so, and says no Hello, so that nobody knows of
+ * it, before a SIGHUP. Nothing else is left to be done then.
+ *
  * Shutdown: SIGTERM grants nothing more, hands back what waits, lets what runs finish for
  * drain_timeout, says Bye. A second SIGTERM hands back at once. Without its agent it works on for
  * orphan_timeout, so that an agent may be restarted under it, then drains the same way.
@@ -20,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -113,6 +117,12 @@ static void worker_on_timer(void *opaque)
     struct worker *worker = opaque;
 
     worker->armed_us = 0; /* the turn that follows ticks, acts and arms again */
+}
+
+static void worker_on_serve(void *opaque)
+{
+    (void)prctl(PR_SET_NAME, "headrace");
+    worker_queue_serve(opaque);
 }
 
 static void worker_on_drain(void *opaque)
@@ -254,7 +264,8 @@ static int worker_open(struct worker *worker, struct err *err)
     int r = loop_open(&worker->loop, err);
 
     if (r == 0)
-        r = loop_on_signals(worker->loop, worker_on_drain, NULL, worker, err);
+        r = loop_on_signals(worker->loop, worker_on_drain, worker->standby ? worker_on_serve : NULL,
+                            worker, err);
     if (r == 0)
         r = worker_secrets_open(worker, err);
     if (r == 0)
@@ -319,6 +330,9 @@ static int worker_run(struct worker *worker)
         return 1;
     }
     worker_make_core(worker);
+    worker->standby = worker->settings.standby;
+    if (worker->standby)
+        (void)prctl(PR_SET_NAME, WORKER_STANDBY_NAME);
     r = worker_open(worker, &err);
     if (r < 0) {
         log_error("worker_not_started", LOG_ERR(&err));

@@ -99,12 +99,15 @@ void worker_pages_count_finished(struct worker *worker, const struct message_fin
 
 static const char *pages_not_ready(void *opaque)
 {
-    const struct worker_stats core = worker_core_stats(((const struct worker *)opaque)->core);
+    const struct worker *worker = opaque;
+    const struct worker_stats core = worker_core_stats(worker->core);
 
     if (core.draining)
         return "draining";
     if (!core.host_ready)
         return "the model is not loaded";
+    if (worker->standby)
+        return "it is kept warm and takes no jobs";
     return core.said_hello ? NULL : "Kafka has not answered yet";
 }
 

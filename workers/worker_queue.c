@@ -142,14 +142,54 @@ void worker_produce(struct worker *worker, enum message_type type, const void *f
         log_error("message_dropped", LOG_STR("message", message_type_name(type)), LOG_ERR(&err));
 }
 
+/* ---- standby ---- */
+
+/* The core says Hello when it is told what has been read: in standby it is not told. */
+void worker_queue_tell_warm(struct worker *worker)
+{
+    if (!worker->standby || worker->told_warm || !worker->standby_reads ||
+        !worker_core_stats(worker->core).host_ready)
+        return;
+    worker->told_warm = true;
+    log_info("worker_waits");
+    worker_say(worker, json_pack("{s:s, s:s, s:I, s:I}", "event", "warm", "worker",
+                                 worker->settings.worker, "boot", (json_int_t)worker->options.boot,
+                                 "pid", (json_int_t)worker->options.pid));
+}
+
+static bool queue_stands_by(struct worker *worker, uint64_t position)
+{
+    if (!worker->standby)
+        return false;
+    worker->standby_position = position;
+    worker->standby_reads = true;
+    worker_queue_tell_warm(worker);
+    return true;
+}
+
+void worker_queue_serve(struct worker *worker)
+{
+    if (!worker->standby)
+        return;
+    worker->standby = false;
+    log_info("worker_serves");
+    worker_tick(worker);
+    if (worker->standby_reads)
+        worker_core_on_read(worker->core, worker->standby_position);
+    worker_act(worker);
+}
+
 /* ---- in ---- */
 
 static void queue_on_records(void *opaque, const struct queue_record *records, size_t record_count)
 {
     struct worker *worker = opaque;
+    uint64_t position = (uint64_t)records[record_count - 1].offset + 1;
     struct message message;
     struct err err;
 
+    if (queue_stands_by(worker, position))
+        return; /* none of it is for this boot: nobody knows of it */
     worker_tick(worker);
     for (size_t i = 0; i < record_count; i++) {
         if (message_decode(worker->decoder, records[i].bytes, records[i].size, &message, &err) <
@@ -162,7 +202,7 @@ static void queue_on_records(void *opaque, const struct queue_record *records, s
             worker_core_on_revoke(worker->core, &message.revoke);
         }
     }
-    worker_core_on_read(worker->core, (uint64_t)records[record_count - 1].offset + 1);
+    worker_core_on_read(worker->core, position);
     fault_point(FAULT_worker_read);
     worker_act(worker);
 }
@@ -171,6 +211,8 @@ static void queue_on_end(void *opaque, int64_t offset)
 {
     struct worker *worker = opaque;
 
+    if (queue_stands_by(worker, (uint64_t)offset))
+        return;
     worker_tick(worker);
     worker_core_on_read(worker->core, (uint64_t)offset);
     worker_act(worker);

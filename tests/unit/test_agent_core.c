@@ -27,8 +27,9 @@ static const char *world_said(struct world *world)
 {
     static const char *const words[] = {
         [AGENT_TODO_CLAIM] = "claim", [AGENT_TODO_FETCH] = "fetch", [AGENT_TODO_START] = "start",
-        [AGENT_TODO_STOP] = "stop",   [AGENT_TODO_KILL] = "kill",   [AGENT_TODO_REPLICA] = "",
-        [AGENT_TODO_GONE] = "gone",   [AGENT_TODO_EXIT] = "exit",   [AGENT_TODO_PROBE] = "probe",
+        [AGENT_TODO_SERVE] = "serve", [AGENT_TODO_STOP] = "stop",   [AGENT_TODO_KILL] = "kill",
+        [AGENT_TODO_REPLICA] = "",    [AGENT_TODO_GONE] = "gone",   [AGENT_TODO_EXIT] = "exit",
+        [AGENT_TODO_PROBE] = "probe",
     };
     struct agent_todo todo;
     size_t size = 0;
@@ -301,9 +302,9 @@ static void test_adopts_what_runs(void **state)
 
     (void)state;
     world_open(&world);
-    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 2);
-    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0);
-    agent_core_on_adopted(world.core, "d-2", "d", "cpu", 1, 9, 0);
+    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 2, false);
+    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0, false);
+    agent_core_on_adopted(world.core, "d-2", "d", "cpu", 1, 9, 0, false);
     agent_core_on_ended(world.core, "d-1", AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
     SAYS(&world, "gone:d-1/8 STARTING:d-1");
     want(&world, 2, "", true);
@@ -628,7 +629,7 @@ static void test_adopts_on_a_device(void **state)
     (void)state;
     world_open(&world);
     world_gpus(&world, 1);
-    agent_core_on_adopted(world.core, "d-0", "d", "cuda:GPU-a", 1, 7, 0);
+    agent_core_on_adopted(world.core, "d-0", "d", "cuda:GPU-a", 1, 7, 0, false);
     deployment_of(&two[0], "d", "", TWENTY, true);
     deployment_of(&two[1], "e", "", TWENTY, false);
     agent_core_on_deployments(world.core, two, 2);

@@ -395,9 +395,9 @@ struct sim {
     struct device_info infos[SIM_DEVICES];
     bool listed[SIM_DEVICES], sick[SIM_DEVICES];
     uint32_t told[SIM_HOLDERS]; /* to leave, since it was placed */
-    bool placed[SIM_HOLDERS];
+    bool placed[SIM_HOLDERS], spare[SIM_HOLDERS];
     uint64_t now_ms;
-    uint64_t placements, quarantines, drains, probes;
+    uint64_t placements, quarantines, drains, probes, reclaims;
 };
 
 static struct sim totals;
@@ -480,6 +480,31 @@ static void sim_act(struct sim *sim)
     sim_check(sim);
 }
 
+/* What is reclaimed is spares of others, and their going is enough. */
+static void sim_reclaim(struct sim *sim, const char *name, const char *group,
+                        const struct gpu_need *need)
+{
+    char holders[DEVICES_RECLAIM_MAX][DEVICE_HOLDER_SIZE];
+    size_t count = devices_reclaim(sim->devices, group, need, holders);
+    struct device_placement placement;
+    struct err err;
+
+    for (size_t i = 0; i < count; i++) {
+        size_t number = sim_number(holders[i]);
+        char other[32];
+
+        (void)snprintf(other, sizeof(other), "d-%zu", number / 2);
+        SIM_CHECK(sim, sim->spare[number] && strcmp(other, group) != 0);
+        devices_release(sim->devices, holders[i]);
+        sim->placed[number] = false;
+    }
+    if (count == 0)
+        return;
+    sim->reclaims++;
+    SIM_CHECK(sim, devices_place(sim->devices, name, group, need, &placement, &err) == 0);
+    devices_release(sim->devices, name);
+}
+
 static void sim_place(struct sim *sim, uint32_t number)
 {
     struct gpu_need need = {.count = 1 + (rng_below(&sim->rng, 8) == 0),
@@ -496,8 +521,11 @@ static void sim_place(struct sim *sim, uint32_t number)
     if (devices_place(sim->devices, name, group, &need, &placement, &err) < 0) {
         SIM_CHECK(sim, err.code == ERR_FULL || err.code == ERR_UNSUPPORTED);
         SIM_CHECK(sim, err.text[0] != '\0');
+        sim_reclaim(sim, name, group, &need);
         return;
     }
+    sim->spare[number] = rng_below(&sim->rng, 3) == 0;
+    devices_set_spare(sim->devices, name, sim->spare[number]);
     sim->placements++;
     sim->placed[number] = true;
     sim->told[number] = 0;
@@ -616,7 +644,39 @@ static void sim_run(uint64_t seed)
     totals.quarantines += sim.quarantines;
     totals.drains += sim.drains;
     totals.probes += sim.probes;
+    totals.reclaims += sim.reclaims;
     devices_free(&sim.devices);
+}
+
+/* The least that has to go: on the device that is left with the least, no spare that could stay. */
+static void test_reclaims(void **state)
+{
+    char holders[DEVICES_RECLAIM_MAX][DEVICE_HOLDER_SIZE];
+    struct gpu_need four = needs(4), ten = needs(10), twenty = needs(20), forty = needs(40);
+    struct world world;
+
+    (void)state;
+    world_two(&world);
+    assert_string_equal(place(&world, "w-1", "d-1", &ten), "GPU-t");
+    assert_string_equal(place(&world, "w-2", "d-2", &four), "GPU-t");
+    assert_string_equal(place(&world, "w-3", "d-3", &ten), "GPU-a");
+    assert_string_equal(place(&world, "w-4", "d-4", &four), "GPU-a");
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &twenty, holders), 0);
+    devices_set_spare(world.devices, "w-3", true);
+    devices_set_spare(world.devices, "w-4", true);
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &four, holders), 0); /* there is room */
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &forty, holders),
+                     0); /* there never is */
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &twenty, holders), 1);
+    assert_string_equal(holders[0], "w-3");
+    world.infos[0].used_size = 14 * GIB; /* they are what uses it */
+    world_look(&world);
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &twenty, holders), 1);
+    assert_int_equal(devices_reclaim(world.devices, "d-3", &twenty, holders), 0); /* its own */
+    devices_set_spare(world.devices, "w-3", false);
+    assert_int_equal(devices_reclaim(world.devices, "d-5", &twenty, holders), 0);
+    assert_string_equal(place(&world, "w-3", "d-3", &ten), "GPU-a"); /* nobody has gone */
+    devices_free(&world.devices);
 }
 
 static void test_seeds(void **state)
@@ -635,8 +695,10 @@ static void test_seeds(void **state)
     for (uint64_t i = 1; i <= 40; i++)
         sim_run(i);
     (void)printf("%" PRIu64 " placements, %" PRIu64 " quarantines, %" PRIu64 " drains, %" PRIu64
-                 " probes\n",
-                 totals.placements, totals.quarantines, totals.drains, totals.probes);
+                 " probes, %" PRIu64 " reclaims\n",
+                 totals.placements, totals.quarantines, totals.drains, totals.probes,
+                 totals.reclaims);
+    assert_true(totals.reclaims > 100);
     assert_true(totals.placements > 500 && totals.quarantines > 100 && totals.drains > 300 &&
                 totals.probes > 300); /* the worlds are worth something */
 }
@@ -653,6 +715,7 @@ int main(void)
         cmocka_unit_test(test_gone_and_back),
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_adopts),
+        cmocka_unit_test(test_reclaims),
         cmocka_unit_test(test_seeds),
     };
 

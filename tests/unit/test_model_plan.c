@@ -85,6 +85,7 @@ static const struct {
     {"x", NULL, "{\"engine\":\"sim\",\"slots\":0}", ERR_RANGE, "slots is 0"},
     {"x", NULL, "{\"engine\":\"sim\",\"slots\":2049}", ERR_RANGE, "1 to 2048"},
     {"x", NULL, "{\"engine\":\"sim\",\"replicas\":\"1\"}", ERR_RANGE, "replicas is no integer"},
+    {"x", NULL, "{\"engine\":\"sim\",\"warm\":17}", ERR_RANGE, "warm is 17"},
     {"x", NULL, "{\"engine\":\"sim\",\"settings\":[]}", ERR_MALFORMED, "settings"},
     {"x", NULL, "{\"engine\":\"sim\",\"color\":1}", ERR_RANGE, "'color' is unknown"},
     {"x", NULL, "[]", ERR_MALFORMED, "no object"},
@@ -126,12 +127,13 @@ static void test_values(void **state)
 
     (void)state;
     facts_of("x", NULL,
-             "{\"engine\":\"sim\",\"slots\":3,\"replicas\":2,\"device\":\"cuda\","
+             "{\"engine\":\"sim\",\"slots\":3,\"replicas\":2,\"warm\":1,\"device\":\"cuda\","
              "\"settings\":{\"fail\":0.5}}",
              &facts);
     assert_int_equal(model_plan_make(&facts, &plan, &err), 0);
     assert_int_equal(plan.slot_count, 3);
     assert_int_equal(plan.replica_count, 2);
+    assert_int_equal(plan.warm_count, 1);
     assert_string_equal(plan.device, "cuda");
     assert_string_equal(plan.settings, "{\"fail\":0.5}");
 }
