@@ -18,6 +18,7 @@
 #define CLOSED_MAX 1000
 #define DEPTH_MAX 8
 #define REST_JOBS_MAX 1000 /* what is planned again afterwards */
+#define RUN_RESTS "it waits, and holds no slot meanwhile"
 
 PG_STATEMENT(begin_run,
              "SELECT tenant, targets, round, depth, again FROM chain_begin($1, $2, $3, $4)");
@@ -36,6 +37,12 @@ PG_STATEMENT(begin_losses,
              "$1 AND a.error_class = 16 AND a.ended_at > (SELECT coalesce(max(CASE WHEN j.state IN "
              "(1, 2) THEN 'infinity' ELSE j.state_at END), '-infinity') FROM chain_step s JOIN job "
              "j ON j.id = s.job_id WHERE s.run_id = $1)");
+/* Whether the cache may be asked: what an attempt before has submitted in this round has its row,
+ * for there was none, or it was put off, when all of its jobs were over. */
+PG_STATEMENT(begin_clean,
+             "SELECT NOT EXISTS (SELECT FROM attempt a JOIN job r ON r.id = a.job_id AND r.round = "
+             "a.round WHERE a.job_id = $1 AND a.token < $2 AND (a.error_class, a.error_message) IS "
+             "DISTINCT FROM (12::smallint, $3::text))");
 /* Of a run again: what it takes over. */
 PG_STATEMENT(begin_reused, "SELECT step, item, job_id FROM chain_reused($1)");
 /* How long this round has been under way as an attempt begins: since its first one. */
@@ -217,8 +224,7 @@ void run_rest(struct run *run)
     if (!LIST_EMPTY(&run->items) || run->evaluation_count > 0 || run->url_count > 0 ||
         run->job_count > REST_JOBS_MAX || due_ms < now_ms + REST_MS_MIN)
         return;
-    coordinator->calls.on_put_off(coordinator->opaque, run->id, due_ms - now_ms,
-                                  "it waits, and holds no slot meanwhile");
+    coordinator->calls.on_put_off(coordinator->opaque, run->id, due_ms - now_ms, RUN_RESTS);
     run_free(&run);
 }
 
@@ -388,6 +394,24 @@ static void run_ask_reused(struct run *run)
         run_fail(&run, ERROR_CLASS_HANDED_BACK, err.text);
 }
 
+static bool has_cache(const struct chain *chain)
+{
+    for (size_t i = 0; i < chain->step_count; i++) {
+        if (chain->steps[i].cache_seconds != 0)
+            return true;
+    }
+    return false;
+}
+
+/* Without a row of the job nobody was here before. */
+static void run_read_clean(struct run *run, const struct pg_answer *answer)
+{
+    const struct chain *chain = run->coordinator->chain;
+    size_t at = (run->number > 1 ? 3 : 2) + (chain->run_limit_ms != 0 ? 1u : 0u);
+
+    run->asks_cache = has_cache(chain) && pg_bool(answer, at, 0, 0);
+}
+
 static void on_begun(void *opaque, const struct pg_answer *answer)
 {
     OWNED(mem_free) struct beginning *beginning = opaque;
@@ -420,6 +444,7 @@ static void on_begun(void *opaque, const struct pg_answer *answer)
     run->again = run->again || pg_bool(answer, 0, 0, 4);
     run_read_known(run, answer);
     run_set_end(run, answer);
+    run_read_clean(run, answer);
     if (run->given != NULL)
         run_ask_reused(run);
     else
@@ -446,6 +471,12 @@ static int run_ask(struct run *run, struct wire_bytes input, struct err *err)
     if (coordinator->chain->run_limit_ms != 0) {
         pg_add(batch, &begin_age);
         pg_bind_id(batch, &run->job);
+    }
+    if (has_cache(coordinator->chain)) {
+        pg_add(batch, &begin_clean);
+        pg_bind_id(batch, &run->job);
+        pg_bind_i64(batch, (int64_t)run->id);
+        pg_bind_c(batch, RUN_RESTS);
     }
     return run_send(run, batch, on_begun, err);
 }

@@ -6,8 +6,10 @@
  * run's steps in the statement that finds it, under the fence of the attempt, so that whoever goes
  * on with the run takes over the same.
  *
- * Only the first attempt of a run asks: one before might have submitted the job, and its row may
- * not be there yet. An answer that may have been carried out is asked for again, and is the same.
+ * An attempt asks if all before it in its round were put off, or there was none: one that was lost
+ * might have submitted the job, and its row may not be there yet. (An attempt of an owner that was
+ * fenced has no row: what it submits meanwhile runs for nothing.) An answer that may have been
+ * carried out is asked for again, and is the same.
  */
 
 #include <string.h>

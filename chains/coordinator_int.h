@@ -120,6 +120,7 @@ struct run {
     uint64_t whole_limit_ms;              /* for what undoes */
     uint64_t end_ms;                      /* when its chain's limit is over; 0: it has none */
     bool again;                           /* somebody was here before */
+    bool asks_cache;                      /* … but left nothing that has no row yet */
 };
 
 /* What waits for chain_begin(): the run may be forgotten by then. */

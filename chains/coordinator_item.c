@@ -273,7 +273,7 @@ void item_begin(struct run *run, struct plan_todo *todo)
     }
     (void)crypto_hash_sha256(item->digest, (const uint8_t *)item->text, item->text_size);
     item->fresh = !item->settles;
-    if (coordinator->chain->steps[item->step].cache_seconds != 0 && !run->again)
+    if (coordinator->chain->steps[item->step].cache_seconds != 0 && run->asks_cache)
         cache_want(item);
     else
         item_send(item);

@@ -21,14 +21,20 @@ ASKS = {"steps": {
     "ask": {"approval": {"draft": "{{input.draft}}"}, "timeout_seconds": 60, "needs": ["wait"]},
     "send": {"model": "echo", "input": {"as": "{{steps.ask.output}}"}}},
     "output": "{{steps.send.output.output.as}}"}
+CACHED = {"steps": {
+    "ask": {"approval": 1, "timeout_seconds": 600},
+    "once": {"model": "echo", "input": {"q": "{{input.q}}"}, "needs": ["ask"], "cache": {"ttl_seconds": 600}}},
+    "output": "{{steps.once.output.output}}"}
 
 
 @pytest.fixture(scope="module")
 def stack(request):
     for stack in run_stack(request, env={"HEADRACE_RESTART_DELAY": "50ms"}):
         stack.push_sim("echo", slots=8)
-        push(stack, "asks", ASKS)
-        wait_until("asks to be ready", lambda: status_of(stack, "asks") == "ACTIVE", 60)
+        for name, chain in (("asks", ASKS), ("cached", CACHED)):
+            push(stack, name, chain)
+        for name in ("asks", "cached"):
+            wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         yield stack
 
 
@@ -176,3 +182,21 @@ def test_wrong_tokens_are_bounded(stack):
     assert 60 <= count <= 61 + seconds and said[0] == 429, (count, said)
     assert answer("2" * 8 + "." + "a" * 43, "127.0.0.10")[0] == 404  # its address may go on with another prefix
     wait_until("the prefix to be free again", lambda: answer(second, "127.0.0.1")[0] == 200, 20)
+
+
+def test_a_run_that_has_waited_asks_the_cache(stack):
+    """Its attempt before was put off, and the round before was refused: neither has sent the job."""
+    def decide(run, verb):
+        wait_until("the run to be put off", lambda: stack.sql(
+            "SELECT state, due_at > now() FROM headrace.job WHERE id = :'a1'", run) == [["1", "t"]], 30)
+        assert stack.http("POST", f"/v1/chain_runs/{run}/steps/ask/{verb}").status == 200
+        return stack.wait_final(run, 30)["status"]
+
+    first, second = (begin(stack, "cached", {"q": "x"}) for _ in range(2))
+    assert decide(first, "approve") == "SUCCEEDED" and "cached" not in step_of(stack, first, "once")
+    assert decide(second, "reject") == "FAILED"
+    stack.cli("chains", "retry", second)
+    assert decide(second, "approve") == "SUCCEEDED", stack.job(second)
+    assert step_of(stack, second, "once")["cached"] == 1 and stack.result(second).json == {"q": "x"}
+    assert stack.sql("SELECT round, error_class, error_message FROM headrace.attempt WHERE job_id = :'a1' AND error_class = 12 "
+                     "ORDER BY token", second) == [[n, "12", "it waits, and holds no slot meanwhile"] for n in ("1", "2")]

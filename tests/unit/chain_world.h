@@ -53,6 +53,7 @@ struct run {
     struct wait_row waits[CHAIN_STEPS_MAX];
     uint64_t due_ms; /* put off until then */
     bool woken;      /* while its attempt ran */
+    bool unclean;    /* one of its attempts ended otherwise than by being put off */
     struct wire_id id;
     char text[JOB_ID_TEXT_SIZE];
     enum job_state state;

@@ -372,6 +372,8 @@ static void answer_statement(struct world *world, const struct pg_batch *batch, 
         answer_take(world, batch, result, at);
     else if (strcmp(name, "cache_put") == 0)
         (void)row_add(result, at), take_cached(world, batch);
+    else if (strcmp(name, "begin_clean") == 0)
+        row_add(result, at)[0].number = !run_find(world, &batch->ids[0])->unclean;
     else if (strcmp(name, "begin_losses") == 0)
         (void)row_add(result, at); /* false */
     else if (strcmp(name, "look_final") == 0 || strcmp(name, "look_output") == 0)
@@ -511,6 +513,7 @@ static void on_error(void *opaque, uint64_t id, enum error_class class, const ch
         return;
     if (class == ERROR_CLASS_HANDED_BACK) {
         run->state = JOB_QUEUED;
+        run->unclean = true;
         return;
     }
     run->state = JOB_FAILED;
@@ -588,8 +591,10 @@ static void crash(struct world *world, unsigned at)
     world->crashes++;
     process_stop(world, at);
     for (size_t i = 0; i < RUNS; i++) {
-        if (world->runs[i].state == JOB_IN_PROGRESS && world->runs[i].process == at)
-            world->runs[i].state = JOB_QUEUED;
+        if (world->runs[i].state != JOB_IN_PROGRESS || world->runs[i].process != at)
+            continue;
+        world->runs[i].state = JOB_QUEUED;
+        world->runs[i].unclean = true;
     }
     process_start(world, at);
 }
@@ -642,6 +647,7 @@ static void decide(struct world *world, bool cancel)
     zombie_add(world, run);
     world->takeovers += !cancel;
     run->state = cancel ? JOB_CANCELED : JOB_QUEUED;
+    run->unclean = true;
     run->over_ms = cancel ? fake_clock_ms : 0;
 }
 
