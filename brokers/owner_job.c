@@ -428,10 +428,11 @@ static void job_retry_free(struct owner *owner, struct job *job)
 }
 
 /* An attempt that has nothing to do before a time gives its slot back until then: a run of a chain
- * that waits. */
+ * that waits. One that an earlier owner began may have been woken, of which only that owner knew:
+ * it has another attempt, which finds out. */
 static void job_put_off(struct owner *owner, struct job *job, uint64_t delay_ms)
 {
-    if (job->woken)
+    if (job->woken || job->adopted)
         delay_ms = 0;
     job_retry(owner, job, delay_ms > JOB_PUT_OFF_MS_MAX ? JOB_PUT_OFF_MS_MAX : delay_ms);
 }

@@ -522,6 +522,32 @@ static void test_a_wake_that_comes_early_counts(void **state)
     talk_end(&talk);
 }
 
+/* The owner that was woken is dead, and its command is done: nobody would wake the run again. */
+static void test_what_an_earlier_owner_began_is_not_put_off(void **state)
+{
+    uint64_t token = TOKEN_MAKE(EPOCH - 1, 4);
+    struct ledger_takeover takeover = {.intake_floor = 5, .outcome_floor = 8, .row_count = 1};
+    struct held held = {token, job_named(1)};
+    struct ledger_row row;
+    struct talk talk;
+
+    (void)state;
+    row = row_of(&talk, 1, JOB_IN_PROGRESS, token, 0, 1);
+    takeover.rows = &row;
+    talk_begin_with(&talk, owner_options_default, takeover,
+                    (struct owner_ends){.intake_end = 5, .outcome_end = 9});
+    say_heartbeat(&talk, "w1", 99, 1, 3, &held, 1);
+    want_nothing(&talk);
+    say_put_off(&talk, 1, token, 3600000);
+    want_put_off(&talk, 0);
+    want(&talk, OWNER_TODO_ATTEMPT);
+    token = talk.todo.attempt.message.token;
+    owner_on_attempt_reported(talk.owner, token, 2);
+    say_put_off(&talk, 1, token, 3600000);
+    want_put_off(&talk, START_US + 3600000000); /* this one was its own */
+    talk_end(&talk);
+}
+
 static void test_a_wake_of_what_is_over_is_refused(void **state)
 {
     const struct ledger_command command = command_of(7, COMMAND_WAKE, 1);
@@ -641,6 +667,7 @@ int main(void)
         cmocka_unit_test(test_what_is_put_off_begins_at_its_time),
         cmocka_unit_test(test_what_is_put_off_is_woken),
         cmocka_unit_test(test_a_wake_that_comes_early_counts),
+        cmocka_unit_test(test_what_an_earlier_owner_began_is_not_put_off),
         cmocka_unit_test(test_a_wake_of_what_is_over_is_refused),
         cmocka_unit_test(test_commands_are_asked_for_again_and_bounded),
         cmocka_unit_test(test_a_switch_holds_what_waits),
