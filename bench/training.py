@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """`bench/run training`: what a training job costs beside its own work, how soon it goes on, how fast it is saved.
 
-overhead: CPU of the trainer and of Postgres while a job of short steps runs and saves, less what they use while nothing
-runs, as a share of its time; and how much longer its steps take than the same script's without any trainer.
+overhead: CPU of the trainer and of Postgres while a job of short steps runs, and while one runs and saves, less what they
+use while nothing runs, as a share of its time. steps: how much longer the steps of a job take while its trainer runs than
+in the seconds between, in which the trainer is stopped (SIGSTOP); and the same with a trainer that is never stopped, which
+is what the machine does by itself.
 resume: from kill -9 of the script, of the trainer's host and of the trainer to the first line of the script that goes on.
 lines: CPU for each line that is kept. upload: a checkpoint of 1 GiB beside dd with fsync of the same
 size on the same disk, then the same model again. Each part in turn, --rounds of it; --parts names some.
 """
 
+import array
 import os
-import pathlib
 import shutil
 import signal
 import statistics
@@ -17,16 +19,17 @@ import subprocess
 import sys
 import time
 
-PARTS = ("overhead", "resume", "lines", "upload")
+PARTS = ("overhead", "steps", "resume", "lines", "upload")
 ENV = {"HEADRACE_CPUS": "4", "HEADRACE_MEMORY": "8GiB", "HEADRACE_NODE_LOG_RATE": "64MiB", "HEADRACE_NODE_DISK": "100GiB"}
 STEPS, STEP_S, SAVES = 10000, 0.005, 10
+WINDOW_S, PAIRS_LEAST = 1.0, 5
 LINES, LINE = 200_000, "x" * 64
 UPLOAD_MB = 1024
 
 STEP_SCRIPT = r"""
 import json, os, sys, time
 steps, step_s, every = int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-keep, took = os.environ["BT_CHECKPOINT_DIR"], []
+keep = os.environ["BT_CHECKPOINT_DIR"]
 for at in range(1, steps + 1):
     began = time.perf_counter()
     while time.perf_counter() - began < step_s:  # a step computes
@@ -37,10 +40,27 @@ for at in range(1, steps + 1):
         open(new + "/base", "wb").write(b"b" * 4_000_000)
         json.dump({"step": at}, open(new + "/state.json", "w"))
         os.rename(new, f"{keep}/step-{at:06}")
-    took.append(time.perf_counter() - began)
     if at % 100 == 0:
         print(f"headrace_metric loss={1 / at} step={at}", flush=True)
-print("took", sum(took), flush=True)
+"""
+
+# Steps of the same work, and when each was over, on the clock that all processes of a machine share.
+TIMED_SCRIPT = r"""
+import array, os, sys, time
+seconds, step_s = float(sys.argv[1]), float(sys.argv[2])
+work, over = 1000, array.array("q")
+def step():
+    for _ in range(work):
+        sum(range(200))
+work = int(work * step_s / min(b - a for a, b in [[time.perf_counter(), step(), time.perf_counter()][::2] for _ in range(50)]))
+until = time.monotonic() + seconds
+while time.monotonic() < until:
+    step()
+    over.append(time.monotonic_ns())
+    if len(over) % 100 == 0:
+        print(f"headrace_metric loss={1 / len(over)} step={len(over)}", flush=True)
+over.tofile(open(os.environ["BT_PROJECT_CACHE_DIR"] + "/steps.new", "wb"))
+os.rename(os.environ["BT_PROJECT_CACHE_DIR"] + "/steps.new", os.environ["BT_PROJECT_CACHE_DIR"] + "/steps")
 """
 
 
@@ -51,75 +71,135 @@ def script(text, *words):
 class Use:
     """CPU of the trainer's two processes and of Postgres; the script is none of them."""
 
-    def __init__(self, stack, bench):
+    def __init__(self, stack):
         from stack import descendants
 
-        services = stack.services()
-        postgres = services["postgres"]["pid"]
-        self.bench = bench
+        postgres = stack.services()["postgres"]["pid"]
         self.pids = {"trainer": stack.pids("trainer") + stack.pids("host-training"), "postgres": [postgres, *descendants(postgres)]}
         self.began, self.before = time.monotonic(), self.read()
 
     def read(self):
-        used = {}
-        for name, pids in self.pids.items():
-            used[name] = sum(own_us(pid) for pid in pids)
-        return used
+        return {name: {pid: own_s(pid) for pid in pids} for name, pids in self.pids.items()}
 
     def since(self):
-        return {name: used - self.before[name] for name, used in self.read().items()}, time.monotonic() - self.began
+        """Seconds of each, without those of processes that have ended; and of the clock."""
+        now = self.read()
+        return {name: sum(max(0, now[name][pid] - was) for pid, was in before.items())
+                for name, before in self.before.items()}, time.monotonic() - self.began
 
 
-def own_us(pid):
-    """utime + stime of one process, without its children: what it waited for is the script's."""
+def own_s(pid):
+    """CPU of one process to the nanosecond, without its children: what it waited for is the script's."""
     try:
-        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return time.clock_gettime((~pid << 3) | 2)  # CPUCLOCK_SCHED of a process, as clock_getcpuclockid() makes it
     except OSError:
         return 0
-    return (int(fields[11]) + int(fields[12])) * 1_000_000 // os.sysconf("SC_CLK_TCK")
 
 
-def took_of(stack, id):
-    from training_jobs import lines
+def per_second(use):
+    used, seconds = use.since()
+    return {name: 100 * s / seconds for name, s in used.items()}
 
-    return float([line for line in lines(stack, id) if line.startswith("took ")][0].split()[1])
+
+def of_a_job(stack, saves):
+    """CPU while it runs, % of a core."""
+    from training_jobs import push, wait_end, wait_status
+
+    id = push(stack, *script(STEP_SCRIPT, STEPS, STEP_S, STEPS // saves if saves else STEPS + 1))
+    wait_status(stack, id, "RUNNING")
+    use = Use(stack)
+    ended = wait_end(stack, id, 600)
+    used = per_second(use)
+    assert ended["status"] == "COMPLETED", ended
+    return used
 
 
-def bare(stack, words):
-    """The same script without a trainer: its seconds."""
-    folder = stack.data_dir / "bare"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    (folder / "script.py").write_text(STEP_SCRIPT)
-    done = subprocess.run(["python3", "script.py", *map(str, words)], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "BT_CHECKPOINT_DIR": str(folder)}, check=True)
-    return float(done.stdout.split()[-1])
+def of_nothing(stack):
+    use = Use(stack)
+    time.sleep(20)
+    return per_second(use)
 
 
 def overhead(stack, bench, options):
+    rows = []
+    for _ in range(options.rounds):
+        row = {"idle": of_nothing(stack), "runs": of_a_job(stack, 0), "again": of_nothing(stack), "saves": of_a_job(stack, SAVES)}
+        rows.append(row)
+        print(f"round: {row}", file=sys.stderr)
+    print(f"\n| CPU, % of a core; a job of {STEPS:,} steps of {STEP_S * 1000:g} ms, {options.rounds} rounds | trainer, median (range) | Postgres |\n| --- | ---: | ---: |")
+
+    def more(what, of):
+        print(f"| {what} | " + " | ".join(share([of(row, name) for row in rows]) for name in ("trainer", "postgres")) + " |")
+
+    def idle(row, name):
+        return (row["idle"][name] + row["again"][name]) / 2
+
+    more("while nothing runs", lambda row, name: row["idle"][name])
+    more("more while nothing runs, twenty seconds again (A/A)", lambda row, name: row["again"][name] - row["idle"][name])
+    more("more while a node runs", lambda row, name: row["runs"][name] - idle(row, name))
+    more(f"more while a node runs and saves 4 MB each {STEPS // SAVES * STEP_S:g} s", lambda row, name: row["saves"][name] - idle(row, name))
+
+
+# ---- steps
+
+
+def windows_of(pids, seconds, stops):
+    """Windows of a second, in which these processes run and do not run in turn: (from, to, runs) in ns."""
+    windows, until, runs = [], time.monotonic() + seconds, False
+    try:
+        while time.monotonic() < until:
+            for pid in pids if stops else ():
+                os.kill(pid, signal.SIGCONT if runs else signal.SIGSTOP)
+            began = time.monotonic_ns()
+            time.sleep(WINDOW_S)
+            windows.append((began, time.monotonic_ns(), runs))
+            runs = not runs
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    return windows
+
+
+def longer(path, windows):
+    """Of each two windows that follow each other: how much longer a step takes in the one in which they run, %; None when
+    the machine gave its steps less than half a window of either."""
+    over = array.array("q", path.read_bytes())
+    found, at = [], 0
+    for began, ended, runs in windows:
+        while at < len(over) and over[at] <= began:
+            at += 1
+        first = at
+        while at < len(over) and over[at] <= ended:
+            at += 1
+        few = at - 1 - first < WINDOW_S / STEP_S / 2
+        found.append(None if few else (over[at - 1] - over[first]) / (at - 1 - first))
+    return [None if on is None or off is None else 100 * (on / off - 1) for off, on in zip(found[::2], found[1::2])]
+
+
+def steps_cost(stack, bench, options):
     from training_jobs import push, wait_end, wait_status
 
-    rows = []
-    words = (STEPS, STEP_S, STEPS // SAVES)
+    path = stack.data_dir / "trainer/cache/projects/digits/steps"
+    pids = stack.pids("trainer") + stack.pids("host-training")
+    told = {True: [], False: []}
+    seconds = STEPS * STEP_S
     for _ in range(options.rounds):
-        use = Use(stack, bench)
-        time.sleep(20)
-        idle, idle_s = use.since()
-        alone = bare(stack, words)
-        id = push(stack, *script(STEP_SCRIPT, *words))
-        wait_status(stack, id, "RUNNING")
-        use = Use(stack, bench)
-        ended = wait_end(stack, id, 600)
-        busy, busy_s = use.since()
-        assert ended["status"] == "COMPLETED", ended
-        rows.append({"idle": {n: v / idle_s / 1e6 for n, v in idle.items()}, "busy": {n: v / busy_s / 1e6 for n, v in busy.items()},
-                     "slower": took_of(stack, id) / alone - 1})
-        print(f"round: {rows[-1]}", file=sys.stderr)
-    print(f"\n| a job of {STEPS:,} steps of {STEP_S * 1000:g} ms, {SAVES} checkpoints, {options.rounds} rounds | median (range) |\n| --- | ---: |")
-    for name in ("trainer", "postgres"):
-        print(f"| {name}: CPU while nothing runs, % of a core | {bench.spread([100 * r['idle'][name] for r in rows])} |")
-        print(f"| {name}: CPU more while it runs, % of a core | {share([100 * (r['busy'][name] - r['idle'][name]) for r in rows])} |")
-    print(f"| its steps take longer than without a trainer, % | {share([100 * r['slower'] for r in rows])} |")
+        for stops in (True, False):
+            path.unlink(missing_ok=True)
+            id = push(stack, *script(TIMED_SCRIPT, seconds + 10, STEP_S), checkpointing={"enabled": True})
+            wait_status(stack, id, "RUNNING")
+            time.sleep(3)
+            windows = windows_of(pids, seconds, stops)
+            ended = wait_end(stack, id, 60)
+            assert ended["status"] == "COMPLETED" and ended["placement"] == "1", ended
+            told[stops] += longer(path, windows)
+    print(f"\n| a step of {STEP_S * 1000:g} ms of work, pairs of {WINDOW_S:g} s, {options.rounds} rounds | mean, % | ± its standard error |\n| --- | ---: | ---: |")
+    for stops, name in ((True, "longer while its trainer runs than while it is stopped"), (False, "with a trainer that is never stopped (A/A)")):
+        values = [value for value in told[stops] if value is not None]
+        if len(values) < PAIRS_LEAST:
+            print(f"| {name} | the machine is too busy: {len(values)} pairs of {len(told[stops])} | |")
+            continue
+        print(f"| {name}, {len(values)} pairs of {len(told[stops])} | {statistics.mean(values):.2f} | {statistics.stdev(values) / len(values) ** 0.5:.2f} |")
 
 
 def share(values):
@@ -156,17 +236,17 @@ def lines_cost(stack, bench, options):
 
     own, postgres = [], []
     for _ in range(options.rounds):
-        use = Use(stack, bench)
+        use = Use(stack)
         time.sleep(5)
         idle, idle_s = use.since()
         id = push(stack, f"python3 -c 'for _ in range({LINES}): print(\"{LINE}\")'", checkpointing={"enabled": False})
-        use = Use(stack, bench)
+        use = Use(stack)
         assert wait_end(stack, id, 300)["status"] == "COMPLETED"
         used, seconds = use.since()
         ((kept,),) = stack.sql("SELECT sum(line_count) FROM headrace.training_log WHERE job_id = :'a1'", id)
         assert int(kept) == LINES, kept
-        own.append((used["trainer"] - idle["trainer"] / idle_s * seconds) / LINES)
-        postgres.append((used["postgres"] - idle["postgres"] / idle_s * seconds) / LINES)
+        own.append(1e6 * (used["trainer"] - idle["trainer"] / idle_s * seconds) / LINES)
+        postgres.append(1e6 * (used["postgres"] - idle["postgres"] / idle_s * seconds) / LINES)
         print(f"round: {own[-1]:.2f} {postgres[-1]:.2f}", file=sys.stderr)
     print(f"\n| {LINES:,} lines of {len(LINE)} bytes, {options.rounds} rounds | core-µs a line, median (range) |\n| --- | ---: |")
     print(f"| trainer | {share(own)} |\n| postgres | {share(postgres)} |\n| both | {share([a + b for a, b in zip(own, postgres)])} |")
@@ -226,5 +306,5 @@ def run(options, bench):
     with Stack(trainer=True, env=ENV) as stack:
         project(stack)
         for part in parts:
-            {"overhead": overhead, "resume": resume, "lines": lines_cost, "upload": upload}[part](stack, bench, options)
+            {"overhead": overhead, "steps": steps_cost, "resume": resume, "lines": lines_cost, "upload": upload}[part](stack, bench, options)
             sys.stdout.flush()

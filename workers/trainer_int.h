@@ -247,6 +247,9 @@ void node_log_close(struct node *node);
 void node_log_finish(struct node *node); /* after the end: what is in the pipe, and sends all */
 bool node_log_is_empty(const struct node *node);
 
+/* Something else of it is being sent: lines that wait go along, in the same packet. */
+void node_log_along(struct node *node);
+
 /* Number of the line that comes after all that were printed until now. */
 uint64_t node_log_mark(struct node *node);
 

@@ -7,7 +7,10 @@
  * Bounded in each direction: a line is cut at LINE_MAX bytes; what comes above the rate of the
  * settings, or while UNSENT_MAX bytes wait for Postgres, is left out, and a line says how many
  * were; the pipe is read at no more than READ_A_TURN bytes in READ_MS, so that a flood waits for
- * itself. A row whose fate is not known is written again: its key is the number of its first line.
+ * itself. Who prints line after line does not wake us for each: after two that came within
+ * OFTEN_MS the pipe is left alone for REST_MS, unless there was so much that it might be full
+ * before that. A row whose fate is not known is written again: its key is the number of its first
+ * line.
  */
 
 #include <errno.h>
@@ -27,6 +30,9 @@
 #define BURST 16
 #define READ_A_TURN (256u << 10)
 #define READ_MS 20
+#define REST_MS 50
+#define REST_SIZE (8u << 10) /* of 64 KiB that a pipe holds */
+#define OFTEN_MS 100
 
 PG_STATEMENT(lines_add,
              "INSERT INTO training_log (job_id, rank, number, line_count, placement, at, "
@@ -45,8 +51,10 @@ struct node_log {
     uint32_t line_count, sent_count;
     uint64_t at_us, last_us, sent_at_us, sent_last_us;
     uint64_t room, room_at_us; /* bytes that may be kept now */
+    uint64_t read_ms;          /* when something was read last */
     uint64_t left_out;
     bool cutting, sending, over;
+    bool resting;                       /* the pipe is not watched: the pause is over soon */
     char last[2][TRAINER_WHY_SIZE / 2]; /* newest line and the one before */
 };
 
@@ -256,23 +264,50 @@ static void lines_on_flush(void *opaque)
 
 /* ---- the pipe ---- */
 
-/* False: there is nothing now, or nothing more. */
-static bool lines_read(struct node_log *log, char *block, size_t block_size)
+/* How much; 0: there is nothing now, or nothing more. */
+static size_t lines_read(struct node_log *log, char *block, size_t block_size)
 {
     ssize_t size = log->fd < 0 ? 0 : read(log->fd, block, block_size);
 
     if (size > 0) {
         lines_take(log, block, (size_t)size);
-        return true;
+        return (size_t)size;
     }
     if (size < 0 && (errno == EAGAIN || errno == EINTR))
-        return false;
+        return 0;
     if (log->fd >= 0) {
         loop_watch_free(&log->watch);
         (void)close(log->fd);
         log->fd = -1;
     }
-    return false;
+    return 0;
+}
+
+/* Reads what there is, and says when to read again. */
+static void lines_turn(struct node_log *log)
+{
+    uint64_t now_ms = loop_now_ms(log->node->trainer->loop), rest_ms = 0;
+    bool often = now_ms - log->read_ms < OFTEN_MS;
+    char block[32u << 10];
+    size_t turns = READ_A_TURN / sizeof(block), size = 0, part;
+
+    while (turns > 0 && (part = lines_read(log, block, sizeof(block))) > 0) {
+        size += part;
+        turns--;
+    }
+    if (log->watch == NULL)
+        return;
+    if (size > 0)
+        log->read_ms = now_ms;
+    if (turns == 0)
+        rest_ms = READ_MS;
+    else if (often && size > 0 && size < REST_SIZE)
+        rest_ms = REST_MS;
+    if (log->resting != (rest_ms > 0))
+        loop_watch_set(log->watch, rest_ms > 0 ? 0 : LOOP_READABLE);
+    log->resting = rest_ms > 0;
+    if (log->resting)
+        loop_timer_start(log->pause_timer, rest_ms, 0);
 }
 
 static void lines_on_pause(void *opaque)
@@ -280,22 +315,13 @@ static void lines_on_pause(void *opaque)
     struct node_log *log = opaque;
 
     if (log->watch != NULL)
-        loop_watch_set(log->watch, LOOP_READABLE);
+        lines_turn(log);
 }
 
 static void lines_on_readable(void *opaque, unsigned events)
 {
-    struct node_log *log = opaque;
-    char block[32u << 10];
-    size_t turns = READ_A_TURN / sizeof(block);
-
     (void)events;
-    while (turns > 0 && lines_read(log, block, sizeof(block)))
-        turns--;
-    if (turns > 0 || log->watch == NULL)
-        return;
-    loop_watch_set(log->watch, 0);
-    loop_timer_start(log->pause_timer, READ_MS, 0);
+    lines_turn(opaque);
 }
 
 /* What is in the pipe now. */
@@ -306,8 +332,18 @@ static void lines_drain(struct node_log *log)
 
     if (log->fd >= 0)
         (void)ioctl(log->fd, FIONREAD, &waiting);
-    for (; waiting > 0 && lines_read(log, block, sizeof(block)); waiting -= (int)sizeof(block))
+    for (; waiting > 0 && lines_read(log, block, sizeof(block)) > 0; waiting -= (int)sizeof(block))
         ;
+}
+
+void node_log_along(struct node *node)
+{
+    struct node_log *log = node->log;
+
+    if (log == NULL || log->lines.size == 0 || log->sent.size > 0 || log->sending)
+        return;
+    loop_timer_stop(log->flush_timer);
+    lines_flush(log);
 }
 
 uint64_t node_log_mark(struct node *node)

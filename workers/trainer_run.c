@@ -165,6 +165,7 @@ static void node_on_watch(void *opaque)
     if (node->phase != NODE_RUNNING)
         return;
     node_metric_sample(node);
+    node_log_along(node);
     if (node_counts_memory(node) && node->memory_size > 0 &&
         node->memory_used > node->memory_size) {
         node_cut(node, "out_of_memory", "it has taken more memory than it asked for");

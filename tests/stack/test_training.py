@@ -9,11 +9,12 @@ import json
 import os
 import pathlib
 import signal
+import time
 import uuid
 
 import pytest
 from conftest import run_stack
-from stack import wait_until
+from stack import command_line, descendants, wait_until
 from training_jobs import (PROJECT, Trainer, checkpoints, job, ledger, lines, may_mount, project, push, scripts,
                            wait_end, wait_status)
 
@@ -185,6 +186,32 @@ def test_saved_again_in_place(stack):
     wait_until("the second ones", lambda: sizes() == {"a": 3, "one": 3, "empty": 3})
     let_on(stack, id)
     assert wait_end(stack, id)["status"] == "COMPLETED"
+
+
+def waits_of(pid):
+    """How often it has gone to sleep."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+
+
+def test_line_after_line(stack):
+    """Who prints line after line does not wake its trainer for each, and what he has printed is there all the same."""
+    trainer = Trainer(stack, "chatty", HEADRACE_CPUS="9").start()
+    wait_until("its host", lambda: hosts_of(trainer))
+    (host,) = hosts_of(trainer)
+    id = push(stack, "python3 -u -c 'import time; [(print(n), time.sleep(0.003)) for n in range(1500)]'; %s" % WAIT, cpu_count=9)
+    wait_until("its first line", lambda: lines(stack, id))
+    began, had, were = time.monotonic(), waits_of(host), len(lines(stack, id))
+    wait_until("its last line", lambda: len(lines(stack, id)) == 1500)
+    seconds, waits = time.monotonic() - began, waits_of(host) - had
+    assert waits < 60 * seconds + 60, (waits, seconds, were)
+    let_on(stack, id)
+    assert wait_end(stack, id)["status"] == "COMPLETED" and lines(stack, id) == [str(n) for n in range(1500)]
+    assert trainer.stop() == 0
+
+
+def hosts_of(trainer):
+    return [pid for pid in descendants(trainer.process.pid) if command_line(pid)[1:2] == ["host-training"]]
 
 
 def test_quota_of_many_files(stack):
@@ -472,8 +499,8 @@ def test_unnamed_files_go(stack):
     wait_until("only named files to be there", is_clean, 30)
     assert blobs_of(stack)
     # While a file is marked, the same content is stored under another number, and the remover's key is not that one.
+    stack.sql("UPDATE headrace.training_file SET used_at = now() + interval '1 hour'")  # first: else the broker may be quicker
     stack.sql("UPDATE headrace.training_checkpoint SET state = 'DELETED', files = NULL")
-    stack.sql("UPDATE headrace.training_file SET used_at = now() + interval '1 hour'")
     (marked,) = [row for row in stack.sql("UPDATE headrace.training_file SET used_at = '2020-01-01' WHERE size_bytes = 300000 "
                                           "RETURNING digest, number")][:1]
     wait_until("it to be gone", lambda: stack.sql("SELECT count(*) FROM headrace.training_file WHERE digest = :'a1'", marked[0]) == [["0"]])
