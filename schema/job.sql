@@ -72,7 +72,7 @@ CREATE INDEX job_dead ON job (model, id) WHERE state IN (4, 5);
 -- Inputs up to the inline limit, while the job is not final, and of jobs that failed or expired (replay).
 CREATE TABLE job_input (
     job_id uuid NOT NULL,
-    input bytea NOT NULL,
+    input bytea NOT NULL, -- compressed by LZ4 where the server has it, as are outputs and deliveries
     PRIMARY KEY (job_id)
 ) PARTITION BY RANGE (job_id);
 CREATE TABLE job_input_default PARTITION OF job_input DEFAULT;

@@ -190,6 +190,22 @@ static void test_default_partition_is_emptied(void **state)
                 "6");
 }
 
+/* Of the parent, of DEFAULT, of the days that were there and of one that is made. */
+static void test_days_are_compressed_as_their_parent(void **state)
+{
+    (void)state;
+    (void)migrate(MIGRATE_APPLY);
+    expect_once("SELECT headrace.partition_make('job_result', 'job_id', '2026-01-02')::text",
+                "true");
+    expect_once("SELECT (count(*) > 15 AND bool_and(a.attcompression = CASE WHEN 'lz4' = ANY "
+                "(s.enumvals) THEN 'l' ELSE '' END))::text FROM (VALUES ('job_input', 'input'), "
+                "('job_result', 'output'), ('delivery', 'record')) k (parent, field), "
+                "LATERAL pg_partition_tree(('headrace.' || k.parent)::regclass) t, pg_attribute a, "
+                "pg_settings s WHERE a.attrelid = t.relid AND a.attname = k.field AND s.name = "
+                "'default_toast_compression'",
+                "true");
+}
+
 static void test_a_day_is_dropped_without_its_live_rows(void **state)
 {
     (void)state;
@@ -296,6 +312,7 @@ int main(void)
         cmocka_unit_test_setup(test_checks_equal_the_tables, setup),
         cmocka_unit_test_setup(test_ids_and_days, setup),
         cmocka_unit_test_setup(test_default_partition_is_emptied, setup),
+        cmocka_unit_test_setup(test_days_are_compressed_as_their_parent, setup),
         cmocka_unit_test_setup(test_a_day_is_dropped_without_its_live_rows, setup),
         cmocka_unit_test_setup(test_a_run_keeps_what_it_came_to, setup),
         cmocka_unit_test_setup(test_queue_deltas_add_up, setup),
