@@ -107,6 +107,21 @@ static void run_finish(struct run *run, struct plan_todo *todo)
     free(todo->text);
 }
 
+/* A chain cannot be given it. */
+static void run_refuse_body(struct run *run, const struct plan_todo *todo)
+{
+    struct plan_final final = {.state = JOB_FAILED,
+                               .error_class = ERROR_CLASS_BAD_INPUT,
+                               .class = error_class_name(ERROR_CLASS_BAD_INPUT)};
+    char why[400];
+
+    (void)snprintf(why, sizeof(why), "input: it is %s, and the input of a chain must be JSON",
+                   todo->text_type);
+    final.error_message = WIRE_TEXT_OF(why);
+    free(todo->text);
+    (void)plan_on_final(run->plan, todo->step, todo->item, &final);
+}
+
 /* False: it has failed, and its run with it. */
 static bool run_submit(struct run *run, struct plan_todo *todo)
 {
@@ -115,6 +130,10 @@ static bool run_submit(struct run *run, struct plan_todo *todo)
 
     if (step->kind == CHAIN_HTTP) {
         url_begin(run, todo);
+        return true;
+    }
+    if (todo->text_type != NULL && run->targets[todo->step].chain) {
+        run_refuse_body(run, todo);
         return true;
     }
     if (todo->settle) {

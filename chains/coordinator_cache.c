@@ -186,7 +186,7 @@ void cache_note(const struct item *item)
     struct coordinator *coordinator = item->coordinator;
     struct cached *cached = &coordinator->cached[coordinator->cached_count];
 
-    if (coordinator->chain->steps[item->step].cache_seconds == 0 ||
+    if (coordinator->chain->steps[item->step].cache_seconds == 0 || item->text_type != NULL ||
         coordinator->cached_count == COORDINATOR_CACHED_MAX)
         return;
     mem_copy_text(cached->deployment, item->run->targets[item->step].deployment);

@@ -73,10 +73,10 @@ struct item {
     bool settles; /* its run has failed: it is canceled as soon as it is there */
     bool untried; /* it was canceled before an attempt */
     bool untold;  /* … and that could not be said */
-    bool is_text; /* its output is no JSON, and is read all the same */
     bool fresh;   /* its job is its own, and was submitted by this attempt */
     char *text;   /* its input, until Kafka has it */
     size_t text_size;
+    char *text_type, *output_type; /* media types of what is no JSON; else NULL */
     uint8_t digest[BLOB_DIGEST_SIZE];
     char blob[BLOB_KEY_SIZE];
     uint64_t look_ms, gap_ms;

@@ -42,6 +42,8 @@ void item_free(struct item **item_p)
         return;
     LIST_REMOVE(item, link);
     free(item->text);
+    free(item->text_type);
+    free(item->output_type);
     free(item);
 }
 
@@ -75,6 +77,8 @@ static struct message_submit item_message(const struct item *item)
         .input_blob = WIRE_TEXT_OF(item->blob),
         .input_size = item->text_size,
         .input_digest = {item->digest, sizeof(item->digest)},
+        .input_type = item->text_type == NULL ? (struct wire_text){0}
+                                              : WIRE_TEXT_OF(item->text_type),
         .max_attempts = step->max_attempts,
         .initial_delay_ms = step->initial_delay_ms,
         .max_delay_ms = step->max_delay_ms,
@@ -252,6 +256,7 @@ void item_begin(struct run *run, struct plan_todo *todo)
     item->settles = todo->settle;
     item->text = TAKE(todo->text);
     item->text_size = todo->text_size;
+    item->text_type = todo->text_type == NULL ? NULL : xstrdup(todo->text_type);
     item->repeat = run->again || item->settles || run->targets[todo->step].chain;
     item->gap_ms = COORDINATOR_TICK_MS;
     item->look_ms = loop_now_ms(coordinator->loop) + COORDINATOR_TICK_MS;
@@ -273,7 +278,8 @@ void item_begin(struct run *run, struct plan_todo *todo)
     }
     (void)crypto_hash_sha256(item->digest, (const uint8_t *)item->text, item->text_size);
     item->fresh = !item->settles;
-    if (coordinator->chain->steps[item->step].cache_seconds != 0 && run->asks_cache)
+    if (coordinator->chain->steps[item->step].cache_seconds != 0 && run->asks_cache &&
+        item->text_type == NULL)
         cache_want(item);
     else
         item_send(item);
@@ -345,7 +351,7 @@ static void item_tell(struct item *item, const struct plan_final *final)
 static void on_output_read(void *opaque, struct buf *bytes, const struct err *err)
 {
     struct item *item = opaque;
-    struct plan_final final = {.state = JOB_SUCCEEDED, .output_is_json = !item->is_text};
+    struct plan_final final = {.state = JOB_SUCCEEDED, .output_is_json = item->output_type == NULL};
 
     if (!item_unpin(item))
         return;
@@ -353,6 +359,8 @@ static void on_output_read(void *opaque, struct buf *bytes, const struct err *er
         item->stage = ITEM_WANTED;
         return;
     }
+    if (!final.output_is_json)
+        final.output_type = WIRE_TEXT_OF(item->output_type);
     final.output = (struct wire_bytes){bytes == NULL ? NULL : bytes->bytes,
                                        bytes == NULL ? 0 : bytes->size};
     if (err->code != ERR_OK)
@@ -392,12 +400,12 @@ void item_over(struct item *item, enum job_state state, enum error_class class,
                                      .error_message = error,
                                      .never = item->untried && item->settles,
                                      .output = output,
-                                     .output_is_json = is_json(output_type)};
+                                     .output_is_json = is_json(output_type),
+                                     .output_type = output_type};
 
-    item->is_text = !final.output_is_json;
-    if (state == JOB_SUCCEEDED && output_blob.size > 0 &&
-        (final.output_is_json || item->coordinator->chain->steps[item->step].stream) &&
-        plan_reads(item->run->plan, item->step))
+    if (!final.output_is_json && item->output_type == NULL)
+        item->output_type = wire_text_dup(output_type);
+    if (state == JOB_SUCCEEDED && output_blob.size > 0 && plan_reads(item->run->plan, item->step))
         item_read_blob(item, output_blob);
     else
         item_tell(item, &final);

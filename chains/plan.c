@@ -39,6 +39,7 @@ void plan_free(struct plan **plan_p)
     json_decref(plan->ask.values);
     free(plan->steps);
     json_decref(plan->scope);
+    bodies_free(plan);
     json_decref(plan->input);
     free(plan);
 }
@@ -121,7 +122,7 @@ static bool finish_make(struct plan *plan, struct plan_todo *todo, bool *ret_ask
     if (chain->output != NULL)
         r = plan_make(plan, &making, &value, todo, &err);
     else
-        value = json_incref(json_object_get(last, "output"));
+        r = body_refuse(plan, value = json_incref(json_object_get(last, "output")), &err);
     *ret_asked = r == MADE_ASKED;
     if (r > 0)
         return false;
@@ -320,6 +321,16 @@ static void item_refused(struct plan *plan, size_t at, uint32_t item, const char
     step_fail(plan, at, class, text);
 }
 
+/* As it is; of a step with `stream`, what is UTF-8 is a text. */
+static json_t *other_output(struct plan *plan, size_t at, const struct plan_final *final)
+{
+    json_t *text = !plan->chain->steps[at].stream
+                       ? NULL
+                       : json_stringn((const char *) final->output.bytes, final->output.size);
+
+    return text != NULL ? text : body_make(plan, final->output, final->output_type);
+}
+
 /* False: it is not what it must be. */
 static bool keep_output(struct plan *plan, size_t at, uint32_t item, const struct plan_final *final)
 {
@@ -328,12 +339,8 @@ static bool keep_output(struct plan *plan, size_t at, uint32_t item, const struc
     json_t *output = json_null();
     struct err err;
 
-    if (!final->output_is_json && plan->chain->steps[at].stream)
-        output = json_stringn((const char *) final->output.bytes, final->output.size);
-    if (!final->output_is_json && (output == NULL || !plan->chain->steps[at].stream)) {
-        step_fail(plan, at, "bad_output", "its output is not JSON, and a template reads it");
-        return true;
-    }
+    if (!final->output_is_json)
+        output = other_output(plan, at, final);
     if (final->output_is_json && final->output.size > 0)
         output = json_loadb((const char *) final->output.bytes, final->output.size, JSON_DECODE_ANY,
                             &where);

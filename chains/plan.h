@@ -20,8 +20,11 @@
  * Every event is taken once: a second one about the same job changes nothing. Memory: a byte an
  * item, and outputs that a template reads, up to PLAN_SIZE_MAX; beyond, the run fails.
  *
+ * An output that is no JSON is kept as it is, and may be the whole input of a model.
+ *
  * Pure, but for memory. Thread: any.
- * Tests: tests/unit/test_chain_plan.c, test_chain_plan_ends.c, test_chain_sim.c
+ * Tests: tests/unit/test_chain_plan.c, test_chain_plan_body.c, test_chain_plan_ends.c,
+ * test_chain_sim.c
  */
 
 #include <jansson.h>
@@ -55,6 +58,7 @@ struct plan_todo {
      * failed. The caller's. */
     char *text;
     size_t text_size;
+    const char *text_type;        /* SUBMIT: media type of an input that is no JSON; the plan's */
     const char *error;            /* FINISH of a run that failed: says which step; the plan's */
     enum error_class error_class; /* … BAD_INPUT: a template could not be filled */
 };
@@ -67,7 +71,8 @@ struct plan_final {
     struct wire_text error_message; /* borrowed for the call */
     struct wire_bytes output;       /* SUCCEEDED: JSON, or nothing; borrowed for the call */
     bool output_is_json;
-    bool never; /* nothing of it was tried */
+    struct wire_text output_type; /* media type of one that is not */
+    bool never;                   /* nothing of it was tried */
 };
 
 struct plan;

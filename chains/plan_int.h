@@ -3,7 +3,8 @@
 
 /*
  * Inside of the planner: plan.c (life, what comes next, events), plan_step.c (a step: how it begins
- * and ends), plan_todo.c (what one that runs asks for), plan_value.c (what templates come to).
+ * and ends), plan_todo.c (what one that runs asks for), plan_value.c (what templates come to),
+ * plan_body.c (outputs that are no JSON).
  */
 
 #include "chains/plan.h"
@@ -48,6 +49,7 @@ struct plan {
     struct ask ask; /* of the run's output */
     uint64_t over;  /* bits of steps that are final */
     size_t kept_size;
+    struct body *bodies; /* outputs that are no JSON */
     bool failed, canceled, finished;
     bool moved;       /* a step is over, or falls back: others may have something to do */
     bool settled;     /* it has failed, and everything that was under way is told */
@@ -65,6 +67,7 @@ struct making {
     const json_t *template;
     const json_t *items; /* of a map; NULL: none */
     uint32_t item;
+    bool takes_bodies; /* it may come to a body, or be a list of them */
 };
 
 enum made { MADE_ASKED = 1, MADE_WAITS }; /* beside 0 and errors */
@@ -94,6 +97,15 @@ bool wait_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool judge_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool fallback_next(struct plan *plan, size_t at, struct plan_todo *todo);
 bool stand_in_next(struct plan *plan, size_t at);
+
+/* plan_body.c */
+json_t *body_make(struct plan *plan, struct wire_bytes bytes, struct wire_text type);
+void bodies_free(struct plan *plan);
+bool body_is(const struct plan *plan, const json_t *value);
+const char *body_about(const void *plan, const json_t *value, bool deep); /* NULL: it is none */
+int body_refuse(const struct plan *plan, const json_t *value, struct err *err);
+/* Of a value that is one: its copy and its type. */
+int body_put(const struct plan *plan, const json_t *value, struct plan_todo *todo, struct err *err);
 
 /* plan_value.c */
 /* Whether the output is what the step's output_schema says. */

@@ -128,8 +128,10 @@ static int step_make(struct plan *plan, size_t at, enum chain_key key, json_t **
     static const char *const names[] = {"when", "unless", "map"};
     const struct chain_step *declared = &plan->chain->steps[at];
     const json_t *const templates[] = {declared->when, declared->unless, declared->map};
-    const struct making making = {
-        .step = at, .part = declared->jq[key], .template = templates[key]};
+    const struct making making = {.step = at,
+                                  .part = declared->jq[key],
+                                  .template = templates[key],
+                                  .takes_bodies = key == CHAIN_KEY_MAP};
     int r;
 
     *ret_value = NULL;
@@ -140,6 +142,10 @@ static int step_make(struct plan *plan, size_t at, enum chain_key key, json_t **
         return 0;
     }
     r = plan_make(plan, &making, ret_value, todo, err);
+    if (r == 0 && body_is(plan, *ret_value)) {
+        r = body_refuse(plan, *ret_value, err);
+        json_decref(*ret_value);
+    }
     return r < 0 ? err_wrap(err, "%s", names[key]) : r;
 }
 

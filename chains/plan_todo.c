@@ -22,7 +22,8 @@ static int item_make(struct plan *plan, size_t at, uint32_t item, json_t **ret_v
                                   .template = has_model ? declared->input : declared->builtin,
                                   .items = declared->until != NULL ? plan->steps[at].before
                                                                    : plan->steps[at].items,
-                                  .item = item};
+                                  .item = item,
+                                  .takes_bodies = has_model};
     int r;
 
     if (plan->steps[at].given != NULL && declared->map == NULL) {
@@ -43,7 +44,12 @@ static int submit_make(struct plan *plan, size_t at, uint32_t item, struct plan_
     if (r != 0)
         return r;
     *todo = (struct plan_todo){.type = PLAN_SUBMIT, .step = (uint32_t)at, .item = item};
-    r = plan_dump(value, PLAN_STEP_INPUT_MAX, "input", todo, err);
+    if (body_is(plan, value))
+        r = body_put(plan, value, todo, err);
+    else if (body_refuse(plan, value, err) < 0)
+        r = err_wrap(err, "input");
+    else
+        r = plan_dump(value, PLAN_STEP_INPUT_MAX, "input", todo, err);
     json_decref(value);
     return r;
 }

@@ -75,6 +75,13 @@ static int ask_make(const struct plan *plan, const struct making *making, struct
             (void)json_object_set(steps, chain->steps[i].name,
                                   json_object_get(plan->scope, chain->steps[i].name));
     }
+    r = body_refuse(plan, steps, err);
+    if (r == 0 && making->items != NULL)
+        r = body_refuse(plan, making->items, err);
+    if (r < 0) {
+        json_decref(steps);
+        return r;
+    }
     request = json_pack("{s:I, s:O, s:o, s:{s:s}, s:o, s:I}", "n", (json_int_t)making->part,
                         "input", plan->input, "steps", steps, "run", "id", plan->run, "items",
                         ask_items(making), "first", (json_int_t)making->item);
@@ -118,10 +125,13 @@ int plan_make(struct plan *plan, const struct making *making, json_t **ret_value
         .steps = plan->scope,
         .item = making->items == NULL ? NULL : json_array_get(making->items, making->item),
         .index = making->item,
-        .run = plan->run};
+        .run = plan->run,
+        .bodies = plan->bodies == NULL ? NULL : plan,
+        .body_about = body_about};
     const struct chain_step *step = making->step < plan->chain->step_count
                                         ? &plan->chain->steps[making->step]
                                         : NULL;
+    json_t *value;
     int r = 0;
 
     if (step != NULL && step->kind == CHAIN_HTTP && making->template == step->builtin)
@@ -131,7 +141,13 @@ int plan_make(struct plan *plan, const struct making *making, json_t **ret_value
         scope.next_value = &next;
         r = values_of(plan, making, &scope.values, todo, err);
     }
-    return r == 0 ? chain_template_make(making->template, &scope, ret_value, err) : r;
+    if (r == 0)
+        r = chain_template_make(making->template, &scope, &value, err);
+    if (r == 0 && !making->takes_bodies && (r = body_refuse(plan, value, err)) < 0)
+        json_decref(value);
+    if (r == 0)
+        *ret_value = value;
+    return r;
 }
 
 void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char *error)
@@ -157,8 +173,13 @@ void plan_on_values(struct plan *plan, uint32_t step, json_t *values, const char
 int plan_check(const struct plan *plan, size_t at, const json_t *value, struct err *err)
 {
     const struct json_schema *schema = plan->chain->steps[at].output_schema;
-    char *text = schema == NULL ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    bool is_body = body_is(plan, value);
+    char *text = schema == NULL || is_body ? NULL
+                                           : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
     int r = 0;
+
+    if (schema != NULL && is_body)
+        r = err_set(err, ERR_MISMATCH, "it is %s, and no JSON", body_about(plan, value, false));
 
     if (text != NULL)
         r = json_schema_check(schema, text, strlen(text), err);

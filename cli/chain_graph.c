@@ -9,7 +9,7 @@
 
 #define LANES_MAX 40u /* lines side by side; a wider chain is a list */
 #define NONE UINT32_MAX
-#define LABEL_SIZE 256
+#define LABEL_SIZE 384
 #define WORDS (GRAPH_STEPS_MAX / 64)
 
 #define BOX_WIDTH 190
@@ -224,6 +224,8 @@ static void label_write(const struct node *node, size_t name_width, char to[LABE
     const char *model = text_of(node->step, "model");
     const char *map = json_is_true(json_object_get(node->step, "map")) ? " for each" : "";
     char jobs[64] = "", tries[48] = "", seconds[48] = "", cached[48] = "";
+    char output[160] = "";
+    const char *type = text_of(node->step, "output_type");
     json_int_t count = number_of(node, "jobs"), attempts = number_of(node, "attempts");
     const json_t *took = json_object_get(node->step, "seconds");
 
@@ -233,11 +235,14 @@ static void label_write(const struct node *node, size_t name_width, char to[LABE
         (void)snprintf(tries, sizeof(tries), "  %lld attempts", attempts);
     if (number_of(node, "cached") > 0)
         (void)snprintf(cached, sizeof(cached), "  %lld cached", number_of(node, "cached"));
+    if (type[0] != '\0' && strncmp(type, "application/json", 16) != 0)
+        (void)snprintf(output, sizeof(output), "  %.100s of %lld bytes", type,
+                       number_of(node, "output_size"));
     if (json_is_number(took))
         (void)snprintf(seconds, sizeof(seconds), "  %.3f s", json_number_value(took));
-    (void)snprintf(to, LABEL_SIZE, "%-*s  %s%s%s%s%s%s%s%s", (int)name_width, node->name, model,
+    (void)snprintf(to, LABEL_SIZE, "%-*s  %s%s%s%s%s%s%s%s%s", (int)name_width, node->name, model,
                    map, node->status[0] != '\0' ? "  " : "", node->status, jobs, cached, tries,
-                   seconds);
+                   output, seconds);
 }
 
 /* ---- the terminal ---- */

@@ -28,8 +28,9 @@ PG_STATEMENT(
     "WHERE s.run_id = $1 AND s.round > 0 UNION ALL SELECT u.step, u.item, u.job_id, 0 FROM "
     "chain_reused($1) u) SELECT DISTINCT ON (o.step, o.item) o.step, o.item, j.id::text, "
     "state_name(j.state), CASE WHEN j.error_class <> 0 THEN error_class_name(j.error_class) END, "
-    "j.error_message, encode(j.input_digest, 'hex'), x.output, x.output_blob IS NOT NULL, "
-    "coalesce(x.output_type, '') FROM own o JOIN job j ON j.id = o.job_id AND j.tenant = $2 LEFT "
+    "j.error_message, encode(j.input_digest, 'hex'), x.output, x.output_blob IS NOT NULL OR "
+    "coalesce(x.output_type, '') !~ '^(application/json.*)?$' FROM own o JOIN job j ON j.id = "
+    "o.job_id AND j.tenant = $2 LEFT "
     "JOIN job_result x ON x.job_id = j.id AND x.round = j.round ORDER BY o.step, o.item, "
     "(j.state = 3) DESC, o.round DESC LIMIT 2001");
 PG_STATEMENT(record_waits, "SELECT w.step, w.approval, w.approved, w.payload FROM chain_wait w "

@@ -75,7 +75,12 @@ PG_STATEMENT(
     "FILTER (WHERE x.state IN (4, 5, 6)))[1], CASE WHEN count(x.job_id) = 1 THEN "
     "min(x.job_id::text) END, CASE WHEN bool_and(x.state NOT IN (1, 2)) THEN extract(epoch FROM "
     "max(x.state_at) - min(x.accepted_at))::float8 END, bool_or(w.approval), bool_or(w.approved), "
-    "bool_or(w.due_at > now()), min(w.asked), min(w.due_at), count(x.taken_at) FROM names k LEFT "
+    "bool_or(w.due_at > now()), min(w.asked), min(w.due_at), count(x.taken_at), CASE WHEN "
+    "count(x.job_id) = 1 THEN (SELECT coalesce(nullif(r.output_type, ''), 'application/json') FROM "
+    "job o JOIN job_result r ON r.job_id = o.id AND r.round = o.round WHERE o.id = "
+    "min(x.job_id::text)::uuid) END, CASE WHEN count(x.job_id) = 1 THEN (SELECT r.output_size FROM "
+    "job o JOIN job_result r ON r.job_id = o.id AND r.round = o.round WHERE o.id = "
+    "min(x.job_id::text)::uuid) END FROM names k LEFT "
     "JOIN (TABLE newest UNION ALL TABLE calls) x ON x.step = k.step LEFT JOIN chain_wait w ON "
     "w.run_id = $1 AND w.step = k.step GROUP BY k.step, "
     "k.model ORDER BY min(x.accepted_at) NULLS LAST, k.step");
@@ -236,6 +241,11 @@ static json_t *step_json(const struct pg_answer *answer, size_t row, bool run_is
     if (pg_i64(answer, STATUS_MORE, row, 17) > 0)
         (void)json_object_set_new(step, "cached",
                                   json_integer((json_int_t)pg_i64(answer, STATUS_MORE, row, 17)));
+    if (!pg_is_null(answer, STATUS_MORE, row, 18)) {
+        (void)json_object_set_new(step, "output_type", json_of_text(answer, STATUS_MORE, row, 18));
+        (void)json_object_set_new(step, "output_size",
+                                  json_integer((json_int_t)pg_i64(answer, STATUS_MORE, row, 19)));
+    }
     if (pg_is_null(answer, STATUS_MORE, row, 12))
         return step;
     (void)json_object_set_new(step, "due_at", json_of_time(answer, STATUS_MORE, row, 16));

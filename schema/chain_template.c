@@ -213,6 +213,16 @@ static json_t *root_of(const struct reference *reference, const struct chain_sco
     }
 }
 
+static int refuse_body(const struct chain_scope *scope, const char *path, const json_t *value,
+                       bool deep, struct err *err)
+{
+    const char *about = scope->bodies == NULL ? NULL
+                                              : scope->body_about(scope->bodies, value, deep);
+
+    return about == NULL ? 0
+                         : err_set(err, ERR_MISMATCH, "%.120s: " CHAIN_BODY_REFUSED, path, about);
+}
+
 static int value_of(const struct reference *reference, const struct chain_scope *scope,
                     json_t **ret_value, struct err *err)
 {
@@ -226,6 +236,10 @@ static int value_of(const struct reference *reference, const struct chain_scope 
 
         memcpy(part, rest, size);
         part[size] = '\0';
+        if (refuse_body(scope, reference->path, value, false, err) < 0) {
+            json_decref(root);
+            return err->code;
+        }
         value = step_down(value, part);
         rest += size + (rest[size] == '.');
         if (value == NULL && !reference->optional) {
@@ -331,9 +345,10 @@ static int make_text(const json_t *template, const struct chain_scope *scope, js
             *ret_value = value;
             return 0;
         }
-        if (template == scope->url && is_behind_host(&to))
+        r = refuse_body(scope, scan.reference.path, value, true, err);
+        if (r == 0 && template == scope->url && is_behind_host(&to))
             r = append_escaped(&to, value, err);
-        else
+        else if (r == 0)
             append_value(&to, value);
         json_decref(value);
         if (r == 0)

@@ -55,7 +55,14 @@ struct chain_scope {
     size_t *next_value; /* which is the next; NULL when there are no values */
     /* A text of the template that is a URL: what is put in behind its host is percent-escaped. */
     const json_t *url;
+    /* Outputs that are no JSON: what the value is, or what is deep in it; NULL: none is. One that
+     * is named alone in its text is handed on; else it is ERR_MISMATCH. */
+    const char *(*body_about)(const void *bodies, const json_t *value, bool deep);
+    const void *bodies; /* NULL: there are none */
 };
+
+#define CHAIN_BODY_REFUSED                                                                         \
+    "an output is no JSON but %s: it can be the whole input of a model, and nothing else"
 
 /* ERR_NOT_FOUND: something that the template names is not there; ERR_TOO_BIG: a text is longer than
  * its limit. The caller frees *ret_value with json_decref(). */

@@ -92,6 +92,13 @@ CACHED = {"steps": {
     "each": {"model": "echo", "map": "{{input.items}}", "input": {"n": "{{item}}"}, "cache": {"ttl_seconds": 600}},
     "after": {"model": "echo", "input": ["{{input.q}}", "{{steps.each.output}}"], "needs": ["once"]}},
     "output": ["{{steps.once.output}}", "{{steps.each.output}}"]}
+PNG = {"sim": {"pieces": 4, "piece_bytes": "{{input.bytes}}", "media_type": "image/png"}}
+BODIES = {"steps": {
+    "make": {"model": "echo", "input": PNG},
+    "hand": {"model": "echo", "input": "{{steps.make.output}}", "cache": {"ttl_seconds": 600}},
+    "wrong": {"model": "echo", "input": {"image": "{{steps.make.output}}"}, "when": "{{input.wrong?}}", "on_error": "skip"},
+    "inner": {"model": "linear", "input": "{{steps.make.output}}", "when": "{{input.wrong?}}", "on_error": "skip"}},
+    "output": ["{{steps.hand.state}}", "{{steps.wrong.error?}}", "{{steps.inner.error.message?}}"]}
 HASTY = {"timeout_seconds": 1, "steps": {"slow": {"model": "echo", "map": [1, 2], "input": {"sim": {"sleep_ms": 60000}}}}}
 VERSION = {"steps": {"ask": {"approval": 1, "timeout_seconds": 120, "when": "{{input.hold?}}"},
                      "a": {"model": "echo", "input": 1, "needs": ["ask"]}}, "output": "one"}
@@ -116,9 +123,9 @@ def stack(request):
         push(stack, "undone-slowly", chain_kills.undone_chain("counted", 200))
         for name, chain in (("slowly", SLOWLY), ("doomed-run", DOOMED),
                             ("linear", LINEAR), ("map", MAP), ("fails", FAILS), ("passes", PASSES),
-                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("hasty", HASTY), ("cached", CACHED), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
+                            ("outer", OUTER), ("self", SELF), ("lonely", LONELY), ("padded", PADDED), ("language", LANGUAGE), ("routed", ROUTED), ("undone", UNDONE), ("hasty", HASTY), ("cached", CACHED), ("bodies", BODIES), ("checked", CHECKED), ("stands-in", STANDS_IN), ("streams", STREAMS)):
             push(stack, name, chain)
-        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "hasty", "cached", "checked", "stands-in", "streams"):
+        for name in ("kills", "undone-slowly", "slowly", "doomed-run", "linear", "map", "fails", "passes", "outer", "self", "lonely", "padded", "language", "routed", "undone", "hasty", "cached", "bodies", "checked", "stands-in", "streams"):
             wait_until(f"{name} to be ready", lambda: status_of(stack, name) == "ACTIVE", 60)
         for name, chain in (("versions", VERSION), ("gated", GATED)):
             push(stack, name, chain)
@@ -487,6 +494,29 @@ def test_a_cache(stack):
     stack.sql("UPDATE headrace.chain_cache SET stored_at = now() - interval '700 s'")
     fourth, steps = run(q="x", items=[1])
     assert "cached" not in steps["once"] and "cached" not in steps["each"], steps
+
+
+@pytest.mark.parametrize("size", [100, 250_000])
+def test_outputs_that_are_no_json(stack, size):
+    """A model gets them whole, with their type, inline or from the blob store; elsewhere they are an error that names them."""
+    run = begin(stack, "bodies", {"bytes": size})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    made, handed = (step_of(stack, run, name) for name in ("make", "hand"))
+    one, other = (stack.http("GET", f"/async_request/{step['request_id']}/result") for step in (made, handed))
+    assert len(one.body) == 4 * size and one.body == other.body
+    assert one.headers["content-type"] == other.headers["content-type"] == made["output_type"] == handed["output_type"] == "image/png"
+    assert made["output_size"] == handed["output_size"] == 4 * size and "cached" not in handed
+    assert f"image/png of {4 * size} bytes" in stack.cli("chains", "show", run).stdout
+    assert stack.result(run).json == ["succeeded", None, None]
+
+
+def test_an_output_that_is_no_json_and_is_not_handed_whole(stack):
+    run = begin(stack, "bodies", {"bytes": 100, "wrong": True})
+    assert stack.wait_final(run)["status"] == "SUCCEEDED", (stack.job(run), stack.tell())
+    state, wrong, inner = stack.result(run).json
+    assert state == "succeeded" and wrong == {"class": "bad_input", "message": (
+        "input: an output is no JSON but image/png of 400 bytes: it can be the whole input of a model, and nothing else")}
+    assert inner == "input: it is image/png, and the input of a chain must be JSON"
 
 
 def test_a_limit_of_the_run(stack):

@@ -204,7 +204,9 @@ static void test_a_stream_comes_to_a_text(void **state)
 {
     static const char yaml[] = "steps: {a: {model: m, input: 1, stream: true}}\n";
     static const char bytes[] = "\xff";
-    struct plan_final final = {.state = JOB_SUCCEEDED, .output = {(const uint8_t *)"pieces\n", 7}};
+    struct plan_final final = {.state = JOB_SUCCEEDED,
+                               .output = {(const uint8_t *)"pieces\n", 7},
+                               .output_type = WIRE_TEXT_OF("audio/wav")};
     OWNED(world_done) struct world text = {0};
     OWNED(world_done) struct world no_text = {0};
 
@@ -217,13 +219,14 @@ static void test_a_stream_comes_to_a_text(void **state)
     expect_submit(&no_text, "a", 0, "1");
     final.output = (struct wire_bytes){(const uint8_t *)bytes, 1};
     (void)plan_on_final(no_text.plan, 0, 0, &final);
-    expect_failure(&no_text, "step a: its output is not JSON, and a template reads it");
+    expect_failure(&no_text, "output: an output is no JSON but audio/wav of 1 bytes");
 }
 
 static void test_outputs_that_are_no_json(void **state)
 {
     static const struct plan_final image = {.state = JOB_SUCCEEDED,
-                                            .output = {(const uint8_t *)"\x89PNG", 4}};
+                                            .output = {(const uint8_t *)"\x89PNG", 4},
+                                            .output_type = {"image/png", 9}};
     OWNED(world_done) struct world read = {0};
     OWNED(world_done) struct world unread = {0};
     OWNED(world_done) struct world broken = {0};
@@ -232,7 +235,8 @@ static void test_outputs_that_are_no_json(void **state)
     world_make(&read, "steps: {a: {model: m, input: 1}}", "null");
     expect_submit(&read, "a", 0, "1");
     plan_on_final(read.plan, 0, 0, &image);
-    expect_failure(&read, "step a: its output is not JSON");
+    expect_failure(&read, "output: an output is no JSON but image/png of 4 bytes: it can be the "
+                          "whole input of a model, and nothing else");
     world_make(&unread, "steps: {a: {model: m, input: 1}}\noutput: done", "null");
     expect_submit(&unread, "a", 0, "1");
     assert_false(plan_reads(unread.plan, 0));
