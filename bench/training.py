@@ -69,13 +69,14 @@ def script(text, *words):
 
 
 class Use:
-    """CPU of the trainer's two processes and of Postgres; the script is none of them."""
+    """CPU of the trainer's two processes and of Postgres; the script is none of them. The worker holds the job in the ledger
+    and polls Kafka all the time; the host is who runs nodes."""
 
     def __init__(self, stack):
         from stack import descendants
 
         postgres = stack.services()["postgres"]["pid"]
-        self.pids = {"trainer": stack.pids("trainer") + stack.pids("host-training"), "postgres": [postgres, *descendants(postgres)]}
+        self.pids = {"worker": stack.pids("trainer"), "host": stack.pids("host-training"), "postgres": [postgres, *descendants(postgres)]}
         self.began, self.before = time.monotonic(), self.read()
 
     def read(self):
@@ -126,10 +127,11 @@ def overhead(stack, bench, options):
         row = {"idle": of_nothing(stack), "runs": of_a_job(stack, 0), "again": of_nothing(stack), "saves": of_a_job(stack, SAVES)}
         rows.append(row)
         print(f"round: {row}", file=sys.stderr)
-    print(f"\n| CPU, % of a core; a job of {STEPS:,} steps of {STEP_S * 1000:g} ms, {options.rounds} rounds | trainer, median (range) | Postgres |\n| --- | ---: | ---: |")
+    print(f"\n| CPU, % of a core; a job of {STEPS:,} steps of {STEP_S * 1000:g} ms, {options.rounds} rounds | trainer: median (range) | its worker | its host | Postgres |\n| --- | ---: | ---: | ---: | ---: |")
 
     def more(what, of):
-        print(f"| {what} | " + " | ".join(share([of(row, name) for row in rows]) for name in ("trainer", "postgres")) + " |")
+        names = (("worker", "host"), ("worker",), ("host",), ("postgres",))
+        print(f"| {what} | " + " | ".join(share([sum(of(row, name) for name in some) for row in rows]) for some in names) + " |")
 
     def idle(row, name):
         return (row["idle"][name] + row["again"][name]) / 2
@@ -245,7 +247,7 @@ def lines_cost(stack, bench, options):
         used, seconds = use.since()
         ((kept,),) = stack.sql("SELECT sum(line_count) FROM headrace.training_log WHERE job_id = :'a1'", id)
         assert int(kept) == LINES, kept
-        own.append(1e6 * (used["trainer"] - idle["trainer"] / idle_s * seconds) / LINES)
+        own.append(1e6 * sum(used[name] - idle[name] / idle_s * seconds for name in ("worker", "host")) / LINES)
         postgres.append(1e6 * (used["postgres"] - idle["postgres"] / idle_s * seconds) / LINES)
         print(f"round: {own[-1]:.2f} {postgres[-1]:.2f}", file=sys.stderr)
     print(f"\n| {LINES:,} lines of {len(LINE)} bytes, {options.rounds} rounds | core-µs a line, median (range) |\n| --- | ---: |")

@@ -156,7 +156,7 @@ def check_manifests(stack, id):
 def journal_of(stack):
     """What the scripts noted down, by job and rank: (placement, pid, time, word, step, trainer)."""
     found = collections.defaultdict(list)
-    for path in stack.data_dir.glob("**/cache/projects/*/journal"):
+    for path in stack.data_dir.glob("*/cache/projects/*/journal"):
         for line in path.read_text().splitlines():
             node, pid, when, word, step = line.split()
             id, placement, rank = node.rsplit("-", 2)
