@@ -330,7 +330,7 @@ static int make_text(const json_t *template, const struct chain_scope *scope, js
     if (chain_jq_is_expression(text))
         return make_expression(scope, ret_value, err);
     while (found) {
-        json_t *value;
+        json_t *value = NULL;
         int r = scan_next(&scan, &found, err);
 
         if (r < 0)
