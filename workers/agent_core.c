@@ -774,6 +774,12 @@ void agent_core_on_inventory(struct agent_core *core, const struct device_info *
     devices_pump(core);
 }
 
+void agent_core_on_silent(struct agent_core *core, const char *why)
+{
+    devices_on_silent(core->devices, why);
+    devices_pump(core);
+}
+
 void agent_core_on_xid(struct agent_core *core, const char *uuid, uint64_t xid, const char *why)
 {
     devices_on_fault(core->devices, uuid, DEVICE_FAULT_XID, xid, why);

@@ -21,6 +21,7 @@
  * archive is fetched. Where no device of this machine ever will do it fails with the sentence that
  * says what it needs and what there is, unless another machine's would do: then its row is left to
  * that one. Where none will do now it waits, STARTING with that sentence.
+ * - While the driver does not answer all for a GPU wait, with that reason; nothing else does.
  * - A worker whose device goes out is stopped, and placed anew as if it were a new one.
  * - Workers that run when the agent starts are adopted when they are READY or WARM, and ended
  *   otherwise: a worker that is loading has no jobs.
@@ -117,6 +118,7 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
  * now and then. */
 void agent_core_on_inventory(struct agent_core *core, const struct device_info *infos, size_t count,
                              const char *why_none);
+void agent_core_on_silent(struct agent_core *core, const char *why); /* devices_on_silent() */
 void agent_core_on_xid(struct agent_core *core, const char *uuid, uint64_t xid, const char *why);
 void agent_core_on_worker_fault(struct agent_core *core, const char *worker,
                                 enum device_fault fault, const char *why);

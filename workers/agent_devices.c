@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * GPUs of an agent's machine: looked at on a thread of libuv's pool, for a GPU that is ill may keep
- * who asks it waiting; told to the core, to SQL and to whoever asks for /devices.
+ * GPUs of an agent's machine: looked at by a process of its own (device_watch.h), for a GPU that is
+ * ill may keep who asks its driver waiting for ever; told to the core, to SQL and to whoever asks
+ * for /devices.
  *
  * Without the driver's library there are none, which is said once. A driver that is loaded later is
- * seen when it is: it is asked for again each time.
+ * seen when it is: it is asked for again each time. Deployments are read after the first look, or
+ * after FIRST_MS without an answer: those for a GPU wait then, the others do not.
  */
 
 #include <jansson.h>
@@ -15,21 +17,18 @@
 #include "base/http_server.h"
 #include "base/log.h"
 #include "workers/agent_int.h"
-#include "workers/nvml.h"
+#include "workers/device_watch.h"
+
+#define FIRST_MS 2000
 
 struct agent_look {
-    uv_work_t work; /* first, so that libuv's pointer is ours */
     struct agent *agent;
-    bool busy, closing, known, told_none;
-    const char *library; /* a setting: it outlives the thread */
-    /* Of the thread, while busy. */
-    struct device_info infos[DEVICES_MAX];
-    size_t count;
-    struct nvml_versions versions;
-    char why[DEVICE_TEXT_SIZE];
-    /* Of the loop. */
-    struct nvml_versions versions_seen;
-    char why_none[DEVICE_TEXT_SIZE];
+    struct device_watch *watch; /* NULL: --devices=none */
+    bool known;                 /* what there is, or that there is no answer */
+    bool answered;              /* what there is: once at least */
+    bool told_none, silent;
+    struct nvml_versions versions; /* as of the last look */
+    char why_none[DEVICE_TEXT_SIZE], why_silent[DEVICE_TEXT_SIZE];
     char probing[DEVICES_MAX][DEVICE_UUID_SIZE];
     size_t probing_count;   /* asked for; of these the first so many … */
     size_t probing_started; /* … before the look that is under way began */
@@ -41,20 +40,20 @@ static bool is_none(const struct agent *agent)
 }
 
 /* Those that the setting, or the environment, lets us have. */
-static size_t look_filter(const struct agent_look *look, struct device_info to[DEVICES_MAX],
-                          char why[DEVICE_TEXT_SIZE])
+static size_t look_filter(const struct agent_look *look, const struct device_list *seen,
+                          struct device_info to[DEVICES_MAX], char why[DEVICE_TEXT_SIZE])
 {
     const char *setting = look->agent->settings.devices;
     bool is_auto = strcmp(setting, "auto") == 0;
     const char *list = is_auto ? getenv("CUDA_VISIBLE_DEVICES") : setting;
     const char *name = is_auto ? "CUDA_VISIBLE_DEVICES" : "--devices";
     char bad[DEVICE_UUID_SIZE];
-    size_t count = device_visible(list, look->infos, look->count, to, bad);
+    size_t count = device_visible(list, seen->infos, seen->count, to, bad);
 
-    mem_copy_text_at(why, DEVICE_TEXT_SIZE, look->why);
-    if (count == 0 && look->count > 0)
+    mem_copy_text_at(why, DEVICE_TEXT_SIZE, seen->why);
+    if (count == 0 && seen->count > 0)
         (void)snprintf(why, DEVICE_TEXT_SIZE, "%s='%.200s' leaves this agent none of %zu", name,
-                       list == NULL ? "" : list, look->count);
+                       list == NULL ? "" : list, seen->count);
     if (bad[0] != '\0' && !look->known)
         log_warn("device_not_here", LOG_STR("setting", name), LOG_STR("value", list),
                  LOG_STR("error", bad));
@@ -63,22 +62,9 @@ static size_t look_filter(const struct agent_look *look, struct device_info to[D
 
 /* ---- looking ---- */
 
-/* thread: libuv's pool   locks: none; the fields that it fills are this thread's while busy */
-static void look_run(uv_work_t *work)
-{
-    struct agent_look *look = (struct agent_look *)work;
-    const char *why = nvml_load(look->library);
-
-    look->count = 0;
-    if (why != NULL)
-        mem_copy_text(look->why, why);
-    else
-        look->count = nvml_inventory(look->infos, &look->versions, look->why);
-}
-
 static void on_xid(void *opaque, const char *uuid, uint64_t xid)
 {
-    struct agent *agent = opaque;
+    struct agent *agent = ((struct agent_look *)opaque)->agent;
     char why[DEVICE_TEXT_SIZE];
     const char *text;
     enum device_xid_class class = device_xid_class(xid, &text);
@@ -89,14 +75,6 @@ static void on_xid(void *opaque, const char *uuid, uint64_t xid)
     agent_tick(agent);
     agent_core_on_xid(agent->core, uuid, xid, why);
     agent_act(agent);
-}
-
-static void watch_begin(struct agent *agent)
-{
-    struct err err;
-
-    if (nvml_watch_open(agent->loop, on_xid, agent, &agent->watch, &err) < 0)
-        log_warn("xids_not_watched", LOG_ERR(&err));
 }
 
 /* A device answers when it is listed, and has nothing left that only a reset repairs. */
@@ -133,59 +111,66 @@ static void probes_tell(struct agent_look *look, const struct device_info *infos
         probe_tell(look->agent, uuids[i], infos, count);
 }
 
-static void look_take(struct agent_look *look)
+static void on_devices(void *opaque, const struct device_list *list)
 {
+    struct agent_look *look = opaque;
     struct agent *agent = look->agent;
     struct device_info infos[DEVICES_MAX];
-    bool first = !look->known;
     struct device_view view;
-    size_t count = look_filter(look, infos, look->why_none);
+    bool first = !look->known, first_answer = !look->answered;
+    size_t count = look_filter(look, list, infos, look->why_none);
 
-    look->known = true;
-    look->versions_seen = look->versions;
+    if (agent->exiting)
+        return;
+    if (look->silent)
+        log_info("devices_answer");
+    look->known = look->answered = true;
+    look->silent = false;
+    look->why_silent[0] = '\0';
+    look->versions = list->versions;
     if (count == 0 && !look->told_none)
         log_info("no_devices", LOG_STR("why", look->why_none));
     look->told_none = count == 0;
-    if (count > 0 && agent->watch == NULL)
-        watch_begin(agent);
     agent_tick(agent);
     agent_core_on_inventory(agent->core, infos, count, look->why_none);
     probes_tell(look, infos, count);
     agent_act(agent);
-    if (first || devices_view(agent_core_devices(agent->core), 0, &view))
+    if (first_answer || devices_view(agent_core_devices(agent->core), 0, &view))
         agent_sql_devices(agent);
     if (first)
         agent_sql_read(agent);
+    if (look->probing_count > 0)
+        agent_devices_look(agent);
 }
 
-static void look_on_done(uv_work_t *work, int status)
+static void on_silent(void *opaque, const char *why)
 {
-    struct agent_look *look = (struct agent_look *)work;
+    struct agent_look *look = opaque;
+    struct agent *agent = look->agent;
+    bool first = !look->known;
 
-    (void)status;
-    look->busy = false;
-    if (look->closing) {
-        free(look);
+    if (agent->exiting)
         return;
-    }
-    look->agent->fetching--;
-    if (!look->agent->exiting)
-        look_take(look);
-    if (look->probing_count > 0 && !look->agent->exiting)
-        agent_devices_look(look->agent);
+    log_warn("devices_silent", LOG_STR("error", why));
+    look->known = look->silent = true;
+    mem_copy_text(look->why_silent, why);
+    agent_tick(agent);
+    agent_core_on_silent(agent->core, why);
+    agent_act(agent);
+    if (first)
+        agent_sql_read(agent);
 }
 
 void agent_devices_look(struct agent *agent)
 {
     struct agent_look *look = agent->look;
 
-    if (look->busy || is_none(agent))
+    if (look->watch == NULL)
         return;
-    look->busy = true;
-    look->probing_started = look->probing_count;
-    agent->fetching++;
-    if (uv_queue_work(loop_uv(agent->loop), &look->work, look_run, look_on_done) < 0)
-        look_on_done(&look->work, 0);
+    if (look->silent) /* rows that are not written are taken for those of an agent that is dead */
+        agent_sql_devices(agent);
+    if (device_watch_look(look->watch))
+        look->probing_started = look->probing_count;
 }
 
 void agent_devices_probe(struct agent *agent, const char *uuid)
@@ -197,6 +182,13 @@ void agent_devices_probe(struct agent *agent, const char *uuid)
     agent_devices_look(agent);
 }
 
+const char *agent_devices_unseen(const struct agent *agent)
+{
+    const struct agent_look *look = agent->look;
+
+    return look->silent && !look->answered ? look->why_silent : NULL;
+}
+
 bool agent_devices_known(const struct agent *agent)
 {
     return agent->look->known;
@@ -204,26 +196,36 @@ bool agent_devices_known(const struct agent *agent)
 
 void agent_devices_open(struct agent *agent)
 {
-    agent->look = xcalloc(1, sizeof(*agent->look));
-    agent->look->agent = agent;
-    agent->look->library = agent->settings.nvml;
+    static const struct device_watch_calls calls = {
+        .on_devices = on_devices, .on_silent = on_silent, .on_xid = on_xid};
+    const struct device_watch_options options = {
+        .library = agent->settings.nvml,
+        .first_ms = agent->settings.device_timeout_ms < FIRST_MS ? agent->settings.device_timeout_ms
+                                                                 : FIRST_MS,
+        .timeout_ms = agent->settings.device_timeout_ms,
+    };
+    struct agent_look *look = xcalloc(1, sizeof(*look));
+
+    agent->look = look;
+    look->agent = agent;
     if (is_none(agent)) {
-        mem_copy_text(agent->look->why_none, "this agent was started with --devices=none");
-        agent->look->known = true;
-        agent_core_on_inventory(agent->core, NULL, 0, agent->look->why_none);
+        mem_copy_text(look->why_none, "this agent was started with --devices=none");
+        look->known = true;
+        agent_core_on_inventory(agent->core, NULL, 0, look->why_none);
+        return;
     }
+    look->watch = device_watch_open(agent->loop, &options, &calls, look);
     agent_devices_look(agent);
 }
 
 void agent_devices_close(struct agent *agent)
 {
-    nvml_watch_close(&agent->watch);
-    if (agent->look == NULL)
+    struct agent_look *look = TAKE(agent->look);
+
+    if (look == NULL)
         return;
-    agent->look->closing = true; /* the thread has it still: freed when that is back, if ever */
-    if (!agent->look->busy)
-        free(agent->look);
-    agent->look = NULL;
+    device_watch_close(&look->watch);
+    free(look);
 }
 
 /* ---- what is told ---- */
@@ -231,7 +233,7 @@ void agent_devices_close(struct agent *agent)
 static json_t *device_json(const struct agent *agent, const struct device_view *view)
 {
     const struct device_info *info = view->info;
-    const struct nvml_versions *versions = &agent->look->versions_seen;
+    const struct nvml_versions *versions = &agent->look->versions;
     uint64_t now_ms = loop_now_ms(agent->loop);
     char capability[24];
     json_t *device;
@@ -287,8 +289,8 @@ bool agent_devices_answer(struct agent *agent, struct http_request **request_p)
 
     if (strcmp(target, "/devices") != 0 || strcmp(http_request_method(*request_p), "GET") != 0)
         return false;
-    page = json_pack("{s:s, s:o, s:s}", "host", agent->host, "devices", devices_array(agent),
-                     "why_none", agent->look->why_none);
+    page = json_pack("{s:s, s:o, s:s, s:s}", "host", agent->host, "devices", devices_array(agent),
+                     "why_none", agent->look->why_none, "why_silent", agent->look->why_silent);
     text = json_dumps(page, JSON_INDENT(2));
     json_decref(page);
     http_request_answer(request_p, 200, &type, 1, text, text == NULL ? 0 : strlen(text));
@@ -303,7 +305,9 @@ char *agent_devices_visible(const struct agent *agent, const struct agent_todo *
     char *text = NULL;
 
     if (!agent_core_placement(agent->core, todo->worker, &placement))
-        return devices_view(agent_core_devices(agent->core), 0, &view) ? xstrdup("") : NULL;
+        return agent->look->silent || devices_view(agent_core_devices(agent->core), 0, &view)
+                   ? xstrdup("")
+                   : NULL;
     for (uint32_t i = 0; i < placement.count; i++) {
         char *longer = xasprintf("%s%s%s", text == NULL ? "" : text, i > 0 ? "," : "",
                                  placement.uuids[i]);

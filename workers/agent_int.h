@@ -8,11 +8,11 @@
  *   agent_pages.c    /metrics, /healthz, /readyz
  *   agent_act.c      the to-dos of the core; archives on libuv's threads
  *   agent_sql.c      deployments in, replicas out
- *   agent_devices.c  GPUs: looking at them on libuv's threads, Xids, /devices
+ *   agent_devices.c  GPUs: looking at them by a process of its own, Xids, /devices
  *   agent_secrets.c  secrets for a worker that starts
  *   agent_process.c  one worker process: its command line, log file, status lines
  *
- * Thread: the loop's; agent_unpack() and nvml_inventory() alone run on threads of libuv's pool.
+ * Thread: the loop's; agent_unpack() alone runs on threads of libuv's pool.
  */
 
 #include <sys/queue.h>
@@ -29,7 +29,6 @@
 struct agent_look;
 struct http_request;
 struct http_server;
-struct nvml_watch;
 struct seal_key;
 
 struct agent_settings {
@@ -79,8 +78,7 @@ struct agent {
     uint64_t starts_told, crashes_told;
     struct agent_series *series; /* agent_pages.c */
     size_t series_count;
-    struct agent_look *look;  /* agent_devices.c: the devices as they were seen last */
-    struct nvml_watch *watch; /* NULL: nobody tells of Xids */
+    struct agent_look *look; /* agent_devices.c: the devices as they were seen last */
     bool adopted, reading, read_again, writes_lost, has_read, exiting;
     enum confine_level isolation; /* once isolation_tried: what works here */
     bool isolation_tried;
@@ -120,7 +118,9 @@ void agent_sql_devices(struct agent *agent); /* what is to be known of ours */
 void agent_devices_open(struct agent *agent);
 void agent_devices_close(struct agent *agent);
 bool agent_devices_known(const struct agent *agent); /* deployments may be read */
-void agent_devices_look(struct agent *agent);        /* now and then */
+/* Why nothing is known of them, for they have never answered; NULL: something is. */
+const char *agent_devices_unseen(const struct agent *agent);
+void agent_devices_look(struct agent *agent); /* now and then */
 void agent_devices_probe(struct agent *agent, const char *uuid);
 /* All as SQL and people are told of them: a JSON array. The caller frees it. */
 char *agent_devices_json(const struct agent *agent);

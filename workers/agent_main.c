@@ -231,11 +231,11 @@ static int agent_open(struct agent *agent, struct err *err)
         r = agent_sql_open(agent, err);
     if (r < 0)
         return r;
-    agent_devices_open(agent);
     agent->tick_timer = loop_timer_new(agent->loop, agent_on_tick, agent);
     agent->end_timer = loop_timer_new(agent->loop, agent_on_end, agent);
     agent->second_timer = loop_timer_new(agent->loop, agent_on_second, agent);
     loop_timer_start(agent->second_timer, AGENT_POLL_MS, AGENT_POLL_MS);
+    agent_devices_open(agent);
     return 0;
 }
 

@@ -119,7 +119,7 @@ static void device_count(struct agent *agent, const struct device_view *view)
         (double)info->used_size,
         (double)view->reserved_size,
         view->holder_count,
-        view->state == DEVICE_WELL || view->state == DEVICE_PROBATION,
+        !view->silent && (view->state == DEVICE_WELL || view->state == DEVICE_PROBATION),
         info->utilization_percent / 100.0,
         (double)info->ecc_count,
         view->quarantine_count,

@@ -64,6 +64,10 @@ PG_STATEMENT(agent_replica,
 
 PG_STATEMENT(agent_devices, "SELECT device_tell($1, $2::jsonb)");
 
+/* What the agent before this one wrote is not to be given to others, nor taken for nothing. */
+PG_STATEMENT(agent_devices_unseen_rows,
+             "UPDATE device SET seen_at = now(), free_bytes = 0, reason = $2 WHERE host = $1");
+
 PG_STATEMENT(agent_seen,
              "UPDATE replica SET seen_at = now() WHERE host = $1 AND state <> 'STOPPED'");
 
@@ -324,14 +328,15 @@ void agent_sql_seen(struct agent *agent)
 void agent_sql_devices(struct agent *agent)
 {
     OWNED(mem_free) char *devices = NULL;
+    const char *unseen = agent_devices_unseen(agent);
     struct pg_batch *batch;
 
     if (!pg_connected(agent->pg))
         return;
     devices = agent_devices_json(agent);
     batch = pg_batch_new();
-    pg_add(batch, &agent_devices);
+    pg_add(batch, unseen != NULL ? &agent_devices_unseen_rows : &agent_devices);
     pg_bind_c(batch, agent->host);
-    pg_bind_c(batch, devices);
+    pg_bind_c(batch, unseen != NULL ? unseen : devices);
     sql_write(agent, batch);
 }

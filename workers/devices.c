@@ -47,6 +47,7 @@ struct devices {
     struct holder *holders;
     size_t holder_count;
     char why_none[DEVICE_TEXT_SIZE];
+    char why_silent[DEVICE_TEXT_SIZE]; /* "": the driver answers */
     struct devices_todo *todos;
     size_t todo_first, todo_count, todo_room;
 };
@@ -77,6 +78,7 @@ const char *device_fault_name(enum device_fault fault)
 
 /* ---- to-dos ---- */
 
+/* device: NULL for all. */
 static struct devices_todo *todo_add(struct devices *devices, enum devices_todo_type type,
                                      const struct device *device)
 {
@@ -90,6 +92,8 @@ static struct devices_todo *todo_add(struct devices *devices, enum devices_todo_
     }
     todo = &devices->todos[devices->todo_count++];
     *todo = (struct devices_todo){.type = type};
+    if (device == NULL)
+        return todo;
     mem_copy_text(todo->uuid, device->info.uuid);
     mem_copy_text(todo->why, device->why);
     return todo;
@@ -370,6 +374,9 @@ void devices_on_inventory(struct devices *devices, const struct device_info *inf
                           const char *why_none)
 {
     mem_copy_text(devices->why_none, why_none);
+    if (devices->why_silent[0] != '\0')
+        (void)todo_add(devices, DEVICES_TODO_TELL, NULL);
+    devices->why_silent[0] = '\0';
     for (size_t i = 0; i < devices->count; i++)
         devices->devices[i].listed = false;
     for (size_t i = 0; i < count; i++)
@@ -382,6 +389,13 @@ void devices_on_inventory(struct devices *devices, const struct device_info *inf
         device_enter(devices, device, DEVICE_GONE, "the driver does not list it any more");
         device_drain(devices, device, true);
     }
+}
+
+void devices_on_silent(struct devices *devices, const char *why)
+{
+    assert(why[0] != '\0');
+    mem_copy_text(devices->why_silent, why);
+    (void)todo_add(devices, DEVICES_TODO_TELL, NULL);
 }
 
 /* ---- placing ---- */
@@ -505,6 +519,13 @@ static int pick(const struct devices *devices, const char *group, const struct g
     uint32_t count = 0, fitting = 0, possible = 0;
 
     assert(need->count >= 1 && need->count <= DEVICE_COUNT_MAX);
+    if (devices->why_silent[0] != '\0') {
+        char asked[DEVICE_TEXT_SIZE];
+
+        gpu_need_describe(need, asked);
+        return err_set(err, ERR_FULL, "no device now: needs %.200s, and %.200s", asked,
+                       devices->why_silent);
+    }
     for (size_t i = 0; i < devices->count; i++) {
         const struct device *device = &devices->devices[i];
         enum near this = device_near(devices, device, group, need);
@@ -678,20 +699,23 @@ bool devices_view(const struct devices *devices, size_t index, struct device_vie
 {
     const struct device *device;
     struct use use;
+    bool is_silent;
 
     if (index >= devices->count)
         return false;
     device = &devices->devices[index];
     use = use_of(devices, device, "");
+    is_silent = devices->why_silent[0] != '\0';
     *ret_view = (struct device_view){
         .info = &device->info,
         .state = device->state,
+        .silent = is_silent,
         .reserved_size = use.whole ? device->info.total_size : use.reserved_size,
-        .free_size = free_of(device, &use),
+        .free_size = is_silent ? 0 : free_of(device, &use),
         .holder_count = use.holder_count,
         .quarantine_count = device->quarantine_count,
         .until_ms = device->until_ms,
-        .why = device->why,
+        .why = is_silent && device->why[0] == '\0' ? devices->why_silent : device->why,
     };
     memcpy(ret_view->faults, device->faults, sizeof(ret_view->faults));
     return true;

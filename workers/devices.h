@@ -21,6 +21,8 @@
  *   that is none: devices_reclaim().
  * - A device that the driver no longer lists is GONE; when it is listed again it has to pass a
  * probe.
+ * - While the driver does not answer nobody is placed, and nobody is refused for good; who is
+ * placed stays.
  * - Out for quarantine_ms, doubled each time up to quarantine_ms_max; back to the start after
  *   quarantine_ms_max without a fault.
  *
@@ -74,6 +76,9 @@ void devices_tick(struct devices *devices, uint64_t now_ms);
  * there are none, for refusals. */
 void devices_on_inventory(struct devices *devices, const struct device_info *infos, size_t count,
                           const char *why_none);
+
+/* The driver does not answer, until the next inventory. why: since when, for those who wait. */
+void devices_on_silent(struct devices *devices, const char *why);
 
 /* xid: its number for DEVICE_FAULT_XID. uuid: of a device, or of a GPU whose slices all have it.
  * why: one line. Unknown uuids are no fault: the device may not be ours. */
@@ -131,7 +136,7 @@ bool devices_placed(const struct devices *devices, const char *holder,
 enum devices_todo_type {
     DEVICES_TODO_DRAIN, /* the holder must leave; hopeless: nothing of it can still end well */
     DEVICES_TODO_PROBE, /* look whether it answers; devices_on_probed() */
-    DEVICES_TODO_TELL,  /* its state has changed */
+    DEVICES_TODO_TELL,  /* its state has changed, or that of all */
 };
 
 struct devices_todo {
@@ -151,11 +156,13 @@ devices_due_ms(const struct devices *devices); /* UINT64_MAX: not before somethi
 struct device_view {
     const struct device_info *info; /* valid until the next inventory */
     enum device_state state;
-    uint64_t reserved_size, free_size; /* free: that could be promised now, were it well */
+    bool silent; /* the driver does not answer: all that is known of it is old */
+    uint64_t reserved_size,
+        free_size; /* free: that could be promised now, were it well; 0 while silent */
     uint32_t holder_count, quarantine_count;
     uint64_t faults[DEVICE_FAULT_COUNT];
     uint64_t until_ms; /* QUARANTINED */
-    const char *why;   /* why it is not well; "": it is */
+    const char *why;   /* why nobody is placed on it; "": they are */
 };
 
 /* index from 0. False: there is none of that index. */

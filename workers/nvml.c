@@ -3,21 +3,11 @@
 #include "workers/nvml.h"
 
 #include <dlfcn.h>
-#include <poll.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 #include "base/assert.h"
-#include "base/loop.h"
-
-#define WATCH_WAIT_MS 200
-#define WATCH_PAUSE_MS 200 /* after an error of the wait */
-#define WATCH_QUEUE_MAX 64 /* Xids that wait for the loop; more are one storm, and are left out */
 
 /* As nvml.h declares them. */
 typedef void *nvml_device;
@@ -278,23 +268,7 @@ bool nvml_use(unsigned index, double *ret_utilization, uint64_t *ret_used_size)
 
 /* ---- Xids ---- */
 
-struct xid {
-    char uuid[DEVICE_UUID_SIZE];
-    uint64_t number;
-};
-
-struct nvml_watch {
-    nvml_on_xid *on_xid;
-    void *opaque;
-    nvml_set set;
-    pthread_t thread;
-    struct loop_wake *wake;
-    atomic_bool stop;
-    int stop_fd;          /* readable once it is to stop */
-    pthread_mutex_t lock; /* of the queue */
-    struct xid queue[WATCH_QUEUE_MAX];
-    size_t count;
-};
+static nvml_set xid_set; /* NULL: nvml_xids_open() has not been, or failed */
 
 /* The slice of a GPU that an event names; else the GPU. */
 static void event_uuid(const struct nvml_event *event, char to[DEVICE_UUID_SIZE])
@@ -322,60 +296,7 @@ static void event_uuid(const struct nvml_event *event, char to[DEVICE_UUID_SIZE]
     }
 }
 
-static void watch_put(struct nvml_watch *watch, const struct nvml_event *event)
-{
-    struct xid xid = {.number = event->data};
-
-    event_uuid(event, xid.uuid);
-    (void)pthread_mutex_lock(&watch->lock);
-    if (watch->count < WATCH_QUEUE_MAX)
-        watch->queue[watch->count++] = xid;
-    (void)pthread_mutex_unlock(&watch->lock);
-    loop_wake_send(watch->wake);
-}
-
-static void watch_pause(const struct nvml_watch *watch)
-{
-    struct pollfd stop = {.fd = watch->stop_fd, .events = POLLIN};
-
-    (void)poll(&stop, 1, WATCH_PAUSE_MS);
-}
-
-/* thread: xid-watch   locks: the queue's, for a moment */
-static void *watch_run(void *opaque)
-{
-    struct nvml_watch *watch = opaque;
-
-    (void)pthread_setname_np(pthread_self(), "xid-watch");
-    while (!atomic_load(&watch->stop)) {
-        struct nvml_event event = {.gpu_instance = NVML_NO_INSTANCE,
-                                   .compute_instance = NVML_NO_INSTANCE};
-        int code = nvml.set_wait(watch->set, &event, WATCH_WAIT_MS);
-
-        if (code == NVML_OK && (event.type & NVML_EVENT_XID) != 0)
-            watch_put(watch, &event);
-        else if (code != NVML_OK && code != NVML_TIMEOUT)
-            watch_pause(watch); /* a GPU that is lost makes each wait fail at once */
-    }
-    return NULL;
-}
-
-static void watch_on_wake(void *opaque)
-{
-    struct nvml_watch *watch = opaque;
-    struct xid queue[WATCH_QUEUE_MAX];
-    size_t count;
-
-    (void)pthread_mutex_lock(&watch->lock);
-    count = watch->count;
-    memcpy(queue, watch->queue, count * sizeof(queue[0]));
-    watch->count = 0;
-    (void)pthread_mutex_unlock(&watch->lock);
-    for (size_t i = 0; i < count; i++)
-        watch->on_xid(watch->opaque, queue[i].uuid, queue[i].number);
-}
-
-static unsigned watch_register(nvml_set set)
+static unsigned xids_register(nvml_set set)
 {
     unsigned count = 0, watched = 0;
 
@@ -390,45 +311,35 @@ static unsigned watch_register(nvml_set set)
     return watched;
 }
 
-int nvml_watch_open(struct loop *loop, nvml_on_xid *on_xid, void *opaque,
-                    struct nvml_watch **ret_watch, struct err *err)
+int nvml_xids_open(struct err *err)
 {
-    struct nvml_watch *watch;
     nvml_set set;
 
+    assert(xid_set == NULL);
     if (!nvml.works || nvml.set_create == NULL || nvml.set_free == NULL || nvml.set_wait == NULL ||
         nvml.watch == NULL || nvml.set_create(&set) != NVML_OK)
         return err_set(err, ERR_UNSUPPORTED, "the NVIDIA driver tells of no Xids");
-    if (watch_register(set) == 0) {
+    if (xids_register(set) == 0) {
         (void)nvml.set_free(set);
         return err_set(err, ERR_UNSUPPORTED, "no GPU of this machine tells of Xids");
     }
-    watch = xcalloc(1, sizeof(*watch));
-    watch->on_xid = on_xid;
-    watch->opaque = opaque;
-    watch->set = set;
-    watch->stop_fd = eventfd(0, EFD_CLOEXEC);
-    (void)pthread_mutex_init(&watch->lock, NULL);
-    watch->wake = loop_wake_new(loop, watch_on_wake, watch);
-    if (pthread_create(&watch->thread, NULL, watch_run, watch) != 0)
-        NEVER("a thread could not be started");
-    *ret_watch = watch;
+    xid_set = set;
     return 0;
 }
 
-void nvml_watch_close(struct nvml_watch **watch_p)
+enum nvml_heard nvml_xid_wait(uint32_t timeout_ms, struct nvml_xid *ret_xid)
 {
-    struct nvml_watch *watch = TAKE(*watch_p);
+    struct nvml_event event = {.gpu_instance = NVML_NO_INSTANCE,
+                               .compute_instance = NVML_NO_INSTANCE};
+    int code;
 
-    if (watch == NULL)
-        return;
-    atomic_store(&watch->stop, true);
-    (void)eventfd_write(watch->stop_fd, 1);
-    (void)pthread_join(watch->thread, NULL);
-    loop_wake_free(&watch->wake);
-    (void)nvml.set_free(watch->set);
-    (void)pthread_mutex_destroy(&watch->lock);
-    if (watch->stop_fd >= 0)
-        (void)close(watch->stop_fd);
-    free(watch);
+    assert(xid_set != NULL);
+    code = nvml.set_wait(xid_set, &event, timeout_ms);
+    if (code != NVML_OK && code != NVML_TIMEOUT)
+        return NVML_ILL;
+    if (code == NVML_TIMEOUT || (event.type & NVML_EVENT_XID) == 0)
+        return NVML_QUIET;
+    *ret_xid = (struct nvml_xid){.number = event.data};
+    event_uuid(&event, ret_xid->uuid);
+    return NVML_XID;
 }

@@ -6,19 +6,19 @@
  *
  *     nvml_load(path)        once; without the library, or a driver, there are no devices
  *     nvml_inventory()       all GPUs and slices, as they are now
- *     nvml_watch_open()      Xids, from a thread of their own, told on the loop's
+ *     nvml_xids_open()       Xids from now on, one by one from nvml_xid_wait()
  *
  * Functions that a driver is too old for are done without: what they would have told is 0.
  *
- * Thread: nvml_load() the first time from one thread; the others any (NVML has locks of its own),
- * and they may take long while a GPU is ill, so not the loop's. Source:
- * docs.nvidia.com/deploy/nvml-api. Tests: tests/unit/test_nvml.c, with tests/unit/nvml_fake.c in
- * place of the library
+ * Any call may take long, or for ever, while a GPU is ill: not for a loop that others wait for. An
+ * agent has them all in a process of their own (workers/device_watch.h).
+ *
+ * Thread: nvml_load() the first time and all of Xids from one thread; the others any (NVML has
+ * locks of its own). Source: docs.nvidia.com/deploy/nvml-api. Tests: tests/unit/test_nvml.c, with
+ * tests/unit/nvml_fake.c in place of the library
  */
 
 #include "workers/device.h"
-
-struct loop;
 
 #define NVML_LIBRARY "libnvidia-ml.so.1"
 
@@ -42,14 +42,18 @@ bool nvml_use(unsigned index, double *ret_utilization, uint64_t *ret_used_size);
 
 /* ---- Xids ---- */
 
-struct nvml_watch;
+struct nvml_xid {
+    char uuid[DEVICE_UUID_SIZE]; /* of the slice that it is told of, else of the GPU */
+    uint64_t number;
+};
 
-/* uuid: of the slice that it is told of, else of the GPU. Thread: the loop's. */
-typedef void nvml_on_xid(void *opaque, const char *uuid, uint64_t xid);
+/* Once, after an inventory: those of all GPUs that there are then. ERR_UNSUPPORTED: no device tells
+ * of Xids. */
+int nvml_xids_open(struct err *err) MUST_CHECK;
 
-/* Only after an inventory. ERR_UNSUPPORTED: no device tells of Xids. */
-int nvml_watch_open(struct loop *loop, nvml_on_xid *on_xid, void *opaque,
-                    struct nvml_watch **ret_watch, struct err *err) MUST_CHECK;
-
-/* Waits for its thread: a quarter of a second. */
-void nvml_watch_close(struct nvml_watch **watch_p);
+enum nvml_heard {
+    NVML_XID,
+    NVML_QUIET, /* none within timeout_ms */
+    NVML_ILL,   /* at once: a GPU that is lost makes each wait fail; pause before the next */
+};
+enum nvml_heard nvml_xid_wait(uint32_t timeout_ms, struct nvml_xid *ret_xid);

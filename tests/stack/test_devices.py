@@ -35,14 +35,14 @@ def gpus(tmp_path_factory):
 def stack(request, gpus):
     yield from run_stack(request, env={
         "HEADRACE_NVML": FAKE, "HEADRACE_NVML_FAKE_DIR": gpus, "HEADRACE_CANCEL_GRACE": "1s",
-        "HEADRACE_DEVICE_QUARANTINE": "3s", "HEADRACE_DEVICE_WINDOW": "60s"})
+        "HEADRACE_DEVICE_QUARANTINE": "3s", "HEADRACE_DEVICE_WINDOW": "60s", "HEADRACE_DEVICE_TIMEOUT": "2s"})
 
 
 def push(stack, tmp_path, name, resources, **plan):
     folder = tmp_path / name
     folder.mkdir()
     (folder / "headrace.json").write_text(json.dumps({
-        "engine": "sim", "resources": resources, "settings": {"test_mode": True}, **plan}))
+        "engine": "sim", "settings": {"test_mode": True}, **({"resources": resources} if resources else {}), **plan}))
     return stack.push(folder, name, wait=False)
 
 
@@ -301,6 +301,36 @@ def test_gone(stack, gpus, tmp_path):
     assert attempts(stack, job)[-1] == ("", "cuda:MIG-1")
     (gpus / "gpus").write_text(MACHINE)
     wait_device(stack, "GPU-a", "probation", 30)
+
+
+def test_driver_that_hangs(stack, gpus, tmp_path):
+    """The driver answers no more: it is said since when, who runs goes on, who needs a GPU waits with that
+    reason, who needs none is started; the same for an agent that comes back and has never had an answer.
+    When the driver answers again who waited is placed."""
+    hurt, _, _ = two_devices(stack, tmp_path)
+    boot = worker(stack, hurt)[4]
+    (gpus / "hang").touch()
+    try:
+        silent = "the NVIDIA driver does not answer since 20"
+        wait_until("the silence", lambda: silent in (device(stack, "GPU-a", "reason") or ""), 30)
+        assert device(stack, "GPU-a") in ("well", "probation") and device(stack, "GPU-a", "free_bytes") == "0"
+        assert json.loads(agent_page(stack, "/devices"))["why_silent"].startswith(silent)
+        assert run(stack, hurt, sleep_ms=1)[1]["status"] == "SUCCEEDED"
+        push(stack, tmp_path, "waits", {"accelerator": "A10G", "accelerator_memory": "3GiB"})
+        wait_until("the reason", lambda: f"no device now: needs A10G with 3.0 GiB, and {silent}" in
+                   (worker_reason(stack, "waits") or ""), 30)
+        push(stack, tmp_path, "cpu1", None)
+        wait_status(stack, "cpu1", "ACTIVE")
+        stack.restart_service("agent", kill=True)
+        push(stack, tmp_path, "cpu2", None)
+        wait_status(stack, "cpu2", "ACTIVE")
+        assert worker(stack, hurt)[4] == boot and run(stack, hurt, sleep_ms=1)[1]["status"] == "SUCCEEDED"
+        assert state(stack, "waits")["status"] not in ("ACTIVE", "DEPLOY_FAILED")
+        assert device(stack, "GPU-a", "free_bytes") == "0"
+    finally:
+        (gpus / "hang").unlink()
+    wait_placed(stack, "waits", "GPU-a")
+    assert worker(stack, hurt)[4] == boot and json.loads(agent_page(stack, "/devices"))["why_silent"] == ""
 
 
 def test_an_agent_that_comes_back(stack, tmp_path):

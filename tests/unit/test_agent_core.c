@@ -642,6 +642,42 @@ static void test_adopts_on_a_device(void **state)
     agent_core_free(&world.core);
 }
 
+/* The driver has not answered since the start: who needs a GPU waits and says why, who does not is
+ * started; with the first answer all are placed. */
+static void test_silent_driver(void **state)
+{
+    struct agent_deployment two[2];
+    struct world world;
+
+    (void)state;
+    world_open(&world);
+    agent_core_on_silent(world.core, "the driver does not answer");
+    deployment_of(&two[0], "d", "", TWENTY, false);
+    deployment_of(&two[1], "e", "", TWENTY, false);
+    mem_copy_text(two[1].device, "cpu");
+    agent_core_on_deployments(world.core, two, 2);
+    SAYS(&world, "claim:d-0 claim:e-0");
+    agent_core_on_claimed(world.core, "e-0", true);
+    SAYS(&world, "start:e-0 LOADING:e-0");
+    agent_core_on_claimed(world.core, "d-0", true);
+    SAYS(&world, "STARTING:d-0");
+    assert_string_equal(world.reason, "no device now: needs a device with 20.0 GiB, and the driver "
+                                      "does not answer");
+    world_tick(&world, 1000);
+    SAYS(&world, "");
+    world_gpus(&world, 1);
+    world_tick(&world, 1000);
+    SAYS(&world, "start:d-0 LOADING:d-0");
+    assert_string_equal(world.device, "cuda:GPU-a");
+    agent_core_on_started(world.core, "d-0", true, false, "");
+    agent_core_on_ready(world.core, "d-0", 7);
+    SAYS(&world, "READY:d-0");
+    agent_core_on_silent(world.core, "the driver does not answer");
+    world_tick(&world, 100000);
+    SAYS(&world, ""); /* who runs goes on */
+    agent_core_free(&world.core);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -665,6 +701,7 @@ int main(void)
         cmocka_unit_test(test_faults_move_it),
         cmocka_unit_test(test_lost_before_it_runs),
         cmocka_unit_test(test_adopts_on_a_device),
+        cmocka_unit_test(test_silent_driver),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

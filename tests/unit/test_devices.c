@@ -382,6 +382,41 @@ static void test_adopts(void **state)
     devices_free(&world.devices);
 }
 
+/* While the driver does not answer nobody is placed or refused for good, and who is there stays. */
+static void test_silent(void **state)
+{
+    const struct gpu_need ten = needs(10), hundred = needs(100);
+    struct device_placement placement;
+    struct device_view view;
+    struct world world;
+    struct err err;
+
+    (void)state;
+    world_two(&world);
+    assert_string_equal(place(&world, "w1", "d1", &ten), "GPU-t");
+    devices_on_silent(world.devices, "it does not answer since noon");
+    SAYS(&world, "");
+    assert_int_equal(devices_place(world.devices, "w2", "d2", &hundred, &placement, &err),
+                     ERR_FULL);
+    assert_string_equal(
+        err.text,
+        "no device now: needs a device with 100.0 GiB, and it does not answer since noon");
+    assert_string_equal(place(&world, "w1", "d1", &ten), "GPU-t");
+    assert_true(devices_view(world.devices, 0, &view));
+    assert_true(view.silent && view.state == DEVICE_WELL && view.free_size == 0);
+    assert_string_equal(view.why, "it does not answer since noon");
+    devices_on_fault(world.devices, "GPU-t", DEVICE_FAULT_XID, 79, "Xid 79");
+    SAYS(&world, "drain:w1!"); /* what others tell of a device counts as ever */
+    assert_true(devices_view(world.devices, 1, &view));
+    assert_string_equal(view.why, "Xid 79");
+    world_look(&world);
+    assert_string_equal(place(&world, "w2", "d2", &ten), "GPU-a");
+    assert_true(devices_view(world.devices, 0, &view));
+    assert_true(!view.silent && view.free_size == 14 * GIB);
+    assert_int_equal(devices_check(world.devices, "d2", &hundred, &err), ERR_UNSUPPORTED);
+    devices_free(&world.devices);
+}
+
 /* ---- seeded worlds ---- */
 
 #define SIM_DEVICES 6
@@ -716,6 +751,7 @@ int main(void)
         cmocka_unit_test(test_slices),
         cmocka_unit_test(test_adopts),
         cmocka_unit_test(test_reclaims),
+        cmocka_unit_test(test_silent),
         cmocka_unit_test(test_seeds),
     };
 

@@ -2,7 +2,7 @@
 
 /*
  * Goal: what the driver lists becomes devices, slices each one of their own; one that does not
- * answer is none; an Xid reaches the loop with the UUID that it is about. Method:
+ * answer is none; an Xid comes with the UUID that it is about. Method:
  * tests/unit/nvml_fake.c, whose path is in HEADRACE_NVML_FAKE; its files are rewritten on the way.
  */
 
@@ -18,7 +18,6 @@
 #include <unistd.h>
 
 #include "base/buf.h"
-#include "base/loop.h"
 #include "workers/nvml.h"
 
 static char dir[] = "/tmp/headrace-nvml.XXXXXX";
@@ -128,25 +127,10 @@ static void test_inventory(void **state)
     assert_string_equal(why, "the NVIDIA driver lists no GPU");
 }
 
-struct heard {
-    char text[256];
-    bool done;
-};
-
-static void on_xid(void *opaque, const char *uuid, uint64_t xid)
-{
-    struct heard *heard = opaque;
-    size_t size = strlen(heard->text);
-
-    (void)snprintf(heard->text + size, sizeof(heard->text) - size, "%s:%u ", uuid, (unsigned)xid);
-    heard->done = xid == 79;
-}
-
 static void test_xids(void **state)
 {
-    struct heard heard = {.done = false};
-    struct nvml_watch *watch;
-    struct loop *loop;
+    static const char *const want[] = {"GPU-a:31", "MIG-2:94", "MIG-1:13", "GPU-h:48", "GPU-a:79"};
+    struct nvml_xid xid;
     struct err err;
 
     (void)state;
@@ -157,15 +141,17 @@ static void test_xids(void **state)
                "gpu GPU-h 9 0 81559 500 0 0 0 NVIDIA_H100\n"
                "mig MIG-1 1 0 40192 25 NVIDIA_H100_MIG\n"
                "mig MIG-2 2 0 40192 30 NVIDIA_H100_MIG\n");
-    assert_int_equal(loop_open(&loop, &err), 0);
-    assert_int_equal(nvml_watch_open(loop, on_xid, &heard, &watch, &err), 0);
+    assert_int_equal(nvml_xids_open(&err), 0);
+    assert_int_equal(nvml_xid_wait(10, &xid), NVML_QUIET);
     write_file("xids", "ae", "0 -1 -1 31\n1 2 0 94\n1 1 -1 13\n1 -1 -1 48\n");
     write_file("xids", "ae", "0 -1 -1 79\n");
-    assert_true(loop_run_until(loop, &heard.done, 10000));
-    assert_string_equal(heard.text, "GPU-a:31 MIG-2:94 MIG-1:13 GPU-h:48 GPU-a:79 ");
-    nvml_watch_close(&watch);
-    assert_null(watch);
-    loop_close(&loop);
+    for (size_t i = 0; i < COUNT_OF(want); i++) {
+        char text[128];
+
+        assert_int_equal(nvml_xid_wait(10000, &xid), NVML_XID);
+        (void)snprintf(text, sizeof(text), "%s:%u", xid.uuid, (unsigned)xid.number);
+        assert_string_equal(text, want[i]);
+    }
 }
 
 int main(void)
