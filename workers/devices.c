@@ -272,7 +272,8 @@ void devices_on_fault(struct devices *devices, const char *uuid, enum device_fau
     for (size_t i = 0; i < devices->count; i++) {
         struct device *device = &devices->devices[i];
 
-        if (strcmp(device->info.uuid, uuid) != 0 && strcmp(device->info.parent, uuid) != 0)
+        if (uuid[0] == '\0' ||
+            (strcmp(device->info.uuid, uuid) != 0 && strcmp(device->info.parent, uuid) != 0))
             continue;
         device->faults[fault]++;
         if (fault == DEVICE_FAULT_OOM || class == DEVICE_XID_APPLICATION ||

@@ -270,13 +270,23 @@ bool nvml_use(unsigned index, double *ret_utilization, uint64_t *ret_used_size)
 
 static nvml_set xid_set; /* NULL: nvml_xids_open() has not been, or failed */
 
+/* Who is watched: one that has fallen off the bus does not say its UUID any more. */
+static struct {
+    nvml_device device;
+    char uuid[DEVICE_UUID_SIZE];
+} watched[DEVICES_MAX];
+static unsigned watched_count;
+
 /* The slice of a GPU that an event names; else the GPU. */
 static void event_uuid(const struct nvml_event *event, char to[DEVICE_UUID_SIZE])
 {
     unsigned count = 0, gpu_instance, compute_instance;
 
     to[0] = '\0';
-    (void)nvml.uuid(event->device, to, DEVICE_UUID_SIZE);
+    for (unsigned i = 0; i < watched_count; i++) {
+        if (watched[i].device == event->device)
+            mem_copy_text_at(to, DEVICE_UUID_SIZE, watched[i].uuid);
+    }
     if (event->gpu_instance == NVML_NO_INSTANCE || nvml.mig_count == NULL ||
         nvml.mig_handle == NULL || nvml.gpu_instance == NULL || nvml.compute_instance == NULL ||
         nvml.mig_count(event->device, &count) != NVML_OK)
@@ -296,19 +306,21 @@ static void event_uuid(const struct nvml_event *event, char to[DEVICE_UUID_SIZE]
     }
 }
 
-static unsigned xids_register(nvml_set set)
+static void xids_register(nvml_set set)
 {
-    unsigned count = 0, watched = 0;
+    unsigned count = 0;
 
     if (nvml.count(&count) != NVML_OK)
-        return 0;
-    for (unsigned i = 0; i < count; i++) {
+        return;
+    for (unsigned i = 0; i < count && watched_count < DEVICES_MAX; i++) {
         nvml_device device;
 
-        watched += nvml.handle(i, &device) == NVML_OK &&
-                   nvml.watch(device, NVML_EVENT_XID, set) == NVML_OK;
+        if (nvml.handle(i, &device) != NVML_OK ||
+            nvml.uuid(device, watched[watched_count].uuid, DEVICE_UUID_SIZE) != NVML_OK ||
+            nvml.watch(device, NVML_EVENT_XID, set) != NVML_OK)
+            continue;
+        watched[watched_count++].device = device;
     }
-    return watched;
 }
 
 int nvml_xids_open(struct err *err)
@@ -319,7 +331,8 @@ int nvml_xids_open(struct err *err)
     if (!nvml.works || nvml.set_create == NULL || nvml.set_free == NULL || nvml.set_wait == NULL ||
         nvml.watch == NULL || nvml.set_create(&set) != NVML_OK)
         return err_set(err, ERR_UNSUPPORTED, "the NVIDIA driver tells of no Xids");
-    if (xids_register(set) == 0) {
+    xids_register(set);
+    if (watched_count == 0) {
         (void)nvml.set_free(set);
         return err_set(err, ERR_UNSUPPORTED, "no GPU of this machine tells of Xids");
     }

@@ -234,7 +234,11 @@ int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **ret_device)
 
 int nvmlDeviceGetUUID(void *device, char *to, unsigned size)
 {
-    (void)snprintf(to, size, "%s", ((struct gpu *)device)->uuid);
+    const struct gpu *gpu = device;
+
+    if (gpu->lost)
+        return LOST;
+    (void)snprintf(to, size, "%s", gpu->uuid);
     return OK;
 }
 

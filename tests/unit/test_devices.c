@@ -273,6 +273,7 @@ static void test_faults_in_a_window(void **state)
         devices_on_fault(world.devices, "GPU-t", DEVICE_FAULT_XID, 63, "Xid 63");
         devices_on_holder_fault(world.devices, "w1", DEVICE_FAULT_OOM, "out of memory");
         devices_on_fault(world.devices, "GPU-nobody", DEVICE_FAULT_XID, 79, "Xid 79");
+        devices_on_fault(world.devices, "", DEVICE_FAULT_XID, 79, "Xid 79");
     }
     SAYS(&world, "");
     devices_on_fault(world.devices, "GPU-t", DEVICE_FAULT_XID, 94, "Xid 94");

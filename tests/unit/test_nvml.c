@@ -130,6 +130,9 @@ static void test_inventory(void **state)
 static void test_xids(void **state)
 {
     static const char *const want[] = {"GPU-a:31", "MIG-2:94", "MIG-1:13", "GPU-h:48", "GPU-a:79"};
+    struct device_info infos[DEVICES_MAX];
+    struct nvml_versions versions;
+    char why[DEVICE_TEXT_SIZE];
     struct nvml_xid xid;
     struct err err;
 
@@ -152,6 +155,11 @@ static void test_xids(void **state)
         (void)snprintf(text, sizeof(text), "%s:%u", xid.uuid, (unsigned)xid.number);
         assert_string_equal(text, want[i]);
     }
+    write_file("gpus", "we", "lost\ngpu GPU-h 9 0 81559 500 0 0 0 NVIDIA_H100\n");
+    assert_int_equal(nvml_inventory(infos, &versions, why), 1);
+    write_file("xids", "ae", "0 -1 -1 79\n");
+    assert_int_equal(nvml_xid_wait(10000, &xid), NVML_XID);
+    assert_string_equal(xid.uuid, "GPU-a"); /* it does not say so itself any more */
 }
 
 int main(void)
