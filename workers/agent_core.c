@@ -73,7 +73,7 @@ static void device_text(const struct agent_core *core, const struct replica *rep
     struct device_placement placement;
     size_t size;
 
-    mem_copy_text_at(to, AGENT_DEVICE_SIZE, replica->device);
+    to[0] = '\0';
     if (!devices_placed(core->devices, replica->worker, &placement))
         return;
     size = (size_t)snprintf(to, AGENT_DEVICE_SIZE, "cuda:");
@@ -197,14 +197,20 @@ static void replica_start(struct agent_core *core, struct replica *replica,
 /* ---- placing ---- */
 
 /* Its own words for what a deployment needs, checked when it was pushed. */
-int agent_core_need_of(const struct agent_deployment *deployment, struct gpu_need *ret_need,
-                       struct err *err)
+static int need_parse(const char *device, const char *text, struct gpu_need *ret_need,
+                      struct err *err)
 {
-    json_t *config = json_loads(deployment->config, 0, NULL);
-    int r = gpu_need_parse(deployment->device, json_object_get(config, "resources"), ret_need, err);
+    json_t *config = json_loads(text, 0, NULL);
+    int r = gpu_need_parse(device, json_object_get(config, "resources"), ret_need, err);
 
     json_decref(config);
     return r;
+}
+
+int agent_core_need_of(const struct agent_deployment *deployment, struct gpu_need *ret_need,
+                       struct err *err)
+{
+    return need_parse(deployment->device, deployment->config, ret_need, err);
 }
 
 /* Whether devices of one other machine would do; now: as they are at this moment. */
@@ -266,7 +272,6 @@ static bool replica_place(struct agent_core *core, struct replica *replica,
     bool is_spare;
     int r;
 
-    replica->device[0] = '\0';
     replica->starved = false;
     if (!gpu_is_wanted(deployment->device))
         return true;
@@ -384,26 +389,6 @@ static void worker_name(char to[AGENT_NAME_SIZE], const char *deployment_id, uin
     (void)snprintf(to, AGENT_NAME_SIZE, "%.58s-%u", deployment_id, index);
 }
 
-/* What an adopted worker has is its own: it is promised as soon as we know how much it needs. */
-static void replica_reserve(struct agent_core *core, struct replica *replica,
-                            const struct agent_deployment *deployment)
-{
-    struct device_placement placement = {.count = 0};
-    char text[AGENT_DEVICE_SIZE], *rest = text, *uuid;
-    struct gpu_need need;
-    struct err err;
-
-    mem_copy_text(text, replica->device);
-    replica->device[0] = '\0';
-    if (strncmp(text, "cuda:", 5) != 0 || agent_core_need_of(deployment, &need, &err) < 0)
-        return;
-    rest += 5;
-    while ((uuid = strsep(&rest, ",")) != NULL && placement.count < DEVICE_COUNT_MAX)
-        mem_copy_text(placement.uuids[placement.count++], uuid);
-    placement.memory_size = need.memory_size;
-    devices_adopt(core->devices, replica->worker, deployment->id, &placement);
-}
-
 /* Rows of spares that are ours already: as they were before, and those that are wanted again. */
 struct spares {
     uint32_t before, kept;
@@ -440,8 +425,6 @@ static void deployment_want(struct agent_core *core, struct agent_deployment *de
             replica_claim(core, replica, deployment);
         }
         replica->wanted = true;
-        if (replica->device[0] != '\0')
-            replica_reserve(core, replica, deployment);
     }
     if (deployment_has_ready(core, deployment->id))
         deployment->was_active = true;
@@ -516,14 +499,33 @@ void agent_core_on_deployments(struct agent_core *core, struct agent_deployment 
 
 /* ---- answers and ends ---- */
 
+/* What an adopted worker has is its own, from the start on and whatever becomes of its deployment.
+ */
+static void replica_reserve(struct agent_core *core, const struct replica *replica,
+                            const char *config, const char *device)
+{
+    struct device_placement placement = {.count = 0};
+    char text[AGENT_DEVICE_SIZE], *rest = text, *uuid;
+    struct gpu_need need;
+    struct err err;
+
+    mem_copy_text(text, device);
+    if (strncmp(text, "cuda:", 5) != 0 || need_parse("cuda", config, &need, &err) < 0)
+        return;
+    rest += 5;
+    while ((uuid = strsep(&rest, ",")) != NULL && placement.count < DEVICE_COUNT_MAX)
+        mem_copy_text(placement.uuids[placement.count++], uuid);
+    placement.memory_size = need.memory_size;
+    devices_adopt(core->devices, replica->worker, replica->deployment_id, &placement);
+}
+
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
-                           const char *device, uint32_t shard, uint64_t boot,
+                           const char *config, const char *device, uint32_t shard, uint64_t boot,
                            uint32_t restart_count, bool warm)
 {
     struct replica *replica = replica_new(core, worker, deployment);
 
-    mem_copy_text(replica->device, device);
-
+    replica_reserve(core, replica, config, device);
     replica->phase = PHASE_READY;
     replica->wanted = replica->running = true;
     replica->shard = shard;
@@ -634,6 +636,7 @@ static void replica_on_loaded(struct agent_core *core, const char *worker, uint6
     replica->phase = PHASE_READY;
     replica->ready_ms = core->now_ms;
     replica->warm = warm;
+    devices_on_loaded(core->devices, worker);
     if (!warm)
         agent_core_tell(core, replica, "READY", "");
     deployment = deployment_find(core, replica->deployment_id);

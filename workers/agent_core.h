@@ -97,9 +97,11 @@ void agent_core_on_fetched(struct agent_core *core, const char *digest, const ch
                            bool final, const char *why);
 
 /* A worker that runs already, from the `replica` table of before: alive, and READY or (warm) WARM.
- * Only before the first agent_core_on_deployments(). device: as AGENT_TODO_REPLICA told of it. */
+ * Only before the first agent_core_on_deployments(). device: as AGENT_TODO_REPLICA told of it.
+ * config: of its deployment, which may be gone: what it has is promised to it all the same, until
+ * it has ended. */
 void agent_core_on_adopted(struct agent_core *core, const char *worker, const char *deployment,
-                           const char *device, uint32_t shard, uint64_t boot,
+                           const char *config, const char *device, uint32_t shard, uint64_t boot,
                            uint32_t restart_count, bool warm);
 
 /* Answer of START. final: trying again would end the same way. */

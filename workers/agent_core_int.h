@@ -40,9 +40,7 @@ struct replica {
     uint64_t boot, start_ms, ready_ms, kill_ms;
     uint64_t excess_ms; /* since when more serve than should; 0: they do not */
     uint64_t haste_ms;  /* STOPPING on a lost device: when it is told again, to hand back at once */
-    char device[AGENT_DEVICE_SIZE]; /* of one that was adopted and is not reserved yet; "": of none
-                                     */
-    const char *state;              /* as it was last told; NULL: never */
+    const char *state;  /* as it was last told; NULL: never */
     char reason[AGENT_REASON_SIZE];
 };
 

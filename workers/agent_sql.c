@@ -31,7 +31,8 @@ PG_STATEMENT(agent_deployments,
 
 PG_STATEMENT(agent_running,
              "SELECT r.worker, r.deployment_id, r.boot, r.pid::bigint, r.state, "
-             "r.restart_count::bigint, d.shard::bigint, coalesce(r.device, '') FROM replica r "
+             "r.restart_count::bigint, d.shard::bigint, coalesce(r.device, ''), d.config::text "
+             "FROM replica r "
              "JOIN deployment d ON d.id = r.deployment_id "
              "WHERE r.host = $1 AND r.state NOT IN ('STOPPED', 'FAILED')");
 
@@ -159,14 +160,15 @@ static void running_take(struct agent *agent, const struct pg_answer *answer, si
     bool loaded = strcmp(state, "READY") == 0 || strcmp(state, "WARM") == 0, warm = false;
 
     if (pid > 0 && loaded && agent_process_adopt(agent, worker, pid, &warm)) {
-        agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), pg_c(answer, 0, row, 7),
-                              shard, boot, (uint32_t)pg_u64(answer, 0, row, 5), warm);
+        agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), pg_c(answer, 0, row, 8),
+                              pg_c(answer, 0, row, 7), shard, boot,
+                              (uint32_t)pg_u64(answer, 0, row, 5), warm);
         return;
     }
     if (pid > 0)
         agent_process_kill_stray(agent, worker, pid);
     /* To the core it is one that was adopted and has ended at once: its owner is told. */
-    agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), "", shard, boot,
+    agent_core_on_adopted(agent->core, worker, pg_c(answer, 0, row, 1), "", "", shard, boot,
                           (uint32_t)pg_u64(answer, 0, row, 5), false);
     agent_core_on_ended(agent->core, worker, AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
 }

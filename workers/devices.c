@@ -20,7 +20,8 @@ const struct devices_options devices_options_default = {
 struct device {
     struct device_info info;
     enum device_state state;
-    uint64_t base_size;                   /* of its memory, used while nobody of ours was there */
+    uint64_t base_size;                   /* of its memory, used by others */
+    bool base_is_sure;                    /* nobody of ours was there then */
     uint64_t fault_ms[DEVICE_FAULTS_MAX]; /* the latest that count */
     uint32_t fault_count;
     uint64_t faults[DEVICE_FAULT_COUNT];
@@ -34,9 +35,10 @@ struct holder {
     char name[DEVICE_HOLDER_SIZE], group[DEVICE_HOLDER_SIZE];
     struct device_placement placement;
     bool whole;
-    bool told;  /* to leave */
-    bool spare; /* gives way to who is none */
-    bool away;  /* of a spare, within devices_reclaim(): as if it had gone */
+    bool loaded; /* it has what was promised to it */
+    bool told;   /* to leave */
+    bool spare;  /* gives way to who is none */
+    bool away;   /* of a spare, within devices_reclaim(): as if it had gone */
 };
 
 struct devices {
@@ -344,10 +346,32 @@ uint64_t devices_due_ms(const struct devices *devices)
 
 /* ---- inventory ---- */
 
+/* What others have of it is seen while nobody of ours is there. At the first sight of it somebody
+ * may be, of the agent before us: until it has been seen empty it is guessed by what ours should
+ * have. */
+static void base_learn(const struct devices *devices, struct device *device)
+{
+    uint64_t others_size = device->info.used_size, ours_size = 0;
+    bool is_empty = true;
+
+    for (size_t i = 0; i < devices->holder_count; i++) {
+        const struct holder *holder = &devices->holders[i];
+
+        if (!placement_has(&holder->placement, device->info.uuid))
+            continue;
+        is_empty = false;
+        if (holder->loaded)
+            ours_size += holder->whole ? others_size : holder->placement.memory_size;
+    }
+    others_size -= ours_size < others_size ? ours_size : others_size;
+    if (is_empty || (!device->base_is_sure && others_size < device->base_size))
+        device->base_size = others_size;
+    device->base_is_sure = device->base_is_sure || is_empty;
+}
+
 static void device_take(struct devices *devices, const struct device_info *info)
 {
     struct device *device = device_find(devices, info->uuid);
-    struct use use;
 
     if (device == NULL) {
         if (devices->count == DEVICES_MAX)
@@ -362,9 +386,7 @@ static void device_take(struct devices *devices, const struct device_info *info)
     }
     device->info = *info;
     device->listed = true;
-    use = use_of(devices, device, "");
-    if (use.holder_count == 0)
-        device->base_size = info->used_size;
+    base_learn(devices, device);
     if (device->state == DEVICE_GONE) {
         device->until_ms = devices->now_ms;
         device_enter(devices, device, DEVICE_QUARANTINED, "it was gone");
@@ -604,12 +626,27 @@ void devices_adopt(struct devices *devices, const char *name, const char *group,
                    const struct device_placement *placement)
 {
     struct holder *holder;
+    struct device *device;
 
     if (holder_find(devices, name) != NULL || devices->holder_count == DEVICE_HOLDERS_MAX)
         return;
     holder = holder_add(devices, name, group);
     holder->placement = *placement;
     holder->whole = placement->memory_size == 0;
+    holder->loaded = true;
+    for (uint32_t i = 0; i < placement->count; i++) {
+        device = device_find(devices, placement->uuids[i]);
+        if (device != NULL)
+            base_learn(devices, device);
+    }
+}
+
+void devices_on_loaded(struct devices *devices, const char *name)
+{
+    struct holder *holder = holder_find(devices, name);
+
+    if (holder != NULL)
+        holder->loaded = true;
 }
 
 void devices_release(struct devices *devices, const char *name)

@@ -116,6 +116,9 @@ int devices_place(struct devices *devices, const char *holder, const char *group
 void devices_adopt(struct devices *devices, const char *holder, const char *group,
                    const struct device_placement *placement);
 
+/* It has loaded its model: what it was promised is in use from now on. */
+void devices_on_loaded(struct devices *devices, const char *holder);
+
 void devices_release(struct devices *devices, const char *holder);
 
 /* Whether it gives way to others; nobody does at first. */

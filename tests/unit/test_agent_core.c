@@ -302,9 +302,9 @@ static void test_adopts_what_runs(void **state)
 
     (void)state;
     world_open(&world);
-    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 2, false);
-    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0, false);
-    agent_core_on_adopted(world.core, "d-2", "d", "cpu", 1, 9, 0, false);
+    agent_core_on_adopted(world.core, "d-0", "d", "{}", "cpu", 1, 7, 2, false);
+    agent_core_on_adopted(world.core, "d-1", "d", "{}", "cpu", 1, 8, 0, false);
+    agent_core_on_adopted(world.core, "d-2", "d", "{}", "cpu", 1, 9, 0, false);
     agent_core_on_ended(world.core, "d-1", AGENT_EXIT_UNKNOWN, 0, "it ended while no agent ran");
     SAYS(&world, "gone:d-1/8 STARTING:d-1");
     want(&world, 2, "", true);
@@ -629,7 +629,8 @@ static void test_adopts_on_a_device(void **state)
     (void)state;
     world_open(&world);
     world_gpus(&world, 1);
-    agent_core_on_adopted(world.core, "d-0", "d", "cuda:GPU-a", 1, 7, 0, false);
+    agent_core_on_adopted(world.core, "d-0", "d", "{\"resources\":{" TWENTY "}}", "cuda:GPU-a", 1,
+                          7, 0, false);
     deployment_of(&two[0], "d", "", TWENTY, true);
     deployment_of(&two[1], "e", "", TWENTY, false);
     agent_core_on_deployments(world.core, two, 2);

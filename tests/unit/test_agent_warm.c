@@ -91,22 +91,25 @@ struct wish {
     uint32_t wanted, warm;
 };
 
+static char *wish_config(const struct wish *wish)
+{
+    return wish->gib == 0
+               ? xstrdup("{}")
+               : xasprintf("{\"resources\":{\"accelerator_memory\":\"%uGiB\"}}", wish->gib);
+}
+
 static void want(struct agent_core *core, const struct wish *wishes, size_t count)
 {
     struct agent_deployment deployments[4];
 
     for (size_t i = 0; i < count; i++) {
-        deployments[i] = (struct agent_deployment){
-            .model = "m",
-            .engine = "sim",
-            .config = wishes[i].gib == 0
-                          ? xstrdup("{}")
-                          : xasprintf("{\"resources\":{\"accelerator_memory\":\"%uGiB\"}}",
-                                      wishes[i].gib),
-            .slot_count = 1,
-            .replicas_wanted = wishes[i].wanted,
-            .replicas_warm = wishes[i].warm,
-            .was_active = true};
+        deployments[i] = (struct agent_deployment){.model = "m",
+                                                   .engine = "sim",
+                                                   .config = wish_config(&wishes[i]),
+                                                   .slot_count = 1,
+                                                   .replicas_wanted = wishes[i].wanted,
+                                                   .replicas_warm = wishes[i].warm,
+                                                   .was_active = true};
         mem_copy_text(deployments[i].id, wishes[i].id);
         mem_copy_text(deployments[i].pool, wishes[i].id);
         mem_copy_text(deployments[i].device, wishes[i].gib == 0 ? "cpu" : "cuda");
@@ -237,8 +240,8 @@ static void test_adopts(void **state)
 
     (void)state;
     world_open(&world, 0, 8);
-    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 0, true);
-    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0, false);
+    agent_core_on_adopted(world.core, "d-0", "d", "{}", "cpu", 1, 7, 0, true);
+    agent_core_on_adopted(world.core, "d-1", "d", "{}", "cpu", 1, 8, 0, false);
     SAYS(&world, "WARM:d-0");
     want_one(&world, 1, 1);
     SAYS(&world, "");
@@ -267,7 +270,7 @@ static void test_no_more_than_the_machine_may(void **state)
     SAYS(&world, ""); /* another machine may have it */
     agent_core_free(&world.core);
     world_open(&world, 0, 0);
-    agent_core_on_adopted(world.core, "d-0", "d", "cpu", 1, 7, 0, true);
+    agent_core_on_adopted(world.core, "d-0", "d", "{}", "cpu", 1, 7, 0, true);
     want(world.core, two, 2);
     SAYS(&world, "WARM:d-0 stop:d-0 DRAINING:d-0");
     agent_core_free(&world.core);
@@ -367,7 +370,7 @@ static void test_a_row_that_went_away(void **state)
 
     (void)state;
     world_open(&world, 0, 8);
-    agent_core_on_adopted(world.core, "d-1", "d", "cpu", 1, 8, 0, false);
+    agent_core_on_adopted(world.core, "d-1", "d", "{}", "cpu", 1, 8, 0, false);
     want_one(&world, 1, 1);
     SAYS(&world, "claim:d-0");
     agent_core_on_claimed(world.core, "d-0", false);
@@ -577,6 +580,15 @@ static void sim_agent_new(struct sim *sim, size_t agent)
 }
 
 /* kill -9 of an agent; the next one finds what runs, and where it is. */
+static char *wish_of(const struct sim *sim, const char *deployment)
+{
+    for (size_t i = 0; i < SIM_WISHES; i++) {
+        if (strcmp(sim->wishes[i].id, deployment) == 0)
+            return wish_config(&sim->wishes[i]);
+    }
+    return xstrdup("{}");
+}
+
 static void sim_kill(struct sim *sim, size_t agent)
 {
     char devices[SIM_ROWS][AGENT_DEVICE_SIZE];
@@ -600,12 +612,15 @@ static void sim_kill(struct sim *sim, size_t agent)
     for (size_t i = 0; i < sim->row_count; i++) {
         struct row *row = &sim->rows[i];
         bool adopts = row->alive && row->loaded && !row->told; /* else its row says DRAINING */
+        char *config;
 
         if (row->host != agent || row->stopped)
             continue;
-        agent_core_on_adopted(sim->agents[agent], row->worker, row->deployment,
+        config = wish_of(sim, row->deployment);
+        agent_core_on_adopted(sim->agents[agent], row->worker, row->deployment, config,
                               adopts ? devices[i] : "", 0, adopts ? row->boot : 0, 0,
                               adopts && row->warm && !row->serves);
+        free(config);
         row->has_served |= !adopts;
         row->told = row->told && adopts;
         row->alive = adopts;
