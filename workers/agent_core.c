@@ -564,6 +564,8 @@ static void deployment_fail(struct agent_core *core, const char *id, const char 
             continue;
         if (replica->running) {
             agent_core_stop(core, replica);
+        } else if (replica->phase == PHASE_STARTING) {
+            replica->wanted = false; /* agent_core_on_started() sees it */
         } else if (replica->phase != PHASE_FAILED) {
             replica->phase = PHASE_FAILED;
             replica_release(core, replica);
@@ -695,6 +697,7 @@ void agent_core_on_ended(struct agent_core *core, const char *worker, int exit_c
     deployment = deployment_find(core, replica->deployment_id);
     if (signal == 0 && exit_code == WORKER_EXIT_LOAD && deployment != NULL &&
         !deployment->was_active) {
+        replica->phase = PHASE_WAITING; /* for nothing: it has failed, too */
         deployment_fail(core, replica->deployment_id, why);
         return;
     }
